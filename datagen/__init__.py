@@ -1,0 +1,1 @@
+"""Before/after pairs from rough edits of portraits."""

@@ -1,0 +1,1 @@
+"""Product features: one file each."""

@@ -1,0 +1,1 @@
+"""From photos to aligned portraits with landmarks, label maps, hair mattes and regions."""

@@ -1,0 +1,1 @@
+"""Masked reconstruction of portraits by StyleGAN."""

@@ -1,0 +1,1 @@
+"""StyleGAN2 generator, discriminator, latent spaces and checkpoint import."""

@@ -1,0 +1,63 @@
+"""The layers that StyleGAN2's generator and discriminator share (Karras et al. 2020), named as in NVIDIA's PyTorch release."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stylepairs.kernels.bias_act import bias_act
+from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
+
+
+class FullyConnected(nn.Module):
+    """Linear layer with equalised learning rate: weights are stored divided by lr_multiplier and scaled at run time."""
+
+    def __init__(
+        self, features_in: int, features_out: int, act: str = "linear", lr_multiplier: float = 1.0, bias_init: float = 0.0
+    ):
+        super().__init__()
+        self.act = act
+        self.weight = nn.Parameter(torch.randn(features_out, features_in) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([features_out], float(bias_init)))
+        self.weight_gain = lr_multiplier / math.sqrt(features_in)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.linear(x, self.weight * self.weight_gain)
+        return bias_act(x, self.bias * self.bias_gain, act=self.act)
+
+
+class Conv2d(nn.Module):
+    """Convolution with equalised learning rate, optional FIR downsampling and activation: the discriminator's layer."""
+
+    resample_filter: torch.Tensor
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, act: str = "linear", down: int = 1, bias: bool = True,
+        clamp: float | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.act, self.down, self.clamp = act, down, clamp
+        self.weight = nn.Parameter(torch.randn(channels_out, channels_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
+        self.weight_gain = 1 / math.sqrt(channels_in * kernel**2)
+        self.register_buffer("resample_filter", setup_filter())
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        weight = self.weight * self.weight_gain
+        padding = weight.shape[-1] // 2
+        if self.down > 1:
+            taps = self.resample_filter.sum(0)
+            before, after = padding + (len(taps) - self.down + 1) // 2, padding + (len(taps) - self.down) // 2
+            # A 1x1 convolution sees only the kept pixels, so the filter itself may skip the others.
+            filter_down = self.down if padding == 0 else 1
+            x = upfirdn2d(x, taps, down=filter_down, padding=(before, after, before, after))
+            x = F.conv2d(x, weight, stride=self.down // filter_down)
+        else:
+            x = F.conv2d(x, weight, padding=padding)
+        clamp = None if self.clamp is None else self.clamp * gain
+        act_gain = gain * (math.sqrt(2.0) if self.act != "linear" else 1.0)
+        return bias_act(x, self.bias, act=self.act, gain=act_gain, clamp=clamp)

@@ -1,0 +1,1 @@
+"""Single-pass editing networks: training and production."""

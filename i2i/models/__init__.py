@@ -1,0 +1,1 @@
+"""Networks of the single-pass editor."""

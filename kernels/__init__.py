@@ -1,0 +1,1 @@
+"""StyleGAN operations: plain references, fast paths beside them, one dispatcher."""

@@ -1,0 +1,43 @@
+"""Bias, activation, gain and clamp in one operation (StyleGAN2, Karras et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from stylepairs.kernels.dispatch import choose
+
+# Gains that keep the variance of unit Gaussian input, as in the official release.
+DEFAULT_GAIN = {"linear": 1.0, "lrelu": math.sqrt(2.0), "relu": math.sqrt(2.0)}
+
+
+def bias_act(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """clamp(act(x + bias) * gain, -clamp, clamp).
+
+    x: any shape; bias [x.shape[dim]] or None; act "linear", "relu" or "lrelu" (with slope); gain None takes the
+    activation's own (sqrt 2 for the rectifiers); clamp None leaves the range open. Differentiable twice.
+    """
+    choose("bias_act", impl, {"reference": True})
+    if act not in DEFAULT_GAIN:
+        raise ValueError(f"bias_act: unknown activation {act!r}; there are: {', '.join(DEFAULT_GAIN)}")
+    if bias is not None:
+        x = x + bias.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+    if act == "lrelu":
+        x = F.leaky_relu(x, slope)
+    elif act == "relu":
+        x = F.relu(x)
+    gain = DEFAULT_GAIN[act] if gain is None else gain
+    if gain != 1:
+        x = x * gain
+    return x if clamp is None else x.clamp(-clamp, clamp)

@@ -1,0 +1,83 @@
+"""Upsample, FIR-filter, downsample (StyleGAN2, Karras et al. 2020): the resampling of every StyleGAN2 layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from stylepairs.kernels.dispatch import choose
+
+
+def setup_filter(taps: Sequence[float] = (1, 3, 3, 1), gain: float = 1.0) -> torch.Tensor:
+    """Outer product of 1-D taps, [len, len] float32, with sum `gain`: what NVIDIA's release keeps as `resample_filter`."""
+    row = torch.as_tensor(taps, dtype=torch.float32)
+    square = torch.outer(row, row)
+    return square * (gain / square.sum())
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Insert up-1 zeros after each pixel, pad, convolve each channel with `kernel`, keep every down-th pixel.
+
+    x [N,C,H,W]; kernel [kh,kw], or [k] for the outer product of its taps, run as two 1-D passes; padding (left, right, top,
+    bottom), negative crops; flip_filter correlates instead of convolving; gain multiplies the result.
+    Returns [N,C,(H*up+pad-kh)//down+1, ...]. Differentiable twice.
+    impl "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel.
+    """
+    chosen = choose("upfirdn2d", impl, {"separable": kernel.ndim == 1, "reference": True})
+    if up > 1:
+        x = _insert_zeros(x, up)
+    if min(padding) < 0:
+        x, padding = F.pad(x, padding), (0, 0, 0, 0)
+    kernel = kernel.to(x.dtype)
+    if not flip_filter:
+        kernel = kernel.flip(tuple(range(kernel.ndim)))
+    left, right, top, bottom = padding
+    if chosen == "separable":
+        x = _depthwise(x, kernel[None, :] * gain, (1, down), (left, right, 0, 0))
+        return _depthwise(x, kernel[:, None], (down, 1), (0, 0, top, bottom))
+    square = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
+    return _depthwise(x, square * gain, (down, down), padding)
+
+
+def upsample2d(x: torch.Tensor, kernel: torch.Tensor, up: int = 2, impl: str = "auto") -> torch.Tensor:
+    """Upsample [N,C,H,W] by `up` with an FIR kernel of sum 1; the mean is kept."""
+    taps = kernel.shape[0]
+    before, after = (taps + up - 1) // 2, (taps - up) // 2
+    return upfirdn2d(x, kernel, up=up, padding=(before, after, before, after), gain=up * up, impl=impl)
+
+
+def downsample2d(
+    x: torch.Tensor, kernel: torch.Tensor, down: int = 2, padding: int = 0, impl: str = "auto"
+) -> torch.Tensor:
+    """Downsample [N,C,H,W] by `down` with an FIR kernel; `padding` widens the border for a convolution that follows."""
+    taps = kernel.shape[0]
+    before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
+    return upfirdn2d(x, kernel, down=down, padding=(before, after, before, after), impl=impl)
+
+
+def _depthwise(
+    x: torch.Tensor, kernel: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> torch.Tensor:
+    channels = x.shape[1]
+    weight = kernel[None, None].expand(channels, 1, -1, -1)
+    left, right, top, bottom = padding
+    if left == right and top == bottom:
+        return F.conv2d(x, weight, stride=stride, padding=(top, left), groups=channels)
+    return F.conv2d(F.pad(x, padding), weight, stride=stride, groups=channels)
+
+
+def _insert_zeros(x: torch.Tensor, up: int) -> torch.Tensor:
+    n, c, h, w = x.shape
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1))
+    return x.reshape(n, c, h * up, w * up)
