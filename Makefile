@@ -1,0 +1,48 @@
+# Each target sets up .venv from nothing; a stamp keeps it until pyproject.toml or the constraints change.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.stylepairs-installed
+# torch first and by itself, so that the index in use decides which build (CPU or CUDA) everything else then finds.
+TORCH ?= torch==2.13.0
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+OUT ?= out/demo
+
+.PHONY: test demo install lint format types unit slow clean
+
+test: lint types unit
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation --editable ".[test,perceptual]"
+	@touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not follow editable installs that rename folders, so it gets a tree of links under the import names.
+types: $(STAMP)
+	@mkdir -p build/types/stylepairs
+	@for folder in kernels datagen i2i; do ln -sfn ../../../$$folder build/types/stylepairs/$$folder; done
+	MYPYPATH=build/types $(BIN)/mypy -p stylepairs
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+demo: $(STAMP)
+	$(BIN)/python recipes/demo/demo.py --out $(OUT)
+
+clean:
+	rm -rf $(VENV) build out .mypy_cache .pytest_cache .ruff_cache .hypothesis

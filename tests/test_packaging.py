@@ -1,0 +1,117 @@
+"""Holds what users install: recipes and weights travel as data, commands answer quickly, imports stay light."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kernels", "datagen", "i2i")
+HEAVY = ("torch", "kornia", "cv2", "accelerate", "sklearn", "pyarrow")
+# The promise is one second; three leave room for a busy machine (processor time is counted, so waiting costs nothing).
+HELP_LIMIT_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built offline from a copy of the tree, so that no build folder is left behind."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in (*PACKAGES, "recipes", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "photos", "data")
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    command = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return next((tree / "dist").glob("*.whl"))
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_carries_every_module_recipe_and_weight(wheel):
+    names = names_in(wheel)
+    wanted = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
+    wanted += [path for folder in PACKAGES for path in (ROOT / folder / "weights").glob("*") if path.is_file()]
+    wanted += list((ROOT / "recipes").glob("*.yaml"))
+    missing = [str(p.relative_to(ROOT)) for p in wanted if f"stylepairs/{p.relative_to(ROOT).as_posix()}" not in names]
+    assert not missing, f"add to [tool.setuptools] in pyproject.toml: {missing}"
+
+
+def test_wheel_leaves_scripts_photos_and_tests_out(wheel):
+    names = names_in(wheel)
+    assert not [n for n in names if n.startswith("stylepairs/recipes/") and not n.endswith(".yaml")]
+    assert not [n for n in names if n.split("/")[0] in ("tests", "recipes", *PACKAGES) or "/tests/" in n]
+
+
+def test_recipes_are_found_by_name_in_an_installed_copy_from_any_folder(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        "import importlib.resources as r, stylepairs.datagen as d\n"
+        "print(d.__file__)\n"
+        "print(r.files('stylepairs.recipes').joinpath('hair_color.yaml').read_text()[:0] + 'found')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[0].startswith(str(site))
+    assert done.stdout.splitlines()[1] == "found"
+
+
+def test_declared_packages_are_the_folders_that_hold_modules():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {
+        ".".join(("stylepairs", *path.parent.relative_to(ROOT).parts))
+        for folder in PACKAGES
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert set(settings["packages"]) == found | {"stylepairs.recipes"}
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, "datagen.cli", "i2i.cli", "datagen.portraits", "datagen.features"])
+def test_importing_is_light(module):
+    code = f"import sys, stylepairs.{module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "datagen",
+        "datagen prepare",
+        "datagen build",
+        "datagen inspect",
+        "datagen export",
+        "i2i",
+        "i2i train",
+        "i2i edit",
+    ],
+)
+def test_help_comes_quickly(arguments):
+    package, *command = arguments.split()
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", f"stylepairs.{package}", *command, "--help"],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_utime + usage.ru_stime < HELP_LIMIT_S
