@@ -1,0 +1,213 @@
+"""One pass from photo to edited photo through a frozen StyleGAN, at equal input and output size.
+
+After GLEAN (Chan et al. 2021), whose fusion is replaced by scale-and-shift that starts at the identity (as in GFPGAN,
+Wang et al. 2021), and with what editing needs: conditions as channels, a predicted soft mask, the photo outside of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stylepairs.datagen.stylegan.generator import Generator
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+# The mask is a stretched sigmoid, so that it reaches exactly 0 and 1 (the photo is untouched where it is 0).
+MASK_STRETCH = 1.06
+# Logits that the region channel starts the mask from: sigmoid(+-4) lies beyond the stretched range: exactly 0 and 1.
+REGION_LOGIT = 4.0
+
+
+@dataclass(frozen=True)
+class GleanConfig:
+    """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels."""
+
+    style_channels: int = 3
+    channel_base: int = 2048
+    channel_max: int = 128
+
+    def channels(self, resolution: int) -> int:
+        return max(min(self.channel_base // resolution, self.channel_max), 8)
+
+
+class Edit(NamedTuple):
+    """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], ws [N,L,C].
+
+    output = photo + mask * (edit - photo); generated is the frozen generator's own image after fusion.
+    """
+
+    output: torch.Tensor
+    edit: torch.Tensor
+    mask: torch.Tensor
+    mask_logits: torch.Tensor
+    generated: torch.Tensor
+    ws: torch.Tensor
+
+
+class Glean(nn.Module):
+    """Encoder -> latents and features -> frozen generator, features fused at each resolution -> light decoder.
+
+    Works at the generator's resolution. At initialisation ws = w_avg, fusion is the identity and the edit is the photo.
+    """
+
+    def __init__(self, generator: Generator, config: GleanConfig):
+        super().__init__()
+        self.config = config
+        self.generator = generator.eval().requires_grad_(False)
+        resolutions = generator.config.resolutions
+        self.encoder = Encoder(4 + 1 + config.style_channels, resolutions, config)
+        self.to_latents = LatentHead(config.channels(4), generator.num_ws, generator.config.w_dim)
+        self.fusion = nn.ModuleDict(
+            {str(r): ScaleAndShift(config.channels(r), generator.synthesis.channels(r)) for r in resolutions}
+        )
+        self.decoder = Decoder([generator.synthesis.channels(r) for r in resolutions], resolutions, config)
+
+    @property
+    def size_px(self) -> int:
+        """Side of the images that go in and come out."""
+        return self.generator.config.img_resolution
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
+        """Edit a batch of aligned photos.
+
+        photo [N,3,H,W] in [-1,1]; region [N,1,H,W] in [0,1] says where; degree [N] in [0,1] how much; style
+        [N,style_channels] which kind (see `stylepairs.i2i.conditions`). H = W = size_px.
+        """
+        n, _, h, w = photo.shape
+        if h != self.size_px or w != self.size_px:
+            raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
+        conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
+        features = self.encoder(torch.cat([photo, region * 2 - 1, conditions], dim=1))
+        ws = self.generator.mapping.w_avg + self.to_latents(features[4])
+        fused: dict[int, torch.Tensor] = {}
+
+        def fuse(resolution: int, x: torch.Tensor) -> torch.Tensor:
+            fused[resolution] = self.fusion[str(resolution)](x, features[resolution])
+            return fused[resolution]
+
+        generated = self.generator.synthesis(ws, fuse=fuse)
+        residual, mask_offset = self.decoder(fused, features, generated)
+        mask_logits = mask_offset + (region * 2 - 1) * REGION_LOGIT
+        mask = stretched_sigmoid(mask_logits)
+        return Edit(photo + mask * residual, photo + residual, mask, mask_logits, generated, ws)
+
+    def trainable_state(self) -> dict[str, torch.Tensor]:
+        """Everything but the frozen generator, by name."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("generator.")}
+
+
+class Encoder(nn.Module):
+    """[N,Cin,R,R] -> {r: [N,channels(r),r,r]} for r = R, R/2, ..., 4."""
+
+    def __init__(self, channels_in: int, resolutions: list[int], config: GleanConfig):
+        super().__init__()
+        self.resolutions = resolutions[::-1]
+        self.stem = nn.Conv2d(channels_in, config.channels(self.resolutions[0]), 3, padding=1)
+        channels = [config.channels(resolution) for resolution in self.resolutions]
+        self.downs = nn.ModuleList([DownBlock(high, low) for high, low in pairwise(channels)])
+
+    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        x = activation(self.stem(x))
+        features = {self.resolutions[0]: x}
+        for resolution, down in zip(self.resolutions[1:], self.downs, strict=True):
+            x = down(x)
+            features[resolution] = x
+        return features
+
+
+class DownBlock(nn.Module):
+    """Halve the resolution: two convolutions around an average pooling, beside a pooled 1x1 skip."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels_in, channels_in, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = activation(self.conv1(F.avg_pool2d(activation(self.conv0(x)), 2)))
+        return (y + self.skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
+
+
+class LatentHead(nn.Module):
+    """[N,C,4,4] -> offsets from w_avg, [N,L,w_dim]; zero at initialisation."""
+
+    def __init__(self, channels: int, num_ws: int, w_dim: int, width: int = 128):
+        super().__init__()
+        self.num_ws = num_ws
+        self.hidden = nn.Linear(channels * 16, width)
+        self.offsets = zeroed(nn.Linear(width, num_ws * w_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        offsets: torch.Tensor = self.offsets(activation(self.hidden(x.flatten(1)))).float()
+        return offsets.unflatten(1, (self.num_ws, -1))
+
+
+class ScaleAndShift(nn.Module):
+    """x * (1 + scale) + shift, both from the encoder's feature of the same resolution; at first the identity."""
+
+    def __init__(self, feature_channels: int, channels: int):
+        super().__init__()
+        self.conv = zeroed(nn.Conv2d(feature_channels, 2 * channels, 3, padding=1))
+
+    def forward(self, x: torch.Tensor, feature: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.conv(feature).chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class Decoder(nn.Module):
+    """Fused generator features and encoder features, coarse to fine -> residual [N,3,R,R] and mask offset [N,1,R,R].
+
+    The generator's image joins at the last level. Both outputs are zero at initialisation.
+    """
+
+    def __init__(self, generator_channels: list[int], resolutions: list[int], config: GleanConfig):
+        super().__init__()
+        self.resolutions = resolutions
+        channels = [config.channels(resolution) for resolution in resolutions]
+        # Narrowed before upsampling: the widest convolution at full resolution would otherwise be the costliest of all.
+        self.narrow = nn.ModuleList([nn.Conv2d(low, high, 1) for low, high in pairwise(channels)])
+        self.convs = nn.ModuleList()
+        for index, (here, from_generator) in enumerate(zip(channels, generator_channels, strict=True)):
+            self.convs.append(nn.Conv2d((here if index else 0) + from_generator + here, here, 3, padding=1))
+        self.last = nn.Conv2d(channels[-1] + 3, channels[-1], 3, padding=1)
+        self.out = zeroed(nn.Conv2d(channels[-1], 4, 3, padding=1))
+
+    def forward(
+        self, fused: dict[int, torch.Tensor], features: dict[int, torch.Tensor], generated: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x: torch.Tensor | None = None
+        for index, (resolution, conv) in enumerate(zip(self.resolutions, self.convs, strict=True)):
+            inputs = [fused[resolution], features[resolution]]
+            if x is not None:
+                inputs.append(F.interpolate(self.narrow[index - 1](x), scale_factor=2, mode="bilinear"))
+            x = activation(conv(torch.cat(inputs, dim=1)))
+        assert x is not None
+        x = activation(self.last(torch.cat([x, generated.to(x.dtype)], dim=1)))
+        out = self.out(x).float()
+        return out[:, :3], out[:, 3:]
+
+
+def activation(x: torch.Tensor) -> torch.Tensor:
+    """Leaky ReLU with the gain that keeps the variance, as in StyleGAN2."""
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def stretched_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """A sigmoid that reaches exactly 0 and 1, at logits of about -+3.5."""
+    return ((torch.sigmoid(logits) - 0.5) * MASK_STRETCH + 0.5).clamp(0, 1)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with weight and bias set to zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
