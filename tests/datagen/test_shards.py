@@ -1,0 +1,154 @@
+"""Shards keep what was written, byte for byte, and refuse what is damaged or hostile with one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stylepairs.datagen import shards
+from stylepairs.datagen.errors import InputError
+
+
+def test_pairs_read_back_as_they_were_written(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "a", count=6)
+    pairs = list(shards.read_pairs(tmp_path / "a", accepted_only=False))
+    assert [pair.record.id for pair in pairs] == [f"{i:06d}" for i in range(6)]
+    for pair in pairs:
+        assert pair.before.shape == (16, 16, 3)
+        assert pair.mask.shape == (16, 16)
+        assert pair.w_before.dtype == np.float16
+        assert [n.shape for n in pair.noise] == [(4, 4), (8, 8), (8, 8)]
+        np.testing.assert_array_equal(pair.after[pair.mask == 0], pair.before[pair.mask == 0])
+    assert pairs[2].record.reasons == ["hair_delta_e 20 > 8"]
+    assert pairs[2].record.figures["hair_delta_e"] == 20.0
+
+
+def test_equal_pairs_make_equal_bytes(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "a")
+    synthetic_pairs(tmp_path / "b")
+    for name in ("pairs-00000.tar", "pairs-00001.tar", "manifest.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_only_accepted_pairs_and_one_split_are_read_when_asked(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=40)
+    assert all(record.accepted for record in shards.read_index(tmp_path))
+    train = shards.read_index(tmp_path, accepted_only=False, split="train")
+    val = shards.read_index(tmp_path, accepted_only=False, split="val")
+    assert len(train) + len(val) == 40
+    assert len(train) > len(val)
+
+
+def test_split_is_nine_to_one_and_depends_on_the_portrait_alone():
+    sides = [shards.split_of(f"{i:064x}") for i in range(2000)]
+    assert 0.07 < sides.count("val") / 2000 < 0.13
+    assert shards.split_of("abc") == shards.split_of("abc")
+
+
+def test_one_pair_is_found_by_its_id_even_when_rejected(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path)
+    assert shards.read_pair(tmp_path, "000005").record.accepted is False
+    only = shards.read_pair(tmp_path, "000004", parts=("before",))
+    assert only.before is not None
+    assert only.after is None
+    with pytest.raises(InputError, match="has no pair 000099"):
+        shards.read_pair(tmp_path, "000099")
+    with pytest.raises(InputError, match="not a pair id"):
+        shards.read_pair(tmp_path, "../../x")
+
+
+def test_tars_are_read_without_a_manifest_and_a_stale_manifest_is_not_trusted(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=8, shard_size=4)
+    whole = shards.read_index(tmp_path, accepted_only=False)
+    (tmp_path / "pairs-00001.tar").unlink()
+    assert shards.read_index(tmp_path, accepted_only=False) == whole[:4]
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1 nonsense")
+    assert shards.read_index(tmp_path, accepted_only=False) == whole[:4]
+
+
+def test_a_tar_is_readable_by_webdataset(tmp_path, synthetic_pairs):
+    import webdataset as wds
+
+    synthetic_pairs(tmp_path, count=4)
+    samples = list(wds.WebDataset(str(tmp_path / "pairs-00000.tar"), shardshuffle=False))
+    assert [s["__key__"] for s in samples] == ["000000", "000001", "000002", "000003"]
+    assert {"before.png", "after.png", "mask.png", "latents.npz", "noise.npz", "json"} <= samples[0].keys()
+    assert json.loads(samples[0]["json"])["feature"] == "hair_color"
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000, -10240, -700])
+def test_a_truncated_tar_is_one_clear_line(tmp_path, synthetic_pairs, keep):
+    synthetic_pairs(tmp_path, count=3)
+    path = tmp_path / "pairs-00000.tar"
+    path.write_bytes(path.read_bytes()[:keep])
+    if keep == -700:
+        return  # only padding was lost: nothing of the pairs
+    with pytest.raises(InputError, match=r"pairs-00000.tar: damaged shard .*delete it and build again") as caught:
+        list(shards.read_pairs(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../evil.before.png", "/etc/passwd", "000001.before.exe", "000000/before.png"])
+def test_a_tar_with_foreign_names_is_refused(tmp_path, name):
+    with tarfile.open(tmp_path / "pairs-00000.tar", "w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(InputError, match="unexpected member"):
+        shards.read_index(tmp_path)
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "pairs-00000.tar", "w") as tar:
+        info = tarfile.TarInfo("000000.before.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(InputError, match="unexpected member"):
+        shards.read_index(tmp_path)
+
+
+def test_garbled_pixels_are_one_clear_line(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    path = tmp_path / "pairs-00000.tar"
+    record = shards.read_index(tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    for part, (offset, size) in record.parts.items():
+        garbled = bytearray(data)
+        garbled[offset + 8 : offset + size] = bytes(size - 8)
+        path.write_bytes(garbled)
+        with pytest.raises(InputError, match="pair 000000 cannot be read"):
+            shards.read_pair(tmp_path, "000000", parts=(part,))
+
+
+def test_a_png_that_claims_to_be_huge_is_not_decoded(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    path = tmp_path / "pairs-00000.tar"
+    offset, _ = shards.read_index(tmp_path)[0].parts["before"]
+    data = bytearray(path.read_bytes())
+    data[offset + 16 : offset + 24] = (60000).to_bytes(4, "big") * 2
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="60000 x 60000"):
+        shards.read_pair(tmp_path, "000000")
+
+
+def test_a_folder_without_pairs_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="no such folder of pairs"):
+        shards.read_index(tmp_path / "none")
+    with pytest.raises(InputError, match="no finished shard"):
+        shards.read_index(tmp_path)
+
+
+def test_a_rejected_pair_without_pixels_is_kept_with_its_reason(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    whole = shards.read_pair(tmp_path, "000000")
+    record = replace(whole.record, accepted=False, reasons=["not finite"], figures={"outside_psnr_db": float("nan")})
+    shards.write_shard(tmp_path / "pairs-00000.tar", [shards.Pair(record, before=whole.before)])
+    shards.write_manifest(tmp_path)
+    pair = shards.read_pair(tmp_path, "000000")
+    assert pair.after is None
+    assert pair.record.figures == {"outside_psnr_db": None}
