@@ -1,0 +1,160 @@
+"""The whole path in minutes: photos -> portraits -> pairs -> trained model -> edited photos -> one HTML page.
+
+Runs the same commands as a user would, shows each, and keeps what is finished: run it again after an interruption and
+it goes on. Pairs are made of recipes/photos/train only; the edits are shown on photos that were never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import report
+from PIL import Image
+
+PHOTOS = Path(__file__).parents[1] / "photos"
+RECIPE = "hair_color"
+# Pairs: this many portraits, each in every one of these colours.
+PAIR_PORTRAITS = 10
+PAIR_COLORS = ("blond", "auburn")
+# What is edited in the end: held-out photos, and three of them side by side as a group photo.
+EDITED = ("portrait_025", "portrait_027", "portrait_032", "portrait_033", "portrait_034", "portrait_036")
+GROUP = ("portrait_026", "portrait_031", "portrait_034")
+EDIT_COLORS = ("blond", "auburn", "black", "blue")
+TRAINING_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the demo. planned_s: seconds on two processor cores, for the estimate of what is left."""
+
+    name: str
+    title: str
+    planned_s: float
+    commands: list[list[str]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything the demo makes")
+    out = parser.parse_args().out
+    try:
+        return run(out)
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
+        return 130
+
+
+def run(out: Path) -> int:
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    make_group_photo(out / "group.png")
+    stages = list(plan(out))
+    pace = 1.0
+    for i, stage in enumerate(stages):
+        left_s = pace * sum(s.planned_s for s in stages[i:] if not is_done(out, s))
+        print(f"\n[{i + 1}/{len(stages) + 1}] {stage.title}", flush=True)
+        if is_done(out, stage):
+            print("    done before", flush=True)
+            continue
+        print(f"    about {duration(pace * stage.planned_s)}, {duration(left_s)} left in all", flush=True)
+        stage_started = time.monotonic()
+        for command in stage.commands:
+            code = call(command)
+            if code:
+                print(f"The demo stops here: the command above ended with code {code}.", file=sys.stderr)
+                return code
+        taken_s = time.monotonic() - stage_started
+        mark_done(out, stage, taken_s)
+        pace = taken_s / stage.planned_s if i == 0 else 0.5 * (pace + taken_s / stage.planned_s)
+    print(f"\n[{len(stages) + 1}/{len(stages) + 1}] Drawing the page", flush=True)
+    report.write(out, PHOTOS, EDITED, EDIT_COLORS)
+    print(f"\n{out / 'index.html'} is ready ({duration(time.monotonic() - started)}).")
+    return 0
+
+
+def plan(out: Path) -> Iterator[Stage]:
+    portraits, pairs, trained = str(out / "portraits"), str(out / "pairs"), str(out / "run")
+    yield Stage(
+        "prepare",
+        "Finding the faces, aligning and parsing them",
+        30,
+        [["datagen", "prepare", str(PHOTOS / "train"), "--out", portraits]],
+    )
+    colors = ",".join(PAIR_COLORS)
+    yield Stage(
+        "build",
+        f"Making before/after pairs: {PAIR_PORTRAITS} portraits, {' and '.join(PAIR_COLORS)} hair",
+        240,
+        [
+            ["datagen", "build", RECIPE, "--portraits", portraits, "--out", pairs]
+            + ["--limit", str(PAIR_PORTRAITS), "--set", f"color=[{colors}]", "--set", "pairs_per_portrait=all"],
+            ["datagen", "inspect", pairs, "--out", str(out / "pairs.html")],
+        ],
+    )
+    yield Stage(
+        "train",
+        f"Training the model on them for {TRAINING_STEPS} steps, from the shipped weights",
+        120,
+        [["i2i", "train", RECIPE, "--pairs", pairs, "--out", trained]],
+    )
+    photos = [str(PHOTOS / "heldout" / f"{name}.jpg") for name in EDITED] + [str(out / "group.png")]
+    yield Stage(
+        "edit",
+        "Editing photos that were not trained on",
+        60,
+        [
+            ["i2i", "edit", trained, *photos, "--out", str(out / "edited" / color), "--set", f"color={color}"]
+            for color in EDIT_COLORS
+        ],
+    )
+
+
+def call(command: list[str]) -> int:
+    """Run a command of the package, shown as a user would type it; returns its exit code."""
+    print(f"    $ {shlex.join(command)}", flush=True)
+    package, *arguments = command
+    return subprocess.run([sys.executable, "-m", f"stylepairs.{package}", *arguments], check=False).returncode
+
+
+def make_group_photo(path: Path) -> None:
+    """Three held-out photos side by side, as one photo with several faces."""
+    photos = [Image.open(PHOTOS / "heldout" / f"{name}.jpg").convert("RGB") for name in GROUP]
+    height = min(photo.height for photo in photos)
+    photos = [photo.resize((round(photo.width * height / photo.height), height)) for photo in photos]
+    group = Image.new("RGB", (sum(photo.width for photo in photos), height))
+    x = 0
+    for photo in photos:
+        group.paste(photo, (x, 0))
+        x += photo.width
+    group.save(path)
+
+
+def is_done(out: Path, stage: Stage) -> bool:
+    stamp = out / f".{stage.name}.done"
+    return stamp.is_file() and json.loads(stamp.read_text()).get("commands") == fingerprint(stage)
+
+
+def mark_done(out: Path, stage: Stage, seconds: float) -> None:
+    stamp = {"commands": fingerprint(stage), "seconds": round(seconds, 1)}
+    (out / f".{stage.name}.done").write_text(json.dumps(stamp))
+
+
+def fingerprint(stage: Stage) -> str:
+    return hashlib.sha256(json.dumps(stage.commands).encode()).hexdigest()
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

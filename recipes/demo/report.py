@@ -1,0 +1,117 @@
+"""Gathers what the demo made (portraits, pairs, losses, edits) into its page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import page
+from PIL import Image
+
+from stylepairs.datagen.shards import Pair, read_pairs
+
+PORTRAITS_SHOWN = 8
+THUMB_PX = 128
+# Photos are shown wider than crops: what surrounds the face must be seen to be untouched.
+PHOTO_PX = 180
+# Losses are noisy: the plot shows means of this many logged values at most.
+PLOT_POINTS = 60
+
+
+def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str]) -> None:
+    """Write `out/index.html` from the folders that the stages left in `out`."""
+    body = [
+        portraits_section(out / "portraits", photos / "train"),
+        pairs_section(out / "pairs"),
+        losses_section(out / "run"),
+        edits_section(out, photos / "heldout", edited, colors),
+        times_section(out),
+    ]
+    text = (
+        "Hair colour, end to end: portraits are prepared, a rough sketch of each edit is turned into a real-looking "
+        "pair by reconstructing a StyleGAN, a model is trained on the pairs and edits photos it never saw, in one pass."
+    )
+    page.write_page(out / "index.html", "stylepairs: the demo", text, body)
+
+
+def portraits_section(portraits: Path, photos: Path) -> str:
+    names = [json.loads(line)["name"] for line in (portraits / "index.jsonl").read_text().splitlines()]
+    cards = []
+    for name in names[:PORTRAITS_SHOWN]:
+        label = np.asarray(Image.open(portraits / "label" / f"{name}.png"))
+        pictures = [
+            page.picture(photos / f"{name}.jpg", 100, name),
+            page.picture(portraits / "aligned" / f"{name}.png", THUMB_PX, "aligned"),
+            page.picture(page.label_picture(label), THUMB_PX, "label map"),
+            page.picture(portraits / "hair" / f"{name}.png", THUMB_PX, "hair matte"),
+        ]
+        cards.append(page.card(pictures))
+    text = (
+        f"{len(names)} faces found. Each is aligned by its landmarks and parsed into 19 classes and a soft hair matte."
+    )
+    return page.section("1. Photos become portraits", text, cards)
+
+
+def pairs_section(pairs: Path) -> str:
+    parts = ("before", "sketch", "mask", "generated_after", "after")
+    found = list(read_pairs(pairs, accepted_only=False, parts=parts))
+    accepted = sum(pair.record.accepted for pair in found)
+    text = (
+        f"{accepted} of {len(found)} pairs passed the quality gate. The sketch is matched only at low resolution "
+        "and inside the mask; the generator makes it real; outside the mask the photo stays identical to the bit."
+    )
+    return page.section("2. Sketches become pairs", text, [pair_card(pair, parts) for pair in found])
+
+
+def pair_card(pair: Pair, parts: Sequence[str]) -> str:
+    images = [(part, getattr(pair, part)) for part in parts]
+    pictures = [page.picture(image, THUMB_PX, part.replace("_", " ")) for part, image in images if image is not None]
+    record = pair.record
+    params = ", ".join(str(value) for value in record.params.values())
+    figures = ", ".join(f"{k} {v:.3g}" for k, v in record.figures.items() if v is not None)
+    verdict = "accepted" if record.accepted else "rejected: " + "; ".join(record.reasons)
+    return page.card(pictures, f"{record.portrait}, {params}: {verdict}. {figures}", bad=not record.accepted)
+
+
+def losses_section(run: Path) -> str:
+    rows = [json.loads(line) for path in sorted(run.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if "step" in row and name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                series.setdefault(name, []).append((row["step"], value))
+    plot = page.line_plot({name: smoothed(points) for name, points in series.items()}, "step")
+    return page.section(
+        "3. A model learns the edit", "Each curve has its own scale; first and last values at right.", [plot]
+    )
+
+
+def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    size = max(1, math.ceil(len(points) / PLOT_POINTS))
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def edits_section(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str]) -> str:
+    cards = []
+    for name, source, width_px in (
+        *((name, photos / f"{name}.jpg", PHOTO_PX) for name in edited),
+        ("group", out / "group.png", 2 * PHOTO_PX),
+    ):
+        pictures = [page.picture(source, width_px, "photo")]
+        for color in colors:
+            pictures += [
+                page.picture(path, width_px, color) for path in sorted((out / "edited" / color).glob(f"{name}.*"))
+            ]
+        cards.append(page.card(pictures))
+    text = "One forward pass for each face; pixels outside the predicted mask keep their values."
+    return page.section("4. Photos it never saw", text, cards)
+
+
+def times_section(out: Path) -> str:
+    stamps = {p.name.split(".")[1]: json.loads(p.read_text())["seconds"] for p in sorted(out.glob(".*.done"))}
+    rows = [(name, f"{seconds:.0f} s") for name, seconds in stamps.items()]
+    return page.section("How long it took", "", [page.table(("stage", "time"), rows)])

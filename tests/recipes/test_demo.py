@@ -1,0 +1,101 @@
+"""Tests of the demo's own parts: its plan, its bookkeeping and its page, on synthetic stages."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The demo's modules by name, imported as the demo itself does (from the script's own folder)."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "demo"))
+    names = ("page", "report", "demo")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_edited_photos_are_held_out(scripts):
+    rows = [json.loads(line) for line in (ROOT / "recipes/photos/photos.jsonl").read_text().splitlines()]
+    heldout = {row["name"] for row in rows if row["split"] == "heldout"}
+    assert {*scripts["demo"].EDITED, *scripts["demo"].GROUP} <= heldout
+
+
+def test_pairs_are_made_of_the_training_photos_only(scripts, tmp_path):
+    commands = [
+        c for stage in scripts["demo"].plan(tmp_path) for c in stage.commands if c[:2] == ["datagen", "prepare"]
+    ]
+    assert [Path(c[2]).name for c in commands] == ["train"]
+
+
+def test_a_finished_stage_is_not_run_again_until_its_commands_change(scripts, tmp_path):
+    demo = scripts["demo"]
+    stage = demo.Stage("s", "title", 1.0, [["datagen", "prepare", "a"]])
+    assert not demo.is_done(tmp_path, stage)
+    demo.mark_done(tmp_path, stage, 2.0)
+    assert demo.is_done(tmp_path, stage)
+    assert not demo.is_done(tmp_path, demo.Stage("s", "title", 1.0, [["datagen", "prepare", "b"]]))
+
+
+def test_a_failing_command_stops_the_demo_with_its_code(scripts, tmp_path, monkeypatch, capsys):
+    demo = scripts["demo"]
+    seen = []
+    monkeypatch.setattr(demo, "call", lambda command: seen.append(command) or 2)
+    assert demo.run(tmp_path) == 2
+    assert len(seen) == 1
+    assert "code 2" in capsys.readouterr().err
+
+
+def test_group_photo_shows_three_faces_side_by_side(scripts, tmp_path):
+    scripts["demo"].make_group_photo(tmp_path / "group.png")
+    with Image.open(tmp_path / "group.png") as group:
+        assert group.size == (3 * 335, 410)
+
+
+def test_page_holds_everything_and_loads_nothing(scripts, tmp_path, synthetic_pairs):
+    demo = scripts["demo"]
+    fill(tmp_path, demo, synthetic_pairs)
+    scripts["report"].write(tmp_path, demo.PHOTOS, demo.EDITED, demo.EDIT_COLORS)
+    text = (tmp_path / "index.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert text.count("accepted") >= 4
+    assert "rejected: hair_delta_e 20 &gt; 8" in text
+    assert "<polyline" in text
+    assert all(f">{color}<" in text for color in demo.EDIT_COLORS)
+
+
+def fill(out: Path, demo, synthetic_pairs) -> None:
+    """What the stages leave behind, in small."""
+    for kind in ("aligned", "label", "hair"):
+        (out / "portraits" / kind).mkdir(parents=True)
+        shape = (16, 16, 3) if kind == "aligned" else (16, 16)
+        Image.fromarray(np.full(shape, 18, np.uint8)).save(out / "portraits" / kind / "portrait_001.png")
+    (out / "portraits" / "index.jsonl").write_text('{"name": "portrait_001"}\n')
+    synthetic_pairs(out / "pairs")
+    (out / "run").mkdir()
+    (out / "run" / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": {1 / (i + 1)}}}\n' for i in range(9)))
+    demo.make_group_photo(out / "group.png")
+    for color in demo.EDIT_COLORS:
+        (out / "edited" / color).mkdir(parents=True)
+        for name in (*demo.EDITED, "group"):
+            Image.new("RGB", (20, 24), "red").save(out / "edited" / color / f"{name}.jpg")
+    demo.mark_done(out, demo.Stage("build", "", 1.0, []), 3.0)
+
+
+def test_plot_leaves_out_series_without_a_line(scripts):
+    svg = scripts["page"].line_plot({"single": [(0, 1.0)], "flat": [(0, 2.0), (1, 2.0)]}, "step")
+    assert "flat: 2 → 2" in svg
+    assert "single" not in svg
+    assert scripts["page"].line_plot({}, "step") == ""
