@@ -1,0 +1,70 @@
+"""Aligned portraits in memory for the generator's training, hair recoloured at random so that every hair colour is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+# Mean hair colours (sRGB) drawn for recolouring; portraits of public persons are mostly grey and brown, products need all.
+NATURAL = ((28, 24, 24), (52, 38, 30), (84, 58, 40), (112, 76, 48), (96, 48, 34), (140, 66, 38), (176, 136, 88), (206, 172, 122),
+           (224, 200, 160), (150, 146, 142), (205, 202, 198))  # fmt: skip
+FASHION = ((200, 90, 140), (110, 60, 150), (50, 80, 160), (40, 130, 130), (60, 120, 60), (170, 40, 50))
+FASHION_SHARE = 0.2
+LEAST_HAIR = 0.03  # share of the image under which a portrait is left as it is
+
+
+class Portraits:
+    """images uint8 [M,3,R,R], mattes uint8 [M,1,R,R] (zeros where a folder has none)."""
+
+    def __init__(self, folder: Path, resolution: int):
+        paths = sorted((folder / "aligned").glob("*.jpg")) + sorted((folder / "aligned").glob("*.png"))
+        if not paths:
+            raise SystemExit(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
+        self.images = torch.stack([_read(path, resolution, "RGB") for path in paths])
+        blank = torch.zeros(1, resolution, resolution, dtype=torch.uint8)
+        mattes = [folder / "hair" / f"{path.stem}.png" for path in paths]
+        self.mattes = torch.stack([_read(path, resolution, "L") if path.exists() else blank for path in mattes])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, count: int, recolour_share: float, generator: torch.Generator) -> torch.Tensor:
+        """`count` random portraits [count,3,R,R] in [-1,1], flipped and recoloured at random."""
+        rows = torch.randint(len(self), (count,), generator=generator)
+        images, mattes = self.images[rows].float() / 255, self.mattes[rows].float() / 255
+        chosen = torch.rand(count, generator=generator) < recolour_share
+        chosen &= mattes.mean((1, 2, 3)) > LEAST_HAIR
+        strength = chosen.float() * (0.7 + 0.3 * torch.rand(count, generator=generator))
+        images = recolour(images, mattes, draw_colours(count, generator), strength)
+        flip = torch.rand(count, generator=generator) < 0.5
+        images[flip] = images[flip].flip(-1)
+        return images * 2 - 1
+
+
+def draw_colours(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Random mean hair colours [count,3] in [0,1]: mixtures of two neighbours of one palette."""
+    natural, fashion = torch.tensor(NATURAL) / 255, torch.tensor(FASHION) / 255
+    weights = torch.rand(count, 1, generator=generator)
+    first, second = (natural[torch.randint(len(natural), (count,), generator=generator)] for _ in range(2))
+    vivid = fashion[torch.randint(len(fashion), (count,), generator=generator)] * (0.6 + 0.8 * weights)
+    is_vivid = torch.rand(count, 1, generator=generator) < FASHION_SHARE
+    return torch.where(is_vivid, vivid, first.lerp(second, weights * 0.5)).clamp(0, 1)
+
+
+def recolour(image: torch.Tensor, matte: torch.Tensor, colour: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """Give the hair a mean colour, its shading kept as a ratio of luminance. image [N,3,H,W] in [0,1]; strength [N]."""
+    luma = (image * image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    mean = (luma * matte).sum((2, 3), keepdim=True) / matte.sum((2, 3), keepdim=True).clamp_min(1e-6)
+    # Ratios of dark hair explode; bounded, black hair turned blond keeps strands instead of becoming noise.
+    shading = ((luma + 0.05) / (mean + 0.05)).clamp(0.35, 1.9) ** 0.8
+    painted = (colour.view(-1, 3, 1, 1) * shading).clamp(0, 1)
+    return image + matte * strength.view(-1, 1, 1, 1) * (painted - image)
+
+
+def _read(path: Path, resolution: int, mode: str) -> torch.Tensor:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert(mode).resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels.copy()).reshape(resolution, resolution, -1).permute(2, 0, 1).contiguous()
