@@ -272,7 +272,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _state_dict(path: Path, expected: list[str], what: str) -> dict[str, torch.Tensor]:
-    """The dict of tensors in a torch file, read without executing pickled code; InputError without the `expected` keys."""
+    """The dict of tensors in a torch file, read without executing pickled code; InputError without `expected`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected {what}")
     try:
