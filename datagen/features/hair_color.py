@@ -1,0 +1,170 @@
+"""Hair colour: another colour of the same hair, its strands and shading kept.
+
+The sketch paints one flat colour over the soft hair matte, as rough as it looks: reconstruction matches it at low
+resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte over 0.5), which is how `PALETTE`
+is meant and how `measure` judges; a mean in linear light would follow the highlights instead of what is seen.
+
+Figures of `measure` (all of the hair where the matte is over 0.5 unless said otherwise):
+  color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on
+  color_change    CIEDE2000 between the mean colour before and after
+  degree          how far the mean went from its own colour to the full one, 0 none, 1 all the way (what was measured,
+                  not what was asked)
+  spill_delta_e   mean CIEDE2000 between before and after in a ring just outside the dilated matte; 0 is perfect
+  detail_kept     local lightness contrast after / before (strands); 1 keeps it, 0 is flat paint
+  shading_kept    spread of lightness over the hair after / before, at the scale of locks and light
+  flat_share      share of the hair that has become flat paint (local contrast under a quarter of before's)
+  clipped_share   share of the hair that has a channel at 0 or 255 now and had not before
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.features.base import Sketch, SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+
+# Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
+# rim of the old colour is.
+_BAND = 0.03
+# Of the crop's side: the scale that parts strands (below) from locks and light (above).
+_STRAND_SCALE = 0.015
+_SHADING_SCALE = 0.04
+# Matte values under this are haze of the matting, not hair.
+_HAZE = 0.08
+# Classes in which no head hair can be, whatever the matte says.
+_NEVER_HAIR = ("l_brow", "r_brow", "l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat")
+
+
+class Params(BaseModel):
+    """What to do with the hair.
+
+    color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"). intensity: the degree, 0 own colour, 1 wanted.
+    min_hair_share: portraits whose hair covers less of the crop are refused. reference_px: side of the downsampled
+    sketch that reconstruction matches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    color: str = "blond"
+    intensity: float = Field(1.0, ge=0, le=1)
+    min_hair_share: float = Field(0.02, ge=0, lt=1)
+    reference_px: int = Field(16, ge=4, le=256)
+
+    @field_validator("color")
+    @classmethod
+    def _known_color(cls, value: str) -> str:
+        try:
+            parse_color(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+def sketch(portrait: Portrait, params: Params) -> Sketch:
+    """The portrait with the wanted colour flat over its hair. Raises SketchRefused if there is (almost) no hair."""
+    matte = hair_matte(portrait)
+    share = float((matte > 0.5).float().mean())
+    if share < params.min_hair_share:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers only {100 * share:.1f} % of the crop "
+            f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
+        )
+    lab = srgb_to_lab(portrait.image)
+    flat = lab_to_srgb(wanted_lab(lab, matte, params))
+    band_px = max(1, round(_BAND * portrait.size_px))
+    return Sketch(
+        image=portrait.image * (1 - matte) + flat * matte,
+        edit_mask=matte,
+        keep_mask=1 - _grown(matte, band_px),
+        reference_px=min(params.reference_px, portrait.size_px),
+        space="lab",
+        photo_detail=1.0,
+    )
+
+
+def measure(before: Portrait, after: torch.Tensor, params: Params) -> dict[str, float]:
+    """How far the wanted colour was reached and what it cost: the figures of the file's docstring.
+
+    after [3,H,W] in [-1,1] at the size of `before`.
+    """
+    matte = hair_matte(before)
+    inside = (matte > 0.5).float()
+    lab_before, lab_after = srgb_to_lab(before.image), srgb_to_lab(after)
+    own, obtained = _mean(lab_before, inside), _mean(lab_after, inside)
+    full = color_to_lab(parse_color(params.color), like=lab_before)
+    strands = _contrast(lab_before, inside, _STRAND_SCALE), _contrast(lab_after, inside, _STRAND_SCALE)
+    figures = {
+        "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params), obtained),
+        "color_change": delta_e_2000(own, obtained),
+        "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(1e-6),
+        "spill_delta_e": _mean(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
+        "detail_kept": _mean(strands[1], inside) / _mean(strands[0], inside).clamp_min(1e-3),
+        "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
+        "flat_share": _mean((strands[1] < 0.25 * strands[0]).float(), inside),
+        "clipped_share": _mean((_clipped(after) & ~_clipped(before.image)).float(), inside),
+    }
+    return {name: float(value) for name, value in figures.items()}
+
+
+def hair_matte(portrait: Portrait) -> torch.Tensor:
+    """The soft hair matte [1,H,W] without haze and without what cannot be hair."""
+    matte = ((portrait.hair - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
+    never = torch.zeros_like(matte[0], dtype=torch.bool)
+    for name in _NEVER_HAIR:
+        never |= portrait.label == CLASS[name]
+    return matte * (1 - never[None].float())
+
+
+def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
+    """The mean hair colour [3,1,1] in Lab that `params` ask for: intensity mixes it from the own mean and the colour."""
+    own = _mean(lab, (matte > 0.5).float())
+    return own + params.intensity * (color_to_lab(parse_color(params.color), like=lab) - own)
+
+
+def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over the pixels: [C,H,W] with [1,H,W] -> [C,1,1]."""
+    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
+
+
+def _contrast(lab: torch.Tensor, inside: torch.Tensor, scale: float) -> torch.Tensor:
+    """Local standard deviation of lightness against its surroundings within the hair [1,H,W]."""
+    sigma = max(0.8, scale * lab.shape[-1])
+    light = lab[:1]
+    detail = light - _blur(light * inside, sigma) / _blur(inside, sigma).clamp_min(1e-3)
+    return (_blur(detail.square() * inside, 2 * sigma) / _blur(inside, 2 * sigma).clamp_min(1e-3)).sqrt()
+
+
+def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
+    sigma = _SHADING_SCALE * lab.shape[-1]
+    smooth = _blur(lab[:1] * inside, sigma) / _blur(inside, sigma).clamp_min(1e-3)
+    return _mean((smooth - _mean(smooth, inside)).square(), inside).sqrt()
+
+
+def _ring(matte: torch.Tensor) -> torch.Tensor:
+    """A ring just outside the dilated matte [1,H,W], as wide as the neutral band."""
+    band_px = max(1, round(_BAND * matte.shape[-1]))
+    inner = F.max_pool2d((matte > 0.02).float()[None], 3, 1, 1)[0]
+    return F.max_pool2d(inner[None], 2 * band_px + 1, 1, band_px)[0] - inner
+
+
+def _grown(matte: torch.Tensor, radius_px: int) -> torch.Tensor:
+    """The matte dilated by radius_px, its new edge softened over about the same width."""
+    grown = F.max_pool2d(matte[None], 2 * radius_px + 1, 1, radius_px)[0]
+    return torch.maximum(_blur(grown, radius_px / 2), matte).clamp(0, 1)
+
+
+def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of [C,H,W], edges reflected; sigma in pixels."""
+    radius = min(max(1, round(3 * sigma)), min(x.shape[-2:]) - 1)
+    return gaussian_blur2d(x[None], 2 * radius + 1, (sigma, sigma))[0]
+
+
+def _clipped(image: torch.Tensor) -> torch.Tensor:
+    """Pixels [1,H,W] with a channel that rounds to 0 or 255."""
+    return (image.abs() > 1 - 1 / 255).any(0, keepdim=True)
