@@ -42,9 +42,9 @@ def test_every_recipe_loads(path):
 
 def recipe_models() -> dict[str, type]:
     from stylepairs.datagen.pipeline import BuildRecipe
-    from stylepairs.i2i.training import TrainRecipe
+    from stylepairs.i2i.settings import TrainingSettings
 
-    return {"datagen": BuildRecipe, "i2i": TrainRecipe}
+    return {"datagen": BuildRecipe, "i2i": TrainingSettings}
 
 
 def test_every_file_says_what_it_is_for():

@@ -30,6 +30,15 @@ EDITED = ("portrait_025", "portrait_027", "portrait_032", "portrait_033", "portr
 GROUP = ("portrait_026", "portrait_031", "portrait_034")
 EDIT_COLORS = ("blond", "auburn", "black", "blue")
 TRAINING_STEPS = 60
+TRAINING = (
+    "init=embedded",
+    f"steps={TRAINING_STEPS}",
+    "learning_rate=0.0002",
+    "warmup_steps=5",
+    "log_every_steps=1",
+    f"checkpoint_every_steps={TRAINING_STEPS // 2}",
+    f"sample_every_steps={TRAINING_STEPS}",
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,10 @@ def plan(out: Path) -> Iterator[Stage]:
         "train",
         f"Training the model on them for {TRAINING_STEPS} steps, from the shipped weights",
         120,
-        [["i2i", "train", RECIPE, "--pairs", pairs, "--out", trained]],
+        [
+            ["i2i", "train", RECIPE, "--pairs", pairs, "--out", trained]
+            + [part for setting in TRAINING for part in ("--set", setting)]
+        ],
     )
     photos = [str(PHOTOS / "heldout" / f"{name}.jpg") for name in EDITED] + [str(out / "group.png")]
     yield Stage(
