@@ -1,0 +1,211 @@
+"""The quality gate: figures of a pair, and the judgement that the recipe's thresholds make of them.
+
+Figures that `measure_pair` gives, besides the feature's own (NAME is that of the perceptual features, which the value
+depends on; no face-recognition weights are assumed, so identity is judged with the same features):
+
+outside_psnr_db           generated after vs photo over the keep mask, before composing; higher is better
+outside_perceptual_NAME   the same with masked perceptual distance; lower is better
+identity_NAME             mean cosine of deep features, generated before vs after, over the face outside the edit
+prior_before, prior_after latent's distance in the generator's Gaussianised W; lower is more usual
+seam_energy               gradient along the mask's edge beyond that of both images composed; 0 is seamless
+face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
+landmark_shift            mean shift of the 51 inner landmarks, before to after, in eye distances (likewise)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.recipes import nearest
+
+NOT_FINITE = "not finite"
+FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
+
+# Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
+_FIND_SIZE_PX = 256
+# The lowest score at which a face still counts as there; the gate's threshold is usually higher.
+_FIND_MIN_SCORE = 0.05
+_INNER_POINTS = slice(17, 68)
+_LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
+
+
+class Threshold(BaseModel):
+    """The bounds of one figure. `optional`: passes where the figure was not computed (weights not installed)."""
+
+    model_config = ConfigDict(extra="forbid")
+    min: float | None = None
+    max: float | None = None
+    optional: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Threshold:
+        if self.min is None and self.max is None:
+            raise ValueError("needs min, max or both")
+        return self
+
+
+GateSettings = dict[str, Threshold]
+
+
+class FaceFinder(Protocol):
+    """What is used of a face analyser: faces in a photo [H,W,3] uint8, best first or not, with score and points68."""
+
+    def find(self, photo: Any, min_score: float) -> list[Any]: ...
+
+
+class Prior(Protocol):
+    """What is used of the latent prior: ws [N,L,C] -> [N]."""
+
+    def distance(self, ws: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What figures are measured with; analyser None: none is installed, and its figures are left out."""
+
+    perceptual: Perceptual
+    prior: Prior
+    analyser: FaceFinder | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"perceptual": self.perceptual.name, "analyser": "none" if self.analyser is None else "embedded"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A pair's images at one size: generated as rendered, `after` composed; [3,H,W] in [-1,1]; mask [1,H,W]."""
+
+    generated_before: torch.Tensor
+    generated_after: torch.Tensor
+    after: torch.Tensor
+    mask: torch.Tensor
+
+
+@torch.no_grad()
+def measure_pair(
+    portrait: Portrait,
+    sketch: Sketch,
+    images: Images,
+    ws_before: torch.Tensor,
+    ws_after: torch.Tensor,
+    instruments: Instruments,
+) -> dict[str, float]:
+    """All figures of the module's list that apply. portrait and sketch at the images' size; ws_* [L,C]."""
+    name = instruments.perceptual.name.replace("-", "_")
+    feats = instruments.perceptual.features
+    photo, before, after = (
+        feats(image[None].clamp(-1, 1)) for image in (portrait.image, images.generated_before, images.generated_after)
+    )
+    prior = instruments.prior.distance(torch.stack([ws_before, ws_after]))
+    figures = {
+        "outside_psnr_db": psnr_db(images.generated_after, portrait.image, sketch.keep_mask),
+        f"outside_perceptual_{name}": float(perceptual_distance(after, photo, sketch.keep_mask[None])),
+        f"identity_{name}": _masked_cosine(before[-1], after[-1], face_mask(portrait, sketch)),
+        "prior_before": float(prior[0]),
+        "prior_after": float(prior[1]),
+        "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
+    }
+    if instruments.analyser is not None:
+        figures |= _face_figures(portrait, images.after, instruments.analyser)
+    return figures
+
+
+def judge(figures: dict[str, float], gate: GateSettings) -> tuple[bool, list[str]]:
+    """Whether a pair passes, and a reason per threshold it fails: "hair_delta_e 12.3 > 8".
+
+    Raises InputError when the gate names a figure that was not measured and is not optional.
+    """
+    reasons = []
+    for name, threshold in gate.items():
+        if name not in figures:
+            if threshold.optional:
+                continue
+            known = f"measured are {', '.join(sorted(figures))}"
+            raise InputError(f"gate: no figure {name!r} was measured{nearest(name, figures)}; {known}")
+        value = figures[name]
+        if not math.isfinite(value):
+            reasons.append(f"{name} {NOT_FINITE}")
+        elif threshold.min is not None and value < threshold.min:
+            reasons.append(f"{name} {value:.4g} < {threshold.min:g}")
+        elif threshold.max is not None and value > threshold.max:
+            reasons.append(f"{name} {value:.4g} > {threshold.max:g}")
+    return not reasons, reasons
+
+
+def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
+    """PSNR over a soft mask [1,H,W], images [3,H,W] in [-1,1]; at most 100 dB, NaN where the mask is empty."""
+    total = float(mask.sum())
+    if total == 0:
+        return math.nan
+    error = float(((image.clamp(-1, 1) - target).square().mean(0) * mask[0]).sum()) / total
+    return 10 * math.log10(4 / max(error, 4e-10)) if math.isfinite(error) else math.nan
+
+
+def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> float:
+    """Gradient of `after` beyond the larger of `before` and `generated`, meaned over the mask's edge; images [3,H,W].
+
+    A blend of two images can be steeper than both only where it joins them: that is the seam. Per pixel step, in image
+    units (a hard step between black and white in one channel is 2/3); 0 where the mask has no edge.
+    """
+    inside = (mask > 0.5).float()[None]
+    edge = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2)  # dilation minus erosion: 1 within 2 px
+    excess = _gradient(after) - torch.maximum(_gradient(before), _gradient(generated))
+    return float((excess.clamp_min(0) * edge[0]).sum() / edge.sum().clamp_min(1))
+
+
+def face_mask(portrait: Portrait, sketch: Sketch) -> torch.Tensor:
+    """[1,H,W]: the face's inner classes, less what is edited."""
+    classes = torch.tensor([CLASS[name] for name in FACE_CLASSES], device=portrait.label.device)
+    return torch.isin(portrait.label, classes)[None].float() * (sketch.edit_mask < 0.5)
+
+
+def _gradient(image: torch.Tensor) -> torch.Tensor:
+    """[3,H,W] -> [1,H,W]: forward differences, the larger of both directions, meaned over channels."""
+    padded = F.pad(image[None], (0, 1, 0, 1), mode="replicate")[0]
+    across = (padded[:, :-1, 1:] - padded[:, :-1, :-1]).abs().mean(0, keepdim=True)
+    down = (padded[:, 1:, :-1] - padded[:, :-1, :-1]).abs().mean(0, keepdim=True)
+    return torch.maximum(across, down)
+
+
+def _masked_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean cosine over positions of [1,C,h,w] features, weighted by mask [1,H,W]; NaN where it is empty."""
+    weight = F.interpolate(mask[None], size=a.shape[-2:], mode="area")[0, 0]
+    total = float(weight.sum())
+    return float((F.cosine_similarity(a, b, dim=1)[0] * weight).sum()) / total if total > 0 else math.nan
+
+
+def _face_figures(portrait: Portrait, after: torch.Tensor, analyser: FaceFinder) -> dict[str, float]:
+    found_after = _best_face(after, analyser)
+    if found_after is None:
+        return {"face_score": 0.0, "landmark_shift": math.nan}
+    found_before = _best_face(portrait.image, analyser)
+    points_before = portrait.points68.cpu() if found_before is None else found_before[1]
+    points_after = found_after[1]
+    shift = (points_after - points_before)[_INNER_POINTS].norm(dim=-1).mean()
+    eyes = (points_before[_LEFT_EYE].mean(0) - points_before[_RIGHT_EYE].mean(0)).norm()
+    return {"face_score": found_after[0], "landmark_shift": float(shift / eyes.clamp_min(1e-6))}
+
+
+def _best_face(image: torch.Tensor, analyser: FaceFinder) -> tuple[float, torch.Tensor] | None:
+    """Score and points68 [68,2], in the image's own pixels, of the best face found."""
+    size_px = max(image.shape[-1], _FIND_SIZE_PX)
+    scale = size_px / image.shape[-1]
+    larger = F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", align_corners=False)
+    pixels = ((larger[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    faces = analyser.find(pixels, _FIND_MIN_SCORE)
+    if not faces:
+        return None
+    best = max(faces, key=lambda face: float(face.score))
+    points = torch.as_tensor(best.points68, dtype=torch.float32)
+    return float(best.score), (points + 0.5) / scale - 0.5
