@@ -77,16 +77,25 @@ def pair_card(pair: Pair, parts: Sequence[str]) -> str:
 
 
 def losses_section(run: Path) -> str:
-    rows = [json.loads(line) for path in sorted(run.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    plots = [
+        page.card([page.line_plot(loss_series(rows, kind), "step")], title)
+        for kind, title in (("train", "Losses while training"), ("val", "Figures on pairs kept out of training"))
+        if loss_series(rows, kind)
+    ]
+    return page.section(
+        "3. A model learns the edit", "Each curve has its own scale; first and last values at right.", plots
+    )
+
+
+def loss_series(rows: Sequence[dict], kind: str) -> dict[str, list[tuple[float, float]]]:
+    """The finite figures of one kind of line of the run's log, by name: [(step, value)]."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if "step" in row and name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            if row["kind"] == kind and name not in ("step", "kind", "learning_rate") and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
-    plot = page.line_plot({name: smoothed(points) for name, points in series.items()}, "step")
-    return page.section(
-        "3. A model learns the edit", "Each curve has its own scale; first and last values at right.", [plot]
-    )
+    return {name: smoothed(points) for name, points in series.items() if len(points) > 1}
 
 
 def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

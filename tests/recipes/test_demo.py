@@ -85,7 +85,8 @@ def fill(out: Path, demo, synthetic_pairs) -> None:
     (out / "portraits" / "index.jsonl").write_text('{"name": "portrait_001"}\n')
     synthetic_pairs(out / "pairs")
     (out / "run").mkdir()
-    (out / "run" / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": {1 / (i + 1)}}}\n' for i in range(9)))
+    lines = [{"step": i, "kind": "train", "loss": 1 / (i + 1)} for i in range(9)]
+    (out / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     demo.make_group_photo(out / "group.png")
     for color in demo.EDIT_COLORS:
         (out / "edited" / color).mkdir(parents=True)
