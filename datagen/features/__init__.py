@@ -18,7 +18,8 @@ def feature_names() -> list[str]:
 def load_feature(name: str) -> ModuleType:
     """The module of the feature `name`, such as "hair_color".
 
-    It holds `Params`, `sketch(portrait, params)` and `measure(before, after, params)`. Raises InputError that names the nearest feature if there is none of that name.
+    It holds `Params`, `sketch(portrait, params)` and `measure(before, after, params)`.
+    Raises InputError that names the nearest feature if there is none of that name.
     """
     names = feature_names()
     if name not in names:

@@ -18,9 +18,11 @@ Figures of `measure` (all of the hair where the matte is over 0.5 unless said ot
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
+from kornia.filters import gaussian_blur2d, guided_blur
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
@@ -36,6 +38,10 @@ _STRAND_SCALE = 0.015
 _SHADING_SCALE = 0.04
 # Matte values under this are haze of the matting, not hair.
 _HAZE = 0.08
+# Of the crop's side: how far the matte's edge may be from the image's.
+_EDGE_SLACK = 0.024
+# Separate pieces with less than this share of all hair are mistakes: spectacle straps, shadows on a collar.
+_CRUMB_SHARE = 0.06
 # Classes in which no head hair can be, whatever the matte says.
 _NEVER_HAIR = ("l_brow", "r_brow", "l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat")
 
@@ -112,18 +118,62 @@ def measure(before: Portrait, after: torch.Tensor, params: Params) -> dict[str, 
 
 
 def hair_matte(portrait: Portrait) -> torch.Tensor:
-    """The soft hair matte [1,H,W] without haze and without what cannot be hair."""
-    matte = ((portrait.hair - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
-    never = torch.zeros_like(matte[0], dtype=torch.bool)
+    """The soft hair matte [1,H,W], its edge drawn to the image's, without haze, crumbs and what cannot be hair.
+
+    A matte that is a pixel off leaves a rim of the old colour, so its edge is refined twice, by guided filtering (He,
+    Sun, Tang 2010) and by where a pixel's colour lies between the hair's and the surroundings' colour nearby; but held
+    near the given edge, because grey hair beside skin would let it run.
+    """
+    image, matte = portrait.image, _without_crumbs(_without_haze(portrait.hair))
+    radius_px = max(1, round(_EDGE_SLACK * portrait.size_px))
+    guided = _without_haze(guided_blur((image[None] + 1) / 2, matte[None], 2 * radius_px + 1, 1e-3)[0])
+    slack_px = max(1, round(_EDGE_SLACK * portrait.size_px / 2))
+    widest = _dilated(matte, slack_px)
+    refined = torch.minimum(torch.maximum(guided, 1 - _dilated(1 - matte, slack_px)), widest)
+    refined = torch.minimum(torch.maximum(refined, _share_by_color(image, refined)), widest)
+    never = torch.zeros_like(refined[0], dtype=torch.bool)
     for name in _NEVER_HAIR:
         never |= portrait.label == CLASS[name]
-    return matte * (1 - never[None].float())
+    return refined * (1 - never[None].float())
 
 
 def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
-    """The mean hair colour [3,1,1] in Lab that `params` ask for: intensity mixes it from the own mean and the colour."""
+    """The mean hair colour [3,1,1] in Lab that `params` ask for, mixed from the hair's own and the colour."""
     own = _mean(lab, (matte > 0.5).float())
     return own + params.intensity * (color_to_lab(parse_color(params.color), like=lab) - own)
+
+
+def _without_haze(matte: torch.Tensor) -> torch.Tensor:
+    return ((matte - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
+
+
+def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
+    """The share of hair [1,H,W] in each pixel near the edge, by its colour; the matte where colour says nothing."""
+    sigma = max(1.0, _EDGE_SLACK * image.shape[-1])
+    hair = 1 - _dilated((matte < 0.9).float(), 1)
+    around = 1 - _dilated((matte > 0.1).float(), 1)
+    hair_near, around_near = _blur(hair, sigma), _blur(around, sigma)
+    hair_color = _blur(image * hair, sigma) / hair_near.clamp_min(1e-4)
+    around_color = _blur(image * around, sigma) / around_near.clamp_min(1e-4)
+    axis = hair_color - around_color
+    length2 = axis.square().sum(0, keepdim=True)
+    share = (((image - around_color) * axis).sum(0, keepdim=True) / length2.clamp_min(1e-4)).clamp(0, 1)
+    # Colours closer than about a sixth of the range (0.12 = 0.35^2 in [-1,1]) do not tell hair from the rest.
+    trust = length2 / (length2 + 0.12) * ((hair_near > 1e-3) & (around_near > 1e-3))
+    return trust * share + (1 - trust) * matte
+
+
+def _dilated(x: torch.Tensor, radius_px: int) -> torch.Tensor:
+    return F.max_pool2d(x[None], 2 * radius_px + 1, 1, radius_px)[0]
+
+
+def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:
+    """The matte [1,H,W] without separate pieces that are too small to be hair."""
+    count, pieces = cv2.connectedComponents((matte[0] > 0.25).cpu().numpy().astype(np.uint8), connectivity=8)
+    areas = np.bincount(pieces.ravel(), minlength=count)
+    small = [piece for piece in range(1, count) if areas[piece] < _CRUMB_SHARE * areas[1:].sum()]
+    crumbs = torch.from_numpy(np.isin(pieces, small)).to(matte.device)[None].float()
+    return matte * (1 - _dilated(crumbs, 1))
 
 
 def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -149,14 +199,13 @@ def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 def _ring(matte: torch.Tensor) -> torch.Tensor:
     """A ring just outside the dilated matte [1,H,W], as wide as the neutral band."""
     band_px = max(1, round(_BAND * matte.shape[-1]))
-    inner = F.max_pool2d((matte > 0.02).float()[None], 3, 1, 1)[0]
-    return F.max_pool2d(inner[None], 2 * band_px + 1, 1, band_px)[0] - inner
+    inner = _dilated((matte > 0.02).float(), 1)
+    return _dilated(inner, band_px) - inner
 
 
 def _grown(matte: torch.Tensor, radius_px: int) -> torch.Tensor:
     """The matte dilated by radius_px, its new edge softened over about the same width."""
-    grown = F.max_pool2d(matte[None], 2 * radius_px + 1, 1, radius_px)[0]
-    return torch.maximum(_blur(grown, radius_px / 2), matte).clamp(0, 1)
+    return torch.maximum(_blur(_dilated(matte, radius_px), radius_px / 2), matte).clamp(0, 1)
 
 
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
