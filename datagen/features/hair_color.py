@@ -204,8 +204,8 @@ def _ring(matte: torch.Tensor) -> torch.Tensor:
 
 
 def _grown(matte: torch.Tensor, radius_px: int) -> torch.Tensor:
-    """The matte dilated by radius_px, its new edge softened over about the same width."""
-    return torch.maximum(_blur(_dilated(matte, radius_px), radius_px / 2), matte).clamp(0, 1)
+    """The matte dilated by radius_px, its new edge softened over about the same width outwards."""
+    return torch.maximum(_blur(_dilated(matte, radius_px + (radius_px + 1) // 2), radius_px / 2), matte).clamp(0, 1)
 
 
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -1,0 +1,157 @@
+"""Hair colour: what the sketch promises reconstruction, what measure reports, what is refused."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from stylepairs.datagen.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.features import feature_names, hair_color, load_feature
+from stylepairs.datagen.features.base import SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+
+SIZE = 64
+
+
+def soft_disc(centre, radius, softness=1.5):
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    distance = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2).float().sqrt()
+    return ((radius - distance) / softness + 0.5).clamp(0, 1)[None]
+
+
+def strands(color, seed=0):
+    """[3,H,W] strands of lightness around a mean colour."""
+    noise = torch.randn(1, 1, SIZE, generator=torch.Generator().manual_seed(seed)).expand(1, SIZE, SIZE)
+    return lab_to_srgb(color_to_lab(color) + torch.cat([6 * noise, torch.zeros(2, SIZE, SIZE)]))
+
+
+def portrait(hair="brown", radius=18.0, matte=None):
+    """A cap of hair over a disc of skin before a blue wall."""
+    head, face = soft_disc((30, 32), 20), soft_disc((38, 32), 15)
+    true_matte = (soft_disc((26, 32), radius) - face).clamp(0, 1)
+    wall = torch.tensor([-0.5, -0.4, 0.3])[:, None, None].expand(3, SIZE, SIZE)
+    skin = torch.tensor([0.6, 0.2, 0.0])[:, None, None]
+    image = wall * (1 - head) + skin * head
+    image = image * (1 - true_matte) + strands(PALETTE[hair]) * true_matte
+    label = torch.where(true_matte[0] > 0.5, CLASS["hair"], torch.where(head[0] > 0.5, CLASS["skin"], 0)).to(
+        torch.uint8
+    )
+    return Portrait("synthetic", image, label, true_matte if matte is None else matte, torch.zeros(68, 2), "0" * 64)
+
+
+def recoloured(before, color):
+    """The portrait with its hair's mean moved exactly to the colour, in Lab."""
+    matte = hair_color.hair_matte(before)
+    inside = (matte > 0.5).float()
+    lab = srgb_to_lab(before.image)
+    own = (lab * inside).sum((-2, -1), keepdim=True) / inside.sum()
+    return lab_to_srgb(lab + (color_to_lab(PALETTE[color]) - own) * (matte > 0.5)).clamp(-1, 1)
+
+
+def test_features_are_found_by_name_and_unknown_ones_answered_with_the_nearest():
+    assert load_feature("hair_color") is hair_color
+    assert "hair_color" in feature_names()
+    with pytest.raises(InputError, match=r"'hair_colour': unknown; did you mean 'hair_color'\?"):
+        load_feature("hair_colour")
+
+
+@pytest.mark.parametrize("color", ["black", "light blond", "#3060a0", "180,120,90"])
+def test_sketch_is_flat_inside_and_the_photo_outside(color):
+    before = portrait()
+    sketch = hair_color.sketch(before, hair_color.Params(color=color))
+    core, outside = (sketch.edit_mask == 1).expand(3, -1, -1), (sketch.edit_mask == 0).expand(3, -1, -1)
+    assert torch.equal(sketch.image[outside], before.image[outside])
+    assert sketch.image[core].view(3, -1).std(1).max() < 1e-6
+    flat = sketch.image[core].view(3, -1)[:, :1, None]
+    wanted = color_to_lab(hair_color.parse_color(color))
+    assert float(delta_e_2000(srgb_to_lab(flat), wanted)) < 0.1
+    assert sketch.space == "lab"
+    assert sketch.photo_detail == 1
+
+
+def test_masks_leave_a_neutral_band_around_the_hair():
+    sketch = hair_color.sketch(portrait(), hair_color.Params())
+    assert (sketch.edit_mask + sketch.keep_mask).max() <= 1 + 1e-6
+    neutral = (sketch.edit_mask < 0.1) & (sketch.keep_mask < 0.1)
+    assert neutral.float().mean() > 0.01
+    for mask in (sketch.edit_mask, sketch.keep_mask):
+        assert mask.shape == (1, SIZE, SIZE)
+        assert mask.min() >= 0
+        assert mask.max() == 1
+
+
+def test_intensity_goes_from_the_own_colour_to_the_wanted_one():
+    before = portrait("black")
+    flats = []
+    for intensity in (0.0, 0.5, 1.0):
+        sketch = hair_color.sketch(before, hair_color.Params(color="blond", intensity=intensity))
+        flats.append(srgb_to_lab(sketch.image)[:, sketch.edit_mask[0] == 1].mean(1)[:, None, None])
+    own, blond = color_to_lab(PALETTE["black"]), color_to_lab(PALETTE["blond"])
+    assert float(delta_e_2000(flats[0], own)) < 3
+    assert float(delta_e_2000(flats[2], blond)) < 0.1
+    torch.testing.assert_close(flats[1], (flats[0] + flats[2]) / 2, rtol=0, atol=0.05)
+
+
+def test_a_head_without_hair_is_refused_with_its_share():
+    with pytest.raises(SketchRefused, match=r"synthetic: hair covers only 0\.\d % of the crop") as refusal:
+        hair_color.sketch(portrait(matte=soft_disc((5, 32), 2)), hair_color.Params())
+    assert isinstance(refusal.value, InputError)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(SketchRefused):
+        hair_color.sketch(portrait(matte=torch.zeros(1, SIZE, SIZE)), hair_color.Params())
+
+
+def test_reaching_the_colour_exactly_measures_as_such():
+    before = portrait("black")
+    figures = hair_color.measure(before, recoloured(before, "auburn"), hair_color.Params(color="auburn"))
+    assert figures["color_delta_e"] < 0.5
+    assert figures["color_change"] > 10
+    assert figures["degree"] == pytest.approx(1, abs=0.05)
+    assert figures["spill_delta_e"] < 1e-3
+    assert figures["detail_kept"] == pytest.approx(1, abs=0.15)
+    assert figures["flat_share"] < 0.02
+
+
+def test_doing_nothing_measures_as_such():
+    before = portrait("black")
+    figures = hair_color.measure(before, before.image, hair_color.Params(color="blond"))
+    assert figures["color_delta_e"] > 30
+    assert figures["color_change"] == 0
+    assert abs(figures["degree"]) < 1e-6
+    assert figures["spill_delta_e"] == 0
+    assert figures["detail_kept"] == pytest.approx(1)
+    assert figures["clipped_share"] == 0
+
+
+def test_flat_paint_and_spill_are_seen():
+    before = portrait()
+    sketch = hair_color.sketch(before, hair_color.Params(color="blond"))
+    figures = hair_color.measure(before, sketch.image, hair_color.Params(color="blond"))
+    assert figures["detail_kept"] < 0.3
+    assert figures["flat_share"] > 0.5
+    spilt = (before.image + 0.2).clamp(-1, 1)
+    assert hair_color.measure(before, spilt, hair_color.Params())["spill_delta_e"] > 3
+
+
+def test_a_matte_a_pixel_too_small_is_drawn_to_the_edge_of_the_hair():
+    full = portrait("black", radius=18.0)
+    tight = portrait("black", radius=18.0, matte=portrait(radius=17.0).hair)
+    truth = (full.hair > 0.5).float()
+    missed = [((truth - m).clamp(0, 1)).sum() for m in (tight.hair, hair_color.hair_matte(tight))]
+    assert missed[1] < 0.5 * missed[0]
+
+
+def test_crumbs_and_what_cannot_be_hair_leave_the_matte():
+    clean = portrait()
+    crumb = soft_disc((58, 58), 2)
+    matte = hair_color.hair_matte(portrait(matte=torch.maximum(clean.hair, crumb)))
+    assert matte[0, 54:, 54:].max() == 0
+    labelled = portrait()
+    labelled.label[20:24, 20:44] = CLASS["hat"]
+    assert hair_color.hair_matte(labelled)[0, 20:24, 20:44].max() == 0
+
+
+@pytest.mark.parametrize("bad", [{"color": "blnd"}, {"intensity": 1.5}, {"colour": "red"}, {"min_hair_share": -1}])
+def test_bad_parameters_are_refused(bad):
+    with pytest.raises(ValidationError):
+        hair_color.Params(**bad)
