@@ -47,10 +47,10 @@ def make_folder(path: Path) -> None:
         raise _storage_error(path, error) from error
 
 
-def remove_stale(path: Path) -> None:
-    """Remove temporary files of `path` that killed processes of this machine left behind."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}\.(\d+)\.tmp")
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files in a folder that killed processes of this machine left behind."""
+    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.tmp")
+    for entry in list(folder.iterdir()):
         match = pattern.fullmatch(entry.name)
         if match and not _is_alive(int(match[1])):
             with contextlib.suppress(OSError):

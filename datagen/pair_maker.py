@@ -1,0 +1,298 @@
+"""Makes the pairs of a list of jobs: sketch, inversion (cached), reconstruction, composition, figures, judgement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from stylepairs.datagen import quality
+from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features.base import Sketch, SketchRefused
+from stylepairs.datagen.inversion_cache import InversionCache
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.quality import GateSettings, Instruments
+from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.shards import Pair, PairRecord, split_of
+
+Advance = Callable[[float], None]
+# Of a pair's time; only for the progress bar.
+INVERSION_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair to be made."""
+
+    id: str
+    portrait: Portrait
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen networks of a build; digest is the generator's."""
+
+    generator: Any
+    digest: str
+    image_px: int
+    instruments: Instruments
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The heavy steps, as functions, so that a build can be tried with others; see `real_backend`."""
+
+    list_portraits: Callable[[Path], list[str]]
+    load_portrait: Callable[[Path, str], Portrait]
+    load_models: Callable[[str, str, str], Models]  # generator, perceptual, device
+    invert: Callable[..., list[Any]]
+    reconstruct: Callable[..., list[Any]]
+    compose: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for all pairs of a build."""
+
+    feature: str
+    inversion: InversionSettings
+    reconstruction: ReconstructionSettings
+    gate: GateSettings
+    seed: int
+    cache_folder: Path
+    code_version: str
+
+
+@dataclass
+class _Draft:
+    """A pair in the making; `refused` is the reason why it will not be made."""
+
+    job: Job
+    params: BaseModel
+    sketch: Sketch | None = None
+    inversion: Any = None
+    reconstruction: Any = None
+    refused: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend, advance: Advance) -> Iterator[Pair]:
+    """The pairs of `jobs`, in order, accepted or not. advance(x) reports x pairs' worth of work done (1 a job in all).
+
+    A pair depends on its portrait, parameters, seed and settings alone: not on its neighbours, nor on what was cached.
+    Raises InputError for a gate that names figures that nothing measures, and for a full disk (the cache's).
+    """
+    feature = load_feature(task.feature)
+    drafts = [_sketched(job, feature, models) for job in jobs]
+    _invert(task, drafts, models, backend, advance)
+    _reconstruct(task, drafts, models, backend, advance)
+    for draft in drafts:
+        yield _finish(task, draft, feature, models, backend)
+
+
+def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
+    portrait = _on_device(job.portrait.resized(models.image_px), models.device)
+    draft = _Draft(Job(job.id, portrait, job.params), feature.Params.model_validate(job.params))
+    try:
+        draft.sketch = feature.sketch(portrait, draft.params)
+    except SketchRefused as refusal:
+        draft.refused = str(refusal)
+    return draft
+
+
+def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
+    """Give every draft its inversion: from the cache, or made now and kept there."""
+    settings = task.inversion.model_dump(mode="json")
+    context = models.instruments.names | {"device": models.device.partition(":")[0]}
+    cache = InversionCache(task.cache_folder, models.digest, settings, context)
+    portraits = {draft.job.portrait.name: draft.job.portrait for draft in drafts if not draft.refused}
+    inversions = {name: cache.load(portrait) for name, portrait in portraits.items()}
+    wanted = [portraits[name] for name, inversion in inversions.items() if inversion is None]
+    instruments, progress = models.instruments, _share(advance, INVERSION_SHARE * len(drafts), len(wanted))
+    made: list[Any] = []
+    if wanted:
+        made = backend.invert(
+            models.generator, instruments.perceptual, wanted, task.inversion, instruments.prior, progress
+        )
+    for portrait, inversion in zip(wanted, made, strict=True):
+        inversions[portrait.name] = inversion
+        if _sound(inversion.figures, inversion.ws, inversion.image, *inversion.noise):
+            cache.store(portrait, inversion)
+    for draft in drafts:
+        draft.inversion = inversions.get(draft.job.portrait.name)
+        found = draft.inversion
+        if found is not None and not _sound(found.figures, found.ws, found.image, *found.noise):
+            draft.refused = f"inversion {quality.NOT_FINITE}"
+    progress(len(wanted), len(wanted))
+
+
+def _reconstruct(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
+    """Give every draft that is not refused its reconstruction; one call for each size of sketch."""
+    by_size: dict[int, list[_Draft]] = {}
+    for draft in drafts:
+        if draft.sketch is not None and not draft.refused:
+            by_size.setdefault(draft.sketch.reference_px, []).append(draft)
+    instruments = models.instruments
+    for wanted in by_size.values():
+        results = backend.reconstruct(
+            models.generator,
+            instruments.perceptual,
+            instruments.prior,
+            [draft.job.portrait for draft in wanted],
+            [draft.inversion for draft in wanted],
+            [draft.sketch for draft in wanted],
+            task.reconstruction,
+            _share(advance, (1 - INVERSION_SHARE) * len(wanted), len(wanted)),
+        )
+        for draft, result in zip(wanted, results, strict=True):
+            draft.reconstruction = result
+            images = (result.generated_before, result.generated_after)
+            if not _sound(result.figures, *images, result.ws_before, result.ws_after, *result.noise):
+                draft.refused = quality.NOT_FINITE
+    advance((1 - INVERSION_SHARE) * sum(bool(draft.refused and draft.reconstruction is None) for draft in drafts))
+
+
+def _share(advance: Advance, work: float, count: int) -> Callable[[int, int], None]:
+    """A progress(done, all) that reports `work` in all, however often it is called."""
+    reported = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal reported
+        now = work * (done / total if total else 1)
+        if now > reported:
+            advance(now - reported)
+            reported = now
+
+    return progress
+
+
+def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Backend) -> Pair:
+    """The pair of a draft; of a refused one only what is sound: before, mask and sketch."""
+    portrait, sketch, result = draft.job.portrait, draft.sketch, draft.reconstruction
+    if draft.refused or sketch is None:
+        parts: dict[str, Any] = (
+            {} if sketch is None else {"mask": _mask_pixels(sketch.edit_mask), "sketch": _pixels(sketch.image)}
+        )
+        return Pair(_record(task, draft, models, [draft.refused]), before=_pixels(portrait.image), **parts)
+    composed = backend.compose(portrait, result, sketch)
+    images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
+    draft.figures = _all_figures(draft, feature, images, models)
+    _, reasons = quality.judge(draft.figures, task.gate)
+    if not _finite(composed.after):
+        return Pair(_record(task, draft, models, [quality.NOT_FINITE]), before=_pixels(portrait.image))
+    return Pair(
+        _record(task, draft, models, reasons),
+        before=_pixels(portrait.image),
+        after=_pixels(composed.after),
+        mask=_mask_pixels(composed.mask),
+        sketch=_pixels(sketch.image),
+        generated_before=_pixels(result.generated_before),
+        generated_after=_pixels(result.generated_after),
+        w_before=_half(result.ws_before),
+        w_after=_half(result.ws_after),
+        noise=[_half(noise) for noise in result.noise],
+    )
+
+
+def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Models) -> dict[str, float]:
+    """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
+    portrait, result = draft.job.portrait, draft.reconstruction
+    assert draft.sketch is not None
+    figures = quality.measure_pair(
+        portrait, draft.sketch, images, result.ws_before, result.ws_after, models.instruments
+    )
+    figures |= feature.measure(portrait, images.after, draft.params)
+    figures |= {f"inversion_{name}": float(value) for name, value in draft.inversion.figures.items()}
+    return figures | {f"reconstruction_{name}": float(value) for name, value in result.figures.items()}
+
+
+def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> PairRecord:
+    digest = draft.job.portrait.digest
+    return PairRecord(
+        id=draft.job.id,
+        feature=task.feature,
+        params=draft.params.model_dump(mode="json"),
+        degree=_degree(draft),
+        accepted=not reasons,
+        reasons=reasons,
+        figures=dict(draft.figures),
+        portrait=draft.job.portrait.name,
+        portrait_digest=digest,
+        generator_digest=models.digest,
+        seed=task.seed,
+        code_version=task.code_version,
+        split=split_of(digest),
+    )
+
+
+def _degree(draft: _Draft) -> float:
+    """The degree that the feature measured, else the one that was asked for, in [0,1]."""
+    asked = float(getattr(draft.params, "intensity", 1.0))
+    measured = draft.figures.get("degree", asked)
+    return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
+
+
+def _sound(figures: dict[str, float], *tensors: torch.Tensor) -> bool:
+    """Whether an optimisation stayed finite: by its own account (it may have gone back to a good state) and now."""
+    return figures.get("finite", 1.0) > 0 and _finite(*tensors)
+
+
+def _finite(*tensors: torch.Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _on_device(portrait: Portrait, device: str) -> Portrait:
+    names = ("image", "label", "hair", "points68")
+    return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """[3,H,W] in [-1,1] -> [H,W,3] uint8."""
+    return ((image.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
+    """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited."""
+    return (mask[0].detach().clamp(0, 1) * 255).ceil().to(torch.uint8).cpu().numpy()
+
+
+def _half(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float16).cpu().numpy()
+
+
+def real_backend() -> Backend:
+    """The steps as the package has them."""
+    from stylepairs.datagen.portraits.prepare import load_portrait, load_portraits
+    from stylepairs.datagen.reconstruction.compose import compose
+    from stylepairs.datagen.reconstruction.inversion import invert
+    from stylepairs.datagen.reconstruction.reconstruct import reconstruct
+
+    return Backend(
+        list_portraits=lambda folder: [portrait.name for portrait in load_portraits(folder)],
+        load_portrait=load_portrait,
+        load_models=load_models,
+        invert=invert,
+        reconstruct=reconstruct,
+        compose=compose,
+    )
+
+
+def load_models(generator: str, perceptual: str, device: str) -> Models:
+    """Load a build's networks on `device`. Raises InputError for a checkpoint that is none."""
+    from stylepairs.datagen.perceptual import load_perceptual
+    from stylepairs.datagen.reconstruction.prior import WPrior
+    from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+
+    network = load_generator(generator)
+    digest = generator_digest(network)
+    network = network.to(device)
+    instruments = Instruments(load_perceptual(perceptual).to(device), WPrior.fit(network, 10_000, 0), None)
+    return Models(network, digest, network.config.img_resolution, instruments, device)

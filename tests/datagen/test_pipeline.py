@@ -1,0 +1,249 @@
+"""A build's result depends on its plan alone: not on workers, ranks, kills, the cache, or what was there before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylepairs.datagen import pipeline, shards
+from stylepairs.datagen.draws import combinations, draw
+from stylepairs.datagen.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_backend
+
+RECIPE = {
+    "feature": "hair_color",
+    "params": {"color": ["blond", "black", "red"], "intensity": 1.0},
+    "perceptual": "pyramid",
+    "gate": {"color_delta_e": {"max": 40}, "outside_psnr_db": {"min": 10}},
+}
+
+
+def plan(tmp_path: Path, out: str = "pairs", recipe: dict | None = None, **settings) -> pipeline.BuildPlan:
+    settings = {"shard_size": 4, "backend": fake_backend.BACKEND, "cache": tmp_path / f"cache-{out}"} | settings
+    checked = pipeline.BuildRecipe.model_validate(RECIPE | (recipe or {}))
+    return pipeline.plan_build(checked, tmp_path, tmp_path / out, **settings)
+
+
+def build(the_plan: pipeline.BuildPlan, **settings) -> pipeline.BuildResult:
+    return pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND, **settings)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.iterdir() if path.suffix in (".tar", ".parquet", ".json")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def test_a_build_makes_every_combination_of_every_portrait(tmp_path):
+    result = build(plan(tmp_path))
+    records = shards.read_index(tmp_path / "pairs", accepted_only=False)
+    assert result == pipeline.BuildResult(18, sum(r.accepted for r in records), complete=True)
+    assert [r.id for r in records] == [f"{i:06d}" for i in range(18)]
+    assert [r.params["color"] for r in records[:6]] == ["blond", "black", "red"] * 2
+    assert {r.portrait for r in records} == set(fake_backend.list_portraits(tmp_path))
+    assert (tmp_path / "pairs" / "manifest.parquet").is_file()
+
+
+def test_pairs_are_identical_outside_the_mask_and_carry_what_made_them(tmp_path):
+    build(plan(tmp_path))
+    for pair in shards.read_pairs(tmp_path / "pairs", accepted_only=False):
+        if pair.after is None:
+            continue
+        np.testing.assert_array_equal(pair.after[pair.mask == 0], pair.before[pair.mask == 0])
+        assert (pair.after != pair.before).any()
+        assert pair.w_before.dtype == pair.noise[0].dtype == np.float16
+        assert pair.record.generator_digest == "f" * 64
+        assert pair.record.split == shards.split_of(pair.record.portrait_digest)
+        assert {
+            "color_delta_e",
+            "outside_psnr_db",
+            "inversion_psnr_db",
+            "reconstruction_steps",
+        } <= pair.record.figures.keys()
+
+
+def test_a_portrait_that_the_feature_refuses_is_a_rejected_pair_with_the_reason(tmp_path):
+    build(plan(tmp_path))
+    bald = [r for r in shards.read_index(tmp_path / "pairs", False) if r.portrait == "portrait_005"]
+    assert len(bald) == 3
+    assert all("no hair to colour" in r.reasons[0] for r in bald)
+    assert shards.read_pair(tmp_path / "pairs", bald[0].id).after is None
+
+
+def test_what_is_not_finite_is_rejected_and_its_pixels_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv(fake_backend.NOT_FINITE, "portrait_001")
+    build(plan(tmp_path))
+    broken = [p for p in shards.read_pairs(tmp_path / "pairs", False) if p.record.portrait == "portrait_001"]
+    assert [p.record.reasons for p in broken] == [["not finite"]] * 3
+    assert all(p.after is None and p.generated_after is None and p.w_after is None for p in broken)
+    assert all(p.before is not None for p in broken)
+
+
+def test_the_number_of_workers_does_not_show(tmp_path):
+    build(plan(tmp_path, "one"))
+    build(plan(tmp_path, "many"), workers=2)
+    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+
+
+def test_ranks_share_the_shards_and_the_last_writes_the_manifest(tmp_path):
+    build(plan(tmp_path, "one"))
+    first = build(plan(tmp_path, "ranks"), rank=1, world=2)
+    assert not first.complete
+    assert not (tmp_path / "ranks" / "manifest.parquet").exists()
+    assert sorted(path.name for path in shards.shard_paths(tmp_path / "ranks")) == [
+        "pairs-00001.tar",
+        "pairs-00003.tar",
+    ]
+    assert build(plan(tmp_path, "ranks"), rank=0, world=2).complete
+    assert digests(tmp_path / "ranks") == digests(tmp_path / "one")
+
+
+def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(tmp_path):
+    cache = tmp_path / "cache"
+    build(plan(tmp_path, "one", cache=cache))
+    kept = sorted(cache.rglob("*.safetensors"))
+    assert len(kept) == 5
+    kept[0].unlink()
+    kept[1].write_bytes(kept[1].read_bytes()[:100])
+    kept[2].write_bytes(b"")
+    build(plan(tmp_path, "two", cache=cache))
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert sorted(cache.rglob("*.safetensors")) == kept
+
+
+def test_a_second_build_with_the_same_cache_inverts_nothing(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    build(plan(tmp_path, "one", cache=cache))
+
+    def fail(*arguments):
+        raise AssertionError("inverted again")
+
+    backend = replace(fake_backend.BACKEND, invert=fail)
+    other = plan(tmp_path, "two", recipe={"params": {"color": "grey"}}, cache=cache)
+    assert pipeline.build_pairs(other, backend=backend).complete
+
+
+def test_finished_shards_are_skipped_and_missing_or_damaged_ones_made_again(tmp_path):
+    build(plan(tmp_path))
+    before = digests(tmp_path / "pairs")
+    (tmp_path / "pairs" / "pairs-00001.tar").unlink()
+    damaged = tmp_path / "pairs" / "pairs-00002.tar"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    untouched = (tmp_path / "pairs" / "pairs-00000.tar").stat().st_mtime_ns
+    events: list[pipeline.BuildEvent] = []
+    assert build(plan(tmp_path), on_event=events.append).complete
+    assert digests(tmp_path / "pairs") == before
+    assert (tmp_path / "pairs" / "pairs-00000.tar").stat().st_mtime_ns == untouched
+    assert [event.shard for event in events if event.shard] == ["pairs-00001.tar", "pairs-00002.tar"]
+    assert any("damaged shard" in event.note for event in events)
+    assert sum(event.work for event in events) == pytest.approx(18)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"shard_size": 5}, "shard_size was 4, now 5"),
+        ({"limit": 2}, "pairs was 18, now 6"),
+        ({"recipe": {"inversion": {"steps": 7}}}, "recipe.inversion.steps was"),
+        ({"recipe": {"params": {"color": "grey"}}}, "recipe.params"),
+    ],
+)
+def test_a_folder_with_a_build_of_other_settings_is_refused(tmp_path, changed, expected):
+    build(plan(tmp_path))
+    before = digests(tmp_path / "pairs")
+    with pytest.raises(InputError, match="choose another --out") as caught:
+        build(plan(tmp_path, **changed))
+    assert expected in str(caught.value) or "holds other pairs" in str(caught.value)
+    assert digests(tmp_path / "pairs") == before
+
+
+def test_another_generator_is_refused_even_when_all_is_finished(tmp_path, monkeypatch):
+    build(plan(tmp_path))
+    monkeypatch.setenv(fake_backend.DIGEST, "e" * 64)
+    with pytest.raises(InputError, match="generator_digest was"):
+        build(plan(tmp_path))
+
+
+def test_shards_that_no_build_made_are_not_touched(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "pairs", count=18)
+    with pytest.raises(InputError, match=r"shards but no build\.json"):
+        build(plan(tmp_path))
+
+
+def test_limit_takes_the_first_portraits_by_name(tmp_path):
+    assert plan(tmp_path, limit=2).names == ("portrait_000", "portrait_001")
+
+
+def test_wrong_parameters_are_found_before_anything_is_loaded(tmp_path):
+    with pytest.raises(InputError, match=r"params\.colr: unknown key; did you mean 'color'"):
+        plan(tmp_path, recipe={"params": {"colr": "red"}})
+    with pytest.raises(InputError, match=r"params\.color.*mauvish"):
+        plan(tmp_path, recipe={"params": {"color": ["red", "mauvish"]}})
+    with pytest.raises(InputError, match="have only 3 combinations"):
+        plan(tmp_path, recipe={"pairs_per_portrait": 4})
+    with pytest.raises(InputError, match="feature 'hair_colour': unknown"):
+        plan(tmp_path, recipe={"feature": "hair_colour"})
+
+
+def test_draws_depend_on_portrait_and_seed_and_repeat_no_choice():
+    choices = combinations({"color": list("abcdef"), "intensity": [0.5, 1.0]})
+    assert len(choices) == 12
+    first = draw(choices, 5, seed=0, digest="p")
+    assert first == draw(choices, 5, seed=0, digest="p")
+    assert first != draw(choices, 5, seed=1, digest="p")
+    assert first != draw(choices, 5, seed=0, digest="q")
+    assert len({json.dumps(params) for params in first}) == 5
+    assert draw(choices, "all", 0, "p") == choices
+
+
+def test_pairs_per_portrait_draws_that_many(tmp_path):
+    build(plan(tmp_path, recipe={"pairs_per_portrait": 2}))
+    records = shards.read_index(tmp_path / "pairs", accepted_only=False)
+    assert len(records) == 12
+    by_portrait: dict[str, list[str]] = {}
+    for record in records:
+        by_portrait.setdefault(record.portrait, []).append(record.params["color"])
+    assert all(len(set(colors)) == 2 for colors in by_portrait.values())
+
+
+def test_too_many_combinations_are_refused():
+    with pytest.raises(InputError, match="combinations"):
+        combinations({"a": list(range(1000)), "b": list(range(1000))})
+    with pytest.raises(InputError, match="empty list"):
+        combinations({"a": []})
+
+
+def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_written(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'color_delta_e'"):
+        build(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}))
+    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
+
+
+def test_rank_comes_from_the_launcher(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert pipeline.rank_and_world() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert pipeline.rank_and_world() == (2, 4)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(InputError, match="not below"):
+        pipeline.rank_and_world()
+
+
+def test_threads_are_put_back(tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    build(plan(tmp_path, limit=1))
+    assert torch.get_num_threads() == before
+    assert os.environ.get("RANK") is None
