@@ -1,0 +1,182 @@
+"""The `i2i` command: train an editor on pairs, edit photos with it, judge it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
+)
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, may be repeated", metavar="KEY=VALUE")]
+
+
+def main() -> None:
+    app()
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file")],
+    pairs: Annotated[Path, typer.Option(help="folder of pairs that `datagen build` made")],
+    out: Annotated[Path, typer.Option(help="run folder; a run that is there already is continued")],
+    overrides: SetOption = None,
+) -> None:
+    """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
+    with one_line_errors():
+        from stylepairs.datagen.recipes import load_recipe
+        from stylepairs.i2i.settings import TrainingSettings
+
+        settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
+        from stylepairs.i2i.training import train as run_training
+
+        run_training(settings, pairs, out, say=print_on_main)
+
+
+@app.command()
+def edit(
+    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded (the shipped weights)")],
+    photos: Annotated[list[Path], typer.Argument(help="photos, any size, any number of faces")],
+    out: Annotated[Path, typer.Option(help="folder for the edited photos")],
+    overrides: SetOption = None,
+    format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
+    min_score: Annotated[float, typer.Option(help="least score of a face")] = 0.5,
+    landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
+    parser: Annotated[str, typer.Option(help="embedded or a BiSeNet .pth")] = "embedded",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+) -> None:
+    """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows."""
+    with one_line_errors():
+        params = parsed_params(overrides or [])
+        suffix = checked_suffix(format)
+        from stylepairs.datagen.errors import InputError
+        from stylepairs.datagen.portraits.analyser import load_analyser
+        from stylepairs.i2i.checkpoints import load_model
+        from stylepairs.i2i.editing import edit_file, split_params
+
+        model, info = load_model(run)
+        split_params(info.feature, params)
+        model.to(chosen_device(device))
+        analyser = load_analyser(landmarks, parser)
+        failed = 0
+        for path, target in targets(photos, out, suffix):
+            try:
+                faces = edit_file(path, target, model, info, analyser, params, min_score)
+            except InputError as error:
+                failed += 1
+                print(error, file=sys.stderr)
+                continue
+            edited = sum(face.refused is None for face in faces)
+            print(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited")
+        if failed:
+            raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
+    portraits: Annotated[Path, typer.Option(help="prepared portraits that were not trained on")],
+    out: Annotated[Path | None, typer.Option(help="JSON with every figure of every edit")] = None,
+    overrides: SetOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="first portraits by name only")] = None,
+    perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
+) -> None:
+    """Edit held-out portraits and measure them; a list gives several edits each: --set color=[black,blond,red]."""
+    with one_line_errors():
+        params = combinations(parsed_params(overrides or []))
+        from stylepairs.datagen.perceptual import load_perceptual
+        from stylepairs.datagen.portraits.prepare import load_portrait, load_portraits
+        from stylepairs.i2i.checkpoints import load_model
+        from stylepairs.i2i.evaluation import portrait_figures
+
+        model, info = load_model(run)
+        files = load_portraits(portraits)[:limit]
+        loaded = (load_portrait(portraits, file.name) for file in files)
+        rows, summary = portrait_figures(model, info, loaded, params, load_perceptual(perceptual), say=print)
+        if out is not None:
+            from stylepairs.datagen.durable import make_folder, replace_file
+
+            make_folder(out.parent)
+            text = json.dumps({"summary": summary, "edits": rows}, indent=1)
+            replace_file(out, lambda file: file.write(text.encode()))
+        print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """InputError becomes one line on stderr and exit code 2."""
+    from stylepairs.datagen.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def parsed_params(overrides: list[str]) -> dict[str, Any]:
+    """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML. Raises InputError."""
+    import yaml
+
+    from stylepairs.datagen.errors import InputError
+
+    params: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {override}: must be key=value, for example color=blond")
+        try:
+            # A colour such as #aabbcc would be a comment, and a,b,c is text anyway.
+            params[key.strip()] = text if text.startswith("#") else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: the value is not YAML") from None
+    return params
+
+
+def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values of which a parameter lists several."""
+    from itertools import product
+
+    lists = [value if isinstance(value, list) else [value] for value in params.values()]
+    return [dict(zip(params, values, strict=True)) for values in product(*lists)]
+
+
+def checked_suffix(format: str) -> str | None:
+    """ ".png" for "png"; None for "same"."""
+    from stylepairs.datagen.errors import InputError
+
+    if format == "same":
+        return None
+    if format not in ("png", "jpg", "jpeg", "webp", "tif", "tiff"):
+        raise InputError(f"--format {format}: unknown; choose png, jpg, webp, tif or same")
+    return f".{format}"
+
+
+def targets(photos: list[Path], out: Path, suffix: str | None) -> Iterator[tuple[Path, Path]]:
+    """Each photo and its file in `out`; photos of the same name get _2, _3, ..."""
+    taken: dict[str, int] = {}
+    for path in photos:
+        ending = suffix or path.suffix.lower()
+        count = taken[path.stem + ending] = taken.get(path.stem + ending, 0) + 1
+        yield path, out / (path.stem + (f"_{count}" if count > 1 else "") + ending)
+
+
+def chosen_device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def print_on_main(line: str) -> None:
+    """Print from one process only, whoever started the processes."""
+    import os
+
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

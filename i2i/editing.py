@@ -1,0 +1,198 @@
+"""Edits whole photos: faces found and aligned, each edited in one pass, and only what changed pasted back.
+
+The network sees an aligned crop at its own size. What is pasted is the *difference* it makes, brought to the photo's
+resolution, so the photo's own fine detail stays; pixels where the predicted mask is zero keep their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.images import load_photo, save_photo, to_float
+from stylepairs.datagen.portraits.alignment import (
+    apply_transform,
+    crop_aligned,
+    ffhq_transform,
+    invert_transform,
+    transform_scale,
+)
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.i2i.conditions import style_of
+
+if TYPE_CHECKING:
+    from stylepairs.datagen.portraits.analyser import FaceAnalyser
+    from stylepairs.i2i.checkpoints import ModelInfo
+    from stylepairs.i2i.models.glean import Edit, Glean
+
+# Side of the crop that is parsed: what the face analyser was trained at.
+PARSE_PX = 256
+# Of the crop's side: over this width the edit fades out towards the crop's border, so that no square shows.
+FEATHER_SHARE = 0.06
+# Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
+STRIP_ROWS = 512
+
+
+@dataclass(frozen=True)
+class FaceEdit:
+    """What was done to one face: its box (x0, y0, x1, y1) in photo pixels, the detector's score; refused: why not."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    refused: str | None = None
+
+
+def edit_file(
+    path: Path, target: Path, model: Glean, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
+    min_score: float = 0.5,
+) -> list[FaceEdit]:  # fmt: skip
+    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
+
+    Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a face, or one
+    with none that the edit applies to.
+    """
+    photo = load_photo(path)
+    try:
+        pixels, faces = edit_photo(photo.pixels, model, info, analyser, params, min_score)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    save_photo(target, replace(photo, pixels=pixels))
+    return faces
+
+
+def edit_photo(
+    photo: np.ndarray, model: Glean, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
+    min_score: float = 0.5,
+) -> tuple[np.ndarray, list[FaceEdit]]:  # fmt: skip
+    """Edit every face of a photo of any size.
+
+    photo uint8 [H,W,3] RGB, upright; params: the feature's parameters and "degree" in [0,1] (default 1), e.g.
+    {"color": "blond", "degree": 0.7}. Returns the edited copy, same shape, and what was done to each face. Raises
+    InputError when there is no face, or when the feature applies to none.
+    """
+    from stylepairs.datagen.features.base import SketchRefused
+
+    found = analyser.find(photo, min_score)
+    if not found:
+        raise InputError(
+            f"no face found with a score of at least {min_score:g}; pass a lower --min-score or crop closer"
+        )
+    result = photo.copy()
+    claimed = np.zeros(photo.shape[:2], np.float16)  # how much of each pixel faces before have edited
+    faces = []
+    for face in found:
+        x0, y0, x1, y1 = (float(value) for value in face.box)
+        box = (x0, y0, x1, y1)
+        transform = ffhq_transform(face.points68, PARSE_PX)
+        before = parsed_portrait(photo, transform, face.points68, analyser).resized(model.size_px)
+        try:
+            edit = edit_portrait(model, info, before, params)
+        except SketchRefused as refused:
+            faces.append(FaceEdit(box, float(face.score), str(refused).removeprefix(f"{before.name}: ")))
+            continue
+        paste(result, claimed, edit, before.image, ffhq_transform(face.points68, model.size_px))
+        faces.append(FaceEdit(box, float(face.score)))
+    if all(face.refused for face in faces):
+        raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
+    return result, faces
+
+
+@torch.no_grad()
+def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Mapping[str, Any]) -> Edit:
+    """One pass over an aligned portrait at the model's size; output clamped to [-1,1], batch of one.
+
+    Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.
+    """
+    feature_params, degree = split_params(info.feature, params)
+    region = load_feature(info.feature).sketch(portrait, feature_params).edit_mask
+    device = next(model.parameters()).device
+    edit: Edit = model(
+        portrait.image[None].to(device),
+        region[None].to(device),
+        torch.tensor([degree], device=device),
+        style_of(info.style, feature_params.model_dump())[None].to(device),
+    )
+    return edit._replace(output=edit.output.clamp(-1, 1))
+
+
+def split_params(feature: str, params: Mapping[str, Any]) -> tuple[Any, float]:
+    """The feature's own parameters, validated, and the degree ("degree", or the feature's "intensity"; default 1)."""
+    from stylepairs.datagen.recipes import validate_params
+
+    own = {name: value for name, value in params.items() if name != "degree"}
+    degree = params.get("degree", params.get("intensity", 1.0))
+    if isinstance(degree, bool) or not isinstance(degree, int | float) or not 0 <= degree <= 1:
+        raise InputError(f"degree {degree!r}: must be a number from 0 (nothing) to 1 (all of it)")
+    return validate_params(load_feature(feature).Params, own, feature), float(degree)
+
+
+def parsed_portrait(photo: np.ndarray, transform: np.ndarray, points68: np.ndarray, analyser: FaceAnalyser) -> Portrait:
+    """The aligned crop of a face at PARSE_PX with its label map and hair matte; transform maps the photo onto it."""
+    crop = crop_aligned(photo, transform, PARSE_PX)
+    label, hair = analyser.parse(crop[None])
+    points = apply_transform(transform, np.asarray(points68, np.float64))
+    return Portrait(
+        name="face",
+        image=to_float(crop),
+        label=torch.as_tensor(label)[0],
+        hair=torch.as_tensor(hair)[0].float(),
+        points68=torch.from_numpy(points).float(),
+        digest="",
+    )
+
+
+def paste(result: np.ndarray, claimed: np.ndarray, edit: Edit, before: torch.Tensor, transform: np.ndarray) -> None:
+    """Add one face's difference to `result`, in place.
+
+    result uint8 [H,W,3]; claimed [H,W] float16, how much of each pixel has been edited already: faces whose crops
+    overlap share the hair between them and do not add up; edit: the pass over the crop `before` [3,S,S]; transform
+    [2,3] maps the photo onto the crop.
+    """
+    side = before.shape[-1]
+    fade = border_fade(side)
+    difference = ((edit.output[0].cpu() - before) * 127.5).permute(1, 2, 0).numpy() * fade[..., None]
+    mask = edit.mask[0, 0].cpu().numpy() * fade
+    scale = transform_scale(transform)
+    if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
+        difference, mask = (
+            cv2.GaussianBlur(x, (0, 0), 0.5 * scale, borderType=cv2.BORDER_REPLICATE) for x in (difference, mask)
+        )
+    x0, y0, x1, y1 = covered(transform, side, result.shape)
+    for top in range(y0, y1, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, y1)
+        here = np.s_[top:bottom, x0:x1]
+        moved = transform.copy()
+        moved[:, 2] += transform[:, :2] @ np.array([x0, top], np.float64)
+        size = (x1 - x0, bottom - top)
+        weight = cv2.warpAffine(mask, moved, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        change = cv2.warpAffine(difference, moved, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+        free = 1 - claimed[here].astype(np.float32)
+        blended = result[here] + change * free[..., None]
+        touched = (weight > 0)[..., None]
+        result[here] = np.where(touched, np.clip(np.rint(blended), 0, 255).astype(np.uint8), result[here])
+        claimed[here] = np.maximum(claimed[here], np.clip(weight, 0, 1))
+
+
+def border_fade(side: int) -> np.ndarray:
+    """[side,side] float32: 1 inside, smoothly 0 towards the crop's border."""
+    from_border = np.minimum(np.arange(side), np.arange(side)[::-1]) / (FEATHER_SHARE * side)
+    ramp = np.clip(from_border, 0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    return np.minimum.outer(ramp, ramp).astype(np.float32)
+
+
+def covered(transform: np.ndarray, side: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The photo's rectangle x0, y0, x1, y1 (ends excluded) that a crop of `side` pixels covers."""
+    corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], np.float64)
+    points = apply_transform(invert_transform(transform), corners)
+    x0, y0 = np.maximum(np.floor(points.min(0)).astype(int), 0)
+    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
+    return int(x0), int(y0), int(min(x1, shape[1])), int(min(y1, shape[0]))

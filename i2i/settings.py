@@ -1,0 +1,107 @@
+"""The `i2i:` section of a recipe: every number of a training run, with its unit in its name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    """Shapes of what is trained: features at resolution r have min(channel_base // r, channel_max) channels."""
+
+    channel_base: int = Field(default=2048, ge=64)
+    channel_max: int = Field(default=128, ge=8)
+
+
+class DataSettings(Section):
+    """How pairs become training samples; shares are of all samples."""
+
+    identity_share: float = Field(
+        default=0.05, ge=0, le=1, description="samples of degree 0, whose target is the photo itself"
+    )
+    blend_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="samples whose target is blended towards the photo; only for edits that keep shapes",
+    )
+    flip_share: float = Field(default=0.5, ge=0, le=1)
+    affine_share: float = Field(default=0.5, ge=0, le=1)
+    rotation_degrees: float = Field(default=8.0, ge=0, le=45)
+    scale_share: float = Field(default=0.08, ge=0, lt=0.5, description="sizes change by up to this share")
+    shift_share: float = Field(default=0.04, ge=0, lt=0.5, description="shifts by up to this share of the side")
+    photometric_share: float = Field(default=0.5, ge=0, le=1)
+    brightness: float = Field(default=0.1, ge=0, lt=1)
+    contrast: float = Field(default=0.15, ge=0, lt=1)
+    saturation: float = Field(default=0.2, ge=0, lt=1)
+    degrade_share: float = Field(
+        default=0.3, ge=0, le=1, description="samples whose photo, not target, is blurred and noisy"
+    )
+    region_share: float = Field(
+        default=0.5, ge=0, le=1, description="samples whose region is shifted, softened or grown a bit"
+    )
+
+
+class LossSettings(Section):
+    """Weights; 0 leaves a term out."""
+
+    l1: float = Field(default=4.0, ge=0)
+    region_weight: float = Field(default=4.0, ge=0, description="pixels inside the mask count 1 + this in l1")
+    perceptual: float = Field(default=1.0, ge=0)
+    mask: float = Field(default=0.5, ge=0)
+    color: float = Field(default=0.0, ge=0, description="mean colour inside the mask against the target's")
+    generated: float = Field(default=0.5, ge=0, description="l1 of the frozen generator's own image against the target")
+    latent: float = Field(
+        default=0.1, ge=0, description="stored latents of the edited face, where no augmentation moved it"
+    )
+    adversarial: float = Field(default=0.0, ge=0)
+    r1: float = Field(default=1.0, ge=0)
+
+
+class DiscriminatorSettings(Section):
+    channel_base: int = Field(default=1024, ge=64)
+    channel_max: int = Field(default=128, ge=8)
+    start_step: int = Field(default=0, ge=0, description="first step of the adversarial terms")
+    r1_every: int = Field(default=16, ge=1, description="steps between two R1 penalties")
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+class TrainingSettings(Section):
+    """The whole `i2i:` section."""
+
+    style: Literal["none", "color"] = "none"
+    init: str = Field(default="none", description="embedded, a trained .safetensors, or none: from the bare generator")
+    generator: str = Field(
+        default="embedded", description="used with init none; else the generator comes with the weights"
+    )
+    perceptual: Literal["auto", "efficientnet-lite0", "vgg16", "pyramid"] = "auto"
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    losses: LossSettings = LossSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    steps: int = Field(default=2000, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="per process")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    decay_from_share: float = Field(
+        default=0.5, ge=0, le=1, description="learning rate falls to 0 over the rest of the steps"
+    )
+    ema_halflife_images: float = Field(default=2000, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = Field(default=0, ge=0)
+    log_every_steps: int = Field(default=20, ge=1)
+    sample_every_steps: int = Field(default=250, ge=1)
+    checkpoint_every_steps: int = Field(default=250, ge=1)
+    val_pairs: int = Field(default=32, ge=0, description="held-out pairs measured at each checkpoint")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _terms_fit_together(self) -> TrainingSettings:
+        if self.losses.color and self.style != "color":
+            raise ValueError("losses.color needs style: color")
+        return self

@@ -1,0 +1,75 @@
+"""The editor's network: starts from the prior and the photo, trains every branch, touches nothing outside its mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig, stretched_sigmoid
+
+
+def inputs(n: int = 2, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    photo = torch.rand(n, 3, size_px, size_px) * 2 - 1
+    region = torch.zeros(n, 1, size_px, size_px)
+    region[:, :, : size_px // 2] = 1
+    return photo, region, torch.ones(n), torch.randn(n, 3)
+
+
+def randomised(model: Glean) -> Glean:
+    """The model as after some training: nothing is zero any more."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def test_untrained_model_keeps_the_prior_and_the_photo(model: Glean, generator: Generator) -> None:
+    photo, region, degree, style = inputs()
+    edit: Edit = model(photo, region, degree, style)
+    ws = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
+    torch.testing.assert_close(edit.generated, generator.synthesis(ws), rtol=0, atol=1e-6)
+    assert torch.equal(edit.output, photo)
+    assert torch.equal(edit.mask, region)
+
+
+def test_every_trainable_parameter_gets_a_gradient(model: Glean) -> None:
+    edit = randomised(model)(*inputs())
+    edit.output.square().mean().backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert silent == []
+
+
+def test_generator_stays_frozen(model: Glean) -> None:
+    model(*inputs()).output.mean().backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.generator.parameters())
+
+
+def test_output_is_the_photo_to_the_bit_where_the_mask_is_zero(model: Glean) -> None:
+    photo, region, degree, style = inputs()
+    edit = randomised(model)(photo, region, degree, style)
+    outside = (edit.mask == 0).expand_as(photo)
+    assert outside.any()
+    assert torch.equal(edit.output[outside], photo[outside])
+    assert not torch.equal(edit.output, photo)
+
+
+@pytest.mark.parametrize("size_px", [8, 64])
+def test_works_at_any_resolution_of_the_generator(size_px: int) -> None:
+    config = GeneratorConfig(
+        z_dim=8, w_dim=8, img_resolution=size_px, channel_base=128, channel_max=8, mapping_layers=1
+    )
+    model = Glean(Generator(config), GleanConfig(style_channels=3, channel_base=64, channel_max=8))
+    assert model(*inputs(1, size_px)).output.shape == (1, 3, size_px, size_px)
+
+
+def test_photo_of_another_size_is_refused(model: Glean) -> None:
+    with pytest.raises(ValueError, match="works at 32 px"):
+        model(*inputs(1, 16))
+
+
+def test_stretched_sigmoid_reaches_zero_and_one() -> None:
+    values = stretched_sigmoid(torch.tensor([-4.0, 0.0, 4.0]))
+    assert values.tolist() == [0.0, 0.5, 1.0]
