@@ -1,0 +1,124 @@
+"""Stage 0: the latent and noise maps with which the generator renders a portrait as it is (after StyleGAN2's projector,
+Karras et al. 2020, in W+ and with a latent prior). Every feature starts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.rendering import half, render
+from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.stylegan.generator import Generator
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """ws [L,C] float32 and noise maps [r,r], both holding float16 values; image [3,H,W] rendered from them in float32."""
+
+    ws: torch.Tensor
+    noise: list[torch.Tensor]
+    image: torch.Tensor
+    figures: dict[str, float]
+
+
+def invert(
+    generator: Generator,
+    perceptual: Perceptual,
+    portraits: Sequence[Portrait],
+    settings: InversionSettings,
+    prior: WPrior | None = None,
+    progress: Progress | None = None,
+) -> list[Inversion]:
+    """Invert portraits (at the generator's resolution), in their order.
+
+    prior None is fitted here. progress(done, all) is called as portraits leave. A portrait whose optimisation broke down
+    has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of the render,
+    prior_distance (1 is typical), steps.
+    """
+    generator.to(memory_format=torch.channels_last)
+    prior = prior or WPrior.fit(generator)
+    jobs = [_job(generator, perceptual, portrait) for portrait in portraits]
+    outcomes: dict[int, Outcome] = {}
+    for index, outcome in optimise(jobs, _objective(generator, perceptual, prior, settings), settings):
+        outcomes[index] = outcome
+        if progress is not None:
+            progress(len(outcomes), len(jobs))
+    ordered = [outcomes[index] for index in range(len(jobs))]
+    ws = [half(prior.unwhiten(outcome.u)) for outcome in ordered]
+    noise = [[half(level) for level in outcome.noise] for outcome in ordered]
+    images = render(generator, ws, noise, settings.batch)
+    return [
+        Inversion(w, maps, image, _figures(outcome, image, portrait, w, perceptual, prior))
+        for w, maps, image, outcome, portrait in zip(ws, noise, images, ordered, portraits, strict=True)
+    ]
+
+
+def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait) -> Job:
+    size_px = generator.config.img_resolution
+    if portrait.size_px != size_px:
+        raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
+    targets = {"photo": portrait.image} | features_of(perceptual, portrait.image)
+    start = torch.zeros(generator.num_ws, generator.config.w_dim, device=portrait.image.device)
+    return Job(start, [level[0, 0].clone() for level in generator.noise_maps()], targets)
+
+
+def _objective(
+    generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings
+) -> Objective:
+    def objective(state: State) -> Verdict:
+        image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
+        everywhere = torch.ones_like(image[:, :1])
+        pixels = pyramid_l1(image, state.targets["photo"], everywhere)
+        features = perceptual_distance(perceptual.features(image), stored_features(state.targets))
+        loss = (
+            settings.pixel_weight * pixels
+            + settings.perceptual_weight * features
+            + settings.prior_weight * prior_norm(state.u)
+            + settings.row_weight * row_spread(state.u)
+        )
+        if settings.noise_learning_rate:
+            loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
+        never = torch.zeros_like(loss, dtype=torch.bool)
+        return Verdict(loss, never, torch.zeros_like(loss))
+
+    return objective
+
+
+def synthesise(generator: Generator, ws: torch.Tensor, noise: list[torch.Tensor], precision: str) -> torch.Tensor:
+    """The render [N,3,H,W] in float32, its convolutions in bfloat16 if asked for."""
+    with torch.autocast(ws.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        image: torch.Tensor = generator.synthesis(ws, noise)
+    return image.float()
+
+
+@torch.no_grad()
+def features_of(perceptual: Perceptual, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The perceptual features of one fixed image [3,H,W] as targets feature0, feature1, ..., computed once."""
+    return {f"feature{level}": x[0] for level, x in enumerate(perceptual.features(image[None]))}
+
+
+def stored_features(targets: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [targets[f"feature{level}"] for level in range(sum(key.startswith("feature") for key in targets))]
+
+
+@torch.no_grad()
+def _figures(
+    outcome: Outcome, image: torch.Tensor, portrait: Portrait, ws: torch.Tensor, perceptual: Perceptual, prior: WPrior
+) -> dict[str, float]:
+    everywhere = torch.ones_like(portrait.image[None, :1])
+    distance = perceptual_distance(perceptual.features(image[None]), perceptual.features(portrait.image[None]))
+    return outcome.figures | {
+        "psnr": float(psnr(image[None], portrait.image[None], everywhere)),
+        f"perceptual_{perceptual.name}": float(distance),
+        "prior_distance": float(prior.distance(ws)),
+        "steps": float(outcome.steps),
+    }

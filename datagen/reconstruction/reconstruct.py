@@ -1,0 +1,188 @@
+"""Stage 1, mask-guided reconstruction: from the inverted portrait to one that equals the sketch inside the edited region at
+low resolution and the photo outside at full resolution, its latent kept in StyleGAN's own distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.inversion import (
+    Inversion,
+    Progress,
+    features_of,
+    stored_features,
+    synthesise,
+)
+from stylepairs.datagen.reconstruction.objective import (
+    anchor_distance,
+    clamped,
+    masked_downsample,
+    noise_autocorrelation,
+    prior_norm,
+    psnr,
+    pyramid_l1,
+    reference_error,
+    row_spread,
+)
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.rendering import half, render
+from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
+from stylepairs.datagen.stylegan.generator import Generator
+
+COARSEST_PX = 4
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A generated pair: latents [L,C] and noise maps [r,r] hold float16 values, the images [3,H,W] are rendered from them."""
+
+    ws_before: torch.Tensor
+    ws_after: torch.Tensor
+    noise: list[torch.Tensor]
+    generated_before: torch.Tensor
+    generated_after: torch.Tensor
+    figures: dict[str, float]
+
+
+def reconstruct(
+    generator: Generator,
+    perceptual: Perceptual,
+    prior: WPrior,
+    portraits: Sequence[Portrait],
+    inversions: Sequence[Inversion],
+    sketches: Sequence[Sketch],
+    settings: ReconstructionSettings,
+    progress: Progress | None = None,
+) -> list[Reconstruction]:
+    """Reconstruct each portrait (at the generator's resolution, with its inversion) for its sketch, in their order.
+
+    All sketches of a call have one reference_px. Figures: reference_error, keep_error and its tolerance, psnr_outside (dB,
+    before composing), prior_distance, latent_shift, steps, multiplier, finite.
+    """
+    if len({sketch.reference_px for sketch in sketches}) > 1:
+        raise ValueError("reconstruct: the sketches of one call must share reference_px")
+    generator.to(memory_format=torch.channels_last)
+    objective = _objective(generator, perceptual, prior, settings)
+    with torch.no_grad():
+        jobs = [
+            _job(perceptual, prior, portrait, inversion, sketch, settings)
+            for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
+        ]
+    outcomes: dict[int, Outcome] = {}
+    for index, outcome in optimise(jobs, objective, settings, settings.multiplier_rate):
+        outcomes[index] = outcome
+        if progress is not None:
+            progress(len(outcomes), len(jobs))
+    return _collect(generator, prior, portraits, inversions, sketches, outcomes, settings)
+
+
+def _collect(generator, prior, portraits, inversions, sketches, outcomes, settings) -> list[Reconstruction]:
+    ws = [half(prior.unwhiten(outcomes[index].u)) for index in range(len(outcomes))]
+    noise = [[half(level) for level in outcomes[index].noise] for index in range(len(outcomes))]
+    # The pair shares one set of noise maps, so that its halves differ in the latent alone.
+    before = render(generator, [inversion.ws for inversion in inversions], noise, settings.batch)
+    after = render(generator, ws, noise, settings.batch)
+    found = []
+    for index, (portrait, inversion, sketch) in enumerate(zip(portraits, inversions, sketches, strict=True)):
+        outcome = outcomes[index]
+        outside = psnr(after[index][None], portrait.image[None], sketch.keep_mask[None])
+        shift = (prior.whiten(ws[index]) - prior.whiten(inversion.ws)).square().mean().sqrt()
+        figures = outcome.figures | {
+            "psnr_outside": float(outside),
+            "prior_distance": float(prior.distance(ws[index])),
+            "latent_shift": float(shift),
+            "steps": float(outcome.steps),
+        }
+        found.append(Reconstruction(inversion.ws, ws[index], noise[index], before[index], after[index], figures))
+    return found
+
+
+def _job(
+    perceptual: Perceptual,
+    prior: WPrior,
+    portrait: Portrait,
+    inversion: Inversion,
+    sketch: Sketch,
+    settings: ReconstructionSettings,
+) -> Job:
+    start = prior.whiten(inversion.ws)
+    edit_mask = sketch.edit_mask[None]
+    targets = {
+        "photo": portrait.image,
+        "start": start,
+        "edit_mask": sketch.edit_mask,
+        "keep_mask": sketch.keep_mask,
+        "lab": torch.tensor(sketch.space == "lab"),
+    }
+    for size_px in _reference_sizes(sketch.reference_px):
+        targets[f"reference{size_px}"] = masked_downsample(sketch.image[None], edit_mask, size_px)[0]
+    targets |= features_of(perceptual, portrait.image)
+    batched = {key: value[None] for key, value in targets.items()}
+    kept = _keep_error(inversion.image[None], batched, perceptual, settings)
+    targets["tolerance"] = settings.keep_slack * kept[0]
+    return Job(start, inversion.noise, targets)
+
+
+def _objective(
+    generator: Generator, perceptual: Perceptual, prior: WPrior, settings: ReconstructionSettings
+) -> Objective:
+    weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws)
+
+    def objective(state: State) -> Verdict:
+        image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
+        reference, reached = _reference(image, state, settings)
+        keep = _keep_error(image, state.targets, perceptual, settings)
+        violation = keep / state.targets["tolerance"] - 1
+        loss = (
+            settings.reference_weight * clamped(reference, settings.reference_tolerance)
+            + state.multiplier.to(keep.device) * clamped(keep, 0.0)
+            + settings.prior_weight * prior_norm(state.u)
+            + settings.row_weight * row_spread(state.u)
+            + anchor_distance(state.u, state.targets["start"], weights.to(state.u.device))
+        )
+        if settings.noise_learning_rate:
+            loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
+        met = reached & (reference <= settings.reference_tolerance * 1.1) & (violation <= 0)
+        figures = {"reference_error": reference, "keep_error": keep, "keep_tolerance": state.targets["tolerance"]}
+        return Verdict(loss, met, violation, {key: value.detach() for key, value in figures.items()})
+
+    return objective
+
+
+def _reference(
+    image: torch.Tensor, state: State, settings: ReconstructionSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each portrait's error at the sketch resolution its own step has come to, and whether that is the final one."""
+    targets = state.targets
+    sizes = sorted(int(key.removeprefix("reference")) for key in targets if key.startswith("reference"))
+    errors = torch.stack([
+        reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets["lab"]) for size in sizes
+    ])  # [sizes,N]
+    progress = state.step / max(settings.coarse_to_fine_steps, 1)
+    level = (progress * (len(sizes) - 1)).floor().clamp(max=len(sizes) - 1).long()
+    if settings.coarse_to_fine_steps == 0:
+        level = torch.full_like(level, len(sizes) - 1)
+    level = level.to(image.device)
+    return errors.gather(0, level[None])[0], level == len(sizes) - 1
+
+
+def _keep_error(
+    image: torch.Tensor, targets: dict[str, torch.Tensor], perceptual: Perceptual, settings: ReconstructionSettings
+) -> torch.Tensor:
+    """keep(w) = |M_keep * (G - x)|_1 / |M_keep| over a pyramid + masked perceptual distance."""
+    pixels = pyramid_l1(image, targets["photo"], targets["keep_mask"])
+    features = perceptual_distance(perceptual.features(image), stored_features(targets), targets["keep_mask"])
+    return pixels + settings.perceptual_weight * features
+
+
+def _reference_sizes(reference_px: int) -> list[int]:
+    sizes = [reference_px]
+    while sizes[-1] > COARSEST_PX:
+        sizes.append(sizes[-1] // 2)
+    return sizes

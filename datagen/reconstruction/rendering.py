@@ -1,0 +1,28 @@
+"""Rendering latents and noise maps to images in batches of one width, so that the bits do not depend on how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stylepairs.datagen.stylegan.generator import Generator
+
+
+@torch.no_grad()
+def render(
+    generator: Generator, ws: Sequence[torch.Tensor], noise: Sequence[Sequence[torch.Tensor]], width: int
+) -> list[torch.Tensor]:
+    """float32 images [3,H,W], not clamped, of latents [L,C] and their noise maps [r,r], `width` at a time."""
+    images: list[torch.Tensor] = []
+    for start in range(0, len(ws), width):
+        rows = [min(start + i, len(ws) - 1) for i in range(width)]
+        maps = [torch.stack(level)[:, None] for level in zip(*(noise[row] for row in rows), strict=True)]
+        out = generator.synthesis(torch.stack([ws[row] for row in rows]), maps)
+        images.extend(out[: len(ws) - start].unbind())
+    return images
+
+
+def half(x: torch.Tensor) -> torch.Tensor:
+    """x rounded to what float16 can hold, as float32: what is stored with a pair is what was rendered."""
+    return x.half().float()

@@ -1,0 +1,57 @@
+"""Settings of inversion and reconstruction, as a recipe may change them. Light to import: no torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimiserSettings(_Settings):
+    """How one latent and its noise maps are moved (Adam, Kingma & Ba 2015; cosine decay at the end)."""
+
+    steps: int = Field(200, ge=1, description="most steps before the rate decays")
+    decay_steps: int = Field(60, ge=1, description="steps of cosine decay, after which the portrait leaves")
+    warmup_steps: int = Field(10, ge=1)
+    learning_rate: float = Field(0.05, gt=0, description="per step, in standard deviations of the latent")
+    noise_learning_rate: float = Field(0.02, ge=0, description="0 freezes the noise maps")
+    batch: int = Field(4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class InversionSettings(OptimiserSettings):
+    """Stage 0: reconstruct the portrait itself."""
+
+    steps: int = 240
+    learning_rate: float = 0.08
+    pixel_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(0.6, ge=0)
+    prior_weight: float = Field(0.004, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
+    row_weight: float = Field(0.004, ge=0, description="squared distance of the rows of W+ to their mean")
+    noise_weight: float = Field(0.02, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
+
+
+class ReconstructionSettings(OptimiserSettings):
+    """Stage 1: meet the sketch inside at low resolution and the photo outside at full resolution."""
+
+    steps: int = 120
+    decay_steps: int = 40
+    learning_rate: float = 0.05
+    noise_learning_rate: float = Field(0.0, ge=0, description="0 keeps the noise maps of stage 0")
+    reference_weight: float = Field(1.0, ge=0)
+    reference_tolerance: float = Field(
+        0.03, gt=0, description="root mean square at which the sketch counts as met: [-1,1] units, or Lab / 50 in Lab space"
+    )
+    keep_slack: float = Field(1.15, ge=1, description="outside error allowed, as a multiple of that of stage 0")
+    perceptual_weight: float = Field(0.6, ge=0)
+    prior_weight: float = Field(0.004, ge=0)
+    row_weight: float = Field(0.004, ge=0)
+    anchor_coarse: float = Field(0.02, ge=0, description="pull of the first row of W+ to its stage-0 value")
+    anchor_fine: float = Field(0.002, ge=0, description="pull of the last row; rows between are interpolated")
+    noise_weight: float = Field(0.02, ge=0)
+    coarse_to_fine_steps: int = Field(40, ge=0, description="steps over which the sketch's resolution rises to its own")
+    multiplier_rate: float = Field(0.05, ge=0, description="rate of the constraint's multiplier, in its logarithm")
