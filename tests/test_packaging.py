@@ -15,6 +15,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "datagen", "i2i")
 HEAVY = ("torch", "kornia", "cv2", "accelerate", "sklearn", "pyarrow")
+COMMANDS = ["datagen", "datagen prepare", "datagen build", "datagen inspect", "datagen export"] + [
+    "i2i",
+    "i2i train",
+    "i2i edit",
+    "i2i evaluate",
+]
 # The promise is one second; three leave room for a busy machine (processor time is counted, so waiting costs nothing).
 HELP_LIMIT_S = 3.0
 
@@ -91,19 +97,7 @@ def test_importing_is_light(module):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "datagen",
-        "datagen prepare",
-        "datagen build",
-        "datagen inspect",
-        "datagen export",
-        "i2i",
-        "i2i train",
-        "i2i edit",
-    ],
-)
+@pytest.mark.parametrize("arguments", COMMANDS)
 def test_help_comes_quickly(arguments):
     package, *command = arguments.split()
     pid = os.posix_spawn(
