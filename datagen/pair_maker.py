@@ -13,11 +13,13 @@ import torch
 from pydantic import BaseModel
 
 from stylepairs.datagen import quality
+from stylepairs.datagen.backend import Backend, Models
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.base import Sketch, SketchRefused
+from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.inversion_cache import InversionCache
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import GateSettings, Instruments
+from stylepairs.datagen.quality import GateSettings
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 from stylepairs.datagen.shards import Pair, PairRecord, split_of
 
@@ -28,34 +30,12 @@ INVERSION_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Job:
-    """One pair to be made."""
+    """One pair to be made. source: digest of the photo that the portrait was cut from, which decides the split."""
 
     id: str
     portrait: Portrait
     params: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Models:
-    """The frozen networks of a build; digest is the generator's."""
-
-    generator: Any
-    digest: str
-    image_px: int
-    instruments: Instruments
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Backend:
-    """The heavy steps, as functions, so that a build can be tried with others; see `real_backend`."""
-
-    list_portraits: Callable[[Path], list[str]]
-    load_portrait: Callable[[Path, str], Portrait]
-    load_models: Callable[[str, str, str], Models]  # generator, perceptual, device
-    invert: Callable[..., list[Any]]
-    reconstruct: Callable[..., list[Any]]
-    compose: Callable[..., Any]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -100,7 +80,7 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
 
 def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
     portrait = _on_device(job.portrait.resized(models.image_px), models.device)
-    draft = _Draft(Job(job.id, portrait, job.params), feature.Params.model_validate(job.params))
+    draft = _Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
     try:
         draft.sketch = feature.sketch(portrait, draft.params)
     except SketchRefused as refusal:
@@ -179,23 +159,23 @@ def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Ba
     portrait, sketch, result = draft.job.portrait, draft.sketch, draft.reconstruction
     if draft.refused or sketch is None:
         parts: dict[str, Any] = (
-            {} if sketch is None else {"mask": _mask_pixels(sketch.edit_mask), "sketch": _pixels(sketch.image)}
+            {} if sketch is None else {"mask": _mask_pixels(sketch.edit_mask), "sketch": to_uint8(sketch.image)}
         )
-        return Pair(_record(task, draft, models, [draft.refused]), before=_pixels(portrait.image), **parts)
+        return Pair(_record(task, draft, models, [draft.refused]), before=to_uint8(portrait.image), **parts)
     composed = backend.compose(portrait, result, sketch)
     images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
     draft.figures = _all_figures(draft, feature, images, models)
     _, reasons = quality.judge(draft.figures, task.gate)
     if not _finite(composed.after):
-        return Pair(_record(task, draft, models, [quality.NOT_FINITE]), before=_pixels(portrait.image))
+        return Pair(_record(task, draft, models, [quality.NOT_FINITE]), before=to_uint8(portrait.image))
     return Pair(
         _record(task, draft, models, reasons),
-        before=_pixels(portrait.image),
-        after=_pixels(composed.after),
+        before=to_uint8(portrait.image),
+        after=to_uint8(composed.after),
         mask=_mask_pixels(composed.mask),
-        sketch=_pixels(sketch.image),
-        generated_before=_pixels(result.generated_before),
-        generated_after=_pixels(result.generated_after),
+        sketch=to_uint8(sketch.image),
+        generated_before=to_uint8(result.generated_before),
+        generated_after=to_uint8(result.generated_after),
         w_before=_half(result.ws_before),
         w_after=_half(result.ws_after),
         noise=[_half(noise) for noise in result.noise],
@@ -215,7 +195,6 @@ def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Mo
 
 
 def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> PairRecord:
-    digest = draft.job.portrait.digest
     return PairRecord(
         id=draft.job.id,
         feature=task.feature,
@@ -225,11 +204,12 @@ def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> Pa
         reasons=reasons,
         figures=dict(draft.figures),
         portrait=draft.job.portrait.name,
-        portrait_digest=digest,
+        portrait_digest=draft.job.portrait.digest,
+        source_digest=draft.job.source,
         generator_digest=models.digest,
         seed=task.seed,
         code_version=task.code_version,
-        split=split_of(digest),
+        split=split_of(draft.job.source),
     )
 
 
@@ -254,11 +234,6 @@ def _on_device(portrait: Portrait, device: str) -> Portrait:
     return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
 
 
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    """[3,H,W] in [-1,1] -> [H,W,3] uint8."""
-    return ((image.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-
-
 def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
     """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited."""
     return (mask[0].detach().clamp(0, 1) * 255).ceil().to(torch.uint8).cpu().numpy()
@@ -266,33 +241,3 @@ def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
 
 def _half(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float16).cpu().numpy()
-
-
-def real_backend() -> Backend:
-    """The steps as the package has them."""
-    from stylepairs.datagen.portraits.prepare import load_portrait, load_portraits
-    from stylepairs.datagen.reconstruction.compose import compose
-    from stylepairs.datagen.reconstruction.inversion import invert
-    from stylepairs.datagen.reconstruction.reconstruct import reconstruct
-
-    return Backend(
-        list_portraits=lambda folder: [portrait.name for portrait in load_portraits(folder)],
-        load_portrait=load_portrait,
-        load_models=load_models,
-        invert=invert,
-        reconstruct=reconstruct,
-        compose=compose,
-    )
-
-
-def load_models(generator: str, perceptual: str, device: str) -> Models:
-    """Load a build's networks on `device`. Raises InputError for a checkpoint that is none."""
-    from stylepairs.datagen.perceptual import load_perceptual
-    from stylepairs.datagen.reconstruction.prior import WPrior
-    from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
-
-    network = load_generator(generator)
-    digest = generator_digest(network)
-    network = network.to(device)
-    instruments = Instruments(load_perceptual(perceptual).to(device), WPrior.fit(network, 10_000, 0), None)
-    return Models(network, digest, network.config.img_resolution, instruments, device)

@@ -20,11 +20,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from stylepairs.datagen import shards
+from stylepairs.datagen.backend import Backend, Models, real_backend
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.pair_maker import Backend, Job, Models, Task, make_pairs, real_backend
+from stylepairs.datagen.pair_maker import Job, Task, make_pairs
 from stylepairs.datagen.quality import GateSettings
 from stylepairs.datagen.recipes import validate_params
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
@@ -216,9 +217,9 @@ def _jobs(plan: BuildPlan, index: int, backend: Backend) -> list[Job]:
     for job in plan.shard_jobs(index):
         name = plan.names[job // plan.per_portrait]
         if portrait is None or portrait.name != name:
-            portrait = backend.load_portrait(plan.portraits, name)
+            portrait, source = backend.load_portrait(plan.portraits, name)
             draws = draw(plan.choices, plan.recipe.pairs_per_portrait, plan.seed, portrait.digest)
-        jobs.append(Job(shards.pair_id(job), portrait, draws[job % plan.per_portrait]))
+        jobs.append(Job(shards.pair_id(job), portrait, draws[job % plan.per_portrait], source))
     return jobs
 
 

@@ -54,6 +54,7 @@ class PairRecord:
     seed: int
     code_version: str
     split: str
+    source_digest: str = ""  # of the photo that the portrait was cut from; "" where it is not known
     shard: str = ""
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (offset, bytes) in the shard
 
@@ -86,9 +87,9 @@ def pair_id(index: int) -> str:
     return f"{index:06d}"
 
 
-def split_of(portrait_digest: str) -> str:
+def split_of(source_digest: str) -> str:
     """ "train" or "val" (about 10 %), by source photo alone: all that is made from a photo stays on one side."""
-    bucket = int.from_bytes(hashlib.sha256(f"split:{portrait_digest}".encode()).digest()[:8], "big") % 100
+    bucket = int.from_bytes(hashlib.sha256(f"split:{source_digest}".encode()).digest()[:8], "big") % 100
     return "val" if bucket < VAL_PERCENT else "train"
 
 
@@ -228,6 +229,7 @@ def _record(key: str, details: dict[str, Any], shard: str, parts: dict[str, tupl
         seed=int(provenance["seed"]),
         code_version=str(provenance["code_version"]),
         split=str(provenance["split"]),
+        source_digest=str(provenance.get("source_digest", "")),
         shard=shard,
         parts=parts,
     )
@@ -266,7 +268,17 @@ def _columns() -> dict[str, Any]:
     """The plain columns of the manifest: name -> Arrow type."""
     import pyarrow as pa
 
-    texts = ("id", "shard", "feature", "split", "portrait", "portrait_digest", "generator_digest", "code_version")
+    texts = (
+        "id",
+        "shard",
+        "feature",
+        "split",
+        "portrait",
+        "portrait_digest",
+        "source_digest",
+        "generator_digest",
+        "code_version",
+    )
     return {name: pa.string() for name in texts} | {
         "degree": pa.float64(),
         "accepted": pa.bool_(),
@@ -280,7 +292,7 @@ def _shard_sizes(directory: Path) -> dict[str, int]:
 
 
 def _details(record: PairRecord) -> dict[str, Any]:
-    names = ("portrait", "portrait_digest", "generator_digest", "seed", "code_version", "split")
+    names = ("portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split")
     figures = {k: float(v) if v is not None and math.isfinite(v) else None for k, v in record.figures.items()}
     return {
         "feature": record.feature,

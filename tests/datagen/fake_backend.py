@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from stylepairs.datagen.pair_maker import Backend, Models
+from stylepairs.datagen.backend import Backend, Models
 from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.quality import Instruments
@@ -32,7 +32,7 @@ def list_portraits(folder: Path) -> list[str]:
     return [f"portrait_{index:03d}" for index in range(COUNT)]
 
 
-def load_portrait(folder: Path, name: str) -> Portrait:
+def load_portrait(folder: Path, name: str) -> tuple[Portrait, str]:
     number = int(name.rpartition("_")[2])
     image = torch.rand(3, SIZE_PX, SIZE_PX, generator=torch.Generator().manual_seed(number)) * 2 - 1
     label = torch.full((SIZE_PX, SIZE_PX), CLASS["skin"], dtype=torch.uint8)
@@ -41,7 +41,7 @@ def load_portrait(folder: Path, name: str) -> Portrait:
     if number == 5:  # a bald one, whom the feature refuses
         hair = torch.zeros_like(hair)
     points = torch.rand(68, 2, generator=torch.Generator().manual_seed(number)) * SIZE_PX
-    return Portrait(name, image, label, hair, points, f"{number:064x}")
+    return Portrait(name, image, label, hair, points, f"{number:064x}"), f"photo of {name}"
 
 
 def load_models(generator: str, perceptual: str, device: str) -> Models:

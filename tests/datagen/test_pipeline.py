@@ -61,7 +61,7 @@ def test_pairs_are_identical_outside_the_mask_and_carry_what_made_them(tmp_path)
         assert (pair.after != pair.before).any()
         assert pair.w_before.dtype == pair.noise[0].dtype == np.float16
         assert pair.record.generator_digest == "f" * 64
-        assert pair.record.split == shards.split_of(pair.record.portrait_digest)
+        assert pair.record.split == shards.split_of(f"photo of {pair.record.portrait}")
         assert {
             "color_delta_e",
             "outside_psnr_db",

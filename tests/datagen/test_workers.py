@@ -37,7 +37,7 @@ def test_another_error_arrives_with_its_traceback():
 
 
 def test_a_killed_worker_is_one_clear_line():
-    with pytest.raises(InputError, match="killed.*fewer --workers") as caught:
+    with pytest.raises(InputError, match=r"killed.*fewer --workers") as caught:
         run_workers(worker_tasks.die, range(2), 2, lambda event: None)
     assert "\n" not in str(caught.value)
 
