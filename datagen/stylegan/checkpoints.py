@@ -1,0 +1,240 @@
+"""Reads StyleGAN2 generators and discriminators from every common checkpoint format, and writes our own.
+
+Checkpoints are data, never code: nothing that a file names is imported or called (see restricted_pickle).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.stylegan.checkpoint_files import read_content
+from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.datagen.stylegan.key_maps import (
+    ROSINALITY,
+    discriminator_shapes,
+    generator_names,
+    generator_shapes,
+)
+from stylepairs.datagen.stylegan.network_search import Network, find_discriminator, find_generator
+from stylepairs.datagen.stylegan.restricted_pickle import CheckpointError, printable
+from stylepairs.kernels.upfirdn2d import setup_filter
+
+EMBEDDED = "embedded"
+# The mean latent of a checkpoint without one: enough draws for an error of 1 % of W's spread, the same ones every time.
+MEAN_LATENT_SAMPLES = 10_000
+MEAN_LATENT_SEED = 123
+NOISE_SEED = 0
+
+Net = TypeVar("Net", Generator, Discriminator)
+Config = TypeVar("Config", GeneratorConfig, DiscriminatorConfig)
+
+
+def load_generator(source: str | Path) -> Generator:
+    """The generator of a checkpoint, on the CPU, in float32, in evaluation mode, without gradients for its weights.
+
+    source: "embedded" for the one the package carries, or a file: an official pickle (stylegan2-ada-pytorch, stylegan3
+    with config stylegan2; G_ema), a rosinality `.pt` (g_ema; also inside pSp and e4e checkpoints), an OpenMMLab `.pth`
+    (generator_ema) or `.safetensors`; the content decides, not the extension. What the file lacks is inferred from its
+    tensors' shapes; a missing mean latent is estimated from the mapping network, a missing noise map drawn, with fixed
+    seeds. Raises InputError where the file holds no such generator or asks for code.
+    """
+    with _as_input_error(source):
+        content = read_content(_path(source))
+        network = find_generator(content)
+        config = _configured(GeneratorConfig, network)
+        values = _read_values(network, generator_shapes(config), content.size)
+    _fill_missing_noise(values, config)
+    mean_is_known = "mapping.w_avg" in values
+    values.setdefault("mapping.w_avg", torch.zeros(config.w_dim))
+    generator = _build(Generator, config, values)
+    if not mean_is_known:
+        generator.mapping.w_avg.copy_(estimate_mean_latent(generator))
+    return generator
+
+
+def load_discriminator(source: str | Path) -> Discriminator:
+    """The discriminator of an official pickle (D), a rosinality `.pt` (d), `.safetensors`; else as `load_generator`."""
+    with _as_input_error(source):
+        content = read_content(_path(source))
+        network = find_discriminator(content)
+        config = _configured(DiscriminatorConfig, network)
+        values = _read_values(network, discriminator_shapes(config), content.size)
+    return _build(Discriminator, config, values)
+
+
+def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `.safetensors` with the configuration, and `metadata`, as text in its metadata; whole or not at all.
+
+    Raises ValueError where metadata has a key of the configuration, InputError where the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    config = {key: str(value) for key, value in asdict(generator.config).items() if value is not None}
+    clash = sorted(set(config) & set(metadata or {}))
+    if clash:
+        raise ValueError(f"save_generator: metadata may not set {', '.join(clash)}, the configuration does")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
+    _write(Path(path), save(tensors, metadata={**(metadata or {}), **config}))
+
+
+def export_rosinality(path: str | Path, generator: Generator) -> None:
+    """Write a `.pt` with {g_ema, latent_avg} for rosinality/stylegan2-pytorch and the encoders built on it.
+
+    Raises InputError where that code cannot express the generator: it has one width for z and w, RGB, no activation
+    clamp, and channels 512 to 32 px, then halving from 256 or 512 at 64 px.
+    """
+    config = generator.config
+    state = {key: value.detach().cpu() for key, value in generator.state_dict().items()}
+    widths = [{r: min(512, 32768 * multiplier // 2 // r) for r in config.resolutions} for multiplier in (1, 2)]
+    widths = [{r: 512 if r <= 32 else c for r, c in width.items()} for width in widths]
+    channels = {r: config.channels(r) for r in config.resolutions}
+    if config.z_dim != config.w_dim or config.img_channels != 3 or config.conv_clamp or channels not in widths:
+        raise InputError(
+            f"{path}: this generator's configuration does not exist in rosinality's code; save it as .safetensors"
+        )
+    theirs = {}
+    for ours, name in generator_names(config.img_resolution, config.mapping_layers, ROSINALITY).items():
+        theirs[name] = _rosinality_shape(ours, state[ours])
+    # Their kernels include the gain of upsampling: 4 in sum.
+    kernel = setup_filter(gain=4.0)
+    for index in range(len(config.resolutions) - 1):
+        theirs[f"convs.{2 * index}.conv.blur.kernel"] = kernel.clone()
+        theirs[f"to_rgbs.{index}.upsample.kernel"] = kernel.clone()
+    with _temporary(Path(path)) as temporary:
+        torch.save({"g_ema": theirs, "latent_avg": state["mapping.w_avg"]}, temporary)
+
+
+def generator_digest(generator: Generator) -> str:
+    """SHA-256 (hex) over everything that shapes an image, the same whichever format the generator came from."""
+    digest = hashlib.sha256(f"conv_clamp={generator.config.conv_clamp}".encode())
+    for key, value in sorted(generator.state_dict().items()):
+        if not key.endswith("resample_filter"):
+            digest.update(f"{key} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def estimate_mean_latent(generator: Generator) -> torch.Tensor:
+    """Mean of w over seeded z, [w_dim], for checkpoints that keep none."""
+    z = torch.randn(
+        MEAN_LATENT_SAMPLES, generator.config.z_dim, generator=torch.Generator().manual_seed(MEAN_LATENT_SEED)
+    )
+    return torch.stack([generator.mapping.to_w(part).mean(0) for part in z.split(1000)]).mean(0)
+
+
+def _path(source: str | Path) -> Path:
+    if str(source) == EMBEDDED:
+        return Path(str(resources.files("stylepairs.datagen") / "weights" / "generator.safetensors"))
+    return Path(source)
+
+
+@contextmanager
+def _as_input_error(source: str | Path) -> Iterator[None]:
+    shown = printable(source, limit=1000)
+    try:
+        yield
+    except CheckpointError as error:
+        raise InputError(f"{shown}: {error}") from None
+    except FileNotFoundError:
+        advice = "reinstall the package" if str(source) == EMBEDDED else "check the path"
+        raise InputError(f"{shown}: there is no such file; {advice}") from None
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _configured(kind: type[Config], network: Network) -> Config:
+    known = {field.name for field in fields(kind)}
+    return kind(**{key: value for key, value in network.config.items() if key in known})
+
+
+def _read_values(network: Network, expected: Mapping[str, tuple[int, ...]], file_size: int) -> dict[str, torch.Tensor]:
+    """Float32 values by name, read only after every shape, and their sum against the file's size, is as expected."""
+    for key, shape in expected.items():
+        if key not in network.tensors and key not in network.optional:
+            raise CheckpointError(f"lacks {network.name_of(key)}; it is damaged or of an unknown variant")
+        if key in network.tensors and network.tensors[key].shape != shape:
+            found = "x".join(map(str, network.tensors[key].shape))
+            wanted = "x".join(map(str, shape))
+            raise CheckpointError(
+                f"has {network.name_of(key)} of shape {found}, not {wanted}; it is of an unknown variant"
+            )
+    extra = sorted(set(network.tensors) - set(expected))
+    if extra:
+        raise CheckpointError(
+            f"has {printable(network.name_of(extra[0]))}, which StyleGAN2 has not; it is of an unknown variant"
+        )
+    if sum(tensor.nbytes for tensor in network.tensors.values()) > file_size:
+        raise CheckpointError("claims more numbers than the file holds; copy or download it again")
+    values = {key: tensor.read().to(torch.float32) for key, tensor in network.tensors.items()}
+    broken = [key for key, value in values.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(
+            f"has infinite or undefined numbers in {network.name_of(broken[0])}; take an earlier checkpoint"
+        )
+    return values
+
+
+def _fill_missing_noise(values: dict[str, torch.Tensor], config: GeneratorConfig) -> None:
+    """Fixed maps for a file without noise buffers, and strength 0 for a network trained without noise."""
+    random = torch.Generator().manual_seed(NOISE_SEED)
+    for resolution in config.resolutions:
+        for conv in ("conv1",) if resolution == 4 else ("conv0", "conv1"):
+            name = f"synthesis.b{resolution}.{conv}"
+            drawn = torch.randn(resolution, resolution, generator=random)
+            values.setdefault(f"{name}.noise_const", drawn)
+            values.setdefault(f"{name}.noise_strength", torch.zeros([]))
+
+
+def _build(kind: Callable[[Config], Net], config: Config, values: dict[str, torch.Tensor]) -> Net:
+    """A module with these values; its random initialisation leaves the caller's random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        module = kind(config)
+    filters = {key: setup_filter() for key in module.state_dict() if key.endswith("resample_filter")}
+    module.load_state_dict(values | filters, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _rosinality_shape(ours: str, value: torch.Tensor) -> torch.Tensor:
+    if ours.endswith("noise_const"):
+        return value[None, None].clone()
+    if ours.endswith("noise_strength"):
+        return value.reshape(1).clone()
+    if ours.endswith("torgb.bias"):
+        return value.reshape(1, -1, 1, 1).clone()
+    is_modulated = value.ndim == 4 and ours.endswith(".weight")
+    return value[None].clone() if is_modulated or ours.endswith(".const") else value.clone()
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; renamed to it, synced, when all went well, removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as RuntimeError.
+        reason = getattr(error, "strerror", None) or printable(error)
+        raise InputError(f"{path}: cannot be written ({reason}); free some space or choose another place") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _temporary(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,95 @@
+"""Networks out of the pickles that NVIDIA's stylegan2-ada-pytorch and stylegan3 write; the source inside is never run.
+
+Such a pickle is a dictionary (G, D, G_ema, ...) of "persistent" objects: each carries the Python source of its class
+and the `__dict__` of a torch module. The source is dropped unread; tensors, attributes, constructor arguments stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from stylepairs.datagen.stylegan.restricted_pickle import Budget, ByteReader, CheckpointError, Opaque, read_pickle
+from stylepairs.datagen.stylegan.torch_archive import NAMES, Storage, TensorRecord, read_legacy, tensor_calls
+
+_MAX_DEPTH = 16
+_MAX_MODULES = 10_000
+
+
+@dataclass(frozen=True)
+class Module:
+    """One torch module of the pickle: its class's name and its attributes."""
+
+    class_name: str
+    state: dict[str, Any]
+
+    def attribute(self, name: str) -> Any:
+        """A plain attribute (number, text, None), or None if it is absent or anything else."""
+        value = self.state.get(name)
+        return value if isinstance(value, str | int | float | bool) else None
+
+    def children(self) -> dict[str, Module]:
+        return {name: child for name, child in self._table("_modules").items() if isinstance(child, Module)}
+
+    def tensors(self) -> dict[str, TensorRecord]:
+        both = self._table("_parameters") | self._table("_buffers")
+        return {name: tensor for name, tensor in both.items() if isinstance(tensor, TensorRecord)}
+
+    def _table(self, name: str) -> dict[str, Any]:
+        table = self.state.get(name)
+        return {key: value for key, value in table.items() if isinstance(key, str)} if isinstance(table, dict) else {}
+
+
+def read_official(reader: ByteReader, budget: Budget) -> Any:
+    """The object of the pickle, with Module for networks and TensorRecord for tensors. Raises CheckpointError."""
+
+    def load_from_bytes(arguments: tuple[Any, ...]) -> Storage:
+        # PyTorch pickles a storage as the bytes of a file of its own: read with an empty table, so nothing nests in it.
+        if len(arguments) != 1 or not isinstance(arguments[0], bytes):
+            raise TypeError("storage without bytes")
+        storage = read_legacy(ByteReader(arguments[0]), budget, calls={})
+        if not isinstance(storage, Storage):
+            raise TypeError("storage bytes that hold something else")
+        return storage
+
+    calls = tensor_calls() | {
+        "torch.storage._load_from_bytes": load_from_bytes,
+        "torch_utils.persistence._reconstruct_persistent_obj": _module,
+        "dnnlib.util.EasyDict": _easy_dict,
+    }
+    return read_pickle(reader, calls, NAMES, budget)
+
+
+def walk(module: Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Module]]:
+    """(dotted prefix, module) of a module and all below it; CheckpointError where they nest as no network does."""
+    count = 0
+    todo = [(prefix, module, depth)]
+    while todo:
+        prefix, module, depth = todo.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_MODULES:
+            raise CheckpointError("is not a StyleGAN2 checkpoint (modules nest without end); check its source")
+        yield prefix, module
+        todo.extend((f"{prefix}{name}.", child, depth + 1) for name, child in module.children().items())
+
+
+def state_dict(module: Module) -> dict[str, TensorRecord]:
+    """All tensors below a module, by the names that torch gives them."""
+    return {prefix + name: tensor for prefix, part in walk(module) for name, tensor in part.tensors().items()}
+
+
+def _module(arguments: tuple[Any, ...]) -> Module:
+    (meta,) = arguments
+    state = meta["state"]
+    if meta["type"] != "class" or not isinstance(meta["class_name"], str) or not isinstance(state, dict):
+        raise TypeError("persistent object without a state")
+    # Tensors live in the tables of torch.nn.Module; everything else that is neither plain nor a table is not needed.
+    kept = {key: value for key, value in state.items() if isinstance(key, str) and not isinstance(value, Opaque)}
+    return Module(meta["class_name"], kept)
+
+
+def _easy_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    if arguments:
+        raise TypeError("EasyDict with arguments")
+    return {}
