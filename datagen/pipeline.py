@@ -29,7 +29,7 @@ from stylepairs.datagen.pair_maker import Job, Task, make_pairs
 from stylepairs.datagen.quality import GateSettings
 from stylepairs.datagen.recipes import validate_params
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
-from stylepairs.datagen.workers import run_workers
+from stylepairs.datagen.workers import available_cpus, run_workers
 
 BUILD_FILE = "build.json"
 # Raised whenever the same build would give other pairs.
@@ -299,7 +299,7 @@ def _conclude(plan: BuildPlan) -> BuildResult:
     """Whoever finds that no shard is missing writes the manifest: the last rank, or two with the same bytes."""
     complete = all(plan.shard_path(index).exists() for index in range(plan.shard_count))
     if complete:
-        shards.write_manifest(plan.out)
+        shards.update_manifest(plan.out)
     records = shards.read_index(plan.out, accepted_only=False) if shards.shard_paths(plan.out) else []
     return BuildResult(len(records), sum(record.accepted for record in records), complete)
 
@@ -314,6 +314,26 @@ def _fixed_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda:N" for "auto", "cpu" or "cuda"; N is this process's place on its machine. Raises InputError."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown; choose auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is to be had here; choose cpu or auto")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def default_workers(device: str) -> int:
+    """One a GPU; on a CPU one a processor, shared with the other ranks of this machine."""
+    if device != "cpu":
+        return 1
+    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def rank_and_world() -> tuple[int, int]:

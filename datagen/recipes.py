@@ -111,7 +111,8 @@ def _apply(settings: dict[str, Any], override: str, section: str, model: type[Ba
     if not equals or not all(path):
         raise InputError(f"--set {override}: must be key=value, for example inversion.steps=100")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
+        # To YAML a value such as #aabbcc is a comment; here it can only be a colour.
+        value = text.strip() if text.strip().startswith("#") else yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--set {override}: the value is not YAML ({_one_line(error)})") from error
     params = settings.get("params")

@@ -126,6 +126,12 @@ def write_manifest(directory: Path) -> int:
     return len(records)
 
 
+def update_manifest(directory: Path) -> None:
+    """Write the manifest unless it already describes the shards that are there."""
+    if shard_paths(directory) and _manifest_records(directory) is None:
+        write_manifest(directory)
+
+
 def shard_paths(directory: Path) -> list[Path]:
     """The finished shards of a folder, in order; InputError when it is not a folder of pairs."""
     if not directory.is_dir():

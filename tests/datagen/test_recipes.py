@@ -50,6 +50,7 @@ def test_overrides_reach_nested_keys_and_params_by_bare_name(recipe):
     assert settings.params == {"color": "blond", "intensity": 0.5, "extra": [1, 2]}
     assert settings.inversion.steps == 7
     assert settings.feature == "bangs"
+    assert load(path, "color=#aabbcc").params["color"] == "#aabbcc"
 
 
 def test_all_that_is_wrong_is_said_on_one_line(recipe):

@@ -1,0 +1,150 @@
+"""The `datagen` command: from photos to portraits to pairs, and ways to look at them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stylepairs.datagen.command_line import INTERRUPTED, progress, run_app
+
+if TYPE_CHECKING:
+    from stylepairs.datagen.pipeline import BuildPlan, BuildResult
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Before/after pairs from rough edits of portraits.",
+)
+
+
+def main() -> None:
+    run_app(app)
+
+
+@app.command()
+def prepare(
+    photos: Annotated[list[Path], typer.Argument(help="photos, or folders of photos")],
+    out: Annotated[Path, typer.Option(help="folder for the portraits; one that is there already is added to")],
+    size: Annotated[int, typer.Option(help="side of the aligned crop in pixels")] = 256,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
+    landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
+    parser: Annotated[str, typer.Option(help="embedded, or a BiSeNet file such as 79999_iter.pth")] = "embedded",
+) -> None:
+    """Find the faces in photos, align and parse them: the portraits that `build` starts from."""
+    from stylepairs.datagen.portraits.prepare import list_photos, prepare_photos
+
+    counted = 0
+    with progress(len(list_photos(photos, out)), "photos") as shown:
+
+        def advance(done: int, total: int, photo: str) -> None:
+            nonlocal counted
+            shown.advance(done - counted)
+            counted = done
+
+        result = prepare_photos(photos, out, size, min_score, landmarks, parser, advance)
+        for photo, reason in result.skipped:
+            shown.note(f"skipped {photo}: {reason}")
+    print(f"{out}: {len(result.portraits)} portraits; {result.photos} photos, {len(result.skipped)} skipped")
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file")],
+    portraits: Annotated[Path, typer.Option(help="folder that `prepare` made")],
+    out: Annotated[Path, typer.Option(help="folder for the pairs; a build that is there already is continued")],
+    generator: Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")] = "embedded",
+    limit: Annotated[int | None, typer.Option(min=1, help="the first portraits by name only")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses the draws of parameters")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")] = 32,
+    cache: Annotated[
+        Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
+    from stylepairs.datagen import pipeline
+    from stylepairs.datagen.recipes import load_recipe
+
+    settings = load_recipe(recipe, "datagen", pipeline.BuildRecipe, overrides or [])
+    rank, world = pipeline.rank_and_world()
+    place = pipeline.choose_device(device)
+    plan = pipeline.plan_build(
+        settings,
+        portraits,
+        out,
+        generator=generator,
+        limit=limit,
+        seed=seed,
+        shard_size=shard_size,
+        cache=cache,
+        device=place,
+    )
+    try:
+        result = _run(plan, workers or pipeline.default_workers(place), rank, world)
+    except KeyboardInterrupt:
+        print("interrupted; finished shards are kept: run the same command again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    share = f"{result.pairs} pairs, {result.accepted} accepted ({100 * result.accepted / max(result.pairs, 1):.0f} %)"
+    if result.complete:
+        print(f"{out}: {share}")
+    else:
+        print(f"{out}: {share} so far; the shards of other processes are not finished yet")
+
+
+def _run(plan: BuildPlan, workers: int, rank: int, world: int) -> BuildResult:
+    """Build with progress on stderr."""
+    from stylepairs.datagen.pipeline import BuildEvent, build_pairs
+
+    accepted = rejected = 0
+    with progress(sum(len(plan.shard_jobs(index)) for index in range(rank, plan.shard_count, world)), "pairs") as shown:
+
+        def show(event: BuildEvent) -> None:
+            nonlocal accepted, rejected
+            accepted, rejected = accepted + event.accepted, rejected + event.rejected
+            shown.advance(event.work, f"{accepted} accepted, {rejected} rejected" if accepted + rejected else "")
+            if event.note:
+                shown.note(event.note)
+
+        return build_pairs(plan, workers=workers, rank=rank, world=world, on_event=show)
+
+
+@app.command()
+def inspect(
+    pairs: Annotated[Path, typer.Argument(help="folder of pairs, finished or not")],
+    out: Annotated[Path, typer.Option(help="the HTML page to write")],
+    max_pairs: Annotated[int, typer.Option(min=1, max=5000, help="pairs shown at most")] = 200,
+    thumbnail: Annotated[int, typer.Option(min=32, max=512, help="side of a picture in pixels")] = 128,
+) -> None:
+    """Show pairs, rejections and figures on one HTML page that needs no network; brings the manifest up to date."""
+    from stylepairs.datagen import inspection, shards
+
+    shards.update_manifest(pairs)
+    shown = inspection.write_report(pairs, out, max_pairs, thumbnail)
+    print(f"{out}: {shown} pairs shown")
+
+
+@app.command()
+def export(
+    pairs: Annotated[Path, typer.Argument(help="folder of pairs")],
+    out: Annotated[Path, typer.Option(help="folder for before/ID.png, after/ID.png, mask/ID.png and index.jsonl")],
+    everything: Annotated[bool, typer.Option("--all", help="rejected pairs too")] = False,
+    split: Annotated[str | None, typer.Option(help="train or val; default: both")] = None,
+) -> None:
+    """Write accepted pairs as plain PNG files."""
+    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.export import export_pairs
+
+    if split not in (None, "train", "val"):
+        raise InputError(f"--split {split}: unknown; choose train or val")
+    count = export_pairs(pairs, out, everything, split)
+    print(f"{out}: {count} pairs")

@@ -1,0 +1,160 @@
+"""The commands say what was done on one line, and what was wrong on one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stylepairs.datagen import cli, pipeline
+from stylepairs.datagen.command_line import Progress
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_backend
+
+RECIPE = """
+datagen:
+  feature: hair_color
+  params: {color: [blond, black], intensity: 1.0}
+  perceptual: pyramid
+  gate: {color_delta_e: {max: 40}}
+i2i: {}
+"""
+
+
+@pytest.fixture
+def datagen(monkeypatch, capsys, tmp_path):
+    """Runs `datagen ARGUMENTS` in this process, with the fake steps; gives exit code, stdout and stderr."""
+    monkeypatch.setattr(pipeline, "real_backend", lambda: fake_backend.BACKEND)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["datagen", *arguments.split()])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code, printed.out, printed.err
+
+    return run
+
+
+BUILD = "build mine.yaml --portraits faces --out pairs --workers 1 --shard-size 4"
+
+
+def test_build_inspect_and_export_work_together(datagen, tmp_path):
+    code, out, _ = datagen(BUILD)
+    assert code == 0
+    assert out.startswith("pairs: 12 pairs, ")
+    assert out.count("\n") == 1
+    code, out, _ = datagen("inspect pairs --out page/report.html")
+    assert (code, out) == (0, "page/report.html: 12 pairs shown\n")
+    assert "portrait_003" in (tmp_path / "page" / "report.html").read_text()
+    assert datagen("export pairs --out plain --all")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "plain" / "index.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(12)]
+    assert all((tmp_path / "plain" / file).is_file() for row in rows for file in row["files"].values())
+    assert rows[-1]["files"].keys() == {"before"}  # the bald one
+
+
+def test_export_writes_the_pixels_of_the_pairs(datagen, tmp_path, synthetic_pairs):
+    from PIL import Image
+
+    from stylepairs.datagen import shards
+
+    synthetic_pairs(tmp_path / "pairs", count=6)
+    code, out, _ = datagen("export pairs --out plain")
+    assert (code, out) == (0, "plain: 4 pairs\n")
+    pair = shards.read_pair(tmp_path / "pairs", "000003")
+    for name in ("before", "after", "mask"):
+        with Image.open(tmp_path / "plain" / name / "000003.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), getattr(pair, name))
+    assert not (tmp_path / "plain" / "before" / "000002.png").exists()
+
+
+def test_set_limit_and_cache_reach_the_build(datagen, tmp_path):
+    code, out, _ = datagen(f"{BUILD} --limit 2 --set color=grey --set inversion.steps=3 --cache elsewhere")
+    assert code == 0
+    assert out.startswith("pairs: 2 pairs")
+    assert list((tmp_path / "elsewhere").rglob("*.safetensors"))
+    settings = json.loads((tmp_path / "pairs" / "build.json").read_text())["recipe"]
+    assert settings["params"]["color"] == "grey"
+    assert settings["inversion"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("build none.yaml --portraits faces --out pairs", "none.yaml: cannot be read"),
+        ("build mine.yaml --portraits faces --out pairs --set colr=red", "did you mean 'color'"),
+        ("build mine.yaml --portraits faces --out pairs --set color=mauvish", "mauvish"),
+        ("build mine.yaml --portraits faces --out pairs --device tpu", "choose auto, cpu or cuda"),
+        ("build mine.yaml --portraits faces --out pairs --limit 0", "--limit"),
+        ("build mine.yaml --portraits faces", "--out"),
+        ("build mine.yaml --portraits faces --out mine.yaml/pairs", "cannot be written"),
+        ("build mine.yaml --portraits faces --out pairs --sed 3", "--sed"),
+        ("inspect nothing --out page.html", "no such folder of pairs"),
+        ("inspect . --out page.html", "no finished shard of pairs"),
+        ("export nothing --out plain", "no such folder of pairs"),
+        ("export nothing --out plain --split test", "choose train or val"),
+        ("prepare nothing.jpg --out faces", "nothing.jpg: no such file"),
+        ("frobnicate", "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(datagen, arguments, expected):
+    code, out, err = datagen(arguments)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_an_interrupted_build_says_how_to_go_on(datagen, monkeypatch):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "build_pairs", interrupt)
+    code, out, err = datagen(BUILD)
+    assert code == 130
+    assert out == ""
+    assert err == "interrupted; finished shards are kept: run the same command again to go on\n"
+
+
+def test_ranks_of_a_launcher_share_the_build(datagen, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, out, _ = datagen(BUILD)
+    assert code == 0
+    assert "not finished yet" in out
+    monkeypatch.setenv("RANK", "0")
+    assert datagen(BUILD)[1].startswith("pairs: 12 pairs, ")
+
+
+def test_an_error_of_the_code_is_not_dressed_up_as_bad_input(datagen, monkeypatch):
+    monkeypatch.setattr(pipeline, "build_pairs", lambda *a, **k: 1 // 0)
+    monkeypatch.setattr(sys, "argv", ["datagen", *BUILD.split()])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.command_line._PLAIN_INTERVAL_S", 0.0)
+    shown = Progress(4, "pairs")
+    shown.advance(1.5, "1 accepted, 0 rejected")
+    shown.note("pairs-00000.tar: damaged")
+    err = capsys.readouterr().err
+    assert err.startswith("2 of 4 pairs")
+    assert "1 accepted, 0 rejected\npairs-00000.tar: damaged\n" in err
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stylepairs.datagen", "inspect", "none", "--out", "page.html"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "none: no such folder of pairs; make one with `datagen build`\n"
