@@ -92,13 +92,13 @@ def evaluate(
     with one_line_errors():
         params = combinations(parsed_params(overrides or []))
         from stylepairs.datagen.perceptual import load_perceptual
-        from stylepairs.datagen.portraits.prepare import load_portrait, load_portraits
+        from stylepairs.datagen.portraits.folders import load_portraits
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.evaluation import portrait_figures
 
         model, info = load_model(run)
         files = load_portraits(portraits)[:limit]
-        loaded = (load_portrait(portraits, file.name) for file in files)
+        loaded = (file.load() for file in files)
         rows, summary = portrait_figures(model, info, loaded, params, load_perceptual(perceptual), say=print)
         if out is not None:
             from stylepairs.datagen.durable import make_folder, replace_file

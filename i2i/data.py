@@ -19,7 +19,7 @@ from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.shards import Pair, PairRecord, load_pair, read_index
 from stylepairs.i2i import augment
 from stylepairs.i2i.conditions import STYLE_CHANNELS, Style, encode_color, style_of
-from stylepairs.i2i.losses import mean_color
+from stylepairs.i2i.losses import edited_region, mean_color
 
 if TYPE_CHECKING:
     from stylepairs.i2i.settings import DataSettings
@@ -122,11 +122,12 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
     stack = torch.cat([sample["photo"], sample["target"], full, sample["mask"]])
     stack, moved = augment.geometry(stack, settings, rng)
     images, mask = stack[:9].clamp(-1, 1), stack[9:].clamp(0, 1)
-    recoloured = augment.photometric(images.unflatten(0, (3, 3)), settings, rng)
+    images = images.unflatten(0, (3, 3))
+    recoloured = augment.photometric(images, settings, rng)
     code = sample["style"]
-    if style == "color":
+    if style == "color" and recoloured is not images:
         # The wanted colour follows what the recolouring did to the colour that was reached.
-        code = code + encode_color(_inner_color(recoloured[2], mask)) - encode_color(_inner_color(images[6:], mask))
+        code = code + encode_color(_inner_color(recoloured[2], mask)) - encode_color(_inner_color(images[2], mask))
     photo = augment.degrade(recoloured[0], settings, rng)
     return {
         "photo": photo,
@@ -179,13 +180,8 @@ def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share:
 
 
 def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean Lab [3] where the mask is nearly one."""
-    return mean_color(image[None], inner(mask[None]))[0]
-
-
-def inner(mask: torch.Tensor) -> torch.Tensor:
-    """The part of a soft mask [N,1,H,W] that is nearly one, softly."""
-    return ((mask - 0.8) / 0.2).clamp(0, 1)
+    """Mean Lab [3] over the region that was edited."""
+    return mean_color(image[None], edited_region(mask[None]))[0]
 
 
 def _image(pixels: np.ndarray, size_px: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Edits whole photos: faces found and aligned, each edited in one pass, and only what changed pasted back.
 
-The network sees an aligned crop at its own size. What is pasted is the *difference* it makes, brought to the photo's
-resolution, so the photo's own fine detail stays; pixels where the predicted mask is zero keep their bits.
+The network sees an aligned crop at its own size and says how the photo is to be scaled and shifted, pixel by pixel.
+These maps are brought to the photo's resolution and applied to the photo itself, so its own fine detail stays; pixels
+where the predicted mask is zero keep their bits.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from stylepairs.datagen.portraits.alignment import (
     transform_scale,
 )
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.conditions import style_of
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def edit_photo(
         except SketchRefused as refused:
             faces.append(FaceEdit(box, float(face.score), str(refused).removeprefix(f"{before.name}: ")))
             continue
-        paste(result, claimed, edit, before.image, ffhq_transform(face.points68, model.size_px))
+        paste(result, photo, claimed, edit, ffhq_transform(face.points68, model.size_px))
         faces.append(FaceEdit(box, float(face.score)))
     if all(face.refused for face in faces):
         raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
@@ -112,7 +114,7 @@ def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Map
     Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.
     """
     feature_params, degree = split_params(info.feature, params)
-    region = load_feature(info.feature).sketch(portrait, feature_params).edit_mask
+    region = region_mask(load_feature(info.feature).sketch(portrait, feature_params).edit_mask)  # as in the pairs
     device = next(model.parameters()).device
     edit: Edit = model(
         portrait.image[None].to(device),
@@ -149,36 +151,37 @@ def parsed_portrait(photo: np.ndarray, transform: np.ndarray, points68: np.ndarr
     )
 
 
-def paste(result: np.ndarray, claimed: np.ndarray, edit: Edit, before: torch.Tensor, transform: np.ndarray) -> None:
-    """Add one face's difference to `result`, in place.
+def paste(result: np.ndarray, photo: np.ndarray, claimed: np.ndarray, edit: Edit, transform: np.ndarray) -> None:
+    """Add one face's edit to `result`, in place.
 
-    result uint8 [H,W,3]; claimed [H,W] float16, how much of each pixel has been edited already: faces whose crops
-    overlap share the hair between them and do not add up; edit: the pass over the crop `before` [3,S,S]; transform
-    [2,3] maps the photo onto the crop.
+    result, photo uint8 [H,W,3]; claimed [H,W] float16, how much of each pixel has been edited already: faces whose
+    crops overlap share the hair between them and do not add up; edit: the pass over the crop; transform [2,3] maps the
+    photo onto the crop.
     """
-    side = before.shape[-1]
-    fade = border_fade(side)
-    difference = ((edit.output[0].cpu() - before) * 127.5).permute(1, 2, 0).numpy() * fade[..., None]
-    mask = edit.mask[0, 0].cpu().numpy() * fade
+    side = edit.mask.shape[-1]
+    mask = edit.mask[0, 0].cpu().numpy() * border_fade(side)
+    gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
-        difference, mask = (
-            cv2.GaussianBlur(x, (0, 0), 0.5 * scale, borderType=cv2.BORDER_REPLICATE) for x in (difference, mask)
-        )
-    x0, y0, x1, y1 = covered(transform, side, result.shape)
+        gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
+    x0, y0, x1, y1 = covered(transform, side, photo.shape)
     for top in range(y0, y1, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, y1)
         here = np.s_[top:bottom, x0:x1]
         moved = transform.copy()
         moved[:, 2] += transform[:, :2] @ np.array([x0, top], np.float64)
-        size = (x1 - x0, bottom - top)
-        weight = cv2.warpAffine(mask, moved, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        change = cv2.warpAffine(difference, moved, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
-        free = 1 - claimed[here].astype(np.float32)
-        blended = result[here] + change * free[..., None]
-        touched = (weight > 0)[..., None]
-        result[here] = np.where(touched, np.clip(np.rint(blended), 0, 255).astype(np.uint8), result[here])
-        claimed[here] = np.maximum(claimed[here], np.clip(weight, 0, 1))
+        weight = brought_up(mask, moved, (bottom - top, x1 - x0), cv2.INTER_LINEAR).clip(0, 1)
+        change = brought_up(gain, moved, weight.shape, cv2.INTER_CUBIC) * photo[here]
+        change += brought_up(bias, moved, weight.shape, cv2.INTER_CUBIC)
+        share = weight * (1 - claimed[here].astype(np.float32))
+        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, 255).astype(np.uint8)
+        result[here] = np.where((share > 0)[..., None], blended, result[here])
+        claimed[here] = np.maximum(claimed[here], weight)
+
+
+def brought_up(values: np.ndarray, transform: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
+    """A map of the crop as the photo's rectangle of `shape` (H, W) sees it; 0 beyond the crop."""
+    return cv2.warpAffine(values, transform, (shape[1], shape[0]), flags=interpolation | cv2.WARP_INVERSE_MAP)
 
 
 def border_fade(side: int) -> np.ndarray:

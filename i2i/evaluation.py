@@ -19,8 +19,9 @@ from stylepairs.datagen.pair_codec import encode_png
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.i2i.checkpoints import ModelInfo
+from stylepairs.i2i.conditions import decode_color
 from stylepairs.i2i.data import PairDataset, Sample
-from stylepairs.i2i.losses import mean_color
+from stylepairs.i2i.losses import edited_region, mean_color
 from stylepairs.i2i.models.glean import Edit, Glean
 
 # PSNR of equal images would be infinite; this stands for "identical".
@@ -29,30 +30,34 @@ PSNR_IDENTICAL_DB = 100.0
 
 @torch.no_grad()
 def pair_figures(model: Glean, dataset: PairDataset, perceptual: Perceptual, device: torch.device) -> dict[str, float]:
-    """Means over a set of held-out pairs, model's output against the pair's after image.
+    """Medians over a set of held-out pairs, the model's output against the pair's after image.
 
     l1_inside, psnr_outside_db: inside and outside the pair's mask; mask_l1: predicted against the pair's mask;
-    delta_e: median CIEDE2000 between both mean colours inside; perceptual_NAME: masked LPIPS-like distance.
+    delta_e_to_pair, delta_e_to_wanted: CIEDE2000 of the mean colour inside against the pair's, and (style color)
+    against the wanted one; perceptual_NAME: masked LPIPS-like distance.
     """
     rows = []
     for index in range(len(dataset)):
         sample = {name: tensor[None].to(device) for name, tensor in dataset[index].items()}
         edit = run_sample(model, sample)
         output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
-        colors = [mean_color(image, mask)[0] for image in (output, target)]
+        colors = [mean_color(image, edited_region(mask))[0] for image in (output, target)]
+        wanted = {}
+        if dataset.style == "color":
+            code = decode_color(sample["style"][0])
+            wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], code, dim=0))}
         distance = perceptual_distance(perceptual.features(output), perceptual.features(target), mask)
         rows.append(
             {
                 "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
                 "psnr_outside_db": psnr_db(output, sample["photo"], (mask == 0).float()),
                 "mask_l1": float((edit.mask - mask).abs().mean()),
-                "delta_e": float(delta_e_2000(colors[0], colors[1], dim=0)),
+                "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
+                **wanted,
                 f"perceptual_{perceptual.name}": float(distance[0]),
             }
         )
-    figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    figures["delta_e"] = float(np.median([row["delta_e"] for row in rows]))
-    return figures
+    return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.colors import srgb_to_lab
+from stylepairs.datagen.reconstruction.compose import DILATION
 
 # Lab distances are divided by this, so that a clearly visible error counts about as much as in the other terms.
 LAB_SCALE = 100.0
@@ -33,10 +34,16 @@ def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def mean_color(image: torch.Tensor, region: torch.Tensor, image_is_lab: bool = False) -> torch.Tensor:
+def edited_region(mask: torch.Tensor) -> torch.Tensor:
+    """What the pair's mask [N,1,H,W] was before composition dilated it: nearly the feature's own edit mask, 0 or 1."""
+    radius = max(1, round(DILATION * mask.shape[-1]))
+    eroded = -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
+    return (eroded > 0.5).to(mask.dtype)
+
+
+def mean_color(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """Mean Lab colour over the region, [N,3]; an empty region gives zeros."""
-    lab = image if image_is_lab else srgb_to_lab(image)
-    return (lab * region).sum((2, 3)) / region.sum((2, 3)).clamp_min(1e-6)
+    return (srgb_to_lab(image) * region).sum((2, 3)) / region.sum((2, 3)).clamp_min(1e-6)
 
 
 def color_distance(image: torch.Tensor, wanted_lab: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

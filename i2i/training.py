@@ -24,6 +24,7 @@ from stylepairs.datagen.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.i2i import checkpoints, losses
+from stylepairs.i2i.conditions import decode_color
 from stylepairs.i2i.data import PairDataset, batches, data_digest, one_feature, read_records, style_channels
 from stylepairs.i2i.evaluation import pair_figures, sample_sheet
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
@@ -79,7 +80,8 @@ def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str
     resume(run, out)
     info = checkpoints.ModelInfo(feature, settings.style, identity)
     log = RunLog(out, run.step, enabled=run.accelerator.is_main_process)
-    say(f"{feature}: {len(records)} pairs, {len(held_out)} held out, {run.model.size_px} px; step {run.step}")
+    world = run.accelerator.num_processes
+    say(f"{feature}: {len(records)} pairs, {len(held_out)} held out; {world} processes; step {run.step}")
     for batch in batch_stream(run, dataset):
         figures = training_step(run, batch)
         run.step += 1
@@ -194,8 +196,9 @@ def editing_losses(run: Run, edit: Edit, batch: Batch) -> dict[str, torch.Tensor
     if weights.mask:
         terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, mask)
     if weights.color:
-        wanted_color = losses.mean_color(target, mask)
-        terms["color"] = weights.color * losses.color_distance(edit.output, wanted_color, mask)
+        region, code = losses.edited_region(mask), decode_color(batch["style"])
+        wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])
+        terms["color"] = weights.color * losses.color_distance(edit.output, wanted_color, region)
     if weights.generated:
         terms["generated"] = weights.generated * losses.pixel_l1(edit.generated, target, mask, 0.0)
     if weights.latent:

@@ -21,6 +21,8 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 # The mask is a stretched sigmoid, so that it reaches exactly 0 and 1 (the photo is untouched where it is 0).
 MASK_STRETCH = 1.06
+# Contrast grows at most by this and one: more would turn the noise of dark pixels into grain.
+MAX_GAIN = 2.0
 # Logits that the region channel starts the mask from: sigmoid(+-4) lies beyond the stretched range: exactly 0 and 1.
 REGION_LOGIT = 4.0
 
@@ -40,13 +42,17 @@ class GleanConfig:
 class Edit(NamedTuple):
     """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], ws [N,L,C].
 
-    output = photo + mask * (edit - photo); generated is the frozen generator's own image after fusion.
+    output = photo + mask * (edit - photo), edit = photo + gain * (photo + 1) + bias: what the photo shows is scaled
+    from black and shifted, pixel by pixel, so its detail need not be drawn anew, and the same maps fit the photo at
+    any resolution. generated is the frozen generator's own image after fusion.
     """
 
     output: torch.Tensor
     edit: torch.Tensor
     mask: torch.Tensor
     mask_logits: torch.Tensor
+    gain: torch.Tensor
+    bias: torch.Tensor
     generated: torch.Tensor
     ws: torch.Tensor
 
@@ -93,10 +99,12 @@ class Glean(nn.Module):
             return fused[resolution]
 
         generated = self.generator.synthesis(ws, fuse=fuse)
-        residual, mask_offset = self.decoder(fused, features, generated)
+        gain, bias, mask_offset = self.decoder(fused, features, generated).split((3, 3, 1), dim=1)
+        gain = MAX_GAIN * torch.tanh(gain / MAX_GAIN)
+        residual = gain * (photo + 1) + bias
         mask_logits = mask_offset + (region * 2 - 1) * REGION_LOGIT
         mask = stretched_sigmoid(mask_logits)
-        return Edit(photo + mask * residual, photo + residual, mask, mask_logits, generated, ws)
+        return Edit(photo + mask * residual, photo + residual, mask, mask_logits, gain, bias, generated, ws)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Everything but the frozen generator, by name."""
@@ -163,9 +171,9 @@ class ScaleAndShift(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Fused generator features and encoder features, coarse to fine -> residual [N,3,R,R] and mask offset [N,1,R,R].
+    """Fused generator features and encoder features, coarse to fine -> gain, bias, mask offset [N,3+3+1,R,R].
 
-    The generator's image joins at the last level. Both outputs are zero at initialisation.
+    The generator's image joins at the last level. All is zero at initialisation.
     """
 
     def __init__(self, generator_channels: list[int], resolutions: list[int], config: GleanConfig):
@@ -178,11 +186,11 @@ class Decoder(nn.Module):
         for index, (here, from_generator) in enumerate(zip(channels, generator_channels, strict=True)):
             self.convs.append(nn.Conv2d((here if index else 0) + from_generator + here, here, 3, padding=1))
         self.last = nn.Conv2d(channels[-1] + 3, channels[-1], 3, padding=1)
-        self.out = zeroed(nn.Conv2d(channels[-1], 4, 3, padding=1))
+        self.out = zeroed(nn.Conv2d(channels[-1], 7, 3, padding=1))
 
     def forward(
         self, fused: dict[int, torch.Tensor], features: dict[int, torch.Tensor], generated: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         x: torch.Tensor | None = None
         for index, (resolution, conv) in enumerate(zip(self.resolutions, self.convs, strict=True)):
             inputs = [fused[resolution], features[resolution]]
@@ -191,8 +199,8 @@ class Decoder(nn.Module):
             x = activation(conv(torch.cat(inputs, dim=1)))
         assert x is not None
         x = activation(self.last(torch.cat([x, generated.to(x.dtype)], dim=1)))
-        out = self.out(x).float()
-        return out[:, :3], out[:, 3:]
+        out: torch.Tensor = self.out(x).float()
+        return out
 
 
 def activation(x: torch.Tensor) -> torch.Tensor:
