@@ -1,4 +1,5 @@
-"""Chooses the implementation of an operation: auto takes the first that fits, an explicit choice is honoured or raises."""
+"""Chooses the implementation of an operation: auto takes the first that fits, an explicit choice is honoured or
+raises."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from __future__ import annotations
 def choose(op: str, impl: str, usable: dict[str, bool]) -> str:
     """Name of the implementation to run.
 
-    usable maps names, fastest first, to whether each can run here and now. "auto" takes the first usable one; a name that
-    is unknown or not usable raises ValueError, so a benchmark never measures something else than it says.
+    usable maps names, fastest first, to whether each can run here and now. "auto" takes the first usable one; a name
+    that is unknown or not usable raises ValueError, so a benchmark never measures something else than it says.
     """
     if impl == "auto":
         return next(name for name, can_run in usable.items() if can_run)

@@ -1,4 +1,5 @@
-"""Modulated, demodulated convolution (StyleGAN2, Karras et al. 2020, section 2.2), with one weight shared by the batch."""
+"""Modulated, demodulated convolution (StyleGAN2, Karras et al. 2020, section 2.2), with one weight shared by the
+batch."""
 
 from __future__ import annotations
 
@@ -42,14 +43,16 @@ def modulated_conv2d(
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """1 / norm of each sample's scaled filters, [N,Cout]: a matrix product of squared styles and summed squared weights."""
+    """1 / norm of each sample's scaled filters, [N,Cout]: a matrix product of squared styles and summed squared
+    weights."""
     return (styles.square() @ weight.square().sum((2, 3)).t() + DEMODULATION_EPS).rsqrt()
 
 
 def convolve(
     x: torch.Tensor, weight: torch.Tensor, up: int = 1, resample_kernel: torch.Tensor | None = None, groups: int = 1
 ) -> torch.Tensor:
-    """Same-size correlation [N,Cin,H,W] -> [N,Cout,H,W], or (up=2) transposed convolution followed by the FIR filter."""
+    """Same-size correlation [N,Cin,H,W] -> [N,Cout,H,W], or (up=2) transposed convolution followed by the FIR
+    filter."""
     if up == 1:
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
     assert resample_kernel is not None

@@ -11,7 +11,8 @@ from stylepairs.kernels.dispatch import choose
 
 
 def setup_filter(taps: Sequence[float] = (1, 3, 3, 1), gain: float = 1.0) -> torch.Tensor:
-    """Outer product of 1-D taps, [len, len] float32, with sum `gain`: what NVIDIA's release keeps as `resample_filter`."""
+    """Outer product of 1-D taps, [len, len] float32, with sum `gain`: what NVIDIA's release keeps as
+    `resample_filter`."""
     row = torch.as_tensor(taps, dtype=torch.float32)
     square = torch.outer(row, row)
     return square * (gain / square.sum())
@@ -29,8 +30,8 @@ def upfirdn2d(
 ) -> torch.Tensor:
     """Insert up-1 zeros after each pixel, pad, convolve each channel with `kernel`, keep every down-th pixel.
 
-    x [N,C,H,W]; kernel [kh,kw], or [k] for the outer product of its taps, run as two 1-D passes; padding (left, right, top,
-    bottom), negative crops; flip_filter correlates instead of convolving; gain multiplies the result.
+    x [N,C,H,W]; kernel [kh,kw], or [k] for the outer product of its taps, run as two 1-D passes; padding (left,
+    right, top, bottom), negative crops; flip_filter correlates instead of convolving; gain multiplies the result.
     Returns [N,C,(H*up+pad-kh)//down+1, ...]. Differentiable twice.
     impl "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel.
     """

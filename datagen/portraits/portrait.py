@@ -19,8 +19,8 @@ class Portrait:
     """An aligned crop, square, of side H = W pixels; pixel centres at integers.
 
     image [3,H,W] float32 RGB in [-1,1]; label [H,W] uint8, CelebAMask-HQ classes; hair [1,H,W] float32 matte in [0,1];
-    points68 [68,2] float32 (x, y) in aligned pixels; digest: sha256 of the aligned image's uint8 pixels, which names the
-    portrait in caches and provenance.
+    points68 [68,2] float32 (x, y) in aligned pixels; digest: sha256 of the aligned image's uint8 pixels, which names
+    the portrait in caches and provenance.
     """
 
     name: str
@@ -42,7 +42,9 @@ class Portrait:
         return Portrait(
             name=self.name,
             image=_resize(self.image, size_px).clamp(-1, 1),
-            label=F.interpolate(self.label[None, None].float(), size=(size_px, size_px), mode="nearest-exact")[0, 0].to(torch.uint8),
+            label=F.interpolate(self.label[None, None].float(), size=(size_px, size_px), mode="nearest-exact")[0, 0].to(
+                torch.uint8
+            ),
             hair=_resize(self.hair, size_px).clamp(0, 1),
             points68=(self.points68 + 0.5) * scale - 0.5,
             digest=self.digest,

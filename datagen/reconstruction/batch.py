@@ -1,7 +1,7 @@
 """A batch of portraits optimised together, each on its own: those that have converged leave, new ones take their place.
 
-The batch keeps its width; free places hold copies whose results are dropped. Convolutions give the same bits for a sample
-whatever the others in a batch of one width hold, so a portrait's result does not depend on its neighbours.
+The batch keeps its width; free places hold copies whose results are dropped. Convolutions give the same bits for a
+sample whatever the others in a batch of one width hold, so a portrait's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class State:
 
 @dataclass
 class Verdict:
-    """What the objective returns, each [N]; `met` lets a portrait leave early; `violation` > 0 raises its multiplier."""
+    """What the objective returns, each [N]; `met` lets a portrait leave early; `violation` > 0 raises its
+    multiplier."""
 
     loss: torch.Tensor
     met: torch.Tensor
@@ -66,8 +67,8 @@ def optimise(
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield (job index, outcome) as portraits leave, in order of leaving.
 
-    A portrait leaves `decay_steps` after it was met or has used up `steps`; one whose loss is not finite leaves at once,
-    with the figure `finite` = 0 and the last state that was finite.
+    A portrait leaves `decay_steps` after it was met or has used up `steps`; one whose loss is not finite leaves at
+    once, with the figure `finite` = 0 and the last state that was finite.
     """
     if not jobs:
         return

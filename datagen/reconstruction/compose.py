@@ -1,5 +1,5 @@
-"""Puts the generated edit back into the photo: blended by Laplacian pyramids (Burt & Adelson 1983) inside the edited region,
-the photo to the bit outside."""
+"""Puts the generated edit back into the photo: blended by Laplacian pyramids (Burt & Adelson 1983) inside the edited
+region, the photo to the bit outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class Composed:
-    """after [3,H,W] in [-1,1]; mask [1,H,W] in [0,1], in steps of 1/255: where it is 0, after is the photo to the bit."""
+    """after [3,H,W] in [-1,1]; mask [1,H,W] in [0,1], in steps of 1/255: where it is 0, after is the photo to the
+    bit."""
 
     after: torch.Tensor
     mask: torch.Tensor
@@ -51,7 +52,9 @@ def region_mask(edit_mask: torch.Tensor) -> torch.Tensor:
     return (soft.clamp(0, 1) * 255).round() / 255
 
 
-def laplacian_blend(photo: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
+def laplacian_blend(
+    photo: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor, levels: int = LEVELS
+) -> torch.Tensor:
     """photo where mask is 0, edited where it is 1, each band of detail crossing over its own width; images [C,H,W]."""
     weights = [mask[None]]
     bands = [(edited - photo)[None]]

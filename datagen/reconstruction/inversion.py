@@ -22,7 +22,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Inversion:
-    """ws [L,C] float32 and noise maps [r,r], both holding float16 values; image [3,H,W] rendered from them in float32."""
+    """ws [L,C] float32 and noise maps [r,r], both holding float16 values; image [3,H,W] rendered from them in
+    float32."""
 
     ws: torch.Tensor
     noise: list[torch.Tensor]
@@ -40,9 +41,9 @@ def invert(
 ) -> list[Inversion]:
     """Invert portraits (at the generator's resolution), in their order.
 
-    prior None is fitted here. progress(done, all) is called as portraits leave. A portrait whose optimisation broke down
-    has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of the render,
-    prior_distance (1 is typical), steps.
+    prior None is fitted here. progress(done, all) is called as portraits leave. A portrait whose optimisation broke
+    down has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of
+    the render, prior_distance (1 is typical), steps.
     """
     generator.to(memory_format=torch.channels_last)
     prior = prior or WPrior.fit(generator)
@@ -71,9 +72,7 @@ def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait) -> Jo
     return Job(start, [level[0, 0].clone() for level in generator.noise_maps()], targets)
 
 
-def _objective(
-    generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings
-) -> Objective:
+def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings) -> Objective:
     def objective(state: State) -> Verdict:
         image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
         everywhere = torch.ones_like(image[:, :1])

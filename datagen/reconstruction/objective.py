@@ -75,7 +75,8 @@ def anchor_distance(u: torch.Tensor, start: torch.Tensor, weights: torch.Tensor)
 
 
 def noise_autocorrelation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared neighbour correlation of noise maps [N,1,r,r] over a pyramid (StyleGAN2's projector): noise stays noise."""
+    """Squared neighbour correlation of noise maps [N,1,r,r] over a pyramid (StyleGAN2's projector): noise stays
+    noise."""
     total = torch.zeros(maps[0].shape[0], device=maps[0].device)
     for noise in maps:
         while noise.shape[-1] >= 8:

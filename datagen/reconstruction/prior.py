@@ -1,5 +1,6 @@
 """StyleGAN's own latent distribution: W made Gaussian by undoing the last leaky ReLU (PULSE, Menon et al. 2020), then
-whitened by PCA (Barbershop, Zhu et al. 2021). Latents are optimised in these coordinates, where the prior is a plain norm."""
+whitened by PCA (Barbershop, Zhu et al. 2021). Latents are optimised in these coordinates, where the prior is a plain
+norm."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class WPrior:
         return F.leaky_relu((u * self.deviation) @ self.basis + self.mean, 0.2)
 
     def distance(self, ws: torch.Tensor) -> torch.Tensor:
-        """Mahalanobis distance per dimension, root mean square over rows: ws [...,L,C] -> [...]; about 1 for samples."""
+        """Mahalanobis distance per dimension, root mean square over rows: ws [...,L,C] -> [...]; about 1 for
+        samples."""
         return self.whiten(ws).square().mean((-2, -1)).sqrt()
 
     def to(self, device: torch.device) -> WPrior:

@@ -1,5 +1,5 @@
-"""Stage 1, mask-guided reconstruction: from the inverted portrait to one that equals the sketch inside the edited region at
-low resolution and the photo outside at full resolution, its latent kept in StyleGAN's own distribution."""
+"""Stage 1, mask-guided reconstruction: from the inverted portrait to one that equals the sketch inside the edited
+region at low resolution and the photo outside at full resolution, its latent kept in StyleGAN's own distribution."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ COARSEST_PX = 4
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A generated pair: latents [L,C] and noise maps [r,r] hold float16 values, the images [3,H,W] are rendered from them."""
+    """A generated pair: latents [L,C] and noise maps [r,r] hold float16 values, the images [3,H,W] are rendered from
+    them."""
 
     ws_before: torch.Tensor
     ws_after: torch.Tensor
@@ -62,8 +63,8 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """Reconstruct each portrait (at the generator's resolution, with its inversion) for its sketch, in their order.
 
-    All sketches of a call have one reference_px. Figures: reference_error, keep_error and its tolerance, psnr_outside (dB,
-    before composing), prior_distance, latent_shift, steps, multiplier, finite.
+    All sketches of a call have one reference_px. Figures: reference_error, keep_error and its tolerance, psnr_outside
+    (dB, before composing), prior_distance, latent_shift, steps, multiplier, finite.
     """
     if len({sketch.reference_px for sketch in sketches}) > 1:
         raise ValueError("reconstruct: the sketches of one call must share reference_px")
@@ -161,9 +162,9 @@ def _reference(
     """Each portrait's error at the sketch resolution its own step has come to, and whether that is the final one."""
     targets = state.targets
     sizes = sorted(int(key.removeprefix("reference")) for key in targets if key.startswith("reference"))
-    errors = torch.stack([
-        reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets["lab"]) for size in sizes
-    ])  # [sizes,N]
+    errors = torch.stack(
+        [reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets["lab"]) for size in sizes]
+    )  # [sizes,N]
     progress = state.step / max(settings.coarse_to_fine_steps, 1)
     level = (progress * (len(sizes) - 1)).floor().clamp(max=len(sizes) - 1).long()
     if settings.coarse_to_fine_steps == 0:

@@ -1,4 +1,5 @@
-"""Rendering latents and noise maps to images in batches of one width, so that the bits do not depend on how many there are."""
+"""Rendering latents and noise maps to images in batches of one width, so that the bits do not depend on how many
+there are."""
 
 from __future__ import annotations
 

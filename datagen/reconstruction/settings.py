@@ -19,7 +19,9 @@ class OptimiserSettings(_Settings):
     warmup_steps: int = Field(10, ge=1)
     learning_rate: float = Field(0.05, gt=0, description="per step, in standard deviations of the latent")
     noise_learning_rate: float = Field(0.02, ge=0, description="0 freezes the noise maps")
-    batch: int = Field(4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are")
+    batch: int = Field(
+        4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -44,7 +46,9 @@ class ReconstructionSettings(OptimiserSettings):
     noise_learning_rate: float = Field(0.0, ge=0, description="0 keeps the noise maps of stage 0")
     reference_weight: float = Field(1.0, ge=0)
     reference_tolerance: float = Field(
-        0.03, gt=0, description="root mean square at which the sketch counts as met: [-1,1] units, or Lab / 50 in Lab space"
+        0.03,
+        gt=0,
+        description="root mean square at which the sketch counts as met: [-1,1] units, or Lab / 50 in Lab space",
     )
     keep_slack: float = Field(1.15, ge=1, description="outside error allowed, as a multiple of that of stage 0")
     perceptual_weight: float = Field(0.6, ge=0)

@@ -1,4 +1,5 @@
-"""StyleGAN2 discriminator (Karras et al. 2020): the residual network with minibatch standard deviation, NVIDIA's names."""
+"""StyleGAN2 discriminator (Karras et al. 2020): the residual network with minibatch standard deviation, NVIDIA's
+names."""
 
 from __future__ import annotations
 

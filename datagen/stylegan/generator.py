@@ -58,7 +58,11 @@ class Generator(nn.Module):
         self.synthesis = SynthesisNetwork(config)
 
     def forward(
-        self, z: torch.Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, noise_mode: str = "const"
+        self,
+        z: torch.Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "const",
     ) -> torch.Tensor:
         ws = self.mapping(z, truncation_psi, truncation_cutoff)
         image: torch.Tensor = self.synthesis(ws, noise_mode=noise_mode)
@@ -128,10 +132,10 @@ class SynthesisNetwork(nn.Module):
     ) -> torch.Tensor:
         """Render.
 
-        ws [N,L,w_dim]; noise, one map [N,1,r,r] or [1,1,r,r] per convolution (order of `Generator.noise_maps`), overrides
-        noise_mode; noise_mode "const" uses the buffers, "random" draws, "none" leaves noise out; max_resolution stops the
-        pyramid early and returns that block's RGB image; fuse(resolution, x [N,C,r,r]) -> x edits each block's features
-        before they are shown (ToRGB) and passed on.
+        ws [N,L,w_dim]; noise, one map [N,1,r,r] or [1,1,r,r] per convolution (order of `Generator.noise_maps`),
+        overrides noise_mode; noise_mode "const" uses the buffers, "random" draws, "none" leaves noise out;
+        max_resolution stops the pyramid early and returns that block's RGB image; fuse(resolution, x [N,C,r,r]) -> x
+        edits each block's features before they are shown (ToRGB) and passed on.
         """
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode must be one of {', '.join(NOISE_MODES)}, got {noise_mode!r}")

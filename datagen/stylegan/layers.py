@@ -1,4 +1,5 @@
-"""The layers that StyleGAN2's generator and discriminator share (Karras et al. 2020), named as in NVIDIA's PyTorch release."""
+"""The layers that StyleGAN2's generator and discriminator share (Karras et al. 2020), named as in NVIDIA's PyTorch
+release."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate: weights are stored divided by lr_multiplier and scaled at run time."""
 
     def __init__(
-        self, features_in: int, features_out: int, act: str = "linear", lr_multiplier: float = 1.0, bias_init: float = 0.0
+        self,
+        features_in: int,
+        features_out: int,
+        act: str = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
     ):
         super().__init__()
         self.act = act

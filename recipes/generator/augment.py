@@ -1,5 +1,5 @@
-"""Differentiable augmentation of what the discriminator sees (Zhao et al. 2020), with its probability adapted to overfitting
-(Karras et al. 2020, ADA): each operation is applied per image with probability p."""
+"""Differentiable augmentation of what the discriminator sees (Zhao et al. 2020), with its probability adapted to
+overfitting (Karras et al. 2020, ADA): each operation is applied per image with probability p."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ P_MAX = 0.8  # above it augmentations leak into the samples
 
 
 def augment(image: Images, p: float, generator: torch.Generator) -> Images:
-    """[N,3,H,W] in [-1,1] -> the same, each of brightness, saturation, contrast, shift and cutout with probability p."""
+    """[N,3,H,W] in [-1,1] -> the same, each of brightness, saturation, contrast, shift and cutout with probability
+    p."""
     if p <= 0:
         return image
     n, _, h, w = image.shape

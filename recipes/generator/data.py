@@ -1,4 +1,5 @@
-"""Aligned portraits in memory for the generator's training, hair recoloured at random so that every hair colour is known."""
+"""Aligned portraits in memory for the generator's training, hair recoloured at random so that every hair colour is
+known."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-# Mean hair colours (sRGB) drawn for recolouring; portraits of public persons are mostly grey and brown, products need all.
-NATURAL = ((28, 24, 24), (52, 38, 30), (84, 58, 40), (112, 76, 48), (96, 48, 34), (140, 66, 38), (176, 136, 88), (206, 172, 122),
+# Mean hair colours (sRGB) drawn for recolouring; portraits of public persons are mostly grey and brown, products need
+# all.
+NATURAL = ((28, 24, 24), (52, 38, 30), (84, 58, 40), (112, 76, 48), (96, 48, 34), (140, 66, 38), (176, 136, 88), (206,
+172, 122),
            (224, 200, 160), (150, 146, 142), (205, 202, 198))  # fmt: skip
 FASHION = ((200, 90, 140), (110, 60, 150), (50, 80, 160), (40, 130, 130), (60, 120, 60), (170, 40, 50))
 FASHION_SHARE = 0.2

@@ -1,5 +1,6 @@
-"""Grow trained StyleGAN2 weights to a higher resolution or wider layers without changing what they compute (after Net2Net,
-Chen et al. 2016, and progressive growing, Karras et al. 2018): new inputs start at zero, new outputs at random."""
+"""Grow trained StyleGAN2 weights to a higher resolution or wider layers without changing what they compute (after
+Net2Net, Chen et al. 2016, and progressive growing, Karras et al. 2018): new inputs start at zero, new outputs at
+random."""
 
 from __future__ import annotations
 

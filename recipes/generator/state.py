@@ -1,4 +1,5 @@
-"""The training state of the generator's recipe: built, grown, saved and resumed as safetensors and JSON, never as pickle."""
+"""The training state of the generator's recipe: built, grown, saved and resumed as safetensors and JSON, never as
+pickle."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def start_stage(previous: TrainingState, args: argparse.Namespace, resolution: i
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Write state.safetensors whole, then the JSON that names its progress; each under a temporary name, then renamed."""
+    """Write state.safetensors whole, then the JSON that names its progress; each under a temporary name, then
+    renamed."""
     tensors: dict[str, torch.Tensor] = {}
     for name in ("generator", "ema", "discriminator"):
         tensors |= {f"{name}/{key}": value for key, value in getattr(state, name).state_dict().items()}

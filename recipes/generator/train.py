@@ -3,9 +3,10 @@
     python recipes/generator/train.py --portraits DIR --out RUN --stages 64:200000 128:400000
     accelerate launch recipes/generator/train.py ...        (several GPUs)
 
-DIR holds aligned/NAME.png and hair/NAME.png as `datagen prepare` writes them. RUN keeps the state (resumed when it exists),
-the log, sample sheets and `generator_ema.safetensors`. Needs torch, accelerate, numpy, safetensors and Pillow alone.
-All images are kept in memory (48 KB each at 128 px). Non-saturating loss, lazy R1, EMA, style mixing, adaptive augmentation.
+DIR holds aligned/NAME.png and hair/NAME.png as `datagen prepare` writes them. RUN keeps the state (resumed when it
+exists), the log, sample sheets and `generator_ema.safetensors`. Needs torch, accelerate, numpy, safetensors and
+Pillow alone. All images are kept in memory (48 KB each at 128 px). Non-saturating loss, lazy R1, EMA, style mixing,
+adaptive augmentation.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""Objective terms and the latent prior: what each term sees and what it ignores."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stylepairs.datagen.reconstruction.objective import (
+    clamped,
+    masked_downsample,
+    noise_autocorrelation,
+    prior_norm,
+    psnr,
+    reference_error,
+    row_spread,
+)
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(16, 24, 32, 3, 512, 32, 2)).eval().requires_grad_(False)
+
+
+def random_images(seed: int, count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([4, 8, 16]))
+def test_masked_downsample_never_sees_outside_the_mask(seed, size):
+    image = random_images(seed)
+    mask = (torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed + 1)) > 0.6).float()
+    changed = image * mask + random_images(seed + 2) * (1 - mask)
+    torch.testing.assert_close(masked_downsample(image, mask, size), masked_downsample(changed, mask, size))
+
+
+@pytest.mark.parametrize("in_lab", [True, False])
+def test_reference_error_is_small_only_for_the_sketch_and_ignores_detail(in_lab):
+    mask = torch.zeros(2, 1, SIDE, SIDE)
+    mask[..., :16, :] = 1
+    flat = torch.full((2, 3, SIDE, SIDE), 0.2)
+    stripes = flat + 0.1 * torch.tensor([1.0, -1.0]).repeat(SIDE // 2)
+    lab = torch.tensor([in_lab, in_lab])
+    reference = masked_downsample(flat, mask, 8)
+    assert reference_error(stripes, reference, mask, lab).max() < 1e-3
+    assert reference_error(flat + 0.3, reference, mask, lab).min() > 0.1
+
+
+def test_reference_error_pulls_back_a_render_beyond_the_range():
+    mask = torch.ones(1, 1, SIDE, SIDE)
+    reference = torch.ones(1, 3, 4, 4)
+    image = torch.full((1, 3, SIDE, SIDE), 1.5, requires_grad=True)
+    reference_error(image, reference, mask, torch.tensor([True])).sum().backward()
+    assert (image.grad > 0).all()
+
+
+def test_a_met_sketch_stops_pulling():
+    error = torch.tensor([0.02, 0.05], requires_grad=True)
+    clamped(error, 0.03).sum().backward()
+    assert error.grad.tolist() == [0, 1]
+
+
+def test_noise_autocorrelation_tells_noise_from_structure():
+    white = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(1, 1, 64, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, -1, 64)
+    assert noise_autocorrelation([white])[0] < 0.2 < noise_autocorrelation([rows])[0]
+
+
+def test_psnr_is_that_of_eight_bit_images():
+    image = torch.zeros(1, 3, 8, 8)
+    assert psnr(image + 2 * 10 / 255, image, torch.ones(1, 1, 8, 8)).item() == pytest.approx(28.13, abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_whitening_is_inverted_exactly(generator, seed):
+    prior = WPrior.fit(generator, samples=2000)
+    w = torch.randn(3, generator.num_ws, 24, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(prior.unwhiten(prior.whiten(w)), w, atol=1e-3, rtol=1e-3)
+
+
+def test_prior_distance_is_one_for_samples_and_large_far_away(generator):
+    prior = WPrior.fit(generator, samples=4000)
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
+    ws = generator.mapping(z)
+    assert prior.distance(ws).mean().item() == pytest.approx(1, abs=0.15)
+    assert prior.distance(ws * 3).mean() > 2
+    assert prior_norm(prior.whiten(ws)).mean().item() == pytest.approx(1, abs=0.3)
+    assert row_spread(prior.whiten(ws)).max() < 1e-6

@@ -1,0 +1,112 @@
+"""Inversion, masked reconstruction and composition end to end on a small random generator, whose own image is the
+portrait."""
+
+import pytest
+import torch
+
+from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.compose import compose, laplacian_blend, region_mask
+from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.reconstruct import Reconstruction, reconstruct
+from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+
+SIDE = 32
+STAGE0 = InversionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1)
+STAGE1 = ReconstructionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1, coarse_to_fine_steps=10)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(16, 24, SIDE, 3, 512, 32, 2)).eval().requires_grad_(False)
+    for layer in generator.synthesis.noisy_layers():
+        layer.noise_strength.fill_(0.05)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return load_perceptual("pyramid")
+
+
+@pytest.fixture(scope="module")
+def portraits(generator) -> list[Portrait]:
+    images = generator(torch.randn(3, 16, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
+    blank = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    return [Portrait(str(i), x, blank, blank[None].float(), torch.zeros(68, 2), str(i)) for i, x in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def inversions(generator, perceptual, portraits):
+    return invert(generator, perceptual, portraits, STAGE0)
+
+
+def paint_top(portrait: Portrait, value: float = 0.5) -> Sketch:
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 4:12, 8:24] = 1
+    image = portrait.image * (1 - mask) + value * mask
+    return Sketch(image, mask, 1 - region_mask(mask), 8)
+
+
+def test_inversion_comes_near_the_portrait_and_renders_again_to_the_bit(generator, portraits, inversions):
+    start = generator.synthesis(generator.mapping.w_avg.expand(1, generator.num_ws, -1)).clamp(-1, 1)
+    for portrait, inversion in zip(portraits, inversions, strict=True):
+        error = (inversion.image - portrait.image).square().mean()
+        assert error < 0.5 * (start - portrait.image).square().mean()
+        again = generator.synthesis(
+            inversion.ws.half().float().expand(2, -1, -1),
+            [level.half().float()[None, None] for level in inversion.noise],
+        )
+        assert torch.equal(again[0], inversion.image)
+
+
+def test_inversion_does_not_depend_on_neighbours(generator, perceptual, portraits, inversions):
+    alone = invert(generator, perceptual, portraits[2:], STAGE0)[0]
+    assert torch.equal(alone.ws, inversions[2].ws)
+    assert torch.equal(alone.image, inversions[2].image)
+
+
+def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
+    generator, perceptual, portraits, inversions
+):
+    prior = WPrior.fit(generator)
+    sketches = [paint_top(portrait) for portrait in portraits]
+    found = reconstruct(generator, perceptual, prior, portraits, inversions, sketches, STAGE1)
+    for sketch, inversion, made in zip(sketches, inversions, found, strict=True):
+        inside = sketch.edit_mask.bool().expand(3, -1, -1)
+        wanted = sketch.image[inside].mean()
+        assert (made.generated_after[inside].mean() - wanted).abs() < (inversion.image[inside].mean() - wanted).abs()
+        assert made.figures["keep_error"] < 1.5 * made.figures["keep_tolerance"]
+        assert torch.equal(made.generated_before, inversion.image)
+
+
+def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions):
+    sketches = [paint_top(portraits[0]), paint_top(portraits[1])]
+    sketches[1] = Sketch(sketches[1].image, sketches[1].edit_mask, sketches[1].keep_mask, 16)
+    with pytest.raises(ValueError, match="reference_px"):
+        reconstruct(generator, perceptual, WPrior.fit(generator), portraits[:2], inversions[:2], sketches, STAGE1)
+
+
+@pytest.mark.parametrize("photo_detail", [0.0, 1.0])
+def test_keep_region_is_bit_identical_after_compose(portraits, inversions, photo_detail):
+    portrait, sketch = portraits[0], paint_top(portraits[0])
+    sketch = Sketch(sketch.image, sketch.edit_mask, sketch.keep_mask, 8, "lab", photo_detail)
+    made = Reconstruction(
+        inversions[0].ws, inversions[0].ws, inversions[0].noise, inversions[0].image, sketch.image.flip(2), {}
+    )
+    composed = compose(portrait, made, sketch)
+    outside = (composed.mask == 0).expand(3, -1, -1)
+    assert outside.float().mean() > 0.3
+    assert torch.equal(composed.after[outside], portrait.image[outside])
+    assert not torch.equal(composed.after, portrait.image)
+    assert torch.equal(composed.mask, (composed.mask * 255).round() / 255)
+
+
+def test_blend_gives_each_side_its_own_image():
+    photo, edited = torch.zeros(3, 64, 64), torch.ones(3, 64, 64)
+    torch.testing.assert_close(laplacian_blend(photo, edited, torch.ones(1, 64, 64)), edited)
+    torch.testing.assert_close(laplacian_blend(photo, edited, torch.zeros(1, 64, 64)), photo)
