@@ -1,0 +1,114 @@
+"""upfirdn2d against its definition, its own two implementations against each other, and its derivatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d, upsample2d
+
+TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+ASYMMETRIC = torch.tensor([[0.1, 0.2, 0.4], [0.5, -0.3, 0.2]], dtype=torch.float64)
+
+
+def by_definition(x, kernel, up, down, padding, flip_filter, gain) -> np.ndarray:
+    """Insert zeros, pad or crop, convolve and decimate with plain loops."""
+    n, c, h, w = x.shape
+    big = np.zeros((n, c, h * up, w * up))
+    big[:, :, ::up, ::up] = x
+    left, right, top, bottom = padding
+    big = np.pad(big, ((0, 0), (0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0))))
+    height, width = big.shape[2:]
+    big = big[:, :, max(-top, 0) : height - max(-bottom, 0), max(-left, 0) : width - max(-right, 0)]
+    kernel = kernel if flip_filter else kernel[::-1, ::-1]
+    kh, kw = kernel.shape
+    out = np.zeros((n, c, big.shape[2] - kh + 1, big.shape[3] - kw + 1))
+    for i in range(kh):
+        for j in range(kw):
+            out += kernel[i, j] * big[:, :, i : i + out.shape[2], j : j + out.shape[3]]
+    return out[:, :, ::down, ::down] * gain
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    up=st.integers(1, 3),
+    down=st.integers(1, 3),
+    padding=st.tuples(*[st.integers(-2, 4)] * 4),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    flip_filter=st.booleans(),
+    gain=st.sampled_from([1.0, 4.0, 0.5]),
+)
+def test_equals_its_definition(up, down, padding, size, flip_filter, gain):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, *size))
+    actual = upfirdn2d(torch.from_numpy(x), ASYMMETRIC, up, down, padding, flip_filter, gain)
+    expected = by_definition(x, ASYMMETRIC.numpy(), up, down, padding, flip_filter, gain)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)])
+def test_separable_passes_equal_the_square_kernel(up, down):
+    x = torch.randn(2, 3, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    taps = torch.tensor([0.1, 0.4, 0.2, 0.7], dtype=torch.float64)
+    arguments = {"up": up, "down": down, "padding": (2, 1, 0, 3), "gain": 1.5}
+    separable = upfirdn2d(x, taps, impl="separable", **arguments)
+    square = upfirdn2d(x, torch.outer(taps, taps), impl="reference", **arguments)
+    torch.testing.assert_close(separable, square)
+    torch.testing.assert_close(upfirdn2d(x, taps, impl="reference", **arguments), square)
+
+
+@pytest.mark.parametrize("kernel", [TAPS, ASYMMETRIC], ids=["taps", "asymmetric"])
+@pytest.mark.parametrize(
+    "up, down, padding, flip_filter",
+    [
+        (1, 1, (1, 2, 1, 2), False),
+        (2, 1, (2, 1, 2, 1), True),
+        (1, 2, (1, 1, 1, 1), False),
+        (2, 3, (3, -1, 0, 2), True),
+    ],
+)
+def test_first_and_second_derivatives(kernel, up, down, padding, flip_filter):
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = kernel.clone().requires_grad_()
+
+    def run(image: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+        return upfirdn2d(image, taps, up, down, padding, flip_filter, gain=2.0)
+
+    assert gradcheck(run, (x, weights))
+    assert gradgradcheck(run, (x, weights), fast_mode=True)
+
+
+def test_filter_of_the_official_release():
+    square = setup_filter()
+    assert square.shape == (4, 4)
+    assert square.dtype == torch.float32
+    torch.testing.assert_close(square, torch.outer(TAPS, TAPS).float())
+    torch.testing.assert_close(setup_filter(gain=4.0).sum(), torch.tensor(4.0))
+
+
+@pytest.mark.parametrize("kernel", [TAPS, torch.outer(TAPS, TAPS)], ids=["taps", "square"])
+@pytest.mark.parametrize("up", [2, 4])
+def test_upsampling_keeps_a_constant_away_from_the_edges(kernel, up):
+    taps = kernel if up == 2 else torch.nn.functional.interpolate(TAPS[None, None], scale_factor=2)[0, 0] / 2
+    image = upsample2d(torch.ones(1, 1, 8, 8, dtype=torch.float64), taps, up=up)
+    assert image.shape == (1, 1, 8 * up, 8 * up)
+    torch.testing.assert_close(
+        image[..., up * 2 : -up * 2, up * 2 : -up * 2], torch.ones_like(image)[..., up * 2 : -up * 2, up * 2 : -up * 2]
+    )
+
+
+def test_an_implementation_that_cannot_run_is_an_error_not_a_fallback():
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="separable"):
+        upfirdn2d(x, torch.ones(2, 2), impl="separable")
+    with pytest.raises(ValueError, match="there are: auto"):
+        upfirdn2d(x, torch.ones(2), impl="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_image_keeps_its_dtype(dtype):
+    assert upfirdn2d(torch.ones(1, 1, 4, 4, dtype=dtype), setup_filter(), padding=(1, 2, 1, 2)).dtype == dtype
