@@ -1,0 +1,102 @@
+"""Reads portraits from a folder that `prepare_photos` wrote, or from one in the layout of the labelled training
+portraits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.images import read_image, to_float
+from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
+from stylepairs.datagen.portraits.portrait import Portrait
+
+
+@dataclass(frozen=True)
+class PortraitFile:
+    """One portrait on disk: points68 [68,2] float32 in photo pixels, source_to_aligned [2,3] float64 (photo ->
+    aligned pixels).
+    """
+
+    name: str
+    folder: Path
+    points68: np.ndarray
+    source_to_aligned: np.ndarray
+
+    @property
+    def aligned_path(self) -> Path:
+        """The aligned picture: .png, or .jpg in the training layout; the first of them where neither exists."""
+        jpeg = self.folder / "aligned" / f"{self.name}.jpg"
+        return jpeg if jpeg.is_file() else self.folder / "aligned" / f"{self.name}.png"
+
+    def load(self) -> Portrait:
+        """The portrait itself. Raises InputError where a file is missing, damaged or of another size than the rest."""
+        import torch
+
+        aligned = read_image(self.aligned_path)
+        label_path, hair_path = (self.folder / kind / f"{self.name}.png" for kind in ("label", "hair"))
+        label, hair = _read_grey(label_path), _read_grey(hair_path)
+        for path, plane in ((label_path, label), (hair_path, hair)):
+            if plane.shape != aligned.shape[:2] or aligned.shape[0] != aligned.shape[1]:
+                raise InputError(
+                    f"{path}: {plane.shape} pixels beside an aligned portrait of {aligned.shape[:2]}; prepare it again"
+                )
+        if label.max() > 18:
+            raise InputError(f"{label_path}: class {label.max()} is none of the 19 of a label map")
+        points = apply_transform(self.source_to_aligned, self.points68.astype(np.float64))
+        return Portrait(
+            name=self.name,
+            image=to_float(aligned),
+            label=torch.from_numpy(label),
+            hair=torch.from_numpy(hair).float()[None] / 255,
+            points68=torch.from_numpy(points.astype(np.float32)),
+            digest=hashlib.sha256(aligned.tobytes()).hexdigest(),
+        )
+
+
+def load_portraits(folder: Path) -> list[PortraitFile]:
+    """The portraits of `folder`, sorted by name; nothing but landmarks.npz is read yet.
+
+    Raises InputError for a folder that holds none.
+    """
+    folder = Path(folder)
+    path = folder / "landmarks.npz"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no prepared portraits (no landmarks.npz); run datagen prepare PHOTOS --out {folder}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = stored["name"].tolist()
+            if "points68" in stored:
+                points, moves = stored["points68"], stored["source_to_aligned"]
+            else:
+                points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
+    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: damaged or of another layout ({' '.join(str(error).split())[:120]}); prepare it again"
+        ) from None
+    if not names or points.shape != (len(names), 68, 2) or moves.shape != (len(names), 2, 3):
+        raise InputError(
+            f"{path}: {len(names)} names, points {points.shape}, transforms {moves.shape}; prepare it again"
+        )
+    rows = zip(names, points.astype(np.float32), moves.astype(np.float64), strict=True)
+    return sorted((PortraitFile(str(n), folder, p, m) for n, p, m in rows), key=lambda portrait: portrait.name)
+
+
+def load_portrait(folder: Path, name: str) -> Portrait:
+    """The portrait `name` of `folder`; InputError where there is none of that name."""
+    for portrait in load_portraits(folder):
+        if portrait.name == name:
+            return portrait.load()
+    raise InputError(f"{folder}: no portrait named {name}")
+
+
+def _read_grey(path: Path) -> np.ndarray:
+    """A PNG of one channel, uint8 [H,W]; InputError where it is missing or damaged."""
+    return read_image(path)[..., 0].copy()

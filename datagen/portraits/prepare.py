@@ -1,0 +1,258 @@
+"""From photos to a folder of aligned portraits: found, aligned, parsed, written one by one so that a stopped run
+goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.images import read_image, write_atomically, write_png
+from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
+from stylepairs.datagen.portraits.analyser import Face, FaceAnalyser, load_analyser
+
+MIN_SCORE = 0.5
+_MAX_SIZE_PX = 4096
+_JOURNAL = ".prepared.jsonl"
+_KINDS = ("aligned", "label", "hair")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_photos` did: how many photos it looked at, the portraits in the folder, and the skipped
+    (photo, reason).
+    """
+
+    photos: int
+    portraits: list[str]
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    size_px: int
+    min_score: float
+    landmarks: str
+    parser: str
+
+
+def prepare_photos(
+    photos: list[Path],
+    out: Path,
+    size_px: int = 256,
+    min_score: float = MIN_SCORE,
+    landmarks: str = "embedded",
+    parser: str | Path = "embedded",
+    progress: Progress | None = None,
+) -> Prepared:
+    """Writes every face of `photos` (files, or folders with all their files) as an aligned portrait under `out`.
+
+    out/aligned/NAME.png, label/NAME.png, hair/NAME.png, index.jsonl, landmarks.npz (name; points68 [N,68,2] in photo
+    pixels; source_to_aligned [N,2,3]) and skipped.jsonl (photo, reason). NAME is the photo's stem; several faces are
+    NAME_0, NAME_1, ... from the largest down. A photo that cannot be used is skipped with its reason. Running again
+    goes on where it stopped, and adds new photos. progress(done, total, photo) is called after each photo. Raises
+    InputError for a path that does not exist, for no usable photo at all, for a full disk, and for an `out` that was
+    prepared with other settings.
+    """
+    out = Path(out)
+    if not 16 <= size_px <= _MAX_SIZE_PX:
+        raise InputError(f"--size {size_px}: must lie between 16 and {_MAX_SIZE_PX} pixels")
+    if not 0 <= min_score <= 1:
+        raise InputError(f"--min-score {min_score}: must lie between 0 and 1")
+    settings = _Settings(size_px, min_score, landmarks, str(parser))
+    files = list_photos(photos, out)
+    analyser = load_analyser(landmarks, parser)
+    journal = _Journal(out, settings)
+    skipped: list[tuple[str, str]] = []
+    for done, path in enumerate(files, 1):
+        try:
+            _prepare_photo(path, out, settings, analyser, journal)
+        except _Unusable as unusable:
+            journal.drop(str(path))
+            skipped.append((str(path), str(unusable)))
+        if progress:
+            progress(done, len(files), str(path))
+    rows = journal.rows()
+    _write_lines(out / "skipped.jsonl", ({"photo": photo, "reason": reason} for photo, reason in skipped))
+    if len(skipped) == len(files):
+        photo, reason = skipped[0]
+        count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
+        raise InputError(f"{photo}: {reason}{count}")
+    _write_index(out, rows)
+    return Prepared(len(files), [row["name"] for row in rows], skipped)
+
+
+def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
+    """The files named by `photos`, folders searched through, each once, sorted.
+
+    Hidden files and those under `out` are left out. Raises InputError for a path that does not exist and for no file.
+    """
+    photos = [Path(p) for p in photos]
+    found: dict[Path, Path] = {}
+    inside = out.resolve() if out else None
+    for path in photos:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        for file in _files(path) if path.is_dir() else [path]:
+            whole = file.resolve()
+            if inside is None or inside not in whole.parents:
+                found.setdefault(whole, file)
+    if not found:
+        raise InputError(f"{photos[0] if photos else 'photos'}: no photo in it; name files or folders with photos")
+    return sorted(found.values())
+
+
+class _Unusable(Exception):
+    """Why one photo is skipped."""
+
+
+class _Journal:
+    """One line per prepared photo, appended when its files are complete: what a stopped run had done already."""
+
+    def __init__(self, out: Path, settings: _Settings) -> None:
+        self.path = out / _JOURNAL
+        head = {"settings": asdict(settings), "format": 1}
+        lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
+        entries = [entry for entry in map(_parse_line, lines) if entry is not None]
+        if entries and entries[0] != head:
+            was = entries[0].get("settings", {})
+            changed = next((k for k, v in asdict(settings).items() if was.get(k) != v), "format")
+            raise InputError(
+                f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
+            )
+        self.photos: dict[str, list[dict[str, Any]]] = {e["photo"]: e["portraits"] for e in entries[1:]}
+        # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
+        _write_lines(self.path, [head, *({"photo": p, "portraits": r} for p, r in self.photos.items())])
+
+    def rows(self) -> list[dict[str, Any]]:
+        return sorted((row for rows in self.photos.values() for row in rows), key=lambda row: row["name"])
+
+    def drop(self, photo: str) -> None:
+        """Forgets `photo` and removes its portraits."""
+        for row in self.photos.pop(photo, []):
+            for kind in _KINDS:
+                (self.path.parent / kind / f"{row['name']}.png").unlink(missing_ok=True)
+
+    def add(self, photo: str, rows: list[dict[str, Any]]) -> None:
+        self.photos[photo] = rows
+        try:
+            with self.path.open("ab") as file:
+                file.write(_line({"photo": photo, "portraits": rows}))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); free space") from None
+
+    def free_name(self, path: Path, digest: str, count: int) -> list[str]:
+        """The stem where it is free, else with the photo's digest: the same for every rerun."""
+        taken = {row["name"].casefold() for rows in self.photos.values() for row in rows}
+        stem = re.sub(r"[^\w.-]+", "_", path.stem).strip(".") or "photo"
+        stem = stem.encode()[:160].decode(errors="ignore")
+        for attempt in range(len(self.photos) + 2):
+            base = stem if attempt == 0 else f"{stem}-{digest[:8]}" + (f"-{attempt}" if attempt > 1 else "")
+            names = [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
+            if not taken & {name.casefold() for name in names}:
+                return names
+        raise AssertionError("more names taken than photos prepared")
+
+
+def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAnalyser, journal: _Journal) -> None:
+    key = str(path)
+    try:
+        digest = _digest(path)
+        before = journal.photos.get(key)
+        if before and before[0]["photo_sha256"] == digest and _complete(out, before):
+            return
+        photo = read_image(path)
+    except InputError as error:
+        raise _Unusable(str(error).removeprefix(f"{path}: ")) from None
+    faces = _find(photo, settings, analyser)
+    journal.drop(key)
+    rows = []
+    for index, (name, face) in enumerate(zip(journal.free_name(path, digest, len(faces)), faces, strict=True)):
+        move = ffhq_transform(face.points68, settings.size_px)
+        aligned = crop_aligned(photo, move, settings.size_px)
+        label, hair = analyser.parse(aligned[None])
+        write_png(out / "aligned" / f"{name}.png", aligned)
+        write_png(out / "label" / f"{name}.png", label[0].numpy())
+        write_png(out / "hair" / f"{name}.png", (hair[0, 0] * 255).round().byte().numpy())
+        row = {
+            "name": name,
+            "photo": key,
+            "photo_sha256": digest,
+            "photo_width": photo.shape[1],
+            "photo_height": photo.shape[0],
+        }
+        row |= {"face": index, "score": round(face.score, 4), "size_px": settings.size_px}
+        row |= {"native_crop_px": round(settings.size_px / transform_scale(move), 1)}
+        rows.append(row | {"points68": face.points68.tolist(), "source_to_aligned": move.tolist()})
+    journal.add(key, rows)
+
+
+def _find(photo: np.ndarray, settings: _Settings, analyser: FaceAnalyser) -> list[Face]:
+    if min(photo.shape[:2]) < 16:
+        raise _Unusable(f"only {photo.shape[1]} x {photo.shape[0]} pixels; use a larger photo")
+    found = analyser.find(photo, min_score=0.0)
+    faces = [face for face in found if face.score >= settings.min_score]
+    if not faces:
+        best = max((face.score for face in found), default=0.0)
+        candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
+        raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
+    return faces
+
+
+def _complete(out: Path, rows: list[dict[str, Any]]) -> bool:
+    return all((out / kind / f"{row['name']}.png").is_file() for row in rows for kind in _KINDS)
+
+
+def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        name=np.array([row["name"] for row in rows]),
+        points68=np.array([row["points68"] for row in rows], np.float32),
+        source_to_aligned=np.array([row["source_to_aligned"] for row in rows], np.float64),
+    )
+    write_atomically(out / "landmarks.npz", lambda file: file.write(buffer.getvalue()))
+    hidden = ("points68", "source_to_aligned")
+    _write_lines(out / "index.jsonl", ({k: v for k, v in row.items() if k not in hidden} for row in rows))
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    content = b"".join(_line(row) for row in rows)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,135 @@
+"""Trains one network of the embedded face analyser: `python recipes/analyser/train.py parser --portraits DIR --out
+DIR`.
+
+--portraits is a split with raw/, aligned/, label/, hair/, landmarks.npz and index.jsonl. Stopped runs resume where
+they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from photos import read_rgb, read_split
+from safetensors.torch import load_file
+from samples import detector_sample, landmark_sample, parser_sample
+from torch import nn
+from training import Batch, to_input, train
+
+from stylepairs.datagen.portraits.networks import DetectorNet, LandmarkNet, ParserNet
+
+SETTINGS = {  # steps, batch, learning rate
+    "detector": (3000, 48, 2e-3),
+    "landmarks": (4000, 48, 2e-3),
+    "parser": (4000, 16, 2e-3),
+}
+SMALL_CLASSES = (2, 3, 4, 5, 7, 8, 11, 12, 13)  # thin parts, which a plain mean over pixels would give up
+
+
+def detector_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Penalty-reduced focal loss of the centres (Zhou et al., eq. 1) and L1 of the points where a face is."""
+    heat, points = net(to_input(batch["image"]))
+    logit, target = heat.float()[:, 0], batch["heat"]
+    p = torch.sigmoid(logit)
+    hit, centre = (1 - p) ** 2 * F.logsigmoid(logit), target > 0.99
+    miss = (1 - target) ** 4 * p**2 * F.logsigmoid(-logit) * ~batch["ignored"]
+    count = centre.sum().clamp(min=1)
+    away = (points.float().permute(0, 2, 3, 1) - batch["points"]).abs().mean(-1) * batch["weight"]
+    return {
+        "heat": -(hit * centre + miss * ~centre).sum() / count,
+        "points": 5 * away.sum() / batch["weight"].sum().clamp(min=1),
+    }
+
+
+def landmark_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Mean distance of the points (in pixels, of 96), a pull of each map towards a blob there, and the face score."""
+    points, score, heat = net(to_input(batch["image"]))
+    face = batch["face"] > 0
+    wanted = batch["points"][face]
+    distance = F.smooth_l1_loss(points[face], wanted, beta=1.0)
+    cells = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) * 4 - 0.5
+    bump = (
+        torch.exp(-((cells - wanted[..., :1]) ** 2) / 32)[..., None, :]
+        * torch.exp(-((cells - wanted[..., 1:]) ** 2) / 32)[..., :, None]
+    )
+    bump = bump / bump.sum((-1, -2), keepdim=True).clamp(min=1e-6)
+    shape = -(bump * torch.log(heat[face] + 1e-8)).sum((-1, -2)).mean()
+    return {
+        "distance": distance,
+        "shape": 0.1 * shape,
+        "score": F.binary_cross_entropy_with_logits(score, batch["face"]),
+    }
+
+
+def parser_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Cross entropy and soft Dice of the classes, binary cross entropy of the matte.
+
+    Counted on one of the four pixels of each 2x2 block, drawn anew each step: a quarter of the cost, the same in the
+    mean.
+    """
+    a, b = (int(v) for v in torch.randint(0, 2, (2,)))
+    out = net(to_input(batch["image"]), phases=True)[:, 2 * a + b :: 4]
+    logits, hair = out[:, :-1], out[:, -1]
+    label, matte = batch["label"][:, a::2, b::2].long(), batch["hair"][:, a::2, b::2].float() / 255
+    weights = torch.ones(logits.shape[1], device=logits.device)
+    weights[list(SMALL_CLASSES)] = 2.0
+    log_chance = logits.log_softmax(1)
+    entropy = F.nll_loss(log_chance, label, weight=weights)
+    chance, truth = log_chance.exp(), torch.zeros_like(logits).scatter_(1, label[:, None], 1.0)
+    both, total = (chance * truth).sum((0, 2, 3)), (chance + truth).sum((0, 2, 3))
+    seen = truth.sum((0, 2, 3)) > 0
+    dice = (1 - (2 * both + 1) / (total + 1))[seen].mean()
+    return {"entropy": entropy, "dice": dice, "matte": F.binary_cross_entropy_with_logits(hair, matte)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=list(SETTINGS))
+    parser.add_argument("--portraits", type=Path, required=True, help="training split")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--negatives", type=Path, help="folder of pictures without faces (detector and landmarks)")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        choices=[128, 256],
+        help="parser: side of the crops; 128 is a cheap first stage",
+    )
+    parser.add_argument("--init", type=Path, help="start from these weights (an earlier stage's ema.safetensors)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    steps, batch, rate = SETTINGS[arguments.network]
+    split = read_split(arguments.portraits)
+    hard = read_negatives(arguments.negatives)
+    build, make, loss = {
+        "detector": (DetectorNet, partial(detector_sample, split, hard), detector_loss),
+        "landmarks": (LandmarkNet, partial(landmark_sample, split, hard), landmark_loss),
+        "parser": (ParserNet, partial(parser_sample, split, size_px=arguments.size), parser_loss),
+    }[arguments.network]
+    net = build()
+    if arguments.init:
+        missing, unexpected = net.load_state_dict(
+            {k: v.float() for k, v in load_file(arguments.init).items()}, strict=False
+        )
+        if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
+            raise SystemExit(f"{arguments.init}: weights of another network")
+    train(net, make, loss, arguments.out, arguments.steps or steps, arguments.batch or batch, rate, arguments.seed)
+
+
+def read_negatives(folder: Path | None) -> list[np.ndarray]:
+    """The pictures of a folder, RGB; None gives none."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"}) if folder else []
+    return [read_rgb(p) for p in files]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The training loop that the three recipes share: accelerate, one-cycle schedule, EMA, resume; randomness follows
+the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+Batch = dict[str, torch.Tensor]
+Loss = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
+EMA_HALF_LIFE_STEPS = 200
+
+
+class SampleStream(IterableDataset):
+    """Batches of samples; sample i of step s depends on (seed, s, i) only, so that a resumed run sees what it
+    would have seen.
+    """
+
+    def __init__(
+        self, make: Callable[[np.random.Generator], dict[str, np.ndarray]], batch: int, steps: range, seed: int
+    ) -> None:
+        self.make, self.batch, self.steps, self.seed = make, batch, steps, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        cv2.setNumThreads(0)
+        for step in self.steps:
+            samples = [self.make(np.random.default_rng([self.seed, step, i])) for i in range(self.batch)]
+            yield {key: torch.from_numpy(np.stack([np.asarray(s[key]) for s in samples])) for key in samples[0]}
+
+
+def to_input(image: torch.Tensor) -> torch.Tensor:
+    """uint8 [N,H,W,3] -> float [N,3,H,W] in [-1,1]."""
+    return (image.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def train(
+    net: nn.Module,
+    make: Callable[[np.random.Generator], dict[str, np.ndarray]],
+    loss: Loss,
+    out: Path,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int = 0,
+    precision: str = "bf16",
+    log_every: int = 25,
+    save_every: int = 250,
+) -> nn.Module:
+    """Trains `net` and returns its moving average (eval mode); state in out/state, average in out/ema.safetensors,
+    log.jsonl.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda s: min((s + 1) / 100, 0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1)) + 0.002)
+    )
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    progress = Progress(average)
+    net, optimiser = accelerator.prepare(net, optimiser)
+    accelerator.register_for_checkpointing(progress, schedule)
+    if (out / "state").is_dir():
+        accelerator.load_state(str(out / "state"))
+    loader = DataLoader(
+        SampleStream(make, batch, range(progress.step, steps), seed), batch_size=None, num_workers=1, prefetch_factor=4
+    )
+    sums: dict[str, float] = {}
+    since, begin = progress.step, time.perf_counter()
+    for item in loader:
+        net.train()
+        item = {key: value.to(accelerator.device) for key, value in item.items()}
+        with accelerator.autocast():
+            terms = loss(net, item)
+        accelerator.backward(sum(terms.values()))
+        accelerator.clip_grad_norm_(net.parameters(), 2.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        progress.step += 1
+        progress.update(accelerator.unwrap_model(net))
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach())
+        if progress.step % log_every == 0:
+            spent, count = time.perf_counter() - begin, progress.step - since
+            row = {"step": progress.step, "images_per_s": round(count * batch / spent, 1)} | {
+                k: round(v / count, 5) for k, v in sums.items()
+            }
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+            sums, since, begin = {}, progress.step, time.perf_counter()
+        if progress.step % save_every == 0 or progress.step == steps:
+            accelerator.save_state(str(out / "state"))
+            save_average(average, out / "ema.safetensors")
+    return average
+
+
+class Progress:
+    """How many steps were made, and the moving average of the weights; accelerate saves it with the rest."""
+
+    def __init__(self, average: nn.Module) -> None:
+        self.step, self.average = 0, average
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        keep = 0.5 ** (1 / EMA_HALF_LIFE_STEPS) if self.step > EMA_HALF_LIFE_STEPS else 0.9
+        mine = self.average.state_dict()
+        for key, value in net.state_dict().items():
+            if value.is_floating_point():
+                mine[key].lerp_(value.to(mine[key].device), 1 - keep)
+            else:
+                mine[key].copy_(value)
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step = state["step"]
+        self.average.load_state_dict(state["average"])
+
+
+def save_average(net: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """float16 weights of `net`, written whole or not at all."""
+    tensors = {
+        k: (v.half() if v.is_floating_point() else v).contiguous()
+        for k, v in net.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, str(partial), metadata=metadata)
+    partial.chmod(0o644)  # safetensors writes files for their owner only
+    partial.replace(path)

@@ -1,0 +1,66 @@
+"""Portrait folders: the training layout is read too, and broken folders give one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.portraits.alignment import MESH_TO_68
+from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
+
+
+def write_training_layout(folder: Path, size: int = 256) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("aligned", "label", "hair"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for name in ("b", "a"):
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(folder / "aligned" / f"{name}.jpg")
+        Image.fromarray(rng.integers(0, 19, (size, size), np.uint8)).save(folder / "label" / f"{name}.png")
+        Image.fromarray(rng.integers(0, 256, (size, size), np.uint8)).save(folder / "hair" / f"{name}.png")
+    mesh = rng.uniform(0, 100, (2, 468, 2)).astype(np.float32)
+    move = np.array([[2.0, 0, 1], [0, 2, 3]])
+    np.savez(folder / "landmarks.npz", name=["b", "a"], mesh468=mesh, raw_to_aligned256=[move, move])
+
+
+def test_the_training_layout_is_read(tmp_path: Path) -> None:
+    write_training_layout(tmp_path)
+    assert [p.name for p in load_portraits(tmp_path)] == ["a", "b"]
+    portrait = load_portrait(tmp_path, "a")
+    with np.load(tmp_path / "landmarks.npz") as stored:
+        expected = stored["mesh468"][1, MESH_TO_68] * 2 + [1, 3]
+    np.testing.assert_allclose(portrait.points68.numpy(), expected, rtol=1e-5)
+    assert portrait.size_px == 256
+
+
+def test_folders_that_hold_no_portraits_give_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="datagen prepare"):
+        load_portraits(tmp_path)
+    for content in (b"", b"PK\x03\x04 but no archive", b"\x93NUMPY"):
+        (tmp_path / "landmarks.npz").write_bytes(content)
+        with pytest.raises(InputError, match="damaged"):
+            load_portraits(tmp_path)
+
+
+def test_an_archive_with_pickled_objects_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "landmarks.npz", name=np.array([{"a": 1}], object), points68=1, source_to_aligned=1)
+    with pytest.raises(InputError, match="damaged"):
+        load_portraits(tmp_path)
+
+
+def test_missing_and_unequal_files_are_named(tmp_path: Path) -> None:
+    write_training_layout(tmp_path)
+    with pytest.raises(InputError, match="no portrait named c"):
+        load_portrait(tmp_path, "c")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "hair" / "a.png")
+    with pytest.raises(InputError, match=r"hair/a\.png"):
+        load_portrait(tmp_path, "a")
+    (tmp_path / "label" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"label/a\.png"):
+        load_portrait(tmp_path, "a")
+    Image.fromarray(np.full((256, 256), 77, np.uint8)).save(tmp_path / "label" / "b.png")
+    with pytest.raises(InputError, match="class 77"):
+        load_portrait(tmp_path, "b")
