@@ -38,19 +38,20 @@ def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str])
 
 
 def portraits_section(portraits: Path, photos: Path) -> str:
-    names = [json.loads(line)["name"] for line in (portraits / "index.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (portraits / "index.jsonl").read_text().splitlines()]
     cards = []
-    for name in names[:PORTRAITS_SHOWN]:
+    for row in rows[:PORTRAITS_SHOWN]:
+        name = row["name"]
         label = np.asarray(Image.open(portraits / "label" / f"{name}.png"))
         pictures = [
-            page.picture(photos / f"{name}.jpg", 100, name),
+            page.picture(photos / Path(row["photo"]).name, 100, name),
             page.picture(portraits / "aligned" / f"{name}.png", THUMB_PX, "aligned"),
             page.picture(page.label_picture(label), THUMB_PX, "label map"),
             page.picture(portraits / "hair" / f"{name}.png", THUMB_PX, "hair matte"),
         ]
         cards.append(page.card(pictures))
     text = (
-        f"{len(names)} faces found. Each is aligned by its landmarks and parsed into 19 classes and a soft hair matte."
+        f"{len(rows)} faces found. Each is aligned by its landmarks and parsed into 19 classes and a soft hair matte."
     )
     return page.section("1. Photos become portraits", text, cards)
 

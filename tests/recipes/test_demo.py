@@ -82,7 +82,7 @@ def fill(out: Path, demo, synthetic_pairs) -> None:
         (out / "portraits" / kind).mkdir(parents=True)
         shape = (16, 16, 3) if kind == "aligned" else (16, 16)
         Image.fromarray(np.full(shape, 18, np.uint8)).save(out / "portraits" / kind / "portrait_001.png")
-    (out / "portraits" / "index.jsonl").write_text('{"name": "portrait_001"}\n')
+    (out / "portraits" / "index.jsonl").write_text('{"name": "portrait_001", "photo": "x/portrait_001.jpg"}\n')
     synthetic_pairs(out / "pairs")
     (out / "run").mkdir()
     lines = [{"step": i, "kind": "train", "loss": 1 / (i + 1)} for i in range(9)]
