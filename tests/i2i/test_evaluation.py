@@ -1,0 +1,82 @@
+"""Figures of an editor: right at the extremes, and named after the features that they were computed with."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.i2i.checkpoints import ModelInfo
+from stylepairs.i2i.data import PairDataset, read_records
+from stylepairs.i2i.evaluation import frechet_distance, pair_figures, portrait_figures, psnr_db, sample_sheet
+from stylepairs.i2i.models.glean import Glean
+
+INFO = ModelInfo("hair_color", "color", {})
+CPU = torch.device("cpu")
+
+
+def portrait_of(name: str, seed: int, hair_px: int = 16) -> Portrait:
+    torch.manual_seed(seed)
+    hair, label = torch.zeros(1, 32, 32), torch.full((32, 32), CLASS["skin"], dtype=torch.uint8)
+    hair[:, :hair_px], label[:hair_px] = 1, CLASS["hair"]
+    return Portrait(name, torch.rand(3, 32, 32) - 0.5, label, hair, torch.zeros(68, 2), name)
+
+
+def dataset(pairs: Path) -> PairDataset:
+    return PairDataset(pairs, read_records(pairs, "val"), 32, "color", (6, 16), "")
+
+
+def test_untrained_model_leaves_the_outside_untouched_and_misses_the_colour(pairs: Path, model: Glean) -> None:
+    figures = pair_figures(model, dataset(pairs), load_perceptual("pyramid"), CPU)
+    assert figures["psnr_outside_db"] == 100
+    assert figures["mask_l1"] < 0.01
+    assert figures["delta_e_to_wanted"] > 5
+    assert figures["l1_inside"] > 0.1
+    assert "perceptual_pyramid" in figures
+
+
+def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
+    said: list[str] = []
+    portraits = [portrait_of("one", 1), portrait_of("two", 2), portrait_of("bald", 3, hair_px=0)]
+    params = [{"color": "blond"}, {"color": "black"}]
+    rows, summary = portrait_figures(model, INFO, portraits, params, load_perceptual("pyramid"), said.append)
+    assert [(row["portrait"], row["params"]["color"]) for row in rows] == [
+        ("one", "blond"), ("one", "black"), ("two", "blond"), ("two", "black"),
+    ]  # fmt: skip
+    assert len(said) == 1
+    assert "bald" in said[0]
+    assert summary["changed_outside"] == 0
+    assert summary["color_delta_e"] > 5
+    assert summary["color_change"] == pytest.approx(0, abs=1e-3)
+    assert "fid_pyramid" in summary
+
+
+def test_frechet_distance_is_zero_between_equal_sets_and_grows_with_noise() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(24, 3, 32, 32) * 2 - 1
+    values = []
+    for other in (images, images * 0.5, images * 0.1):
+        fid = frechet_distance(load_perceptual("pyramid"))
+        fid.update(images, real=True)
+        fid.update(other, real=False)
+        values.append(float(fid.compute()))
+    assert abs(values[0]) < 1e-3
+    assert values[0] < values[1] < values[2]
+
+
+def test_psnr_by_hand() -> None:
+    zero = torch.zeros(1, 3, 2, 2)
+    weight = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    assert psnr_db(zero, zero, weight) == 100
+    assert psnr_db(zero + 0.2, zero, weight) == pytest.approx(20)
+
+
+def test_sample_sheet_is_a_grid_of_seven_columns(pairs: Path, model: Glean) -> None:
+    sheet = np.array(Image.open(io.BytesIO(sample_sheet(model, dataset(pairs), 2, CPU))))
+    assert sheet.shape == (2 * 32 + 4, 7 * 32 + 4, 3)
