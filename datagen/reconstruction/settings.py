@@ -28,23 +28,28 @@ class OptimiserSettings(_Settings):
 class InversionSettings(OptimiserSettings):
     """Stage 0: reconstruct the portrait itself."""
 
-    steps: int = 240
-    learning_rate: float = 0.08
+    # 25.3 dB on 4 held-out portraits in 6.3 s of one core (EPYC 9004, 128 px); 240 + 60 steps at rates 0.08 and 0.02
+    # take 11.5 s to 25.2 dB.
+    steps: int = 120
+    decay_steps: int = 50
+    learning_rate: float = 0.2
+    noise_learning_rate: float = Field(0.15, ge=0)
     pixel_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.6, ge=0)
-    prior_weight: float = Field(0.004, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
-    row_weight: float = Field(0.004, ge=0, description="squared distance of the rows of W+ to their mean")
-    noise_weight: float = Field(0.02, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
+    prior_weight: float = Field(0.003, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
+    row_weight: float = Field(0.002, ge=0, description="squared distance of the rows of W+ to their mean")
+    noise_weight: float = Field(0.01, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
 
 
 class ReconstructionSettings(OptimiserSettings):
     """Stage 1: meet the sketch inside at low resolution and the photo outside at full resolution."""
 
-    steps: int = 120
-    decay_steps: int = 40
-    learning_rate: float = 0.05
+    # Half the time of 120 + 40 steps at rate 0.05, for the same colour and 0.1 dB outside.
+    steps: int = 70
+    decay_steps: int = 25
+    learning_rate: float = 0.12
     noise_learning_rate: float = Field(0.0, ge=0, description="0 keeps the noise maps of stage 0")
-    reference_weight: float = Field(1.0, ge=0)
+    reference_weight: float = Field(2.0, ge=0)
     reference_tolerance: float = Field(
         0.03,
         gt=0,
@@ -57,5 +62,5 @@ class ReconstructionSettings(OptimiserSettings):
     anchor_coarse: float = Field(0.02, ge=0, description="pull of the first row of W+ to its stage-0 value")
     anchor_fine: float = Field(0.002, ge=0, description="pull of the last row; rows between are interpolated")
     noise_weight: float = Field(0.02, ge=0)
-    coarse_to_fine_steps: int = Field(40, ge=0, description="steps over which the sketch's resolution rises to its own")
+    coarse_to_fine_steps: int = Field(15, ge=0, description="steps over which the sketch's resolution rises to its own")
     multiplier_rate: float = Field(0.05, ge=0, description="rate of the constraint's multiplier, in its logarithm")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 Images = torch.Tensor
 ADA_TARGET = 0.6  # mean sign of real logits that is held
-ADA_IMAGES = 100_000  # images over which p may travel from 0 to 1
+ADA_IMAGES = 10_000  # images over which p may travel from 0 to 1; the 500 000 of the paper come too late for short runs
 P_MAX = 0.8  # above it augmentations leak into the samples
 
 
