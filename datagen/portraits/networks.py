@@ -15,8 +15,9 @@ from torch import nn
 DETECTOR_STRIDE_PX = 8
 DETECTOR_UNIT_PX = 32.0
 LANDMARK_INPUT_PX = 96
-PARSER_INPUT_PX = 128
+PARSER_INPUT_PX = 256
 PARSER_CLASSES = 19
+PARSER_BLOCK_PX = 4
 
 
 class DetectorNet(nn.Module):
@@ -81,36 +82,36 @@ def expected_points(heat: torch.Tensor, stride_px: int = 4) -> torch.Tensor:
 
 
 class ParserNet(nn.Module):
-    """aligned [N,3,256,256] -> logits [N,20,256,256]: 19 classes, then the hair matte. It works at half size inside."""
+    """aligned [N,3,256,256] -> logits [N,20,256,256]: 19 classes, then the hair matte.
+
+    Inside, the finest grid is 64 x 64: each cell reads a block of 4 x 4 pixels as channels and answers for all sixteen.
+    """
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         w = width
-        self.stem = _conv(14, w)  # 12 = 2x2 pixels of 3 colours, and 2 coordinates
-        self.down64 = nn.Sequential(_conv(w, w * 2, stride=2), Residual(w * 2))
-        self.down32 = nn.Sequential(_conv(w * 2, w * 4, stride=2), Residual(w * 4), Residual(w * 4))
-        self.down16 = nn.Sequential(_conv(w * 4, w * 6, stride=2), Residual(w * 6), Residual(w * 6))
-        self.down8 = nn.Sequential(_conv(w * 6, w * 8, stride=2), Residual(w * 8), Residual(w * 8))
-        self.up16 = nn.Sequential(_conv(w * 14, w * 6), Residual(w * 6))
-        self.up32 = nn.Sequential(_conv(w * 10, w * 4), Residual(w * 4))
-        self.up64 = nn.Sequential(_conv(w * 6, w * 3), nn.Conv2d(w * 3, w, 1))
-        self.up128 = _conv(w * 2, w * 3 // 2)
-        self.head = nn.Conv2d(w * 3 // 2, (PARSER_CLASSES + 1) * 4, 1)
+        self.stem = _conv(3 * PARSER_BLOCK_PX**2 + 2, w * 2)  # the pixels of a block, and two coordinates
+        self.down32 = nn.Sequential(_conv(w * 2, w * 2, stride=2), Residual(w * 2))
+        self.down16 = nn.Sequential(_conv(w * 2, w * 4, stride=2), Residual(w * 4), Residual(w * 4))
+        self.down8 = nn.Sequential(_conv(w * 4, w * 6, stride=2), Residual(w * 6), Residual(w * 6))
+        self.down4 = nn.Sequential(_conv(w * 6, w * 8, stride=2), Residual(w * 8), Residual(w * 8))
+        self.up8 = nn.Sequential(_conv(w * 14, w * 6), Residual(w * 6))
+        self.up16 = nn.Sequential(_conv(w * 10, w * 4), Residual(w * 4))
+        self.up32 = nn.Sequential(_conv(w * 6, w * 3), nn.Conv2d(w * 3, w, 1))
+        self.up64 = _conv(w * 3, w * 4)
+        self.head = nn.Conv2d(w * 4, (PARSER_CLASSES + 1) * PARSER_BLOCK_PX**2, 1)
 
-    def forward(self, aligned: torch.Tensor, phases: bool = False) -> torch.Tensor:
-        """[N,20,256,256]: 19 class logits, then the hair matte's logit.
-
-        phases=True gives [N,80,128,128] instead: channel 4 c + 2 a + b is the logit c at the pixels (2 y + a, 2 x + b).
-        """
-        x128 = self.stem(torch.cat([F.pixel_unshuffle(aligned, 2), _coordinates(aligned)], 1))
-        x64 = self.down64(x128)
+    def forward(self, aligned: torch.Tensor, blocks: bool = False) -> torch.Tensor:
+        """blocks=True gives [N,20,16,64,64] instead: the sixteen pixels of each block, row by row."""
+        x64 = self.stem(torch.cat([F.pixel_unshuffle(aligned, PARSER_BLOCK_PX), _coordinates(aligned)], 1))
         x32 = self.down32(x64)
         x16 = self.down16(x32)
-        y16 = self.up16(torch.cat([x16, _double(self.down8(x16))], 1))
+        x8 = self.down8(x16)
+        y8 = self.up8(torch.cat([x8, _double(self.down4(x8))], 1))
+        y16 = self.up16(torch.cat([x16, _double(y8)], 1))
         y32 = self.up32(torch.cat([x32, _double(y16)], 1))
-        y64 = self.up64(torch.cat([x64, _double(y32)], 1))
-        out = self.head(self.up128(torch.cat([x128, _double(y64)], 1))).float()
-        return out if phases else F.pixel_shuffle(out, 2)
+        out = self.head(self.up64(torch.cat([x64, _double(y32)], 1))).float()
+        return out.unflatten(1, (PARSER_CLASSES + 1, -1)) if blocks else F.pixel_shuffle(out, PARSER_BLOCK_PX)
 
 
 class Residual(nn.Module):
@@ -139,8 +140,8 @@ def _double(x: torch.Tensor) -> torch.Tensor:
 def _coordinates(aligned: torch.Tensor) -> torch.Tensor:
     n, _, h, w = aligned.shape
     ys, xs = torch.meshgrid(
-        torch.linspace(-1, 1, h // 2, device=aligned.device, dtype=aligned.dtype),
-        torch.linspace(-1, 1, w // 2, device=aligned.device, dtype=aligned.dtype),
+        torch.linspace(-1, 1, h // PARSER_BLOCK_PX, device=aligned.device, dtype=aligned.dtype),
+        torch.linspace(-1, 1, w // PARSER_BLOCK_PX, device=aligned.device, dtype=aligned.dtype),
         indexing="ij",
     )
-    return torch.stack([xs, ys]).expand(n, 2, h // 2, w // 2)
+    return torch.stack([xs, ys]).expand(n, 2, -1, -1)

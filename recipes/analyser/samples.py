@@ -105,13 +105,8 @@ def landmark_sample(split: list[Labelled], hard: list[np.ndarray], rng: np.rando
     return {"image": degrade(image, rng), "points": points, "face": np.zeros((), np.float32)}
 
 
-def parser_sample(
-    split: list[Labelled], rng: np.random.Generator, strength: float = 1.0, size_px: int = 256
-) -> dict[str, np.ndarray]:
-    """image uint8 [256,256,3], label uint8 [256,256], hair uint8 [256,256]: an aligned crop, moved a little, degraded.
-
-    size_px 128 halves all three, for a cheap first stage of training.
-    """
+def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: float = 1.0) -> dict[str, np.ndarray]:
+    """image uint8 [256,256,3], label uint8 [256,256], hair uint8 [256,256]: an aligned crop, moved a little, degraded."""
     photo = split[int(rng.integers(len(split)))]
     image, label, hair = photo.aligned, photo.label, photo.hair
     if rng.random() < 0.25:
@@ -127,13 +122,6 @@ def parser_sample(
     image = cv2.warpAffine(image, move, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
     label = cv2.warpAffine(np.ascontiguousarray(label), move, (size, size), flags=cv2.INTER_NEAREST, borderMode=border)
     hair = cv2.warpAffine(np.ascontiguousarray(hair), move, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
-    if size_px < size:
-        step = size // size_px
-        image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-        label, hair = (
-            np.ascontiguousarray(label[step // 2 :: step, step // 2 :: step]),
-            cv2.resize(hair, (size_px, size_px), interpolation=cv2.INTER_AREA),
-        )
     image = degrade(image, rng, 0.7 * strength)
     if rng.random() < 0.05:
         image = occlude(image, rng)
