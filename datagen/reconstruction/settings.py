@@ -36,8 +36,8 @@ class InversionSettings(OptimiserSettings):
     noise_learning_rate: float = Field(0.15, ge=0)
     pixel_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.6, ge=0)
-    prior_weight: float = Field(0.003, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
-    row_weight: float = Field(0.002, ge=0, description="squared distance of the rows of W+ to their mean")
+    prior_weight: float = Field(0.015, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
+    row_weight: float = Field(0.004, ge=0, description="squared distance of the rows of W+ to their mean")
     noise_weight: float = Field(0.01, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
 
 
@@ -55,12 +55,13 @@ class ReconstructionSettings(OptimiserSettings):
         gt=0,
         description="root mean square at which the sketch counts as met: [-1,1] units, or Lab / 50 in Lab space",
     )
-    keep_slack: float = Field(1.15, ge=1, description="outside error allowed, as a multiple of that of stage 0")
+    keep_slack: float = Field(1.2, ge=1, description="outside error allowed, as a multiple of that of stage 0")
     perceptual_weight: float = Field(0.6, ge=0)
-    prior_weight: float = Field(0.004, ge=0)
+    # Ten times stage 0's pull per unit costs 0.1 dB outside and holds the prior distance at 1.1 instead of 1.4.
+    prior_weight: float = Field(0.05, ge=0)
     row_weight: float = Field(0.004, ge=0)
     anchor_coarse: float = Field(0.02, ge=0, description="pull of the first row of W+ to its stage-0 value")
     anchor_fine: float = Field(0.002, ge=0, description="pull of the last row; rows between are interpolated")
     noise_weight: float = Field(0.02, ge=0)
     coarse_to_fine_steps: int = Field(15, ge=0, description="steps over which the sketch's resolution rises to its own")
-    multiplier_rate: float = Field(0.05, ge=0, description="rate of the constraint's multiplier, in its logarithm")
+    multiplier_rate: float = Field(0.03, ge=0, description="rate of the constraint's multiplier, in its logarithm")
