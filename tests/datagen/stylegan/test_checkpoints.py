@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.stylegan import checkpoints
 from stylepairs.datagen.stylegan.checkpoints import (
     export_rosinality,
     generator_digest,
@@ -208,6 +210,22 @@ def test_saving_where_nothing_can_be_written_is_one_clear_line(small_generator, 
         save_generator(tmp_path / "no folder" / "g.safetensors", small_generator)
 
 
+def test_a_full_disk_leaves_the_old_file_and_no_rest(small_generator, tmp_path, monkeypatch):
+    save_generator(tmp_path / "g.safetensors", small_generator)
+    before = (tmp_path / "g.safetensors").read_bytes()
+
+    def write_half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_generator(tmp_path / "g.safetensors", small_generator)
+    assert [path.name for path in tmp_path.iterdir()] == ["g.safetensors"]
+    assert (tmp_path / "g.safetensors").read_bytes() == before
+
+
 def test_metadata_may_not_contradict_the_configuration(small_generator, tmp_path):
     with pytest.raises(ValueError, match="z_dim"):
         save_generator(tmp_path / "g.safetensors", small_generator, {"z_dim": "3"})
@@ -218,6 +236,15 @@ def test_configuration_is_inferred_where_the_metadata_lacks_it(small_generator, 
     loaded = load_generator(tmp_path / "g.safetensors")
     assert same_tensors(loaded, small_generator)
     assert loaded.config == small_generator.config
+
+
+def test_embedded_is_the_file_that_the_package_carries(small_generator, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(checkpoints.resources, "files", lambda package: tmp_path)
+    with pytest.raises(InputError, match=r"embedded: .*reinstall"):
+        load_generator("embedded")
+    save_generator(tmp_path / "weights" / "generator.safetensors", small_generator)
+    assert same_tensors(load_generator("embedded"), small_generator)
 
 
 def test_half_precision_weights_become_float32(small_generator, tmp_path):

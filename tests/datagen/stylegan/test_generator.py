@@ -1,0 +1,125 @@
+"""What the generator promises beyond the fixtures: noise, truncation, early stop, fusion, gradients of second order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+
+
+def latents(generator: Generator, count: int = 2) -> torch.Tensor:
+    z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(3))
+    return generator.mapping(z)
+
+
+def with_noise(generator: Generator) -> Generator:
+    for layer in generator.synthesis.noisy_layers():
+        layer.noise_strength.fill_(0.5)
+    return generator
+
+
+def test_shapes_follow_the_configuration():
+    config = GeneratorConfig(z_dim=4, w_dim=6, img_resolution=16, channel_base=64, channel_max=8, mapping_layers=2)
+    generator = Generator(config)
+    ws = latents(generator, 3)
+    assert ws.shape == (3, 6, 6)
+    assert generator.num_ws == 6
+    assert generator(torch.randn(3, 4)).shape == (3, 3, 16, 16)
+    assert [tuple(noise.shape[2:]) for noise in generator.noise_maps()] == [(r, r) for r in (4, 8, 8, 16, 16)]
+    assert [generator.synthesis.channels(r) for r in (4, 8, 16)] == [8, 8, 4]
+
+
+@pytest.mark.parametrize("resolution", [0, 4, 12, 100])
+def test_impossible_resolutions_are_refused(resolution):
+    with pytest.raises(ValueError, match="power of two"):
+        GeneratorConfig(img_resolution=resolution)
+
+
+def test_noise_modes(small_generator):
+    generator, ws = with_noise(small_generator), latents(small_generator)
+    const = generator.synthesis(ws)
+    assert torch.equal(const, generator.synthesis(ws, noise_mode="const"))
+    assert not torch.allclose(const, generator.synthesis(ws, noise_mode="none"))
+    assert not torch.equal(generator.synthesis(ws, noise_mode="random"), generator.synthesis(ws, noise_mode="random"))
+    zeros = [torch.zeros_like(noise) for noise in generator.noise_maps()]
+    torch.testing.assert_close(generator.synthesis(ws, noise=zeros), generator.synthesis(ws, noise_mode="none"))
+    with pytest.raises(ValueError, match="noise_mode"):
+        generator.synthesis(ws, noise_mode="constant")
+
+
+def test_noise_may_differ_between_the_images_of_a_batch(small_generator):
+    generator, ws = with_noise(small_generator), latents(small_generator)
+    noise = [torch.randn(2, 1, *buffer.shape[2:]) for buffer in generator.noise_maps()]
+    both = generator.synthesis(ws, noise=noise)
+    one = generator.synthesis(ws[1:], noise=[level[1:] for level in noise])
+    torch.testing.assert_close(both[1:], one)
+
+
+def test_truncation_goes_from_the_latent_to_the_mean(small_generator):
+    z = torch.randn(2, 6)
+    full, none = small_generator.mapping(z), small_generator.mapping(z, truncation_psi=0)
+    torch.testing.assert_close(none, small_generator.mapping.w_avg.expand_as(none))
+    half = small_generator.mapping(z, truncation_psi=0.5)
+    torch.testing.assert_close(half, (full + none) / 2)
+    cut = small_generator.mapping(z, truncation_psi=0.5, truncation_cutoff=1)
+    assert torch.equal(cut[:, 1:], full[:, 1:])
+    torch.testing.assert_close(cut[:, :1], half[:, :1])
+
+
+def test_stopping_early_gives_the_lower_levels_image(small_generator):
+    ws = latents(small_generator)
+    assert small_generator.synthesis(ws, max_resolution=4).shape == (2, 3, 4, 4)
+    assert torch.equal(small_generator.synthesis(ws, max_resolution=8), small_generator.synthesis(ws))
+
+
+def test_fusion_sees_every_level_and_the_identity_changes_nothing(small_generator):
+    ws, seen = latents(small_generator), []
+
+    def fuse(resolution: int, x: torch.Tensor) -> torch.Tensor:
+        seen.append((resolution, tuple(x.shape)))
+        return x
+
+    assert torch.equal(small_generator.synthesis(ws, fuse=fuse), small_generator.synthesis(ws))
+    channels = small_generator.synthesis.channels
+    assert seen == [(r, (2, channels(r), r, r)) for r in (4, 8)]
+
+
+def test_fusion_at_a_level_changes_the_image_from_that_level_on(small_generator):
+    ws = latents(small_generator)
+
+    def double_top(resolution: int, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x if resolution == 8 else x
+
+    coarse = small_generator.synthesis(ws, max_resolution=4, fuse=double_top)
+    assert torch.equal(coarse, small_generator.synthesis(ws, max_resolution=4))
+    assert not torch.allclose(small_generator.synthesis(ws, fuse=double_top), small_generator.synthesis(ws))
+
+
+def test_each_layers_latent_is_used_once_per_convolution_and_image_layer(small_generator):
+    ws = latents(small_generator).requires_grad_()
+    small_generator.synthesis(ws).sum().backward()
+    assert (ws.grad.abs().sum((0, 2)) > 0).all()
+
+
+def test_images_of_a_batch_do_not_influence_each_other(small_generator):
+    ws = latents(small_generator, 3)
+    torch.testing.assert_close(small_generator.synthesis(ws)[2:], small_generator.synthesis(ws[2:]))
+
+
+def test_second_derivative_by_the_latents(small_generator):
+    """Path length regularisation differentiates the gradient by w once more."""
+    ws = latents(small_generator, 1).double().requires_grad_()
+    generator = with_noise(small_generator).double()
+    # The image is float32 whatever the weights are, hence one direction with a large step instead of gradgradcheck.
+    (gradient,) = torch.autograd.grad(generator.synthesis(ws).square().sum(), ws, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), ws)
+    step = 1e-3 * second / second.norm()
+
+    def squared_gradient(at: torch.Tensor) -> float:
+        at = at.detach().requires_grad_()
+        (value,) = torch.autograd.grad(generator.synthesis(at).square().sum(), at)
+        return value.square().sum().item()
+
+    measured = (squared_gradient(ws + step) - squared_gradient(ws - step)) / 2e-3
+    assert measured == pytest.approx(second.norm().item(), rel=2e-2)
