@@ -46,6 +46,12 @@ def one_feature(records: Sequence[PairRecord], pairs: Path) -> str:
     return features[0]
 
 
+def evenly(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
+    """At most `count` of the records, evenly spaced: neighbours are of one photo."""
+    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[place] for place in places]
+
+
 def data_digest(records: Sequence[PairRecord]) -> str:
     """Names a set of pairs: sha256 over ids, sources, parameters and places, in order."""
     digest = hashlib.sha256()

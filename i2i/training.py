@@ -25,7 +25,7 @@ from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_gener
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.i2i import checkpoints, losses
 from stylepairs.i2i.conditions import decode_color
-from stylepairs.i2i.data import PairDataset, batches, data_digest, one_feature, read_records, style_channels
+from stylepairs.i2i.data import PairDataset, batches, data_digest, evenly, one_feature, read_records, style_channels
 from stylepairs.i2i.evaluation import pair_figures, sample_sheet
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.run_folder import RunLog, claim_folder, describe, line_of
@@ -33,8 +33,9 @@ from stylepairs.i2i.settings import TrainingSettings
 
 ADAM_BETAS = (0.9, 0.99)
 DISCRIMINATOR_BETAS = (0.0, 0.99)
-# Clips the rare step whose gradient is many times the usual one (about 0.3 to 1 after warm-up).
+# Bound what one bad batch can do. Adam divides by the usual size of a gradient, so the exact numbers matter little.
 MAX_GRADIENT_NORM = 2.0
+MAX_DISCRIMINATOR_NORM = 10.0
 SHEET_ROWS = 6
 
 Batch = dict[str, torch.Tensor]
@@ -63,7 +64,7 @@ def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str
     say receives a line now and then (main process only). Raises InputError for unusable pairs, weights or run folders,
     and when a loss stops being finite.
     """
-    records, held_out = read_records(pairs, "train"), read_records(pairs, "val")[: settings.val_pairs]
+    records, held_out = read_records(pairs, "train"), evenly(read_records(pairs, "val"), settings.val_pairs)
     feature = one_feature(records, pairs)
     run = build(settings, feature)
     digest = generator_digest(run.model.generator)
@@ -227,6 +228,8 @@ def discriminator_step(run: Run, fake: torch.Tensor, batch: Batch, rate: float) 
         # The logits join with weight 0: the last bias is not in the penalty, and every parameter must get a gradient.
         run.accelerator.backward(settings.losses.r1 * settings.discriminator.r1_every * penalty + 0 * logits.sum())
         figures["r1"] = penalty.detach()
+    parameters = run.discriminator.parameters()
+    figures["discriminator_norm"] = run.accelerator.clip_grad_norm_(parameters, MAX_DISCRIMINATOR_NORM)
     run.critic_optimizer.step()
     run.critic_optimizer.zero_grad(set_to_none=True)
     return figures
