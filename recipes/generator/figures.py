@@ -12,7 +12,9 @@ SAMPLES = 512
 
 
 @torch.no_grad()
-def kernel_distance(generator: Generator, real: torch.Tensor, samples: int = SAMPLES, seed: int = 2) -> dict[str, float]:
+def kernel_distance(
+    generator: Generator, real: torch.Tensor, samples: int = SAMPLES, seed: int = 2
+) -> dict[str, float]:
     """Squared MMD with the cubic kernel, times 1000, between real images uint8 [M,3,R,R] and `samples` generated ones.
 
     The figure is named after the features that it is computed with; figures of other features cannot be compared.

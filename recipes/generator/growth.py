@@ -47,8 +47,10 @@ def grow_discriminator(old: State, target: Discriminator) -> None:
                 break
             _pass_through(new, resolution)
         if top > old_top:
-            _widen_equalised(old[f"b{old_top}.fromrgb.weight"], new[f"b{top}.fromrgb.weight"])
-            _widen_equalised(old[f"b{old_top}.fromrgb.bias"], new[f"b{top}.fromrgb.bias"])
+            # Where the new top is narrower than the old one, its leading channels are all that fits.
+            shared = min(new[f"b{top}.fromrgb.bias"].shape[0], old[f"b{old_top}.fromrgb.bias"].shape[0])
+            for name in ("weight", "bias"):
+                new[f"b{top}.fromrgb.{name}"][:shared] = old[f"b{old_top}.fromrgb.{name}"][:shared]
 
 
 def _widen(key: str, old: torch.Tensor, new: torch.Tensor, torgb: bool) -> None:

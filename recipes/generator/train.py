@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -28,7 +28,6 @@ from state import TrainingState, build_state, export_ema, load_state, save_state
 from stylepairs.datagen.stylegan.generator import Generator
 
 R1_EVERY = 16
-ADAPT_EVERY = 4
 MIXING_SHARE = 0.9
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05
@@ -94,7 +93,6 @@ def train_stage(
     )
     local_batch = args.batch // accelerator.num_processes
     started, started_at = time.time(), state.images_seen
-    signs: list[float] = []
     while state.images_seen < until and time.time() < deadline:
         # Randomness comes from progress alone, so a resumed run draws what an uninterrupted one would have drawn.
         draw = torch.Generator().manual_seed(hash((args.seed, state.images_seen, accelerator.process_index)) % 2**63)
@@ -103,16 +101,13 @@ def train_stage(
         real = data.batch(local_batch, args.recolour_share, draw).to(accelerator.device)
         g_loss = generator_step(players, state, args, local_batch, draw, accelerator)
         d_loss, sign = discriminator_step(players, state, args, real, draw, accelerator, with_r1=step % R1_EVERY == 0)
-        signs.append(accelerator.reduce(sign, "mean").item())
-        if not np.isfinite(g_loss + d_loss):
+        if not math.isfinite(g_loss + d_loss):
             raise SystemExit(
                 f"loss is not finite after {state.images_seen} images; resume with a lower --learning-rate"
             )
         update_ema(state, args)
         state.images_seen += args.batch
-        if len(signs) == ADAPT_EVERY:
-            state.augment_p = adapt(state.augment_p, float(np.mean(signs)), args.batch * ADAPT_EVERY)
-            signs = []
+        state.augment_p = adapt(state.augment_p, accelerator.reduce(sign, "mean").item(), args.batch)
         if accelerator.is_main_process:
             report(state, args, until, g_loss, d_loss, started, started_at, validation)
     if accelerator.is_main_process:
