@@ -112,7 +112,7 @@ class _Batch:
             state.step += 1
             self._adam(gradients, finite)
             growth = (multiplier_rate * verdict.violation.detach().clamp(-1, 1)).exp()
-            state.multiplier.mul_(torch.where(finite, growth.cpu(), 1.0)).clamp_(0.1, 100.0)
+            state.multiplier.mul_(torch.where(finite.cpu(), growth.cpu(), 1.0)).clamp_(0.1, 100.0)
             met = verdict.met.detach().cpu() & (state.step > settings.warmup_steps)
             self.decay_from = torch.where(met, torch.minimum(self.decay_from, state.step), self.decay_from)
         left = (state.step >= self.decay_from + settings.decay_steps) | ~finite.cpu()

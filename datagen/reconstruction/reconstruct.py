@@ -119,7 +119,7 @@ def _job(
         "start": start,
         "edit_mask": sketch.edit_mask,
         "keep_mask": sketch.keep_mask,
-        "lab": torch.tensor(sketch.space == "lab"),
+        "lab": torch.tensor(sketch.space == "lab", device=portrait.image.device),
     }
     for size_px in _reference_sizes(sketch.reference_px):
         targets[f"reference{size_px}"] = masked_downsample(sketch.image[None], edit_mask, size_px)[0]

@@ -1,0 +1,60 @@
+"""Stage 0 on a folder of portraits: how near the generator comes to each, at what cost; later changes are measured
+against it.
+
+python benchmarks/stage0_report.py PORTRAITS [--generator embedded] [--limit 20] [--sheet stage0.png] [--set steps=90
+...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from stylepairs.datagen.images import to_uint8, write_png
+from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.portraits.folders import load_portraits
+from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("portraits", type=Path)
+    parser.add_argument("--generator", default="embedded")
+    parser.add_argument("--limit", type=int, default=20, help="evenly spaced portraits, by name")
+    parser.add_argument("--sheet", type=Path, help="write a PNG of portraits above their inversions")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="inversion settings to change")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = InversionSettings.model_validate(dict(item.split("=", 1) for item in args.set))
+    generator, perceptual = load_generator(args.generator), load_perceptual()
+    files = load_portraits(args.portraits)
+    chosen = files[:: max(1, len(files) // args.limit)][: args.limit]
+    portraits = [file.load().resized(generator.config.img_resolution) for file in chosen]
+    wall, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    found = invert(generator, perceptual, portraits, settings)
+    wall = time.perf_counter() - wall
+    cpu = resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu
+    print(f"{len(found)} portraits, generator {generator_digest(generator)[:12]}, {generator.config.img_resolution} px")
+    for name in ("psnr", f"perceptual_{perceptual.name}", "prior_distance", "steps"):
+        values = sorted(inversion.figures[name] for inversion in found)
+        print(f"{name:36} median {statistics.median(values):8.3f}   worst {values[0]:.3f} .. {values[-1]:.3f}")
+    print(f"seconds per portrait: {wall / len(found):.2f} (processor time {cpu / len(found):.2f})")
+    if args.sheet:
+        rows = [torch.cat([x.clamp(-1, 1) for x in row], 2) for row in zip(*_columns(portraits, found), strict=True)]
+        write_png(args.sheet, to_uint8(torch.cat(rows, 1)))
+
+
+def _columns(portraits, found):
+    return [(portrait.image, inversion.image) for portrait, inversion in zip(portraits, found, strict=True)]
+
+
+if __name__ == "__main__":
+    main()
