@@ -190,8 +190,9 @@ def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Mo
         portrait, draft.sketch, images, result.ws_before, result.ws_after, models.instruments
     )
     figures |= feature.measure(portrait, images.after, draft.params)
-    figures |= {f"inversion_{name}": float(value) for name, value in draft.inversion.figures.items()}
-    return figures | {f"reconstruction_{name}": float(value) for name, value in result.figures.items()}
+    for stage, found in (("inversion", draft.inversion), ("reconstruction", result)):
+        figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
+    return figures
 
 
 def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> PairRecord:
@@ -235,8 +236,11 @@ def _on_device(portrait: Portrait, device: str) -> Portrait:
 
 
 def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
-    """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited."""
-    return (mask[0].detach().clamp(0, 1) * 255).ceil().to(torch.uint8).cpu().numpy()
+    """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited.
+
+    Less a thousandth, so that what is in steps of 1/255 stays what it is.
+    """
+    return (mask[0].detach().clamp(0, 1) * 255 - 1e-3).ceil().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _half(tensor: torch.Tensor) -> np.ndarray:
