@@ -56,7 +56,8 @@ def test_wheel_carries_every_module_recipe_and_weight(wheel):
 
 def test_wheel_leaves_scripts_photos_and_tests_out(wheel):
     names = names_in(wheel)
-    assert not [n for n in names if n.startswith("stylepairs/recipes/") and not n.endswith(".yaml")]
+    recipes = {f"stylepairs/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    assert {n for n in names if n.startswith("stylepairs/recipes/")} == recipes | {"stylepairs/recipes/__init__.py"}
     assert not [n for n in names if n.split("/")[0] in ("tests", "recipes", *PACKAGES) or "/tests/" in n]
 
 
