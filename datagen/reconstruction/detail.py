@@ -22,6 +22,9 @@ _HUE_VARIATION = 0.3
 # Lightness added at both ends before the logit, which bounds the slope of the tone curve: wide where hair is lightened
 # (crushed blacks would become noise), narrow where it is darkened (light strands must not turn black).
 _TOE_DARKER, _TOE_LIGHTER = 4.0, 16.0
+# Passes in which the target is corrected until the mean over the solid region is right: what mixed pixels at the edge
+# and smoothing lose is 2 to 4 L when black hair becomes blond (dE 6.5 before, 3.7 after: that of the generated image).
+_AIM_STEPS = 3
 # Fixed-point steps of the tone curve; the regional mean is then within 0.2 L.
 _STEPS = 3
 
@@ -36,22 +39,46 @@ def transfer_detail(
     colour becomes that of generated_after.
     """
     region = mask.double()
-    lab = srgb_to_lab(photo.double())
+    if not bool(region.any()):
+        return photo
+    exact = photo.double()
+    lab, lab_before, lab_after = (srgb_to_lab(image.double()) for image in (photo, generated_before, generated_after))
     sigma = _SCALE * photo.shape[-1]
     # In mixed pixels of the matte's edge only the hair's share changes: they are coloured as hair, and the difference
     # that this makes is added in proportion.
     hair = region * lab + (1 - region) * _regional_mean(lab, region, sigma)
     low = _regional_mean(hair, region, sigma)
-    low_before = _regional_mean(srgb_to_lab(generated_before.double()), region, sigma)
-    low_after = _regional_mean(srgb_to_lab(generated_after.double()), region, sigma)
-    fade = torch.exp(-((delta_e_2000(low_before, low_after)[None] / _FADE_DELTA_E) ** 2))
+    low_before, low_after = (_regional_mean(x, region, sigma) for x in (lab_before, lab_after))
+    fade = _fade(low_before, low_after)
     target = low_after + fade * (low - low_before)
+    wanted = _aim(lab, lab_before, lab_after, region)
+    moved = exact
+    for _ in range(_AIM_STEPS):
+        light = _toned(hair[:1], target[:1], region, sigma)
+        recoloured = torch.cat([light, _rechromed(hair, light, low, target, fade)])
+        moved = (exact + region * (lab_to_srgb(recoloured) - lab_to_srgb(hair))).clamp(-1, 1)
+        target = target + wanted - _solid_mean(srgb_to_lab(moved), region)
+    return torch.where(mask > 0, moved.to(photo.dtype), photo)
 
-    light = _toned(hair[:1], target[:1], region, sigma)
-    recoloured = torch.cat([light, _rechromed(hair, light, low, target, fade)])
-    change = lab_to_srgb(recoloured) - lab_to_srgb(hair)
-    moved = (photo.double() + region * change).clamp(-1, 1).to(photo.dtype)
-    return torch.where(mask > 0, moved, photo)
+
+def _aim(
+    photo: torch.Tensor, generated_before: torch.Tensor, generated_after: torch.Tensor, region: torch.Tensor
+) -> torch.Tensor:
+    """The mean Lab [3,1,1] that the solid part of the region shall have in the end."""
+    own, before, after = (_solid_mean(lab, region) for lab in (photo, generated_before, generated_after))
+    return after + _fade(before, after) * (own - before)
+
+
+def _fade(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """1 where the generated colours are equal, 0 where they differ clearly [1,...]."""
+    return torch.exp(-((delta_e_2000(before, after)[None] / _FADE_DELTA_E) ** 2))
+
+
+def _solid_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Mean [C,1,1] over the region's solid part, or over all of it where nothing is solid."""
+    solid = (region > 0.5).to(values.dtype)
+    weight = solid if bool(solid.any()) else region
+    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum()
 
 
 def _toned(light: torch.Tensor, target: torch.Tensor, region: torch.Tensor, sigma: float) -> torch.Tensor:
