@@ -19,7 +19,7 @@ from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.shards import Pair, PairRecord, load_pair, read_index
 from stylepairs.i2i import augment
 from stylepairs.i2i.conditions import STYLE_CHANNELS, Style, encode_color, style_of
-from stylepairs.i2i.losses import edited_region, mean_color
+from stylepairs.i2i.losses import mean_color, tightened
 
 if TYPE_CHECKING:
     from stylepairs.i2i.settings import DataSettings
@@ -65,7 +65,7 @@ def data_digest(records: Sequence[PairRecord]) -> str:
 class PairDataset(torch.utils.data.Dataset[Sample]):
     """Samples of records, addressed by (epoch, index); `settings` None leaves augmentation out (evaluation).
 
-    A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's edit mask, and what the model
+    A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's mask; tightened, what the model
     is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits.
     """
 
@@ -113,7 +113,7 @@ def plain_sample(pair: Pair, size_px: int, style: Style) -> Sample:
         "photo": _image(pair.before, size_px),
         "target": _image(pair.after, size_px),
         "mask": mask,
-        "region": mask,
+        "region": tightened(mask),
         "degree": torch.tensor(record.degree, dtype=torch.float32),
         "style": style_of(style, record.params),
         "ws_valid": torch.zeros(()),
@@ -140,7 +140,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "target": photo
         + mask * (recoloured[1] - photo),  # outside the mask the photo stays as it came, degraded or not
         "mask": mask,
-        "region": augment.region(mask, settings, rng),
+        "region": augment.region(tightened(mask), settings, rng),
         "degree": sample["degree"],
         "style": code,
         "ws": sample["ws"],
@@ -187,7 +187,7 @@ def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share:
 
 def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean Lab [3] over the region that was edited."""
-    return mean_color(image[None], edited_region(mask[None]))[0]
+    return mean_color(image[None], (tightened(mask[None]) > 0.5).float())[0]
 
 
 def _image(pixels: np.ndarray, size_px: int) -> torch.Tensor:

@@ -29,6 +29,7 @@ from stylepairs.datagen.portraits.alignment import (
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.conditions import style_of
+from stylepairs.i2i.losses import tightened
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.analyser import FaceAnalyser
@@ -114,7 +115,8 @@ def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Map
     Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.
     """
     feature_params, degree = split_params(info.feature, params)
-    region = region_mask(load_feature(info.feature).sketch(portrait, feature_params).edit_mask)  # as in the pairs
+    # As the pairs' masks are made, and as training tightens them.
+    region = tightened(region_mask(load_feature(info.feature).sketch(portrait, feature_params).edit_mask))
     device = next(model.parameters()).device
     edit: Edit = model(
         portrait.image[None].to(device),

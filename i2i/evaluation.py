@@ -21,7 +21,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.conditions import decode_color
 from stylepairs.i2i.data import PairDataset, Sample
-from stylepairs.i2i.losses import edited_region, mean_color
+from stylepairs.i2i.losses import mean_color, tightened
 from stylepairs.i2i.models.glean import Edit, Glean
 
 # PSNR of equal images would be infinite; this stands for "identical".
@@ -41,7 +41,7 @@ def pair_figures(model: Glean, dataset: PairDataset, perceptual: Perceptual, dev
         sample = {name: tensor[None].to(device) for name, tensor in dataset[index].items()}
         edit = run_sample(model, sample)
         output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
-        colors = [mean_color(image, edited_region(mask))[0] for image in (output, target)]
+        colors = [mean_color(image, (tightened(mask) > 0.5).float())[0] for image in (output, target)]
         wanted = {}
         if dataset.style == "color":
             code = decode_color(sample["style"][0])
@@ -51,7 +51,7 @@ def pair_figures(model: Glean, dataset: PairDataset, perceptual: Perceptual, dev
             {
                 "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
                 "psnr_outside_db": psnr_db(output, sample["photo"], (mask == 0).float()),
-                "mask_l1": float((edit.mask - mask).abs().mean()),
+                "mask_l1": float((edit.mask - tightened(mask)).abs().mean()),
                 "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
                 **wanted,
                 f"perceptual_{perceptual.name}": float(distance[0]),

@@ -34,11 +34,10 @@ def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def edited_region(mask: torch.Tensor) -> torch.Tensor:
-    """What the pair's mask [N,1,H,W] was before composition dilated it: nearly the feature's own edit mask, 0 or 1."""
+def tightened(mask: torch.Tensor) -> torch.Tensor:
+    """The mask [...,H,W] of a pair without composition's dilation: nearly the feature's own edit mask, soft."""
     radius = max(1, round(DILATION * mask.shape[-1]))
-    eroded = -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
-    return (eroded > 0.5).to(mask.dtype)
+    return -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
 
 
 def mean_color(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

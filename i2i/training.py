@@ -195,9 +195,9 @@ def editing_losses(run: Run, edit: Edit, batch: Batch) -> dict[str, torch.Tensor
             wanted = run.perceptual.features(target)
         terms["perceptual"] = weights.perceptual * losses.perceptual_l2(run.perceptual.features(edit.output), wanted)
     if weights.mask:
-        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, mask)
+        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, losses.tightened(mask))
     if weights.color:
-        region, code = losses.edited_region(mask), decode_color(batch["style"])
+        region, code = (losses.tightened(mask) > 0.5).float(), decode_color(batch["style"])
         wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])
         terms["color"] = weights.color * losses.color_distance(edit.output, wanted_color, region)
     if weights.generated:
