@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import SpawnContext
 from typing import Any, Generic, TypeVar
 
@@ -57,8 +58,9 @@ class _Pool(Generic[Event]):
             context.Process(target=_work, args=(prepare, list(items), self.claimed, self.messages), daemon=True)
             for _ in range(count)
         ]
-        for process in self.processes:
-            process.start()
+        with _interrupts_ignored():
+            for process in self.processes:
+                process.start()
 
     def drain(self, on_event: Report[Any]) -> None:
         """Pass events on until every worker has said that it is done."""
@@ -94,8 +96,20 @@ class _Pool(Generic[Event]):
                 )
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C from birth: it reaches the whole group, but the parent alone decides."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python sets no signal handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(prepare: Prepare, items: list[Any], claimed: Any, messages: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         handle = prepare(lambda event: messages.put(("event", event)))

@@ -21,6 +21,8 @@ COUNT = 6
 PAUSE = "FAKE_PAUSE_S"
 NOT_FINITE = "FAKE_NOT_FINITE"
 DIGEST = "FAKE_DIGEST"
+# The largest file that `fake_build` may write, in bytes; Python ignores SIGXFSZ, so that writing more is an error.
+FILE_LIMIT = "FAKE_FILE_LIMIT"
 
 
 class FakePrior:

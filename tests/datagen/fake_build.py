@@ -10,15 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
 
-from stylepairs.datagen import cli, pipeline, workers
+from stylepairs.datagen import cli, pipeline
 
-# The largest file that this process may write, in bytes; with SIGXFSZ ignored (as Python does) writing more fails.
-FILE_LIMIT = "FAKE_FILE_LIMIT"
+# Not under __main__: worker processes import this module too, and are to find the same steps.
+pipeline.real_backend = lambda: fake_backend.BACKEND
 
 if __name__ == "__main__":
-    if FILE_LIMIT in os.environ:
-        limit = int(os.environ[FILE_LIMIT])
+    if fake_backend.FILE_LIMIT in os.environ:
+        limit = int(os.environ[fake_backend.FILE_LIMIT])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    workers.available_cpus = lambda: 1
-    pipeline.real_backend = lambda: fake_backend.BACKEND
     cli.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -20,7 +21,6 @@ from stylepairs.datagen.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
-from fake_build import FILE_LIMIT
 
 RECIPE = """
 datagen:
@@ -111,7 +111,11 @@ def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not
 
 def test_a_process_that_can_write_no_more_says_so_and_goes_on_later(tmp_path):
     starved = subprocess.run(
-        command(tmp_path), env=environment(**{FILE_LIMIT: 30_000}), capture_output=True, text=True, check=False
+        command(tmp_path),
+        env=environment(**{fake_backend.FILE_LIMIT: 30_000}),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert starved.returncode == 2
     assert starved.stderr.strip().splitlines()[-1].endswith("finished files are kept")
@@ -165,16 +169,51 @@ def kill_and_resume(folder: Path, kills: int, pause_s: float) -> None:
 
 
 def wait_for_work(out: Path, process: subprocess.Popen) -> None:
-    """Until the process has begun a shard: its temporary file is there."""
-    end = time.monotonic() + 60
-    while not list(out.glob(f".pairs-*.{process.pid}.tmp")):
-        assert time.monotonic() < end, "no shard was begun"
-        assert process.poll() is None, "the build ended by itself"
+    """Until a new shard was begun: its temporary file is there."""
+    end = time.monotonic() + 300
+    before = set(out.glob(".pairs-*.tmp"))
+    while not set(out.glob(".pairs-*.tmp")) - before:
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError("the build ended by itself, or began no shard")
         time.sleep(0.01)
 
 
 def test_a_killed_and_resumed_build_is_byte_identical(tmp_path):
     kill_and_resume(tmp_path, kills=3, pause_s=0.05)
+
+
+def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "pairs", "--workers", "2"),
+        env=environment(**{fake_backend.PAUSE: 0.3}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    wait_for_work(tmp_path / "pairs", process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "interrupted; finished shards are kept: run the same command again to go on\n"
+    assert not list((tmp_path / "pairs").glob(".*.tmp"))
+    end = time.monotonic() + 60
+    while living(process.pid):
+        assert time.monotonic() < end, "workers are left"
+        time.sleep(0.1)
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group, zombies aside (Linux; elsewhere none are seen)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
 
 
 @pytest.mark.slow
