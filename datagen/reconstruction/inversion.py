@@ -13,7 +13,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, State, Verdict, optimise
 from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.rendering import half, render
+from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -45,7 +45,7 @@ def invert(
     down has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of
     the render, prior_distance (1 is typical), steps.
     """
-    generator.to(memory_format=torch.channels_last)
+    use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
     jobs = [_job(generator, perceptual, portrait) for portrait in portraits]
     outcomes: dict[int, Outcome] = {}

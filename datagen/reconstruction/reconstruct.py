@@ -31,7 +31,7 @@ from stylepairs.datagen.reconstruction.objective import (
     row_spread,
 )
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.rendering import half, render
+from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -68,7 +68,7 @@ def reconstruct(
     """
     if len({sketch.reference_px for sketch in sketches}) > 1:
         raise ValueError("reconstruct: the sketches of one call must share reference_px")
-    generator.to(memory_format=torch.channels_last)
+    use_channels_last(generator)
     objective = _objective(generator, perceptual, prior, settings)
     with torch.no_grad():
         jobs = [
