@@ -41,6 +41,7 @@ def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int
         summary=_summary(records),
         reasons=_reasons(records),
         histograms="\n".join(_histograms(records)),
+        constants=_constants(records),
         figures="".join(f"<option>{html.escape(name)}</option>" for name in _figure_names(records)),
         shown=f"{len(shown)} of {len(records)} pairs are shown" if len(shown) < len(records) else "All pairs are shown",
         gain=DIFFERENCE_GAIN,
@@ -108,17 +109,31 @@ def _reasons(records: Sequence[PairRecord]) -> str:
 
 
 def _figure_names(records: Sequence[PairRecord]) -> list[str]:
-    return sorted({name for record in records for name, value in record.figures.items() if value is not None})
+    """All figures' names, those of the optimisation last."""
+    names = {name for record in records for name, value in record.figures.items() if value is not None}
+    return sorted(names, key=lambda name: (name.startswith(("inversion_", "reconstruction_")), name))
+
+
+def _values(records: Sequence[PairRecord], name: str, accepted: bool) -> list[float]:
+    values = (record.figures.get(name) for record in records if record.accepted == accepted)
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _histograms(records: Sequence[PairRecord]) -> Iterable[str]:
     for name in _figure_names(records):
-        values = {flag: [] for flag in (True, False)}  # type: dict[bool, list[float]]
-        for record in records:
-            value = record.figures.get(name)
-            if value is not None and math.isfinite(value):
-                values[record.accepted].append(value)
-        yield _histogram(name, values[True], values[False])
+        accepted, rejected = _values(records, name, True), _values(records, name, False)
+        if len({*accepted, *rejected}) > 1:
+            yield _histogram(name, accepted, rejected)
+
+
+def _constants(records: Sequence[PairRecord]) -> str:
+    """The figures that are the same for all pairs, in words."""
+    found = []
+    for name in _figure_names(records):
+        values = {*_values(records, name, True), *_values(records, name, False)}
+        if len(values) == 1:
+            found.append(f"{name} {values.pop():.4g}")
+    return html.escape(f"The same for all pairs: {', '.join(found)}.") if found else ""
 
 
 def _histogram(name: str, accepted: list[float], rejected: list[float]) -> str:
@@ -141,7 +156,7 @@ def _histogram(name: str, accepted: list[float], rejected: list[float]) -> str:
                 bars.append(f'<rect class="{kind}" {place}/>')
     box = f'viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" role="img" aria-label="{html.escape(name)}"'
     return (
-        f"<figure><figcaption>{html.escape(name)} <b>{statistics.median(everything):.4g}</b></figcaption>"
+        f"<figure><figcaption><span>{html.escape(name)}</span> <b>{statistics.median(everything):.4g}</b></figcaption>"
         f"<svg {box}>{''.join(bars)}</svg>"
         f'<div class="ends"><span>{low:.4g}</span><span>{high:.4g}</span></div></figure>'
     )

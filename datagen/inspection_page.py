@@ -19,7 +19,9 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } h3 { font-
 h3 small, .ends, .hint { font-weight: normal; opacity: .7; }
 dl { display: flex; flex-wrap: wrap; gap: .6rem 2rem; } dt { opacity: .7; font-size: .85em; } dd { margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { display: flex; justify-content: space-between; }
+figure { margin: 0; min-width: 0; }
+figcaption { display: flex; justify-content: space-between; align-items: end; gap: .6rem; min-height: 2.9em; }
+figcaption span { overflow-wrap: anywhere; }
 svg { width: 100%; height: 64px; background: var(--soft); } rect.yes { fill: var(--yes); } rect.no { fill: var(--no); }
 .ends { display: flex; justify-content: space-between; font-size: .8em; }
 .bar { display: inline-block; height: .8em; background: var(--no); }
@@ -47,6 +49,7 @@ $reasons
 <div class="charts">
 $histograms
 </div>
+<p class="hint">$constants</p>
 <h2>Pairs</h2>
 <p class="hint">$shown: before, sketch, after, difference (times $gain).</p>
 <div class="controls">
