@@ -63,7 +63,8 @@ def spread_plan(options: argparse.Namespace) -> BuildPlan:
     plan = plan_build(recipe, options.portraits, options.out / "pairs", generator=options.generator)
     count = min(options.limit, len(plan.names))
     names = tuple(plan.names[index * len(plan.names) // count] for index in range(count))
-    return dataclasses.replace(plan, names=names)
+    # A shard per portrait: what is lost when the run is stopped is one portrait's work.
+    return dataclasses.replace(plan, names=names, shard_size=plan.per_portrait)
 
 
 def build(plan: BuildPlan, workers: int) -> dict[str, object]:

@@ -52,8 +52,10 @@ class Params(BaseModel):
     """What to do with the hair.
 
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"). intensity: the degree, 0 own colour, 1 wanted.
-    min_hair_share: portraits whose hair covers less of the crop are refused. reference_px: side of the downsampled
-    sketch that reconstruction matches.
+    Portraits are refused whose hair covers less than min_hair_share of the crop, or whose matte is not to be trusted:
+    it lies over more than max_on_face of the face below the brows, or has more than max_unsure half-transparent pixels
+    for each that is hair (shaven heads, white hair on white). reference_px: side of the downsampled sketch that
+    reconstruction matches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +63,8 @@ class Params(BaseModel):
     color: str = "blond"
     intensity: float = Field(1.0, ge=0, le=1)
     min_hair_share: float = Field(0.02, ge=0, lt=1)
+    max_on_face: float = Field(0.15, ge=0, le=1)
+    max_unsure: float = Field(0.75, ge=0)
     reference_px: int = Field(8, ge=4, le=256)
 
     @field_validator("color")
@@ -74,14 +78,12 @@ class Params(BaseModel):
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
-    """The portrait with the wanted colour flat over its hair. Raises SketchRefused if there is (almost) no hair."""
+    """The portrait with the wanted colour flat over its hair.
+
+    Raises SketchRefused if there is (almost) no hair, or its matte is not to be trusted.
+    """
     matte = hair_matte(portrait)
-    share = float((matte > 0.5).float().mean())
-    if share < params.min_hair_share:
-        raise SketchRefused(
-            f"{portrait.name}: hair covers only {100 * share:.1f} % of the crop "
-            f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
-        )
+    _refuse_unusable(portrait, matte, params)
     lab = srgb_to_lab(portrait.image)
     flat = lab_to_srgb(wanted_lab(lab, matte, params))
     band_px = max(1, round(_BAND * portrait.size_px))
@@ -146,6 +148,42 @@ def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.
     return own + params.intensity * (color_to_lab(parse_color(params.color), like=lab) - own)
 
 
+def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:
+    share = float((matte > 0.5).float().mean())
+    if share < params.min_hair_share:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers only {100 * share:.1f} % of the crop "
+            f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
+        )
+    face = _face_below_brows(portrait)
+    on_face = float((matte * face).sum() / face.sum().clamp_min(1))
+    if on_face > params.max_on_face:
+        raise SketchRefused(
+            f"{portrait.name}: the hair matte covers {100 * on_face:.0f} % of the face "
+            f"(max_on_face {100 * params.max_on_face:g} %); the matte is wrong"
+        )
+    unsure = _unsure(portrait.hair)
+    if unsure > params.max_unsure:
+        raise SketchRefused(
+            f"{portrait.name}: {unsure:.2f} unsure pixels of the hair matte for each that is hair "
+            f"(max_unsure {params.max_unsure:g}); the hair cannot be told from the rest"
+        )
+
+
+def _face_below_brows(portrait: Portrait) -> torch.Tensor:
+    """The polygon of the jaw and the brows [1,H,W], 0 or 1."""
+    corners = portrait.points68[[*range(17), 26, 25, 24, 19, 18, 17]].cpu().numpy()
+    polygon = np.zeros(portrait.label.shape, np.uint8)
+    cv2.fillPoly(polygon, [corners.round().astype(np.int32)], 1)
+    return torch.from_numpy(polygon)[None].to(portrait.image)
+
+
+def _unsure(hair: torch.Tensor) -> float:
+    """Pixels of the given matte between 0.2 and 0.8 for each above 0.5, counted at one size as edges have a width."""
+    fixed = F.interpolate(hair[None], size=(128, 128), mode="bilinear", antialias=True)
+    return float(((fixed > 0.2) & (fixed < 0.8)).sum() / (fixed > 0.5).sum().clamp_min(1))
+
+
 def _without_haze(matte: torch.Tensor) -> torch.Tensor:
     return ((matte - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
 
@@ -161,8 +199,8 @@ def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     axis = hair_color - around_color
     length2 = axis.square().sum(0, keepdim=True)
     share = (((image - around_color) * axis).sum(0, keepdim=True) / length2.clamp_min(1e-4)).clamp(0, 1)
-    # Colours closer than about a sixth of the range (0.12 = 0.35^2 in [-1,1]) do not tell hair from the rest.
-    trust = length2 / (length2 + 0.12) * ((hair_near > 1e-3) & (around_near > 1e-3))
+    # Colours closer than a tenth of the range (0.04 = 0.2^2 in [-1,1]) do not tell hair from the rest.
+    trust = length2 / (length2 + 0.04) * ((hair_near > 1e-3) & (around_near > 1e-3))
     return trust * share + (1 - trust) * matte
 
 

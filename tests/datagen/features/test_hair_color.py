@@ -1,5 +1,7 @@
 """Hair colour: what the sketch promises reconstruction, what measure reports, what is refused."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -99,6 +101,23 @@ def test_a_head_without_hair_is_refused_with_its_share():
     assert "\n" not in str(refusal.value)
     with pytest.raises(SketchRefused):
         hair_color.sketch(portrait(matte=torch.zeros(1, SIZE, SIZE)), hair_color.Params())
+
+
+def test_a_matte_over_the_face_is_refused():
+    before = portrait(matte=soft_disc((30, 32), 20))
+    angle = torch.linspace(0, math.pi, 17)
+    jaw = torch.stack([32 - 14 * angle.cos(), 32 + 16 * angle.sin()], 1)
+    brows = torch.stack([torch.linspace(20, 44, 10), torch.full((10,), 30.0)], 1)
+    before.points68[:27] = torch.cat([jaw, brows])
+    with pytest.raises(SketchRefused, match=r"covers \d+ % of the face"):
+        hair_color.sketch(before, hair_color.Params())
+    hair_color.sketch(before, hair_color.Params(max_on_face=1))
+
+
+def test_a_matte_of_haze_is_refused():
+    clean = portrait().hair
+    with pytest.raises(SketchRefused, match="unsure pixels of the hair matte"):
+        hair_color.sketch(portrait(matte=clean * 0.65), hair_color.Params())
 
 
 def test_reaching_the_colour_exactly_measures_as_such():
