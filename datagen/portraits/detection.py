@@ -40,7 +40,7 @@ SMALLEST_LEVEL_PX = (
 LEVEL_BORDER_PX = 16  # grey around each level, so that faces cut by the frame have their centre inside the grid
 HEAT_FLOOR = 0.15  # weaker centres are not looked at
 MAX_CANDIDATES = 48  # per photo, strongest first: bounds the time that a hostile texture can cost
-MIN_FACE_PX = 6.0  # half of FFHQ's square, in photo pixels; smaller ones hold no landmarks
+MIN_FACE_PX = 17.0  # half of FFHQ's square, in photo pixels; what is smaller is a lapel pin more often than a face
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class EmbeddedFinder:
         h, w = level.shape[:2]
         padded = torch.zeros(1, 3, *(_up16(side + 2 * LEVEL_BORDER_PX) for side in (h, w)))
         b = LEVEL_BORDER_PX
-        padded[0, :, b : b + h, b : b + w] = torch.from_numpy(level).permute(2, 0, 1) / 127.5 - 1
+        padded[0, :, b : b + h, b : b + w] = torch.from_numpy(level.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
         logit, points = self.detector(padded.contiguous(memory_format=torch.channels_last))
         heat = logit.float().sigmoid()
         peak = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > HEAT_FLOOR)

@@ -23,6 +23,7 @@ from stylepairs.datagen.portraits.networks import DETECTOR_STRIDE_PX, DETECTOR_U
 CANVAS_PX = 160  # of the detector's training pictures: two and a half of the largest faces it answers for
 FACE_PX = (16.0, 56.0)  # sides of half the FFHQ square that one pyramid level answers for; levels are a factor 2 apart
 IGNORED_PX = (9.0, 84.0)  # beyond FACE_PX up to here a face is neither demanded nor forbidden
+MINED_PX = 192  # side of a mined false detection: twice the landmark crop
 CROP_SHARE, CROP_SHIFT = 0.85, 0.06  # the landmark crop: a share of FFHQ's square, moved down the face
 BORDERS = (cv2.BORDER_REFLECT_101, cv2.BORDER_REPLICATE, cv2.BORDER_CONSTANT)
 MIRROR_CLASSES = np.array([0, 1, 3, 2, 5, 4, 6, 8, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], np.uint8)
@@ -55,7 +56,7 @@ def detector_sample(split: list[Labelled], hard: list[np.ndarray], rng: np.rando
     elif hard and kind < 0.84:
         image = _random_part(hard[int(rng.integers(len(hard)))], rng)
     elif kind < 0.90:
-        image = _without_face(split[int(rng.integers(len(split)))], rng)
+        image = without_face(split[int(rng.integers(len(split)))], rng)
     else:
         image = paint(CANVAS_PX, rng)
     if rng.random() < 0.15:
@@ -87,26 +88,30 @@ def detector_targets(faces: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {"heat": heat, "points": points, "weight": weight, "ignored": ignored & (heat < 0.5)}
 
 
-def landmark_sample(split: list[Labelled], hard: list[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def landmark_sample(
+    split: list[Labelled], hard: list[np.ndarray], mined: list[np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """image uint8 [96,96,3], points68 [68,2] in it, face 1.0 or 0.0 (then the points mean nothing)."""
     points = np.zeros((68, 2), np.float32)
     kind = rng.random()
-    if kind < 0.70:
+    if kind < 0.60:
         image, points = _face_crop(split, rng)
         return {"image": image, "points": points, "face": np.ones((), np.float32)}
-    if kind < 0.76:
+    if mined and kind < 0.72:
+        image = _mined_crop(mined[int(rng.integers(len(mined)))], rng)
+    elif kind < 0.77:
         image = paint(LANDMARK_INPUT_PX, rng)
-    elif hard and kind < 0.84:
+    elif hard and kind < 0.86:
         image = _random_part(hard[int(rng.integers(len(hard)))], rng, LANDMARK_INPUT_PX)
-    elif kind < 0.90:
-        image = _without_face(split[int(rng.integers(len(split)))], rng, LANDMARK_INPUT_PX)
+    elif kind < 0.93:
+        image = without_face(split[int(rng.integers(len(split)))], rng, LANDMARK_INPUT_PX)
     else:
         image = _wrong_crop(split[int(rng.integers(len(split)))], rng)
     return {"image": degrade(image, rng), "points": points, "face": np.zeros((), np.float32)}
 
 
-def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: float = 1.0) -> dict[str, np.ndarray]:
-    """image uint8 [256,256,3], label uint8 [256,256], hair uint8 [256,256]: an aligned crop, moved a little, degraded."""
+def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: float = 0.7) -> dict[str, np.ndarray]:
+    """An aligned crop, moved a little, degraded: image uint8 [256,256,3], label and hair uint8 [256,256]."""
     photo = split[int(rng.integers(len(split)))]
     image, label, hair = photo.aligned, photo.label, photo.hair
     if rng.random() < 0.25:
@@ -167,7 +172,7 @@ def _one_scene(split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndar
 
 def _several_faces(split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
     """Several heads, each in a soft oval or its rectangle, over a texture or another photo's faceless part."""
-    image = paint(CANVAS_PX, rng) if rng.random() < 0.6 else _without_face(split[int(rng.integers(len(split)))], rng)
+    image = paint(CANVAS_PX, rng) if rng.random() < 0.6 else without_face(split[int(rng.integers(len(split)))], rng)
     faces: list[np.ndarray] = []
     for _ in range(int(rng.integers(1, 6))):
         photo = split[int(rng.integers(len(split)))]
@@ -200,7 +205,7 @@ def _paste_mask(
     return mask[..., None]
 
 
-def _without_face(photo: Labelled, rng: np.random.Generator, size_px: int = CANVAS_PX) -> np.ndarray:
+def without_face(photo: Labelled, rng: np.random.Generator, size_px: int = CANVAS_PX) -> np.ndarray:
     """A photo whose face was painted over: hair, suit, flag and wall stay."""
     raw = photo.raw.copy()
     centre = photo.points68[17:].mean(0)
@@ -267,6 +272,15 @@ def _face_crop(split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndar
     if rng.random() < 0.12:
         image = occlude(image, rng)
     return image, apply_transform(move, points).astype(np.float32)
+
+
+def _mined_crop(mined: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A false detection as the landmark network may meet it again."""
+    if rng.random() < 0.5:
+        mined = mined[:, ::-1]
+    middle, target = np.array([(MINED_PX - 1) / 2] * 2), (LANDMARK_INPUT_PX - 1) / 2 + rng.normal(0, 5, 2)
+    move = similarity(np.exp(rng.normal(0, 0.12)), rng.normal(0, 10), middle, target)
+    return warp(np.ascontiguousarray(mined), move, LANDMARK_INPUT_PX)
 
 
 def _wrong_crop(photo: Labelled, rng: np.random.Generator) -> np.ndarray:

@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--portraits", type=Path, required=True, help="training split")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--negatives", type=Path, help="folder of pictures without faces (detector and landmarks)")
+    parser.add_argument("--mined", type=Path, help="folder that mine.py wrote (landmarks)")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--init", type=Path, help="start from these weights (an earlier stage's ema.safetensors)")
@@ -110,10 +111,10 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     steps, batch, rate = SETTINGS[arguments.network]
     split = read_split(arguments.portraits)
-    hard = read_negatives(arguments.negatives)
+    hard, mined = read_negatives(arguments.negatives), read_negatives(arguments.mined)
     build, make, loss = {
         "detector": (DetectorNet, partial(detector_sample, split, hard), detector_loss),
-        "landmarks": (LandmarkNet, partial(landmark_sample, split, hard), landmark_loss),
+        "landmarks": (LandmarkNet, partial(landmark_sample, split, hard, mined), landmark_loss),
         "parser": (ParserNet, partial(parser_sample, split), parser_loss),
     }[arguments.network]
     net = build()

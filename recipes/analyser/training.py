@@ -56,7 +56,7 @@ def train(
     seed: int = 0,
     precision: str = "bf16",
     log_every: int = 25,
-    save_every: int = 250,
+    save_every: int = 150,
 ) -> nn.Module:
     """Trains `net` and returns its moving average (eval mode); state in out/state, average in out/ema.safetensors,
     log.jsonl.
