@@ -111,7 +111,8 @@ def _run(plan: BuildPlan, workers: int, rank: int, world: int) -> BuildResult:
         def show(event: BuildEvent) -> None:
             nonlocal accepted, rejected
             accepted, rejected = accepted + event.accepted, rejected + event.rejected
-            shown.advance(event.work, f"{accepted} accepted, {rejected} rejected" if accepted + rejected else "")
+            status = f"{accepted} accepted, {rejected} rejected" if accepted + rejected else ""
+            shown.advance(event.work, status, now=not event.resumed)
             if event.note:
                 shown.note(event.note)
 

@@ -48,7 +48,7 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.total, self.unit, self.done = total, unit, 0.0
+        self.total, self.unit, self.done, self.found = total, unit, 0.0, 0.0
         self.started = self.printed = time.monotonic()
         self.console = Console(stderr=True)
         columns = (
@@ -61,9 +61,10 @@ class Progress:
         self.bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self.task = self.bar.add_task("", total=round(total)) if self.bar else None
 
-    def advance(self, work: float, status: str = "") -> None:
-        """Count `work` more as done; status is shown beside it."""
+    def advance(self, work: float, status: str = "", now: bool = True) -> None:
+        """Count `work` more as done; status is shown beside it. now False: an earlier run did it, it tells no speed."""
         self.done += work
+        self.found += 0.0 if now else work
         if self.bar is not None and self.task is not None:
             # Whole numbers: rich would print 3.6999 of 20.
             self.bar.update(self.task, completed=int(self.done + 1e-6), description=status or None)
@@ -79,9 +80,9 @@ class Progress:
 
     def _left(self) -> str:
         elapsed = time.monotonic() - self.started
-        if not self.done or elapsed < 1:
+        if self.done <= self.found or elapsed < 1:
             return ""
-        left_s = elapsed * (self.total - self.done) / self.done
+        left_s = elapsed * (self.total - self.done) / (self.done - self.found)
         return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {max(left_s, 0):.0f} s left"
 
     def _print(self, line: str) -> None:

@@ -52,11 +52,12 @@ class InversionCache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 metadata = file.metadata()
-            noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]
-            if len(noise) != int(metadata["noise_maps"]):
+            if metadata["sha256"] != _digest(stored):
                 return None
+            tensors = {name: tensor.float() for name, tensor in stored.items()}
+            noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]
             device = portrait.image.device
             ws, image = tensors["ws"].to(device), tensors["image"].to(device)
             return Inversion(ws, [level.to(device) for level in noise], image, json.loads(metadata["figures"]))
@@ -69,12 +70,20 @@ class InversionCache:
 
         tensors = {"ws": inversion.ws, "image": inversion.image}
         tensors |= {f"noise.{index:02d}": level for index, level in enumerate(inversion.noise)}
-        metadata = {"figures": json.dumps(inversion.figures), "noise_maps": str(len(inversion.noise))}
-        data = save({name: _smallest(tensor) for name, tensor in tensors.items()}, metadata)
+        tensors = {name: _smallest(tensor) for name, tensor in tensors.items()}
+        data = save(tensors, {"figures": json.dumps(inversion.figures), "sha256": _digest(tensors)})
         path = self.path(portrait)
         make_folder(path.parent)
         remove_stale(path.parent)
         replace_file(path, lambda file: file.write(data))
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _smallest(tensor: torch.Tensor) -> torch.Tensor:

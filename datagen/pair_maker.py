@@ -72,6 +72,7 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
     """
     feature = load_feature(task.feature)
     drafts = [_sketched(job, feature, models) for job in jobs]
+    _check_gate(task, drafts, feature, models)
     _invert(task, drafts, models, backend, advance)
     _reconstruct(task, drafts, models, backend, advance)
     for draft in drafts:
@@ -86,6 +87,19 @@ def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
     except SketchRefused as refusal:
         draft.refused = str(refusal)
     return draft
+
+
+def _check_gate(task: Task, drafts: list[_Draft], feature: Any, models: Models) -> None:
+    """Find a gate that names unknown figures with a pair in which nothing was edited, before minutes of work."""
+    stages = ("inversion_", "reconstruction_")
+    gate = {name: threshold for name, threshold in task.gate.items() if not name.startswith(stages)}
+    draft = next((draft for draft in drafts if draft.sketch is not None), None)
+    if draft is None or draft.sketch is None:
+        return
+    portrait = draft.job.portrait
+    images = quality.Images(portrait.image, portrait.image, portrait.image, draft.sketch.edit_mask)
+    figures = quality.measure_pair(portrait, draft.sketch, images, None, models.instruments)
+    quality.check_gate(gate, figures | feature.measure(portrait, portrait.image, draft.params))
 
 
 def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
@@ -187,7 +201,7 @@ def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Mo
     portrait, result = draft.job.portrait, draft.reconstruction
     assert draft.sketch is not None
     figures = quality.measure_pair(
-        portrait, draft.sketch, images, result.ws_before, result.ws_after, models.instruments
+        portrait, draft.sketch, images, (result.ws_before, result.ws_after), models.instruments
     )
     figures |= feature.measure(portrait, images.after, draft.params)
     for stage, found in (("inversion", draft.inversion), ("reconstruction", result)):

@@ -103,6 +103,7 @@ class BuildEvent:
     accepted: int = 0
     rejected: int = 0
     note: str = ""
+    resumed: bool = False  # the work was done by an earlier run
 
 
 @dataclass(frozen=True)
@@ -254,14 +255,14 @@ def _claim_folder(plan: BuildPlan, models: Models) -> None:
         "device": plan.device.partition(":")[0],
     }
     path = plan.out / BUILD_FILE
-    try:
-        present = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if shards.shard_paths(plan.out):
-            raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out") from None
+    if not shards.shard_paths(plan.out):  # nothing is lost: a build that found its settings wrong may be put right
         text = json.dumps(identity, indent=2, sort_keys=True)
         replace_file(path, lambda file: file.write(text.encode()))
         return
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); choose another --out") from error
     others = sorted(_differences(present, identity))
@@ -291,7 +292,7 @@ def _is_finished(plan: BuildPlan, index: int, on_event: OnEvent) -> bool:
     if [record.id for record in records] != [shards.pair_id(job) for job in plan.shard_jobs(index)]:
         raise InputError(f"{path}: holds other pairs than this build's; choose another --out")
     accepted = sum(record.accepted for record in records)
-    on_event(BuildEvent(len(records), accepted=accepted, rejected=len(records) - accepted))
+    on_event(BuildEvent(len(records), accepted=accepted, rejected=len(records) - accepted, resumed=True))
     return True
 
 

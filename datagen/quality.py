@@ -15,6 +15,7 @@ landmark_shift            mean shift of the 51 inner landmarks, before to after,
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,23 +98,25 @@ def measure_pair(
     portrait: Portrait,
     sketch: Sketch,
     images: Images,
-    ws_before: torch.Tensor,
-    ws_after: torch.Tensor,
+    latents: tuple[torch.Tensor, torch.Tensor] | None,
     instruments: Instruments,
 ) -> dict[str, float]:
-    """All figures of the module's list that apply. portrait and sketch at the images' size; ws_* [L,C]."""
+    """All figures of the module's list that apply. portrait and sketch at the images' size.
+
+    latents: those of before and after, [L,C] each; None makes their figures NaN.
+    """
     name = instruments.perceptual.name.replace("-", "_")
     feats = instruments.perceptual.features
     photo, before, after = (
         feats(image[None].clamp(-1, 1)) for image in (portrait.image, images.generated_before, images.generated_after)
     )
-    prior = instruments.prior.distance(torch.stack([ws_before, ws_after]))
+    prior = [math.nan] * 2 if latents is None else instruments.prior.distance(torch.stack(latents)).tolist()
     figures = {
         "outside_psnr_db": psnr_db(images.generated_after, portrait.image, sketch.keep_mask),
         f"outside_perceptual_{name}": float(perceptual_distance(after, photo, sketch.keep_mask[None])),
         f"identity_{name}": _masked_cosine(before[-1], after[-1], face_mask(portrait, sketch)),
-        "prior_before": float(prior[0]),
-        "prior_after": float(prior[1]),
+        "prior_before": prior[0],
+        "prior_after": prior[1],
         "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
     }
     if instruments.analyser is not None:
@@ -126,13 +129,11 @@ def judge(figures: dict[str, float], gate: GateSettings) -> tuple[bool, list[str
 
     Raises InputError when the gate names a figure that was not measured and is not optional.
     """
+    check_gate(gate, figures)
     reasons = []
     for name, threshold in gate.items():
         if name not in figures:
-            if threshold.optional:
-                continue
-            known = f"measured are {', '.join(sorted(figures))}"
-            raise InputError(f"gate: no figure {name!r} was measured{nearest(name, figures)}; {known}")
+            continue
         value = figures[name]
         if not math.isfinite(value):
             reasons.append(f"{name} {NOT_FINITE}")
@@ -141,6 +142,14 @@ def judge(figures: dict[str, float], gate: GateSettings) -> tuple[bool, list[str
         elif threshold.max is not None and value > threshold.max:
             reasons.append(f"{name} {value:.4g} > {threshold.max:g}")
     return not reasons, reasons
+
+
+def check_gate(gate: GateSettings, measured: Collection[str]) -> None:
+    """InputError when the gate names a figure that is not among those measured, unless it is optional."""
+    for name, threshold in gate.items():
+        if name not in measured and not threshold.optional:
+            known = f"measured are {', '.join(sorted(measured))}"
+            raise InputError(f"gate: no figure {name!r} was measured{nearest(name, measured)}; {known}")
 
 
 def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:

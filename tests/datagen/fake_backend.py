@@ -43,6 +43,7 @@ def load_portrait(folder: Path, name: str) -> tuple[Portrait, str]:
     if number == 5:  # a bald one, whom the feature refuses
         hair = torch.zeros_like(hair)
     points = torch.rand(68, 2, generator=torch.Generator().manual_seed(number)) * SIZE_PX
+    points[:, 1] = points[:, 1] / 2 + SIZE_PX / 2  # the face is below the hair
     return Portrait(name, image, label, hair, points, f"{number:064x}"), f"photo of {name}"
 
 

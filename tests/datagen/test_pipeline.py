@@ -114,6 +114,9 @@ def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(tmp_path
     kept[0].unlink()
     kept[1].write_bytes(kept[1].read_bytes()[:100])
     kept[2].write_bytes(b"")
+    flipped = bytearray(kept[3].read_bytes())
+    flipped[-5] ^= 1
+    kept[3].write_bytes(flipped)
     build(plan(tmp_path, "two", cache=cache))
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert sorted(cache.rglob("*.safetensors")) == kept
@@ -223,8 +226,14 @@ def test_too_many_combinations_are_refused():
 
 
 def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_written(tmp_path):
+    def fail(*arguments):
+        raise AssertionError("worked before the gate was checked")
+
+    backend = replace(fake_backend.BACKEND, invert=fail)
     with pytest.raises(InputError, match="did you mean 'color_delta_e'"):
-        build(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}))
+        pipeline.build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}), backend=backend)
+    with pytest.raises(InputError, match="did you mean 'inversion_psnr_db'"):
+        build(plan(tmp_path, recipe={"gate": {"inversion_psnr": {"min": 20}}}))
     assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
 
 

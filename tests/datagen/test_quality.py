@@ -46,7 +46,7 @@ def images_of(portrait: Portrait, generated_after: torch.Tensor, after: torch.Te
 
 def measure(portrait, sketch, instruments, generated_after, after=None) -> dict[str, float]:
     images = images_of(portrait, generated_after, generated_after if after is None else after)
-    return quality.measure_pair(portrait, sketch, images, torch.zeros(6, 8), torch.ones(6, 8), instruments)
+    return quality.measure_pair(portrait, sketch, images, (torch.zeros(6, 8), torch.ones(6, 8)), instruments)
 
 
 def test_an_exact_pair_has_perfect_figures(portrait, sketch, instruments):
