@@ -1,4 +1,4 @@
-# Each target sets up .venv from nothing; a stamp keeps it until pyproject.toml or the constraints change.
+# Each target sets up .venv from nothing; a stamp keeps it until what pip reads changes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -14,7 +14,7 @@ test: lint types unit
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml .ci/constraints.txt
+$(STAMP): pyproject.toml .ci/constraints.txt $(wildcard */__init__.py)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) setuptools wheel

@@ -23,25 +23,22 @@ from PIL import Image
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 RECIPE = "hair_color"
-# Pairs: this many portraits, each in every one of these colours.
-PAIR_PORTRAITS = 10
+# Every portrait is made in each of these colours.
 PAIR_COLORS = ("blond", "auburn")
 # What is edited in the end: held-out photos, and three of them side by side as a group photo.
 EDITED = ("portrait_025", "portrait_027", "portrait_032", "portrait_033", "portrait_034", "portrait_036")
 GROUP = ("portrait_026", "portrait_031", "portrait_034")
 EDIT_COLORS = ("blond", "auburn", "black", "blue")
-TRAINING_STEPS = 60
 # glibc returns big blocks to the system and takes them back at the next layer; keeping them halves the time of a
 # training step on CPUs. Other systems ignore these names.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 TRAINING = (
     "init=embedded",
-    f"steps={TRAINING_STEPS}",
     "learning_rate=0.0002",
     "warmup_steps=5",
     "log_every_steps=1",
-    f"checkpoint_every_steps={TRAINING_STEPS // 2}",
-    f"sample_every_steps={TRAINING_STEPS}",
+    "checkpoint_every_steps=20",
+    "sample_every_steps=1000",
 )
 
 
@@ -58,19 +55,21 @@ class Stage:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything the demo makes")
-    out = parser.parse_args().out
+    parser.add_argument("--portraits", type=int, default=10, help="how many portraits make pairs")
+    parser.add_argument("--steps", type=int, default=60, help="training steps")
+    options = parser.parse_args()
     try:
-        return run(out)
+        return run(options.out, options.portraits, options.steps)
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
         return 130
 
 
-def run(out: Path) -> int:
+def run(out: Path, portrait_count: int, steps: int) -> int:
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     make_group_photo(out / "group.png")
-    stages = list(plan(out))
+    stages = list(plan(out, portrait_count, steps))
     pace = 1.0
     for i, stage in enumerate(stages):
         left_s = pace * sum(s.planned_s for s in stages[i:] if not is_done(out, s))
@@ -94,7 +93,7 @@ def run(out: Path) -> int:
     return 0
 
 
-def plan(out: Path) -> Iterator[Stage]:
+def plan(out: Path, portrait_count: int, steps: int) -> Iterator[Stage]:
     portraits, pairs, trained = str(out / "portraits"), str(out / "pairs"), str(out / "run")
     yield Stage(
         "prepare",
@@ -105,21 +104,21 @@ def plan(out: Path) -> Iterator[Stage]:
     colors = ",".join(PAIR_COLORS)
     yield Stage(
         "build",
-        f"Making before/after pairs: {PAIR_PORTRAITS} portraits, {' and '.join(PAIR_COLORS)} hair",
+        f"Making before/after pairs: {portrait_count} portraits, {' and '.join(PAIR_COLORS)} hair",
         240,
         [
             ["datagen", "build", RECIPE, "--portraits", portraits, "--out", pairs]
-            + ["--limit", str(PAIR_PORTRAITS), "--set", f"color=[{colors}]", "--set", "pairs_per_portrait=all"],
+            + ["--limit", str(portrait_count), "--set", f"color=[{colors}]", "--set", "pairs_per_portrait=all"],
             ["datagen", "inspect", pairs, "--out", str(out / "pairs.html")],
         ],
     )
     yield Stage(
         "train",
-        f"Training the model on them for {TRAINING_STEPS} steps, from the shipped weights",
+        f"Training the model on them for {steps} steps, from the shipped weights",
         120,
         [
             ["i2i", "train", RECIPE, "--pairs", pairs, "--out", trained]
-            + [part for setting in TRAINING for part in ("--set", setting)]
+            + [part for setting in (*TRAINING, f"steps={steps}") for part in ("--set", setting)]
         ],
     )
     photos = [str(PHOTOS / "heldout" / f"{name}.jpg") for name in EDITED] + [str(out / "group.png")]

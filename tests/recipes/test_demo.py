@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_edited_photos_are_held_out(scripts):
 
 def test_pairs_are_made_of_the_training_photos_only(scripts, tmp_path):
     commands = [
-        c for stage in scripts["demo"].plan(tmp_path) for c in stage.commands if c[:2] == ["datagen", "prepare"]
+        c for stage in scripts["demo"].plan(tmp_path, 2, 3) for c in stage.commands if c[:2] == ["datagen", "prepare"]
     ]
     assert [Path(c[2]).name for c in commands] == ["train"]
 
@@ -51,7 +52,7 @@ def test_a_failing_command_stops_the_demo_with_its_code(scripts, tmp_path, monke
     demo = scripts["demo"]
     seen = []
     monkeypatch.setattr(demo, "call", lambda command: seen.append(command) or 2)
-    assert demo.run(tmp_path) == 2
+    assert demo.run(tmp_path, 2, 3) == 2
     assert len(seen) == 1
     assert "code 2" in capsys.readouterr().err
 
@@ -100,3 +101,21 @@ def test_plot_leaves_out_series_without_a_line(scripts):
     assert "flat: 2 → 2" in svg
     assert "single" not in svg
     assert scripts["page"].line_plot({}, "step") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_whole_demo_runs_in_small(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "recipes/demo/demo.py"),
+        "--out",
+        str(tmp_path),
+        "--portraits",
+        "2",
+        "--steps",
+        "2",
+    ]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert len(list((tmp_path / "edited").glob("*/*.png"))) == 7 * 4
+    assert (tmp_path / "index.html").stat().st_size > 100_000
