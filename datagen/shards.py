@@ -128,7 +128,7 @@ def write_manifest(directory: Path) -> int:
 
 def update_manifest(directory: Path) -> None:
     """Write the manifest unless it already describes the shards that are there."""
-    if shard_paths(directory) and _manifest_records(directory) is None:
+    if shard_paths(directory) and not _manifest_is_current(directory):
         write_manifest(directory)
 
 
@@ -144,20 +144,14 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    directory = Path(directory)
-    records = _manifest_records(directory)
-    if records is None:
-        records = [record for path in shard_paths(directory) for record in scan_shard(path)]
-    if not records:
-        raise InputError(f"{directory}: no finished shard of pairs; run `datagen build` (again) to make them")
-    return [r for r in records if (r.accepted or not accepted_only) and split in (None, r.split)]
+    return list(_records(Path(directory), accepted_only, split))
 
 
 def read_pairs(
     directory: Path | str, accepted_only: bool = True, split: str | None = None, parts: Collection[str] = PARTS
 ) -> Iterator[Pair]:
     """The pairs in order, one in memory at a time; `parts` names what to decode (see PARTS). Raises InputError."""
-    for record in read_index(directory, accepted_only, split):
+    for record in _records(Path(directory), accepted_only, split):
         yield load_pair(directory, record, parts)
 
 
@@ -165,7 +159,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
     if not _PAIR_ID.fullmatch(id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
-    for record in read_index(directory, accepted_only=False):
+    for record in _records(Path(directory), accepted_only=False, split=None):
         if record.id == id:
             return load_pair(directory, record, parts)
     raise InputError(f"{directory}: has no pair {id}")
@@ -241,21 +235,45 @@ def _record(key: str, details: dict[str, Any], shard: str, parts: dict[str, tupl
     )
 
 
-def _manifest_records(directory: Path) -> list[PairRecord] | None:
-    """The manifest's records, or None when there is none, it is damaged, or it describes other tars than those here."""
+def _records(directory: Path, accepted_only: bool, split: str | None) -> Iterator[PairRecord]:
+    if not shard_paths(directory):
+        raise InputError(f"{directory}: no finished shard of pairs; run `datagen build` (again) to make them")
+    if _manifest_is_current(directory):
+        found = _manifest_records(directory / MANIFEST)
+    else:
+        found = (record for path in shard_paths(directory) for record in scan_shard(path))
+    for record in found:
+        if (record.accepted or not accepted_only) and split in (None, record.split):
+            yield record
+
+
+def _manifest_is_current(directory: Path) -> bool:
+    """Whether there is a manifest, and it describes the tars that are there: same sizes, none of them newer than it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path = directory / MANIFEST
-    if not path.is_file():
-        return None
+    try:
+        written = path.stat().st_mtime_ns
+        metadata = pq.read_schema(path).metadata or {}
+        same = json.loads(metadata.get(b"shards", b"{}")) == _shard_sizes(directory)
+        return same and all(shard.stat().st_mtime_ns <= written for shard in shard_paths(directory))
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+
+
+def _manifest_records(path: Path) -> Iterator[PairRecord]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-        if json.loads((table.schema.metadata or {}).get(b"shards", b"{}")) != _shard_sizes(directory):
-            return None
-        return [_manifest_record(row) for row in table.to_pylist()]
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from map(_manifest_record, batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged manifest ({_one_line(error)[:160]}); delete it, the shards suffice"
+        ) from error
 
 
 def _manifest_record(row: dict[str, Any]) -> PairRecord:

@@ -71,6 +71,29 @@ def test_tars_are_read_without_a_manifest_and_a_stale_manifest_is_not_trusted(tm
     assert shards.read_index(tmp_path, accepted_only=False) == whole[:4]
 
 
+def test_a_shard_that_is_newer_than_the_manifest_is_read_itself(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    pair = shards.read_pair(tmp_path, "000000")
+    path = tmp_path / "pairs-00000.tar"
+    size = path.stat().st_size
+    shards.write_shard(path, [replace(pair, record=replace(pair.record, portrait="portrait_999"))])
+    assert path.stat().st_size == size
+    assert shards.read_index(tmp_path)[0].portrait == "portrait_999"
+    shards.update_manifest(tmp_path)
+    assert shards.read_index(tmp_path)[0].portrait == "portrait_999"
+
+
+def test_a_manifest_of_another_layout_is_one_clear_line(tmp_path, synthetic_pairs):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    synthetic_pairs(tmp_path, count=1)
+    metadata = pq.read_schema(tmp_path / "manifest.parquet").metadata
+    pq.write_table(pa.table({"id": ["x"]}).replace_schema_metadata(metadata), tmp_path / "manifest.parquet")
+    with pytest.raises(InputError, match=r"damaged manifest .*the shards suffice"):
+        shards.read_index(tmp_path)
+
+
 def test_a_tar_is_readable_by_webdataset(tmp_path, synthetic_pairs):
     import webdataset as wds
 
