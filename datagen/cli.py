@@ -106,7 +106,8 @@ def _run(plan: BuildPlan, workers: int, rank: int, world: int) -> BuildResult:
     from stylepairs.datagen.pipeline import BuildEvent, build_pairs
 
     accepted = rejected = 0
-    with progress(sum(len(plan.shard_jobs(index)) for index in range(rank, plan.shard_count, world)), "pairs") as shown:
+    mine = sum(len(plan.shard_jobs(index)) for index in range(rank, plan.shard_count, world))
+    with progress(mine, "pairs", quiet=rank > 0) as shown:
 
         def show(event: BuildEvent) -> None:
             nonlocal accepted, rejected

@@ -42,15 +42,18 @@ def _fail(message: str, whole: bool = False) -> NoReturn:
 
 
 class Progress:
-    """Counts work of a known size on stderr: a bar with the time left on a terminal, now and then a line elsewhere."""
+    """Counts work of a known size on stderr: a bar with the time left on a terminal, now and then a line elsewhere.
 
-    def __init__(self, total: float, unit: str) -> None:
+    quiet: notes only, for all but one of several processes that share a terminal.
+    """
+
+    def __init__(self, total: float, unit: str, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.unit, self.done, self.found = total, unit, 0.0, 0.0
         self.started = self.printed = time.monotonic()
-        self.console = Console(stderr=True)
+        self.quiet, self.console = quiet, Console(stderr=True)
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -58,7 +61,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal and not quiet else None
         self.task = self.bar.add_task("", total=round(total)) if self.bar else None
 
     def advance(self, work: float, status: str = "", now: bool = True) -> None:
@@ -68,7 +71,7 @@ class Progress:
         if self.bar is not None and self.task is not None:
             # Whole numbers: rich would print 3.6999 of 20.
             self.bar.update(self.task, completed=int(self.done + 1e-6), description=status or None)
-        elif work and time.monotonic() - self.printed > _PLAIN_INTERVAL_S:
+        elif work and not self.quiet and time.monotonic() - self.printed > _PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             self._print(
                 f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
@@ -93,9 +96,9 @@ class Progress:
 
 
 @contextmanager
-def progress(total: float, unit: str) -> Iterator[Progress]:
+def progress(total: float, unit: str, quiet: bool = False) -> Iterator[Progress]:
     """A Progress that is on screen while the block runs."""
-    shown = Progress(total, unit)
+    shown = Progress(total, unit, quiet)
     if shown.bar is None:
         yield shown
     else:

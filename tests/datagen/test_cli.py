@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stylepairs.datagen import cli, pipeline
-from stylepairs.datagen.command_line import Progress
+from stylepairs.datagen.command_line import Progress, progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
@@ -150,6 +150,25 @@ def test_progress_off_a_terminal_is_plain_lines(capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.startswith("2 of 4 pairs")
     assert "1 accepted, 0 rejected\npairs-00000.tar: damaged\n" in err
+    quiet = Progress(4, "pairs", quiet=True)
+    quiet.advance(1.5)
+    quiet.note("note")
+    assert capsys.readouterr().err == "note\n"
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    screen = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **options: Console(file=screen, force_terminal=True, width=100))
+    with progress(4, "pairs") as shown:
+        shown.advance(2, "1 accepted, 1 rejected")
+        shown.note("a note [not markup]")
+    assert "2/4" in screen.getvalue()
+    assert "a note [not markup]" in screen.getvalue()
+    assert "1 accepted, 1 rejected" in screen.getvalue()
 
 
 def test_the_module_runs_as_a_command(tmp_path):
