@@ -31,7 +31,6 @@ class TrainingState:
     d_optimizer: torch.optim.Adam
     images_seen: int = 0
     augment_p: float = 0.0
-    learning_rate: float = 0.002
 
     def to(self, device: torch.device) -> None:
         for module in (self.generator, self.ema, self.discriminator):
@@ -74,7 +73,6 @@ def save_state(folder: Path, state: TrainingState) -> None:
     progress: dict = {
         "images_seen": state.images_seen,
         "augment_p": state.augment_p,
-        "learning_rate": state.learning_rate,
     }
     progress["generator"] = dataclasses.asdict(state.generator.config)
     progress["discriminator"] = dataclasses.asdict(state.discriminator.config)
@@ -84,8 +82,8 @@ def save_state(folder: Path, state: TrainingState) -> None:
     os.replace(temporary, folder / "state.safetensors")
 
 
-def load_state(folder: Path) -> TrainingState | None:
-    """The saved state, or None where there is none yet."""
+def load_state(folder: Path, learning_rate: float) -> TrainingState | None:
+    """The saved state, to go on at `learning_rate`, or None where there is none yet."""
     path = folder / "state.safetensors"
     if not path.exists():
         return None
@@ -95,7 +93,7 @@ def load_state(folder: Path) -> TrainingState | None:
     state = _build(
         GeneratorConfig(**progress["generator"]),
         DiscriminatorConfig(**progress["discriminator"]),
-        progress["learning_rate"],
+        learning_rate,
     )
     for name in ("generator", "ema", "discriminator"):
         getattr(state, name).load_state_dict(_under(tensors, name))
@@ -135,7 +133,6 @@ def _build(g_config: GeneratorConfig, d_config: DiscriminatorConfig, learning_ra
         torch.optim.Adam(
             discriminator.parameters(), lr=learning_rate * correction, betas=(0.0, 0.99**correction), eps=1e-8
         ),
-        learning_rate=learning_rate,
     )
 
 

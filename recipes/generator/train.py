@@ -69,7 +69,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     stages = [(int(r), int(until)) for r, until in (stage.split(":") for stage in args.stages)]
     deadline = time.time() + 60 * args.minutes if args.minutes else float("inf")
-    state = load_state(args.out) or build_state(args, stages[0][0])
+    state = load_state(args.out, args.learning_rate) or build_state(args, stages[0][0])
     for resolution, until in stages:
         if state.images_seen >= until:
             continue
