@@ -95,9 +95,9 @@ def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str
         if run.step % settings.checkpoint_every_steps == 0 or run.step == settings.steps:
             stop_unless_finite(run.step, figures, out)
             if held_out and run.accelerator.is_main_process:
-                figures = pair_figures(run.average, val, run.perceptual, run.accelerator.device)
-                log.write(run.step, "val", figures)
-                say(line_of(run.step, settings.steps, figures, "held out"))
+                measured = pair_figures(run.average, val, run.perceptual, run.accelerator.device)
+                log.write(run.step, "val", measured)
+                say(line_of(run.step, settings.steps, measured, "held out"))
             save(run, out, info)
     log.close()
     run.accelerator.end_training()
