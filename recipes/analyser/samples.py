@@ -167,7 +167,19 @@ def _one_scene(split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndar
         inside = warp(np.full(raw.shape[:2], 255, np.uint8), move, CANVAS_PX, cv2.BORDER_CONSTANT)
         other = paint(CANVAS_PX, rng) if rng.random() < 0.6 else np.full_like(image, rng.integers(0, 256, 3, np.uint8))
         image = np.where(inside[..., None] > 127, image, other)
-    return image, [apply_transform(move, face)]
+    faces = [apply_transform(move, face)]
+    if wanted < IGNORED_PX[1] and rng.random() < 0.25:
+        image = _tight(image, faces[0].mean(0), wanted, rng)
+    return image, faces
+
+
+def _tight(image: np.ndarray, centre: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
+    """A photo that ends close around the face, in the grey that surrounds each pyramid level."""
+    reach = side * rng.uniform(0.48, 0.8, 2)
+    low, high = np.maximum(np.rint(centre - reach), 0).astype(int), np.rint(centre + reach).astype(int)
+    framed = np.full_like(image, 127)
+    framed[low[1] : high[1], low[0] : high[0]] = image[low[1] : high[1], low[0] : high[0]]
+    return framed
 
 
 def _several_faces(split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -195,7 +207,7 @@ def _paste_mask(
 ) -> np.ndarray:
     ys, xs = np.mgrid[:CANVAS_PX, :CANVAS_PX].astype(np.float32)
     dx, dy = (xs - centre[0]) / wanted, (ys - centre[1] + 0.1 * wanted) / wanted
-    reach = rng.uniform(0.8, 1.0)
+    reach = rng.uniform(0.55, 1.0)
     if rng.random() < 0.5:
         mask = (np.hypot(dx / 0.95, dy / 1.15) < reach).astype(np.float32)
         mask = cv2.GaussianBlur(mask, (0, 0), max(0.04 * wanted, 0.5))
