@@ -44,8 +44,9 @@ _EDGE_SLACK = 0.024
 _CRUMB_SHARE = 0.06
 # Squared Lab distance of two colours at which a degree between them can be half told.
 _TELLABLE = 25.0
-# Classes in which no head hair can be, whatever the matte says.
-_NEVER_HAIR = ("l_brow", "r_brow", "l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat")
+# Classes in which no head hair can be, whatever the matte says. Not the brows: a fringe hides them, and what is left of
+# them in the label map would punch holes into it.
+_NEVER_HAIR = ("l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat")
 
 
 class Params(BaseModel):
@@ -139,7 +140,7 @@ def hair_matte(portrait: Portrait) -> torch.Tensor:
     never = torch.zeros_like(refined[0], dtype=torch.bool)
     for name in _NEVER_HAIR:
         never |= portrait.label == CLASS[name]
-    return refined * (1 - never[None].float())
+    return refined * (1 - _blur(never[None].float(), 0.7)).clamp(0, 1)
 
 
 def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
