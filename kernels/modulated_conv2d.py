@@ -44,7 +44,13 @@ def modulated_conv2d(
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """1 / norm of each sample's scaled filters, [N,Cout]: a matrix product of squared styles and summed squared
-    weights."""
+    weights.
+
+    Full precision under autocast: the sums reach 67 000 with the embedded generator, float16 ends at 65 504.
+    """
+    if torch.is_autocast_enabled(styles.device.type):
+        with torch.autocast(styles.device.type, enabled=False):
+            return demodulation(weight, styles.to(weight.dtype))
     return (styles.square() @ weight.square().sum((2, 3)).t() + DEMODULATION_EPS).rsqrt()
 
 

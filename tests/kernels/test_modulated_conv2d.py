@@ -54,6 +54,14 @@ def test_demodulation_is_the_inverse_norm_of_the_scaled_filters():
     torch.testing.assert_close(demodulation(weight, styles), 1 / norms, rtol=1e-6, atol=0)
 
 
+def test_demodulation_keeps_full_precision_under_autocast():
+    _, weight, styles = (value.float() for value in inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = demodulation(weight, styles.bfloat16())
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, demodulation(weight, styles.bfloat16().float()))
+
+
 def test_output_does_not_change_with_the_scale_of_the_styles():
     x, weight, styles = inputs()
     torch.testing.assert_close(modulated_conv2d(x, weight, styles), modulated_conv2d(x, weight, 10 * styles))
