@@ -139,7 +139,8 @@ def _objective(
         image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
         reference, reached = _reference(image, state, settings)
         keep = _keep_error(image, state.targets, perceptual, settings)
-        violation = keep / state.targets["tolerance"] - 1
+        # An edit that leaves nothing to keep has a tolerance of 0.
+        violation = keep / state.targets["tolerance"].clamp_min(1e-6) - 1
         loss = (
             settings.reference_weight * clamped(reference, settings.reference_tolerance)
             + state.multiplier.to(keep.device) * clamped(keep, 0.0)

@@ -84,6 +84,14 @@ def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
         assert torch.equal(made.generated_before, inversion.image)
 
 
+def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual, portraits, inversions):
+    everywhere = torch.ones(1, SIDE, SIDE)
+    sketch = Sketch(torch.full((3, SIDE, SIDE), 0.5), everywhere, 1 - everywhere, 8)
+    made = reconstruct(generator, perceptual, WPrior.fit(generator), portraits[:1], inversions[:1], [sketch], STAGE1)[0]
+    assert made.figures["finite"] == 1
+    assert made.ws_after.isfinite().all()
+
+
 def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions):
     sketches = [paint_top(portraits[0]), paint_top(portraits[1])]
     sketches[1] = Sketch(sketches[1].image, sketches[1].edit_mask, sketches[1].keep_mask, 16)
