@@ -54,7 +54,8 @@ def build_state(args: argparse.Namespace, resolution: int) -> TrainingState:
 
 
 def start_stage(previous: TrainingState, args: argparse.Namespace, resolution: int) -> TrainingState:
-    """The next resolution: everything grown, optimisers fresh, progress kept."""
+    """The next resolution: everything grown, optimisers fresh, progress kept; the same whether resumed or not."""
+    torch.manual_seed(args.seed + resolution)
     state = _assemble(args, resolution)
     _grow(state, previous.generator.state_dict(), previous.ema.state_dict(), previous.discriminator.state_dict())
     state.images_seen, state.augment_p = previous.images_seen, previous.augment_p

@@ -66,6 +66,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
+    if args.batch % accelerator.num_processes:
+        raise SystemExit(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
     args.out.mkdir(parents=True, exist_ok=True)
     stages = [(int(r), int(until)) for r, until in (stage.split(":") for stage in args.stages)]
     deadline = time.time() + 60 * args.minutes if args.minutes else float("inf")
