@@ -31,9 +31,9 @@ main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:30px;margin:0 0 4px}h2{font-size:21px;margin:40px 0 4px}
 p{margin:4px 0 14px;max-width:78ch;color:var(--soft)}
 .grid{display:flex;flex-wrap:wrap;gap:12px}.card{background:var(--card);border:1px solid var(--line);border-radius:10px;
-padding:8px;display:flex;flex-direction:column;gap:6px}.row{display:flex;gap:4px;align-items:flex-start}
+padding:8px;display:flex;flex-direction:column;gap:6px}.row{display:flex;flex-wrap:wrap;gap:4px;align-items:flex-start}
 figure{margin:0}figure img{display:block;border-radius:5px}
-figcaption,.note{font-size:12px;color:var(--soft);text-align:center}.note{text-align:left;max-width:560px}
+figcaption,.note{font-size:12px;color:var(--soft);text-align:center}.note{text-align:left;max-width:520px}
 .bad{color:#d9480f}
 svg{background:var(--card);border:1px solid var(--line);border-radius:10px;max-width:100%;height:auto}
 table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}

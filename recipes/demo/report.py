@@ -14,9 +14,15 @@ from PIL import Image
 from stylepairs.datagen.shards import Pair, read_pairs
 
 PORTRAITS_SHOWN = 8
+# Of a pair's many figures; `datagen inspect` shows all.
+FIGURES = ("color_delta_e", "spill_delta_e", "detail_kept", "shading_kept", "outside_psnr_db", "prior_after")
+# What the run's log has besides losses and figures.
+NOT_PLOTTED = ("step", "kind", "rate", "gradient_norm")
 THUMB_PX = 128
+PAIR_PX = 98
 # Photos are shown wider than crops: what surrounds the face must be seen to be untouched.
-PHOTO_PX = 180
+PHOTO_PX = 190
+GROUP_PX = 330
 # Losses are noisy: the plot shows means of this many logged values at most.
 PLOT_POINTS = 60
 
@@ -69,12 +75,15 @@ def pairs_section(pairs: Path) -> str:
 
 def pair_card(pair: Pair, parts: Sequence[str]) -> str:
     images = [(part, getattr(pair, part)) for part in parts]
-    pictures = [page.picture(image, THUMB_PX, part.replace("_", " ")) for part, image in images if image is not None]
+    pictures = [page.picture(image, PAIR_PX, part.replace("_", " ")) for part, image in images if image is not None]
     record = pair.record
-    params = ", ".join(str(value) for value in record.params.values())
-    figures = ", ".join(f"{k} {v:.3g}" for k, v in record.figures.items() if v is not None)
+    figures = ", ".join(
+        f"{name} {record.figures[name]:.3g}" for name in FIGURES if record.figures.get(name) is not None
+    )
     verdict = "accepted" if record.accepted else "rejected: " + "; ".join(record.reasons)
-    return page.card(pictures, f"{record.portrait}, {params}: {verdict}. {figures}", bad=not record.accepted)
+    return page.card(
+        pictures, f"{record.portrait}, {record.params.get('color')}: {verdict}. {figures}", bad=not record.accepted
+    )
 
 
 def losses_section(run: Path) -> str:
@@ -94,9 +103,9 @@ def loss_series(rows: Sequence[dict], kind: str) -> dict[str, list[tuple[float, 
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if row["kind"] == kind and name not in ("step", "kind", "learning_rate") and math.isfinite(value):
+            if row["kind"] == kind and name not in NOT_PLOTTED and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
-    return {name: smoothed(points) for name, points in series.items() if len(points) > 1}
+    return {name: smoothed(points) for name, points in series.items() if len({value for _, value in points}) > 1}
 
 
 def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -109,7 +118,7 @@ def edits_section(out: Path, photos: Path, edited: Sequence[str], colors: Sequen
     cards = []
     for name, source, width_px in (
         *((name, photos / f"{name}.jpg", PHOTO_PX) for name in edited),
-        ("group", out / "group.png", 2 * PHOTO_PX),
+        ("group", out / "group.png", GROUP_PX),
     ):
         pictures = [page.picture(source, width_px, "photo")]
         for color in colors:
