@@ -29,14 +29,11 @@ from stylepairs.datagen.portraits.networks import (
     LandmarkNet,
 )
 
-LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT = (
-    0.85,
-    0.06,
-)  # the landmark crop: a share of FFHQ's square, moved down the face
+# The landmark crop: a share of FFHQ's square, moved down the face.
+LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT = 0.85, 0.06
 LARGEST_LEVEL_PX = 1280  # longest side of the finest pyramid level: a face of 40 px is found in a photo of 3000 px
-SMALLEST_LEVEL_PX = (
-    45  # longest side of the coarsest: there a face that fills the frame has the size the detector knows
-)
+# The coarsest level's longest side lies between this and twice this: there a face that fills the frame is small enough.
+SMALLEST_LEVEL_PX = 28
 LEVEL_BORDER_PX = 16  # grey around each level, so that faces cut by the frame have their centre inside the grid
 HEAT_FLOOR = 0.15  # weaker centres are not looked at
 MAX_CANDIDATES = 48  # per photo, strongest first: bounds the time that a hostile texture can cost
