@@ -35,7 +35,7 @@ LARGEST_LEVEL_PX = 1280  # longest side of the finest pyramid level: a face of 4
 # The coarsest level's longest side lies between this and twice this: there a face that fills the frame is small enough.
 SMALLEST_LEVEL_PX = 28
 LEVEL_BORDER_PX = 16  # grey around each level, so that faces cut by the frame have their centre inside the grid
-HEAT_FLOOR = 0.15  # weaker centres are not looked at
+HEAT_FLOOR = 0.2  # weaker centres are not looked at
 MAX_CANDIDATES = 48  # per photo, strongest first: bounds the time that a hostile texture can cost
 MIN_FACE_PX = 17.0  # half of FFHQ's square, in photo pixels; what is smaller is a lapel pin more often than a face
 

@@ -5,6 +5,7 @@ portraits.
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,12 @@ import numpy as np
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.images import read_image, to_float
+from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
 from stylepairs.datagen.portraits.portrait import Portrait
+
+_MAX_LANDMARKS_BYTES = 2**31  # unpacked: landmarks of a million portraits
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,8 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
             f"{folder}: no prepared portraits (no landmarks.npz); run datagen prepare PHOTOS --out {folder}"
         )
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = stored["name"].tolist()
-            if "points68" in stored:
-                points, moves = stored["points68"], stored["source_to_aligned"]
-            else:
-                points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
-    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+        names, points, moves = _read_landmarks(path)
+    except (*DAMAGE, IndexError, MemoryError, RuntimeError) as error:
         raise InputError(
             f"{path}: damaged or of another layout ({' '.join(str(error).split())[:120]}); prepare it again"
         ) from None
@@ -85,8 +85,8 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
         raise InputError(
             f"{path}: {len(names)} names, points {points.shape}, transforms {moves.shape}; prepare it again"
         )
-    rows = zip(names, points.astype(np.float32), moves.astype(np.float64), strict=True)
-    return sorted((PortraitFile(str(n), folder, p, m) for n, p, m in rows), key=lambda portrait: portrait.name)
+    rows = zip(names, points, moves, strict=True)
+    return sorted((PortraitFile(checked_name(n, path), folder, p, m) for n, p, m in rows), key=lambda file: file.name)
 
 
 def load_portrait(folder: Path, name: str) -> Portrait:
@@ -95,6 +95,29 @@ def load_portrait(folder: Path, name: str) -> Portrait:
         if portrait.name == name:
             return portrait.load()
     raise InputError(f"{folder}: no portrait named {name}")
+
+
+def checked_name(name: object, path: Path) -> str:
+    """`name`, a portrait's name as the file `path` has it, where it names a file in its folder; InputError otherwise."""
+    if isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+", name) and len(name.encode()) <= _MAX_NAME_BYTES:
+        return name
+    raise InputError(
+        f"{path}: {ascii(name)[:80]} is no portrait's name (letters, digits, '.', '_' and '-'); prepare it again"
+    )
+
+
+def _read_landmarks(path: Path) -> tuple[list[object], np.ndarray, np.ndarray]:
+    """The names, points68 [N,68,2] float32 and transforms [N,2,3] float64 as stored, of either layout."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    if size > _MAX_LANDMARKS_BYTES:
+        raise ValueError(f"{size} bytes unpacked")
+    with np.load(path, allow_pickle=False) as stored:
+        if "points68" in stored:
+            points, moves = stored["points68"], stored["source_to_aligned"]
+        else:
+            points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
+        return stored["name"].ravel().tolist(), points.astype(np.float32), moves.astype(np.float64)
 
 
 def _read_grey(path: Path) -> np.ndarray:

@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from stylepairs.datagen.durable import make_folder, replace_file
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import read_image, write_atomically, write_png
+from stylepairs.datagen.images import read_image, write_png
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
 from stylepairs.datagen.portraits.analyser import Face, FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.folders import checked_name
 
 MIN_SCORE = 0.5
 _MAX_SIZE_PX = 4096
 _JOURNAL = ".prepared.jsonl"
 _KINDS = ("aligned", "label", "hair")
+_LISTS = ("landmarks.npz", "index.jsonl", "skipped.jsonl")
 Progress = Callable[[int, int, str], None]
 
 
@@ -84,28 +87,31 @@ def prepare_photos(
             progress(done, len(files), str(path))
     rows = journal.rows()
     _write_lines(out / "skipped.jsonl", ({"photo": photo, "reason": reason} for photo, reason in skipped))
+    if rows or (out / "landmarks.npz").exists():
+        _write_index(out, rows)
     if len(skipped) == len(files):
         photo, reason = skipped[0]
         count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
         raise InputError(f"{photo}: {reason}{count}")
-    _write_index(out, rows)
     return Prepared(len(files), [row["name"] for row in rows], skipped)
 
 
 def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     """The files named by `photos`, folders searched through, each once, sorted.
 
-    Hidden files and those under `out` are left out. Raises InputError for a path that does not exist and for no file.
+    Hidden files and those that `prepare_photos` writes to `out` are left out: photos may lie in a folder of `out`, or
+    in `out` itself. Raises InputError for a path that does not exist and for no file.
     """
     photos = [Path(p) for p in photos]
     found: dict[Path, Path] = {}
-    inside = out.resolve() if out else None
+    whole_out = out.resolve() if out else None
+    written = {whole_out / name for name in (*_KINDS, *_LISTS)} if whole_out else set()
     for path in photos:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         for file in _files(path) if path.is_dir() else [path]:
             whole = file.resolve()
-            if inside is None or inside not in whole.parents:
+            if written.isdisjoint((whole, *whole.parents)):
                 found.setdefault(whole, file)
     if not found:
         raise InputError(f"{photos[0] if photos else 'photos'}: no photo in it; name files or folders with photos")
@@ -122,15 +128,17 @@ class _Journal:
     def __init__(self, out: Path, settings: _Settings) -> None:
         self.path = out / _JOURNAL
         head = {"settings": asdict(settings), "format": 1}
-        lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
-        entries = [entry for entry in map(_parse_line, lines) if entry is not None]
+        entries = _read_journal(self.path)
         if entries and entries[0] != head:
-            was = entries[0].get("settings", {})
+            was = entries[0].get("settings")
+            if not isinstance(was, dict):
+                raise InputError(f"{self.path}: damaged (settings missing); delete it to prepare every photo again")
             changed = next((k for k, v in asdict(settings).items() if was.get(k) != v), "format")
             raise InputError(
                 f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
             )
-        self.photos: dict[str, list[dict[str, Any]]] = {e["photo"]: e["portraits"] for e in entries[1:]}
+        photos = dict(_checked_entry(entry, self.path) for entry in entries[1:])
+        self.photos = {photo: rows for photo, rows in photos.items() if rows}
         # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
         _write_lines(self.path, [head, *({"photo": p, "portraits": r} for p, r in self.photos.items())])
 
@@ -139,12 +147,19 @@ class _Journal:
 
     def drop(self, photo: str) -> None:
         """Forgets `photo` and removes its portraits."""
-        for row in self.photos.pop(photo, []):
+        if photo not in self.photos:
+            return
+        # Noted after the files are gone: a run killed in between finds the entry, and removes the rest of them.
+        for row in self.photos.pop(photo):
             for kind in _KINDS:
                 (self.path.parent / kind / f"{row['name']}.png").unlink(missing_ok=True)
+        self._append(photo, [])
 
     def add(self, photo: str, rows: list[dict[str, Any]]) -> None:
         self.photos[photo] = rows
+        self._append(photo, rows)
+
+    def _append(self, photo: str, rows: list[dict[str, Any]]) -> None:
         try:
             with self.path.open("ab") as file:
                 file.write(_line({"photo": photo, "portraits": rows}))
@@ -155,7 +170,7 @@ class _Journal:
         """The stem where it is free, else with the photo's digest: the same for every rerun."""
         taken = {row["name"].casefold() for rows in self.photos.values() for row in rows}
         stem = re.sub(r"[^\w.-]+", "_", path.stem).strip(".") or "photo"
-        stem = stem.encode()[:160].decode(errors="ignore")
+        stem = stem.encode()[:120].decode(errors="ignore")
         for attempt in range(len(self.photos) + 2):
             base = stem if attempt == 0 else f"{stem}-{digest[:8]}" + (f"-{attempt}" if attempt > 1 else "")
             names = [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
@@ -217,30 +232,60 @@ def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        name=np.array([row["name"] for row in rows]),
-        points68=np.array([row["points68"] for row in rows], np.float32),
-        source_to_aligned=np.array([row["source_to_aligned"] for row in rows], np.float64),
+        name=np.array([row["name"] for row in rows], np.str_),
+        points68=np.array([row["points68"] for row in rows], np.float32).reshape(-1, 68, 2),
+        source_to_aligned=np.array([row["source_to_aligned"] for row in rows], np.float64).reshape(-1, 2, 3),
     )
-    write_atomically(out / "landmarks.npz", lambda file: file.write(buffer.getvalue()))
+    make_folder(out)
+    replace_file(out / "landmarks.npz", lambda file: file.write(buffer.getvalue()))
     hidden = ("points68", "source_to_aligned")
     _write_lines(out / "index.jsonl", ({k: v for k, v in row.items() if k not in hidden} for row in rows))
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     content = b"".join(_line(row) for row in rows)
-    write_atomically(path, lambda file: file.write(content))
+    make_folder(path.parent)
+    replace_file(path, lambda file: file.write(content))
 
 
 def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    """The journal's entries, without the lines that killed runs left half-written; InputError for anything else."""
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        except RecursionError:
+            entry = None
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: damaged (line {number}); delete it to prepare every photo again")
+        entries.append(entry)
+    return entries
+
+
+def _checked_entry(entry: dict[str, Any], path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(photo, rows) of a journal entry; InputError where something is missing, or a name could leave the folder."""
+    photo, rows = entry.get("photo"), entry.get("portraits")
+    try:
+        sound = isinstance(photo, str) and isinstance(rows, list)
+        for row in rows if sound else ():
+            checked_name(row["name"], path)
+            shapes = [np.asarray(row[key], np.float64).shape for key in ("points68", "source_to_aligned")]
+            sound = sound and shapes == [(68, 2), (2, 3)] and isinstance(row["photo_sha256"], str)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path}: damaged (entry of photo {photo!r:.80}); delete it to prepare every photo again")
+    return photo, rows
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -64,12 +64,16 @@ def main() -> None:
     split = read_split(arguments.portraits, arguments.limit)
     analyser = load_analyser()
     figures: dict[str, object] = {"photos": len(split), "min_score": MIN_SCORE}
-    figures |= raw_figures(analyser, split)
-    figures |= framing_figures(analyser, split)
-    figures |= negative_figures(analyser, split, arguments.negatives)
-    figures |= label_figures(analyser, split)
-    figures |= end_to_end_figures(analyser, split)
-    print(json.dumps(figures, indent=1))
+    for part in (
+        lambda: raw_figures(analyser, split),
+        lambda: negative_figures(analyser, split, arguments.negatives),
+        lambda: label_figures(analyser, split),
+        lambda: end_to_end_figures(analyser, split),
+        lambda: framing_figures(analyser, split),
+    ):
+        more = part()
+        print(json.dumps(more, indent=1), flush=True)
+        figures |= more
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--mined", type=Path, help="folder that mine.py wrote (landmarks)")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--init", type=Path, help="start from these weights (an earlier stage's ema.safetensors)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -124,7 +125,16 @@ def main() -> None:
         )
         if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
             raise SystemExit(f"{arguments.init}: weights of another network")
-    train(net, make, loss, arguments.out, arguments.steps or steps, arguments.batch or batch, rate, arguments.seed)
+    train(
+        net,
+        make,
+        loss,
+        arguments.out,
+        arguments.steps or steps,
+        arguments.batch or batch,
+        arguments.learning_rate or rate,
+        arguments.seed,
+    )
 
 
 def read_negatives(folder: Path | None) -> list[np.ndarray]:
