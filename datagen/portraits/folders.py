@@ -98,7 +98,7 @@ def load_portrait(folder: Path, name: str) -> Portrait:
 
 
 def checked_name(name: object, path: Path) -> str:
-    """`name`, a portrait's name as the file `path` has it, where it names a file in its folder; InputError otherwise."""
+    """`name`, a portrait's name that `path` holds, where it stays inside its folder; InputError otherwise."""
     if isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+", name) and len(name.encode()) <= _MAX_NAME_BYTES:
         return name
     raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +66,43 @@ def test_missing_and_unequal_files_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.full((256, 256), 77, np.uint8)).save(tmp_path / "label" / "b.png")
     with pytest.raises(InputError, match="class 77"):
         load_portrait(tmp_path, "b")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/secret", "..", ".hidden", "a/b", "a\nb", "a\\b", "", "x" * 300])
+def test_names_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    write_training_layout(tmp_path)
+    points, move = np.zeros((1, 68, 2)), np.zeros((1, 2, 3))
+    np.savez(tmp_path / "landmarks.npz", name=[name], points68=points, source_to_aligned=move)
+    with pytest.raises(InputError, match=r"landmarks\.npz: .*no portrait's name") as error:
+        load_portraits(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arrays", [{"points68": np.array(["x"] * 136).reshape(1, 68, 2)}, {"name": np.array(5)}])
+def test_arrays_of_wrong_types_give_one_line(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    sound = {"name": ["a"], "points68": np.zeros((1, 68, 2)), "source_to_aligned": np.zeros((1, 2, 3))}
+    np.savez(tmp_path / "landmarks.npz", **(sound | arrays))
+    with pytest.raises(InputError, match=r"landmarks\.npz"):
+        load_portraits(tmp_path)
+
+
+@pytest.mark.parametrize("items", [2**33, 2**45])
+def test_a_header_that_claims_more_than_memory_holds_gives_one_line(tmp_path: Path, items: int) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (items,)})
+    with zipfile.ZipFile(tmp_path / "landmarks.npz", "w") as archive:
+        for name in ("name", "points68", "source_to_aligned"):
+            archive.writestr(f"{name}.npy", header.getvalue())
+    with pytest.raises(InputError, match="damaged"):
+        load_portraits(tmp_path)
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "landmarks.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("name.npy", bytes(1000))
+    content = bytearray((tmp_path / "landmarks.npz").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")  # its size unpacked, in the directory
+    (tmp_path / "landmarks.npz").write_bytes(content)
+    with pytest.raises(InputError, match="4294967294 bytes unpacked"):
+        load_portraits(tmp_path)

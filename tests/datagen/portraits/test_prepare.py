@@ -196,6 +196,71 @@ def test_a_changed_photo_replaces_its_portraits(tmp_path: Path) -> None:
     assert sorted(snapshot(tmp_path / "out" / "aligned")) == ["a.png"]
 
 
+def test_a_photo_that_became_unusable_is_gone_for_every_later_run(tmp_path: Path) -> None:
+    paths = [write_photo(tmp_path / name, seed=i) for i, name in enumerate(["a.png", "b.png"])]
+    out = tmp_path / "out"
+    prepare_photos(paths, out, size_px=64)
+    write_photo(paths[0], faces=0)
+    assert prepare_photos(paths, out, size_px=64).portraits == ["b"]
+    assert prepare_photos(paths[1:], out, size_px=64).portraits == ["b"]
+    assert [row["name"] for row in rows(out / "index.jsonl")] == ["b"]
+    assert sorted(snapshot(out / "aligned")) == ["b.png"]
+
+
+def test_lists_name_no_removed_files_where_the_last_photo_became_unusable(tmp_path: Path) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    prepare_photos([path], out, size_px=64)
+    write_photo(path, faces=0)
+    with pytest.raises(InputError, match="no face found"):
+        prepare_photos([path], out, size_px=64)
+    assert rows(out / "index.jsonl") == []
+    with pytest.raises(InputError, match="0 names"):
+        load_portraits(out)
+
+
+def test_a_journal_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    prepare_photos([path], out, size_px=64)
+    victim = write_photo(tmp_path / "victim.png")
+    journal = out / ".prepared.jsonl"
+    journal.write_text(journal.read_text().replace('"name": "a"', '"name": "../../victim"'))
+    write_photo(path, faces=0)
+    with pytest.raises(InputError, match=r"\.prepared\.jsonl: '\.\./\.\./victim' is no portrait's name"):
+        prepare_photos([path], out, size_px=64)
+    assert victim.is_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"portraits": []}',
+        '{"photo": "b.png"}',
+        '{"photo": 5, "portraits": []}',
+        '{"photo": "b.png", "portraits": [{"name": "b"}]}',
+        '{"photo": "b.png", "portraits": [5]}',
+        '{"photo": "b.png", "portraits": [{"name": "b", "photo_sha256": "", "points68": [1, [2]]}]}',
+        "[]",
+        '{"a":' * 100_000,
+    ],
+)
+def test_damaged_journals_are_named(tmp_path: Path, line: str) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    prepare_photos([path], out, size_px=64)
+    with (out / ".prepared.jsonl").open("a") as journal:
+        journal.write(line + "\n")
+    with pytest.raises(InputError, match=r"\.prepared\.jsonl: damaged") as error:
+        prepare_photos([path], out, size_px=64)
+    assert "\n" not in str(error.value)
+
+
+def test_a_journal_without_settings_is_named(tmp_path: Path) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    out.mkdir()
+    (out / ".prepared.jsonl").write_text('{"settings": [1]}\n')
+    with pytest.raises(InputError, match=r"\.prepared\.jsonl: damaged"):
+        prepare_photos([path], out, size_px=64)
+
+
 def test_a_lost_file_is_made_again(tmp_path: Path) -> None:
     path = write_photo(tmp_path / "a.png")
     prepare_photos([path], tmp_path / "out", size_px=64)
@@ -217,6 +282,14 @@ def test_photos_are_listed_once_and_without_the_output(tmp_path: Path) -> None:
     write_photo(tmp_path / "out" / "aligned" / "b.png")
     write_photo(tmp_path / ".hidden" / "c.png")
     assert list_photos([tmp_path, a], tmp_path / "out") == [a]
+
+
+def test_photos_may_lie_under_the_output(tmp_path: Path) -> None:
+    write_photo(tmp_path / "photos" / "a.png")
+    b = write_photo(tmp_path / "b.png", seed=1)
+    assert prepare_photos([tmp_path / "photos"], tmp_path, size_px=64).portraits == ["a"]
+    assert prepare_photos([tmp_path], tmp_path, size_px=64).portraits == ["a", "b"]
+    assert list_photos([tmp_path], tmp_path) == [b, tmp_path / "photos" / "a.png"]
 
 
 def test_prepared_portraits_load_with_points_in_aligned_pixels(tmp_path: Path) -> None:
