@@ -1,7 +1,7 @@
 """The whole path in minutes: photos -> portraits -> pairs -> trained model -> edited photos -> one HTML page.
 
 Runs the same commands as a user would, shows each, and keeps what is finished: run it again after an interruption and
-it goes on. Pairs are made of recipes/photos/train only; the edits are shown on photos that were never trained on.
+it goes on. Pairs are made of recipes/photos/train only; the edits are shown on recipes/photos/heldout.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def plan(out: Path, portrait_count: int, steps: int) -> Iterator[Stage]:
     photos = [str(PHOTOS / "heldout" / f"{name}.jpg") for name in EDITED] + [str(out / "group.png")]
     yield Stage(
         "edit",
-        "Editing photos that were not trained on",
+        "Editing held-out photos",
         60,
         [
             ["i2i", "edit", trained, *photos, "--out", str(out / "edited" / color), "--set", f"color={color}"]
