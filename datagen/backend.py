@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.quality import FaceFinder, Instruments
 
@@ -103,6 +104,6 @@ def _photo_digests(folder: Path) -> dict[str, str]:
         return {}
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {row["name"]: row["photo_sha256"] for row in rows if "photo_sha256" in row}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())}); prepare the photos again") from error
+        return {str(row["name"]): str(row["photo_sha256"]) for row in rows if "photo_sha256" in row}
+    except DAMAGE as error:
+        raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); prepare the photos again") from error

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stylepairs.datagen.durable import make_folder, remove_stale, replace_file
+from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
 
@@ -60,8 +61,9 @@ class InversionCache:
             noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]
             device = portrait.image.device
             ws, image = tensors["ws"].to(device), tensors["image"].to(device)
-            return Inversion(ws, [level.to(device) for level in noise], image, json.loads(metadata["figures"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            figures = {name: float(value) for name, value in json.loads(metadata["figures"]).items()}
+            return Inversion(ws, [level.to(device) for level in noise], image, figures)
+        except (SafetensorError, *DAMAGE):
             return None
 
     def store(self, portrait: Portrait, inversion: Inversion) -> None:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 MAX_PIXELS = 100_000_000
-# What PIL, numpy and zipfile raise on damaged data.
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, zlib.error, struct.error, zipfile.BadZipFile)
+MAX_NPZ_BYTES = 2 << 30
+# What PIL, numpy, zipfile and json raise on damaged data. RuntimeError: encrypted zips, and text nested too deeply.
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    zlib.error,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -47,10 +65,39 @@ def encode_npz(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npz(data: bytes, max_bytes: int) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, never unpickled; raises one of DAMAGE, so too when they exceed `max_bytes`."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(info.file_size for info in archive.infolist()) > max_bytes:
+def checked_npz(source: bytes | Path, max_bytes: int = MAX_NPZ_BYTES) -> dict[str, np.ndarray]:
+    """The arrays of an .npz (its content or its path), never unpickled; raises one of DAMAGE.
+
+    No more is allocated than the file truly holds: an array whose header claims another size than its member has, and
+    members of more than `max_bytes` in all, are refused with a ValueError.
+    """
+    with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+        members = archive.infolist()
+        if sum(info.file_size for info in members) > max_bytes:
             raise ValueError("oversized arrays")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if not info.filename.endswith(".npy") or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"unexpected member {info.filename[:80]!r}")  # other compressions cannot be read in bounds
+    with archive.open(info) as member:
+        data = member.read(info.file_size)
+    _check_header(io.BytesIO(data), len(data))
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    """Whether an .npy of `size` bytes holds what its header claims, before numpy allocates it; else ValueError."""
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"array format {version}")
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject or dtype.itemsize == 0 or any(side < 0 for side in shape):
+        raise ValueError(f"array of {dtype} {shape}"[:80])
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"array of another size than its header claims ({str(shape)[:40]})")

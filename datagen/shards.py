@@ -185,7 +185,7 @@ def scan_shard(path: Path) -> list[PairRecord]:
     """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else."""
     try:
         return _scan(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, tarfile.TarError) as error:
+    except (*codec.DAMAGE, tarfile.TarError) as error:
         raise InputError(f"{path}: damaged shard ({_one_line(error)}); delete it and build again") from error
 
 
@@ -258,7 +258,7 @@ def _manifest_is_current(directory: Path) -> bool:
         metadata = pq.read_schema(path).metadata or {}
         same = json.loads(metadata.get(b"shards", b"{}")) == _shard_sizes(directory)
         return same and all(shard.stat().st_mtime_ns <= written for shard in shard_paths(directory))
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, *codec.DAMAGE):
         return False
 
 
@@ -270,7 +270,7 @@ def _manifest_records(path: Path) -> Iterator[PairRecord]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from map(_manifest_record, batch.to_pylist())
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (pa.ArrowException, *codec.DAMAGE) as error:
         raise InputError(
             f"{path}: damaged manifest ({_one_line(error)[:160]}); delete it, the shards suffice"
         ) from error
@@ -344,7 +344,7 @@ def _encode_pair(pair: Pair) -> Iterator[tuple[str, bytes]]:
 def _decode_part(part: str, data: bytes) -> dict[str, Any]:
     if part in IMAGES:
         return {part: codec.decode_png(data, "L" if part == "mask" else "RGB")}
-    arrays = codec.decode_npz(data, _MAX_MEMBER_BYTES)
+    arrays = codec.checked_npz(data, _MAX_MEMBER_BYTES)
     if part == "latents":
         return {"w_before": arrays["w0"], "w_after": arrays["w1"]}
     return {"noise": [arrays[name] for name in sorted(arrays)]}

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from stylepairs.datagen import pipeline, shards
+from stylepairs.datagen.backend import _photo_digests
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.inversion_cache import InversionCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
@@ -120,6 +122,30 @@ def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(tmp_path
     build(plan(tmp_path, "two", cache=cache))
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert sorted(cache.rglob("*.safetensors")) == kept
+
+
+@pytest.mark.parametrize("figures", ["[" * 100_000, "[]", "null", '{"psnr_db": []}'])
+def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figures):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    portrait, _ = fake_backend.load_portrait(tmp_path, "portrait_000")
+    cache = InversionCache(tmp_path, "f" * 64, {}, {})
+    cache.store(portrait, fake_backend.invert(None, None, [portrait], None, None, lambda done, total: None)[0])
+    path = cache.path(portrait)
+    assert cache.load(portrait) is not None
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {"figures": figures})
+    assert cache.load(portrait) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1", '{"photo_sha256": "x"}', '{"name": [], "photo_sha256"', "\x00"])
+def test_a_hostile_index_of_portraits_is_one_clear_line(tmp_path, text):
+    (tmp_path / "index.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"index\.jsonl: damaged .*prepare the photos again") as caught:
+        _photo_digests(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_second_build_with_the_same_cache_inverts_nothing(tmp_path, monkeypatch):

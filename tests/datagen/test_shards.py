@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from stylepairs.datagen import pair_codec as codec
 from stylepairs.datagen import shards
 from stylepairs.datagen.errors import InputError
 
@@ -157,6 +159,89 @@ def test_a_png_that_claims_to_be_huge_is_not_decoded(tmp_path, synthetic_pairs):
     path.write_bytes(data)
     with pytest.raises(InputError, match="60000 x 60000"):
         shards.read_pair(tmp_path, "000000")
+
+
+def hostile_npy(shape: str, descr: str = "<f2", content: bytes = bytes(96)) -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+def zipped(data: bytes, compression: int = zipfile.ZIP_STORED, name: str = "w0.npy") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+DAMAGED_NPZ = {
+    "claims 2^45 items": zipped(hostile_npy(f"({2**45},)")),
+    "claims less than it holds": zipped(hostile_npy("(2, 2)")),
+    "negative": zipped(hostile_npy("(-6, -8)")),
+    "items without a size": zipped(hostile_npy(f"({2**45},)", "|V0", b"")),
+    "objects": zipped(hostile_npy("(12,)", "|O")),
+    "nested shape": zipped(hostile_npy("(" * 4000 + ")" * 4000)),
+    "another format": zipped(b"\x93NUMPY\x09\x00" + hostile_npy("(48,)")[8:]),
+    "no array": zipped(b"text", name="w0.txt"),
+    "compressed in another way": zipped(hostile_npy("(48,)"), zipfile.ZIP_LZMA),
+    "deflated bomb": zipped(bytes(300 << 20), zipfile.ZIP_DEFLATED),
+    "no zip": b"PK\x05\x06" + bytes(10),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_NPZ)
+def test_arrays_that_are_not_what_they_claim_are_one_clear_line(tmp_path, synthetic_pairs, monkeypatch, case):
+    synthetic_pairs(tmp_path, count=1)
+    monkeypatch.setattr(codec, "encode_npz", lambda **arrays: DAMAGED_NPZ[case])
+    pair = shards.read_pair(tmp_path, "000000")
+    shards.write_shard(tmp_path / "pairs-00000.tar", [pair])
+    for part in ("latents", "noise"):
+        with pytest.raises(InputError, match="pair 000000 cannot be read") as caught:
+            shards.read_pair(tmp_path, "000000", parts=(part,))
+        assert "\n" not in str(caught.value)
+
+
+def test_checked_arrays_read_back_from_content_and_path(tmp_path):
+    arrays = {
+        "a": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "name": np.array(["b", "cd"]),
+        "none": np.zeros((0, 2)),
+    }
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    for source in (tmp_path / "x.npz", (tmp_path / "x.npz").read_bytes()):
+        found = codec.checked_npz(source)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(ValueError, match="oversized"):
+        codec.checked_npz(tmp_path / "x.npz", max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "null", "[]", '{"provenance": []}', "{}", '"x"', "1e999", "9" * 5000, "\ud800"],
+)
+def test_hostile_details_are_one_clear_line(tmp_path, text):
+    write_details(tmp_path, text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InputError, match=r"damaged shard .*delete it and build again") as caught:
+        shards.read_index(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("figures", []), ("degree", 10**400), ("params", 1), ("reasons", 7)])
+def test_details_of_the_wrong_kind_are_one_clear_line(tmp_path, synthetic_pairs, key, value):
+    synthetic_pairs(tmp_path, count=1)
+    with tarfile.open(tmp_path / "pairs-00000.tar") as tar:
+        details = json.load(tar.extractfile("000000.json"))
+    write_details(tmp_path, json.dumps(details | {key: value}).encode())
+    with pytest.raises(InputError, match="damaged shard"):
+        shards.scan_shard(tmp_path / "pairs-00000.tar")
+
+
+def write_details(folder, data: bytes) -> None:
+    with tarfile.open(folder / "pairs-00000.tar", "w") as tar:
+        info = tarfile.TarInfo("000000.json")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
 
 
 def test_a_folder_without_pairs_is_one_clear_line(tmp_path):
