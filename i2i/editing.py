@@ -18,17 +18,21 @@ import torch
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features.base import Sketch, SketchRefused
 from stylepairs.datagen.images import load_photo, save_photo, to_float
 from stylepairs.datagen.portraits.alignment import (
     apply_transform,
     crop_aligned,
+    eyes_and_mouth,
     ffhq_transform,
     invert_transform,
+    square_transform,
     transform_scale,
 )
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.conditions import style_of
+from stylepairs.i2i.extension import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.losses import tightened
 
 if TYPE_CHECKING:
@@ -38,8 +42,6 @@ if TYPE_CHECKING:
 
 # Side of the crop that is parsed: what the face analyser was trained at.
 PARSE_PX = 256
-# Of the crop's side: over this width the edit fades out towards the crop's border, so that no square shows.
-FEATHER_SHARE = 0.06
 # Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
 STRIP_ROWS = 512
 
@@ -81,8 +83,6 @@ def edit_photo(
     {"color": "blond", "degree": 0.7}. Returns the edited copy, same shape, and what was done to each face. Raises
     InputError when there is no face, or when the feature applies to none.
     """
-    from stylepairs.datagen.features.base import SketchRefused
-
     found = analyser.find(photo, min_score)
     if not found:
         raise InputError(
@@ -94,14 +94,15 @@ def edit_photo(
     for face in found:
         x0, y0, x1, y1 = (float(value) for value in face.box)
         box = (x0, y0, x1, y1)
-        transform = ffhq_transform(face.points68, PARSE_PX)
-        before = parsed_portrait(photo, transform, face.points68, analyser).resized(model.size_px)
+        aligned = ffhq_transform(face.points68, PARSE_PX)
+        before = parsed_portrait(photo, aligned, face.points68, analyser).resized(model.size_px)
         try:
             edit = edit_portrait(model, info, before, params)
         except SketchRefused as refused:
             faces.append(FaceEdit(box, float(face.score), str(refused).removeprefix(f"{before.name}: ")))
             continue
-        paste(result, photo, claimed, edit, ffhq_transform(face.points68, model.size_px))
+        maps, transform = whole_edit(photo, face.points68, edit, info, analyser, params)
+        paste(result, photo, claimed, maps, transform)
         faces.append(FaceEdit(box, float(face.score)))
     if all(face.refused for face in faces):
         raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
@@ -115,8 +116,7 @@ def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Map
     Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.
     """
     feature_params, degree = split_params(info.feature, params)
-    # As the pairs' masks are made, and as training tightens them.
-    region = tightened(region_mask(load_feature(info.feature).sketch(portrait, feature_params).edit_mask))
+    region = region_of(load_feature(info.feature).sketch(portrait, feature_params))
     device = next(model.parameters()).device
     edit: Edit = model(
         portrait.image[None].to(device),
@@ -125,6 +125,43 @@ def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Map
         style_of(info.style, feature_params.model_dump())[None].to(device),
     )
     return edit._replace(output=edit.output.clamp(-1, 1))
+
+
+def whole_edit(
+    photo: np.ndarray,
+    points68: np.ndarray,
+    edit: Edit,
+    info: ModelInfo,
+    analyser: FaceAnalyser,
+    params: Mapping[str, Any],
+) -> tuple[EditMaps, np.ndarray]:
+    """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
+
+    It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
+    """
+    gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
+    maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
+    transform = ffhq_transform(points68, maps.side)
+    if not reaches_border(maps):
+        return cut_off(maps), transform
+    margin = margin_px(maps.side)
+    wide_px = maps.side + 2 * margin
+    wide = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), PARSE_PX, wide_px / maps.side)
+    feature_params, _ = split_params(info.feature, params)
+    try:
+        portrait = parsed_portrait(photo, wide, points68, analyser).resized(wide_px)
+        sketch = load_feature(info.feature).sketch(portrait, feature_params)
+    except SketchRefused:
+        return cut_off(maps), transform
+    if sketch.photo_detail == 0:  # new shapes cannot be continued by scaling and shifting the photo
+        return cut_off(maps), transform
+    transform[:, 2] += margin
+    return extended(maps, region_of(sketch)[0].numpy()), transform
+
+
+def region_of(sketch: Sketch) -> torch.Tensor:
+    """Where a sketch edits, [1,H,W]: as the pairs' masks are made, and as training tightens them."""
+    return tightened(region_mask(sketch.edit_mask))
 
 
 def split_params(feature: str, params: Mapping[str, Any]) -> tuple[Any, float]:
@@ -153,16 +190,13 @@ def parsed_portrait(photo: np.ndarray, transform: np.ndarray, points68: np.ndarr
     )
 
 
-def paste(result: np.ndarray, photo: np.ndarray, claimed: np.ndarray, edit: Edit, transform: np.ndarray) -> None:
+def paste(result: np.ndarray, photo: np.ndarray, claimed: np.ndarray, maps: EditMaps, transform: np.ndarray) -> None:
     """Add one face's edit to `result`, in place.
 
     result, photo uint8 [H,W,3]; claimed [H,W] float16, how much of each pixel has been edited already: faces whose
-    crops overlap share the hair between them and do not add up; edit: the pass over the crop; transform [2,3] maps the
-    photo onto the crop.
+    squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps' square.
     """
-    side = edit.mask.shape[-1]
-    mask = edit.mask[0, 0].cpu().numpy() * border_fade(side)
-    gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
+    side, gain, bias, mask = maps.side, maps.gain, maps.bias, maps.mask
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
         gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
@@ -184,14 +218,6 @@ def paste(result: np.ndarray, photo: np.ndarray, claimed: np.ndarray, edit: Edit
 def brought_up(values: np.ndarray, transform: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
     """A map of the crop as the photo's rectangle of `shape` (H, W) sees it; 0 beyond the crop."""
     return cv2.warpAffine(values, transform, (shape[1], shape[0]), flags=interpolation | cv2.WARP_INVERSE_MAP)
-
-
-def border_fade(side: int) -> np.ndarray:
-    """[side,side] float32: 1 inside, smoothly 0 towards the crop's border."""
-    from_border = np.minimum(np.arange(side), np.arange(side)[::-1]) / (FEATHER_SHARE * side)
-    ramp = np.clip(from_border, 0, 1)
-    ramp = ramp * ramp * (3 - 2 * ramp)
-    return np.minimum.outer(ramp, ramp).astype(np.float32)
 
 
 def covered(transform: np.ndarray, side: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -15,7 +15,8 @@ from stylepairs.datagen.portraits.alignment import ffhq_transform
 from stylepairs.datagen.portraits.detection import Face
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.i2i.checkpoints import ModelInfo
-from stylepairs.i2i.editing import border_fade, edit_file, edit_photo, split_params
+from stylepairs.i2i.editing import edit_file, edit_photo, split_params
+from stylepairs.i2i.extension import border_fade
 from stylepairs.i2i.models.glean import Edit, Glean
 
 INFO = ModelInfo("hair_color", "color", {})
@@ -23,7 +24,7 @@ BLOND = {"color": "blond"}
 
 
 class FakeAnalyser:
-    """Faces where it is told; the upper half of every aligned crop is hair."""
+    """Faces where it is told; the upper half of every crop, however wide, is hair."""
 
     def __init__(self, centres: list[tuple[float, float]], eye_distance: float = 20.0, hair: float = 1.0):
         self.faces = [Face(face_box(x, y), 0.9, face_points(x, y, eye_distance)) for x, y in centres]
@@ -46,6 +47,10 @@ def face_box(x: float, y: float) -> tuple[float, float, float, float]:
 
 def face_points(x: float, y: float, eye_distance: float) -> np.ndarray:
     points = np.full((68, 2), (x, y), np.float32)
+    angle = np.linspace(np.pi, 0, 17)  # a jaw below the hair, closed by brows
+    points[:17] = np.stack([x + eye_distance * np.cos(angle), y + eye_distance * (0.4 + np.sin(angle))], 1)
+    brows = np.linspace(x - eye_distance, x + eye_distance, 10)
+    points[17:27] = np.stack([brows, np.full(10, y + 0.4 * eye_distance)], 1)
     points[36:42] = (x - eye_distance / 2, y)
     points[42:48] = (x + eye_distance / 2, y)
     points[48], points[54] = (x - 8, y + eye_distance), (x + 8, y + eye_distance)
@@ -81,13 +86,13 @@ def test_only_the_hair_changes_and_everything_else_keeps_its_bits(brightening: G
     result = edit(photo, brightening, FakeAnalyser([(150, 100)]))
     assert result.shape == photo.shape
     assert np.array_equal(result[115:], photo[115:])  # the lower half of the crop, beyond the dilated mask
-    assert np.array_equal(result[:, :90], photo[:, :90])  # left of the crop
+    assert np.array_equal(result[:, :85], photo[:, :85])  # left of the widened crop
     hair = np.s_[80:90, 130:170]
     difference = result[hair].astype(int) - photo[hair]
     assert np.median(difference) == 51
 
 
-def test_edit_fades_out_before_the_border_of_the_crop(brightening: Glean) -> None:
+def test_edit_fades_out_before_the_border_of_the_widened_crop(brightening: Glean) -> None:
     photo = np.full((300, 300, 3), 100, np.uint8)
     result = edit(photo, brightening, FakeAnalyser([(150, 150)]))
     steps = np.abs(np.diff(result[130, :, 0].astype(int)))
@@ -109,7 +114,7 @@ def test_faces_smaller_and_larger_than_the_model(brightening: Glean, eye_distanc
     photo = np.full((400, 400, 3), 100, np.uint8)
     result = edit(photo, brightening, FakeAnalyser([(200, 200)], eye_distance))
     changed = np.flatnonzero((result != photo).any((0, 2)))
-    width = 4 * eye_distance
+    width = 4 * 1.6 * eye_distance  # of the widened crop: this hair runs on beyond the aligned one
     assert result.max() == 151
     assert 0.8 * width < changed[-1] - changed[0] < 1.05 * width
 

@@ -1,0 +1,101 @@
+"""Carries an edit beyond the aligned crop: hair does not end where FFHQ's square does.
+
+The network sees the square only. What it says there, as gain and bias of the photo, is smooth in colour, so it is
+continued outwards over the rest of the edited region, which is found by parsing a wider crop of the photo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# Of the crop's side: added on every side. The face analyser still parses a crop of 1.6 times FFHQ's square well.
+MARGIN_SHARE = 0.3
+# Of the crop's side: over this width an edit fades out towards a border, so that no square shows.
+FEATHER_SHARE = 0.06
+# Of the crop's side: Gaussians that carry the maps outwards; each takes over where the one before has nothing to carry.
+_REACHES = (0.05, 0.15, 0.45)
+# Weight of a region's pixels from which they hang together, and the mean weight at a border that is worth extending.
+_CONNECTED = 0.3
+_TOUCHES = 0.01
+
+
+@dataclass(frozen=True)
+class EditMaps:
+    """An edit of a square of S pixels: gain, bias [S,S,3] float32 (of 0..255), mask [S,S] float32 in [0,1]."""
+
+    gain: np.ndarray
+    bias: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def side(self) -> int:
+        return int(self.mask.shape[0])
+
+
+def margin_px(side: int) -> int:
+    """How much wider the wide square is on each side."""
+    return round(MARGIN_SHARE * side)
+
+
+def reaches_border(maps: EditMaps) -> bool:
+    """Whether the edit is cut off by the crop."""
+    return float((maps.mask * (1 - border_fade(maps.side))).mean()) > _TOUCHES * FEATHER_SHARE
+
+
+def cut_off(maps: EditMaps) -> EditMaps:
+    """The edit faded out towards the crop's border."""
+    return EditMaps(maps.gain, maps.bias, maps.mask * border_fade(maps.side))
+
+
+def extended(maps: EditMaps, region: np.ndarray) -> EditMaps:
+    """The edit continued over a wider square of side S + 2 * margin_px(S).
+
+    region [W,W] in [0,1], W that side: where the feature would edit the wide square. Only what hangs together with the
+    edit inside counts. The wide square's own border is faded.
+    """
+    margin = margin_px(maps.side)
+    inside = np.pad(border_fade(maps.side), margin)
+    mask = np.pad(maps.mask, margin)
+    wide_mask = inside * mask + (1 - inside) * connected(np.maximum(mask, region), mask > 0.5)
+    gain, bias = (
+        inside[..., None] * np.pad(values, ((margin, margin), (margin, margin), (0, 0)))
+        + (1 - inside)[..., None] * carried_outwards(values, maps.mask * border_fade(maps.side), margin)
+        for values in (maps.gain, maps.bias)
+    )
+    return cut_off(EditMaps(gain.astype(np.float32), bias.astype(np.float32), wide_mask.astype(np.float32)))
+
+
+def carried_outwards(values: np.ndarray, weight: np.ndarray, margin: int) -> np.ndarray:
+    """values [S,S,C] as known where weight [S,S] is high, smoothly continued over [S+2*margin,S+2*margin,C]."""
+    side = weight.shape[0]
+    weighted = np.concatenate([values * weight[..., None], weight[..., None]], 2).astype(np.float32)
+    known = np.pad(weighted, ((margin, margin), (margin, margin), (0, 0)))
+    result = np.zeros((*known.shape[:2], values.shape[2]), np.float32)
+    left = np.ones(known.shape[:2], np.float32)  # share of each pixel that no Gaussian has filled yet
+    for reach in _REACHES:
+        spread = cv2.GaussianBlur(known, (0, 0), reach * side, borderType=cv2.BORDER_CONSTANT)
+        total = spread[..., -1]
+        share = left * np.clip(total / 0.05, 0, 1)
+        result += share[..., None] * spread[..., :-1] / np.maximum(total, 1e-6)[..., None]
+        left -= share
+    return result
+
+
+def connected(region: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """The region [W,W] without the pieces that nowhere meet the seed [W,W] bool: other people's hair."""
+    _, pieces = cv2.connectedComponents((region > _CONNECTED).astype(np.uint8), connectivity=8)
+    kept = np.unique(pieces[seed & (pieces > 0)])
+    solid = np.isin(pieces, kept).astype(np.float32)
+    near = cv2.dilate(solid, np.ones((5, 5), np.uint8))  # the soft edge of what is kept
+    return (region * near).astype(np.float32)
+
+
+def border_fade(side: int) -> np.ndarray:
+    """[side,side] float32: 1 inside, smoothly 0 towards the square's border."""
+    from_border = np.minimum(np.arange(side), np.arange(side)[::-1]) / (FEATHER_SHARE * side)
+    ramp = np.clip(from_border, 0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    return np.minimum.outer(ramp, ramp).astype(np.float32)
