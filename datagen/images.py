@@ -4,18 +4,16 @@ tensors.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from stylepairs.datagen.durable import make_folder, replace_file
 from stylepairs.datagen.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +25,17 @@ MAX_PIXELS = 100e6  # 300 MB of RGB; phones reach 50 to 108 million, larger ones
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 _EXIF_ORIENTATION = 0x0112
+_MAX_JPEG_EXIF = 65_500  # bytes: one JPEG segment
+# EXIF orientation -> what turns the stored pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Photo:
     """A photo as stored, upright: pixels uint8 [H,W,3] RGB in the file's own colour space.
 
     alpha: uint8 [H,W], None for an opaque file. icc_profile: the RGB profile that the pixels are in, None for sRGB.
-    exif: the file's EXIF block with its orientation removed, None where there is none.
+    exif: the file's EXIF block with its orientation removed, None where there is none or it cannot be written again.
     """
 
     pixels: np.ndarray
@@ -100,44 +109,23 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     if photo.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         image.putalpha(Image.fromarray(photo.alpha))
     options: dict[str, object] = {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
-    if photo.exif and suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
+    fits = photo.exif is not None and (suffix not in (".jpg", ".jpeg") or len(photo.exif) <= _MAX_JPEG_EXIF)
+    if fits and suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
         options["exif"] = photo.exif
     if suffix not in _LOSSLESS_SUFFIXES:
         options |= {"quality": quality}
     if suffix in (".jpg", ".jpeg"):
         options |= {"subsampling": 0}
     kind = Image.registered_extensions()[suffix]
-    write_atomically(path, lambda file: image.save(file, format=kind, **options))
+    make_folder(path.parent)
+    replace_file(path, lambda file: image.save(file, format=kind, **options))
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """uint8 [H,W] or [H,W,3] -> a PNG file, whole or not at all; InputError where the disk refuses."""
-    write_atomically(Path(path), lambda file: Image.fromarray(image).save(file, format="PNG", compress_level=4))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a new file beside `path`, syncs it and renames it to `path`; a failure leaves no trace.
-
-    Raises InputError where the disk is full or the folder cannot be written.
-    """
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-        partial = None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
-        ) from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+    path = Path(path)
+    make_folder(path.parent)
+    replace_file(path, lambda file: Image.fromarray(image).save(file, format="PNG", compress_level=4))
 
 
 def to_float(image: np.ndarray) -> torch.Tensor:
@@ -161,19 +149,32 @@ def _check_size(path: Path, pixels: int, max_pixels: float) -> None:
 
 
 def _decode(image: Image.Image) -> Photo:
-    exif = image.getexif()
     profile = image.info.get("icc_profile")
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    orientation, exif = _read_exif(image)
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     alpha = None
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         alpha = np.asarray(upright.getchannel("A"))
         alpha = None if alpha.min() == 255 else alpha
     pixels = np.array(_eight_bits(upright).convert("RGB"))
-    exif.pop(_EXIF_ORIENTATION, None)
     keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P")
-    return Photo(pixels, alpha, profile if keeps_profile else None, exif.tobytes() if len(exif) else None)
+    return Photo(pixels, alpha, profile if keeps_profile else None, exif)
+
+
+def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
+    """(orientation, the EXIF block without it) of a loaded image; broken EXIF never costs the photo, only itself."""
+    orientation = 1
+    # Pillow reads more than it can write: signed or missing numbers, unknown types, raise anything from struct.error
+    # to AttributeError.
+    try:
+        exif = image.getexif()
+        stored = exif.pop(_EXIF_ORIENTATION, 1)
+        orientation = stored if isinstance(stored, int) else 1
+        return orientation, exif.tobytes() if len(exif) else None
+    except Exception:
+        return orientation, None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -183,9 +184,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, np.float32)
     top = 65535.0 if image.mode.startswith("I") else max(float(np.nan_to_num(values).max()), 1e-6)
     return Image.fromarray(np.clip(np.nan_to_num(values) * (255 / top), 0, 255).astype(np.uint8))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stylepairs.datagen import images
+from stylepairs.datagen import durable
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.images import Photo, load_photo, read_image, save_photo, to_float, to_uint8, write_png
 
@@ -129,6 +129,39 @@ def test_every_exif_orientation_comes_upright(tmp_path: Path, orientation: int) 
     assert kept[0x010F] == "a camera"
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(10, struct.pack("<ii", -72, 1)), (5, b""), (2, b"seventytwo\0"), (99, b"")]
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_that_cannot_be_written_again_costs_only_itself(
+    tmp_path: Path, suffix: str, kind: int, value: bytes
+) -> None:
+    # Orientation 6, and a resolution of the wrong kind: what Pillow reads and then refuses to write.
+    tags = struct.pack("<HHHI4s", 2, 0x0112, 3, 1, b"\6\0\0\0") + struct.pack("<HHII", 0x011A, kind, 1, 38)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tags + bytes(4) + value
+    stored = np.kron(_picture(4, 6), np.ones((8, 8, 1), np.uint8))
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(stored).save(path, exif=exif, quality=100)
+    photo = load_photo(path)
+    assert photo.pixels.shape == (48, 32, 3)
+    assert np.abs(photo.pixels.astype(int) - np.rot90(stored, -1)).mean() < 10
+    save_photo(tmp_path / f"again.{suffix}", photo)
+
+
+def test_a_photo_with_unreadable_exif_is_read(tmp_path: Path) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "photo.png", exif=b"Exif\0\0no tags at all")
+    photo = load_photo(tmp_path / "photo.png")
+    np.testing.assert_array_equal(photo.pixels, _picture())
+    assert photo.exif is None
+
+
+def test_exif_too_long_for_a_jpeg_is_left_out(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "x" * 70_000
+    save_photo(tmp_path / "photo.jpg", Photo(_picture(), exif=exif.tobytes()))
+    assert load_photo(tmp_path / "photo.jpg").exif is None
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     grey = Image.fromarray(np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8))
@@ -184,8 +217,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_remains(tmp_path: Path, monkeypa
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
-    with pytest.raises(InputError, match=r"a\.png: cannot be written \(No space left on device\)"):
+    monkeypatch.setattr(durable.os, "fsync", full)
+    with pytest.raises(InputError, match=r"a\.png: no space left"):
         write_png(path, _picture(8, 8))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
