@@ -28,6 +28,8 @@ PAIR_COLORS = ("blond", "auburn")
 # What is edited in the end: held-out photos, and three of them side by side as a group photo.
 EDITED = ("portrait_025", "portrait_027", "portrait_032", "portrait_033", "portrait_034", "portrait_036")
 GROUP = ("portrait_026", "portrait_031", "portrait_034")
+# Pairs a shard: small, so that the processors share them out and little is lost on an interruption.
+SHARD_SIZE = "10"
 EDIT_COLORS = ("blond", "auburn", "black", "blue")
 # glibc returns big blocks to the system and takes them back at the next layer; keeping them halves the time of a
 # training step on CPUs. Other systems ignore these names.
@@ -108,7 +110,16 @@ def plan(out: Path, portrait_count: int, steps: int) -> Iterator[Stage]:
         240,
         [
             ["datagen", "build", RECIPE, "--portraits", portraits, "--out", pairs]
-            + ["--limit", str(portrait_count), "--set", f"color=[{colors}]", "--set", "pairs_per_portrait=all"],
+            + [
+                "--limit",
+                str(portrait_count),
+                "--set",
+                f"color=[{colors}]",
+                "--set",
+                "pairs_per_portrait=all",
+                "--shard-size",
+                SHARD_SIZE,
+            ],
             ["datagen", "inspect", pairs, "--out", str(out / "pairs.html")],
         ],
     )

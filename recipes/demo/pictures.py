@@ -16,9 +16,9 @@ from PIL import Image
 
 from stylepairs.datagen.shards import Pair, read_pairs
 
-COLORS = ("black", "auburn", "blond", "platinum", "blue")
+COLORS = ("black", "auburn", "blond", "blue")
 # Truncation (Karras et al. 2019): nearer to the mean face there is less variety and less that went wrong.
-TRUNCATION_PSI = 0.8
+TRUNCATION_PSI = 0.7
 CELL_PX = 160
 GAP_PX = 6
 
@@ -34,7 +34,7 @@ def main() -> None:
     for command in (
         ["datagen", "prepare", str(photos), "--out", str(portraits)],
         ["datagen", "build", "hair_color", "--portraits", str(portraits), "--out", str(pairs)]
-        + ["--set", f"color=[{','.join(COLORS)}]", "--set", "pairs_per_portrait=all"],
+        + ["--set", f"color=[{','.join(COLORS)}]", "--set", "pairs_per_portrait=all", "--shard-size", "8"],
     ):
         if call(command):
             raise SystemExit(1)
