@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import numpy as np
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.images import read_image, to_float
-from stylepairs.datagen.pair_codec import DAMAGE
+from stylepairs.datagen.pair_codec import DAMAGE, checked_npz
 from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
 from stylepairs.datagen.portraits.portrait import Portrait
 
-_MAX_LANDMARKS_BYTES = 2**31  # unpacked: landmarks of a million portraits
 _MAX_NAME_BYTES = 200
 
 
@@ -77,7 +75,7 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
         )
     try:
         names, points, moves = _read_landmarks(path)
-    except (*DAMAGE, IndexError, MemoryError, RuntimeError) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path}: damaged or of another layout ({' '.join(str(error).split())[:120]}); prepare it again"
         ) from None
@@ -108,16 +106,12 @@ def checked_name(name: object, path: Path) -> str:
 
 def _read_landmarks(path: Path) -> tuple[list[object], np.ndarray, np.ndarray]:
     """The names, points68 [N,68,2] float32 and transforms [N,2,3] float64 as stored, of either layout."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
-    if size > _MAX_LANDMARKS_BYTES:
-        raise ValueError(f"{size} bytes unpacked")
-    with np.load(path, allow_pickle=False) as stored:
-        if "points68" in stored:
-            points, moves = stored["points68"], stored["source_to_aligned"]
-        else:
-            points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
-        return stored["name"].ravel().tolist(), points.astype(np.float32), moves.astype(np.float64)
+    stored = checked_npz(path)
+    if "points68" in stored:
+        points, moves = stored["points68"], stored["source_to_aligned"]
+    else:
+        points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
+    return stored["name"].ravel().tolist(), points.astype(np.float32), moves.astype(np.float64)
 
 
 def _read_grey(path: Path) -> np.ndarray:

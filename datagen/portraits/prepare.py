@@ -274,10 +274,11 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
 
 def _checked_entry(entry: dict[str, Any], path: Path) -> tuple[str, list[dict[str, Any]]]:
     """(photo, rows) of a journal entry; InputError where something is missing, or a name could leave the folder."""
-    photo, rows = entry.get("photo"), entry.get("portraits")
+    photo: Any = entry.get("photo")
+    rows: Any = entry.get("portraits")
     try:
         sound = isinstance(photo, str) and isinstance(rows, list)
-        for row in rows if sound else ():
+        for row in rows:
             checked_name(row["name"], path)
             shapes = [np.asarray(row[key], np.float64).shape for key in ("points68", "source_to_aligned")]
             sound = sound and shapes == [(68, 2), (2, 3)] and isinstance(row["photo_sha256"], str)

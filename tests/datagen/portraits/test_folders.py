@@ -104,5 +104,5 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) 
     entry = content.index(b"PK\x01\x02")
     content[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")  # its size unpacked, in the directory
     (tmp_path / "landmarks.npz").write_bytes(content)
-    with pytest.raises(InputError, match="4294967294 bytes unpacked"):
+    with pytest.raises(InputError, match="oversized"):
         load_portraits(tmp_path)
