@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 
 # Positions in the 468-point face mesh that stand for the 68 iBUG points (jaw, brows, nose, eyes, outer lips, inner
-# lips);
-# "right" comes first and is the subject's right, on the left of the picture.
+# lips); "right" comes first and is the subject's right, on the left of the picture.
 MESH_TO_68 = np.array(
     [127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 288, 361, 323, 454, 356]
     + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]
@@ -27,8 +26,9 @@ MIRROR_68 = np.array(
     + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
 )
 
-_BORDER_SHARE = 0.1  # of the crop's side: how far beyond it the photo is kept, and the padding blurred, as in FFHQ
-_PAD_BLUR_SHARE = 0.02  # of the crop's side: sigma of the blur of the padding, as in FFHQ
+# Shares of the crop's side, as in FFHQ: the padding's width, over which it fades, and the sigma of its blur.
+_PAD_SHARE = 0.3
+_PAD_BLUR_SHARE = 0.02
 
 
 def eyes_and_mouth(points68: np.ndarray) -> np.ndarray:
@@ -108,15 +108,17 @@ def warp(
 def crop_aligned(photo: np.ndarray, transform: np.ndarray, size_px: int) -> np.ndarray:
     """photo uint8 [H,W,3] -> aligned uint8 [size_px,size_px,3] under `transform` (of ffhq_transform).
 
-    What lies outside the photo is its reflection, blurred and faded to the crop's median colour, as in FFHQ.
+    What lies outside the photo is its reflection, blurred and faded to the median colour as in FFHQ, except that
+    FFHQ's blur begins a third of the padding inside the photo: here the photo's own pixels stay as they are, since
+    edits are pasted back over them.
     """
     crop = warp(photo, transform, size_px)
     inside = _distance_inside(photo.shape[:2], transform, size_px)
-    if inside.min() >= _BORDER_SHARE * size_px or inside.min() >= 0:
+    if inside.min() >= 0:
         return crop
-    # FFHQ's mask: 1 at the padding's outer end, 0 a fade's width inside the photo.
-    fade_px = max(0.3 * size_px, 1.0)
-    weight = np.clip(-inside / fade_px, 0, 1)[..., None].astype(np.float32)
+    # FFHQ's mask: 0 at the photo's edge, 1 at the padding's outer end. It weighs the median colour; three times it, the
+    # blur, which so is full after a third of the padding.
+    weight = np.clip(-inside / (_PAD_SHARE * size_px), 0, 1)[..., None].astype(np.float32)
     pixels = crop.astype(np.float32)
     sigma = _PAD_BLUR_SHARE * size_px
     blurred = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
