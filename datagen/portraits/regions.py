@@ -1,7 +1,7 @@
 """Soft masks of the parts of a portrait, from its label map, hair matte and landmarks.
 
-All are [1,H,W] float32 in [0,1] for a portrait of H = W pixels; sizes named _share are shares of its side, so that a
-region is the same at every resolution.
+All are [1,H,W] float32 in [0,1], on the portrait's device, for a portrait of H = W pixels; sizes named _share are
+shares of its side, so that a region is the same at every resolution.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def class_region(
     portrait: Portrait, names: tuple[str, ...] | list[str], feather_share: float = FEATHER_SHARE
 ) -> torch.Tensor:
     """Where the label map has one of the classes `names` (see CLASS_NAMES)."""
-    wanted = torch.tensor([CLASS[name] for name in names])
+    wanted = torch.tensor([CLASS[name] for name in names], device=portrait.label.device)
     return feather(torch.isin(portrait.label.long(), wanted).float()[None], feather_share)
 
 
@@ -61,7 +61,7 @@ def person_region(portrait: Portrait, feather_share: float = FEATHER_SHARE) -> t
 
 def forehead_region(portrait: Portrait, feather_share: float = FEATHER_SHARE) -> torch.Tensor:
     """The skin above the brows, between the temples."""
-    points = portrait.points68.numpy()
+    points = portrait.points68.cpu().numpy()
     brows = np.concatenate([points[_RIGHT_BROW], points[_LEFT_BROW]])
     # Up the face: from the chin to between the eyes, which is right for turned heads too.
     up = points[27] - points[8]
@@ -69,7 +69,7 @@ def forehead_region(portrait: Portrait, feather_share: float = FEATHER_SHARE) ->
     outline = np.concatenate(
         [points[[0]], brows, points[[16]], points[[16]] + up * portrait.size_px, points[[0]] + up * portrait.size_px]
     )
-    skin = torch.isin(portrait.label.long(), torch.tensor([CLASS["skin"]])).float()[None]
+    skin = (portrait.label == CLASS["skin"]).float()[None]
     return feather(_polygon(portrait, outline) * skin, feather_share)
 
 
@@ -87,14 +87,15 @@ def eye_region(
     slices = {"right": [_RIGHT_EYE], "left": [_LEFT_EYE], "both": [_RIGHT_EYE, _LEFT_EYE]}[side]
     mask = class_region(portrait, _sided("eye", side), 0.0)
     for part in slices:
-        mask = torch.maximum(mask, _polygon(portrait, portrait.points68[part].numpy()))
+        mask = torch.maximum(mask, _polygon(portrait, portrait.points68[part].cpu().numpy()))
     return feather(dilate(mask, grow_share), feather_share)
 
 
 def mouth_region(portrait: Portrait, grow_share: float = 0.0, feather_share: float = FEATHER_SHARE) -> torch.Tensor:
     """Lips and what is between them."""
     mask = torch.maximum(
-        class_region(portrait, ["mouth", "u_lip", "l_lip"], 0.0), _polygon(portrait, portrait.points68[_LIPS].numpy())
+        class_region(portrait, ["mouth", "u_lip", "l_lip"], 0.0),
+        _polygon(portrait, portrait.points68[_LIPS].cpu().numpy()),
     )
     return feather(dilate(mask, grow_share), feather_share)
 
@@ -106,8 +107,8 @@ def dilate(mask: torch.Tensor, share: float) -> torch.Tensor:
         return mask
     from kornia.morphology import dilation, erosion
 
-    ys, xs = torch.meshgrid(torch.arange(-radius, radius + 1), torch.arange(-radius, radius + 1), indexing="ij")
-    disc = ((xs**2 + ys**2) <= (radius + 0.5) ** 2).float()
+    steps = torch.arange(-radius, radius + 1, device=mask.device)
+    disc = (steps[:, None] ** 2 + steps**2 <= (radius + 0.5) ** 2).float()
     grow = dilation if share > 0 else erosion
     # kornia's default engine unfolds a copy of the mask per element of the disc.
     return grow(mask[None], disc, engine="convolution" if radius < 4 else "unfold")[0].clamp(0, 1)
@@ -134,4 +135,4 @@ def _polygon(portrait: Portrait, outline: np.ndarray) -> torch.Tensor:
     """The inside of `outline` [K,2], antialiased, [1,H,W]."""
     mask = np.zeros((portrait.size_px, portrait.size_px), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    return torch.from_numpy(mask).float()[None] / 255
+    return torch.from_numpy(mask).to(portrait.label.device).float()[None] / 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -57,6 +59,25 @@ def test_regions_are_soft_masks(name: str) -> None:
     assert float(mask.max()) <= 1
     assert float(mask.max()) > 0.5
     assert ((mask > 0.05) & (mask < 0.95)).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_regions_follow_the_portraits_device(name: str) -> None:
+    portrait = drawn_portrait()
+    tensors = {key: getattr(portrait, key).cuda() for key in ("image", "label", "hair", "points68")}
+    mask = ALL[name](dataclasses.replace(portrait, **tensors))
+    assert mask.is_cuda
+    torch.testing.assert_close(mask.cpu(), ALL[name](portrait), atol=1e-5, rtol=0)
+
+
+def test_shapes_grow_and_soften_on_the_masks_device() -> None:
+    mask = torch.zeros(1, SIZE, SIZE, device="meta")
+    assert regions.feather(regions.dilate(mask, 0.08), 0.02).is_meta
+    label = torch.zeros(SIZE, SIZE, dtype=torch.uint8, device="meta")
+    portrait = Portrait("meta", torch.zeros(3, SIZE, SIZE), label, mask, torch.zeros(68, 2), "0" * 64)
+    assert regions.eye_region(portrait).is_meta
+    assert regions.hair_region(portrait, 0.02).is_meta
 
 
 def test_regions_lie_where_they_should() -> None:
