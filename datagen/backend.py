@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +21,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen networks of a build; digest is the generator's, device where they are."""
+    """The frozen networks of a build; digest is the generator's, device where they are.
+
+    digests: sha256 of the weights that the instruments' names do not tell: `analyser`, and `perceptual_weights` where a
+    file of them was given.
+    """
 
     generator: Any
     digest: str
     image_px: int
     instruments: Instruments
     device: str = "cpu"
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Backend:
     """list_portraits(folder) -> names; load_portrait(folder, name) -> portrait, digest of the photo it was cut from;
-    load_models(generator, perceptual, device); invert, reconstruct and compose as in `reconstruction`."""
+    digest_portraits(folder, names) -> digest of all that is read of them; load_models(generator, perceptual,
+    perceptual_weights, device); invert, reconstruct and compose as in `reconstruction`."""
 
     list_portraits: Callable[[Path], list[str]]
     load_portrait: Callable[[Path, str], tuple[Portrait, str]]
-    load_models: Callable[[str, str, str], Models]
+    digest_portraits: Callable[[Path, Sequence[str]], str]
+    load_models: Callable[[str, str, str | None, str], Models]
     invert: Callable[..., list[Any]]
     reconstruct: Callable[..., list[Any]]
     compose: Callable[..., Any]
@@ -48,11 +56,13 @@ def real_backend() -> Backend:
     from stylepairs.datagen.reconstruction.inversion import invert
     from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 
-    return Backend(list_portraits, load_portrait, load_models, invert, reconstruct, compose)
+    return Backend(list_portraits, load_portrait, digest_portraits, load_models, invert, reconstruct, compose)
 
 
 def list_portraits(folder: Path) -> list[str]:
-    """The names of the portraits of a prepared folder. Raises InputError."""
+    """The names of the portraits of a prepared folder, read afresh. Raises InputError."""
+    _portrait_files.cache_clear()
+    _photo_digests.cache_clear()
     return list(_portrait_files(folder))
 
 
@@ -62,7 +72,23 @@ def load_portrait(folder: Path, name: str) -> tuple[Portrait, str]:
     return portrait, _photo_digests(folder).get(name, portrait.digest)
 
 
-def load_models(generator: str, perceptual: str, device: str) -> Models:
+def digest_portraits(folder: Path, names: Sequence[str]) -> str:
+    """sha256 over all that a build reads of these portraits: pictures, labels, mattes, points, digests of the photos.
+
+    Raises InputError where a file is missing.
+    """
+    files, photos = _portrait_files(folder), _photo_digests(folder)
+    digest = hashlib.sha256()
+    for name in names:
+        portrait = files[name]
+        digest.update(json.dumps([name, photos.get(name, "")]).encode())
+        digest.update(portrait.points68.tobytes() + portrait.source_to_aligned.tobytes())
+        for path in (portrait.aligned_path, folder / "label" / f"{name}.png", folder / "hair" / f"{name}.png"):
+            digest.update(_file_digest(path).encode())
+    return digest.hexdigest()
+
+
+def load_models(generator: str, perceptual: str, perceptual_weights: str | None, device: str) -> Models:
     """Load a build's networks on `device`. Raises InputError for a checkpoint that is none."""
     import torch
 
@@ -72,21 +98,34 @@ def load_models(generator: str, perceptual: str, device: str) -> Models:
 
     network = load_generator(generator)
     digest = generator_digest(network)
+    features = load_perceptual(perceptual, perceptual_weights).to(device)
+    analyser, digests = _analyser()
+    if perceptual_weights is not None:
+        digests["perceptual_weights"] = _file_digest(Path(perceptual_weights))
     # Fitted where it is the same on every machine, then moved.
-    instruments = Instruments(
-        load_perceptual(perceptual).to(device), WPrior.fit(network).to(torch.device(device)), _analyser()
-    )
-    return Models(network.to(device), digest, network.config.img_resolution, instruments, device)
+    instruments = Instruments(features, WPrior.fit(network).to(torch.device(device)), analyser)
+    return Models(network.to(device), digest, network.config.img_resolution, instruments, device, digests)
 
 
-def _analyser() -> FaceFinder | None:
-    """The embedded face analyser, or None where its weights are not installed: its figures are then left out."""
-    from stylepairs.datagen.portraits.analyser import load_analyser
+def _analyser() -> tuple[FaceFinder | None, dict[str, str]]:
+    """The embedded face analyser and its digest; None and {} where its weights are not installed: its figures are then
+    left out."""
+    from stylepairs.datagen.portraits.analyser import NETWORKS, WEIGHTS, load_analyser
 
     try:
-        return load_analyser()
+        analyser = load_analyser()
     except InputError:
-        return None
+        return None, {}
+    parts = [_file_digest(WEIGHTS / f"analyser_{name}.safetensors") for name in sorted(NETWORKS)]
+    return analyser, {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); make it again") from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -106,6 +106,8 @@ def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, 
     """Give every draft its inversion: from the cache, or made now and kept there."""
     settings = task.inversion.model_dump(mode="json")
     context = models.instruments.names | {"device": models.device.partition(":")[0]}
+    if "perceptual_weights" in models.digests:
+        context["perceptual_weights"] = models.digests["perceptual_weights"]
     cache = InversionCache(task.cache_folder, models.digest, settings, context)
     portraits = {draft.job.portrait.name: draft.job.portrait for draft in drafts if not draft.refused}
     inversions = {name: cache.load(portrait) for name, portrait in portraits.items()}

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.pair_maker import Job, Task, make_pairs
 from stylepairs.datagen.quality import GateSettings
 from stylepairs.datagen.recipes import validate_params
@@ -42,7 +42,8 @@ class BuildRecipe(BaseModel):
     """The `datagen` section of a recipe.
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
-    that many of them, drawn without replacement. perceptual: see `load_perceptual`. gate: {figure: {min: x, max: y}}.
+    that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`. gate:
+    {figure: {min: x, max: y}}.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,6 +52,7 @@ class BuildRecipe(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict)
     pairs_per_portrait: Literal["all"] | PositiveInt = "all"
     perceptual: str = "auto"
+    perceptual_weights: str | None = None
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
     gate: GateSettings = Field(default_factory=dict)
@@ -58,7 +60,10 @@ class BuildRecipe(BaseModel):
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """A build that is fully decided: the same plan gives the same shards. Made by `plan_build`."""
+    """A build that is fully decided: the same plan gives the same shards. Made by `plan_build`.
+
+    inputs: digest of all that the build reads of its portraits.
+    """
 
     recipe: BuildRecipe
     portraits: Path
@@ -69,6 +74,7 @@ class BuildPlan:
     seed: int = 0
     shard_size: int = 32
     device: str = "cpu"
+    inputs: str = ""
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -136,7 +142,8 @@ def plan_build(
     cache: folder of stage-0 inversions; None means `.stylepairs-cache` beside `out`. Raises InputError for parameters
     that the feature does not take, and for a folder without portraits.
     """
-    names = sorted((backend or real_backend()).list_portraits(portraits))[:limit]
+    backend = backend or real_backend()
+    names = sorted(backend.list_portraits(portraits))[:limit]
     if not names:
         raise InputError(
             f"{portraits}: no prepared portraits; make them with `datagen prepare PHOTOS --out {portraits}`"
@@ -149,7 +156,7 @@ def plan_build(
     if plan.per_portrait > len(plan.choices):
         have = f"the choices in params have only {len(plan.choices)} combinations"
         raise InputError(f"pairs_per_portrait: {plan.per_portrait}, but {have}; lower it or add choices")
-    return plan
+    return replace(plan, inputs=backend.digest_portraits(portraits, names))
 
 
 def build_pairs(
@@ -171,7 +178,7 @@ def build_pairs(
     mine = range(rank % world, plan.shard_count, world)
     missing = [index for index in mine if not _is_finished(plan, index, on_event)]
     prepare = functools.partial(_prepare, plan, backend)
-    with _fixed_threads():
+    with _settings_put_back():
         try:
             if missing:
                 run_workers(prepare, missing, workers, on_event)
@@ -194,6 +201,7 @@ def build_shard(plan: BuildPlan, index: int, models: Models, backend: Backend, o
         for pair in make_pairs(_task(plan), _jobs(plan, index, backend), models, backend, advance):
             counts[pair.record.accepted] += 1
             yield pair
+        _check_folder(plan, models, "another build was started in it meanwhile")  # the last moment before the rename
 
     shards.write_shard(path, pairs())
     on_event(BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False]))
@@ -206,8 +214,10 @@ def _prepare(plan: BuildPlan, backend: Backend | None, on_event: OnEvent) -> Cal
 
     torch.set_num_threads(THREADS)
     cv2.setNumThreads(THREADS)
+    for owner, name, value in _fixed_switches():
+        setattr(owner, name, value)
     backend = backend or real_backend()
-    models = backend.load_models(plan.generator, plan.recipe.perceptual, plan.device)
+    models = backend.load_models(plan.generator, plan.recipe.perceptual, plan.recipe.perceptual_weights, plan.device)
     _claim_folder(plan, models)
     return lambda index: build_shard(plan, index, models, backend, on_event)
 
@@ -241,33 +251,43 @@ def code_version() -> str:
         return f"unknown+build{BUILD_VERSION}"
 
 
-def _claim_folder(plan: BuildPlan, models: Models) -> None:
-    """Write `build.json`, or compare with the one that is there. All that shows in the bytes is in it."""
-    identity = {
+def _identity(plan: BuildPlan, models: Models) -> dict[str, Any]:
+    """All that shows in the bytes of the pairs; files by what they hold, wherever they are."""
+    return {
         "code_version": code_version(),
-        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe": plan.recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
         "generator_digest": models.digest,
-        "instruments": models.instruments.names,
-        "portraits": hashlib.sha256("\n".join(plan.names).encode()).hexdigest(),
+        "instruments": {**models.instruments.names, **models.digests},
+        "portraits": plan.inputs,
         "pairs": plan.job_count,
         "seed": plan.seed,
         "shard_size": plan.shard_size,
         "device": plan.device.partition(":")[0],
     }
-    path = plan.out / BUILD_FILE
-    if not shards.shard_paths(plan.out):  # nothing is lost: a build that found its settings wrong may be put right
-        text = json.dumps(identity, indent=2, sort_keys=True)
-        replace_file(path, lambda file: file.write(text.encode()))
+
+
+def _claim_folder(plan: BuildPlan, models: Models) -> None:
+    """Write `build.json`, or compare with the one that is there."""
+    if shards.shard_paths(plan.out):
+        _check_folder(plan, models, "holds a build of other settings")
         return
+    # Nothing is lost: a build that found its settings wrong may be put right.
+    text = json.dumps(_identity(plan, models), indent=2, sort_keys=True)
+    replace_file(plan.out / BUILD_FILE, lambda file: file.write(text.encode()))
+
+
+def _check_folder(plan: BuildPlan, models: Models, problem: str) -> None:
+    """InputError unless `build.json` is this build's; problem: what it means if it is another's."""
+    path = plan.out / BUILD_FILE
     try:
         present = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out") from None
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error}); choose another --out") from error
-    others = sorted(_differences(present, identity))
+    others = sorted(_differences(present, _identity(plan, models)))
     if others:
-        raise InputError(f"{plan.out}: holds a build of other settings ({'; '.join(others[:5])}); choose another --out")
+        raise InputError(f"{plan.out}: {problem} ({'; '.join(others[:5])}); choose another --out")
 
 
 def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
@@ -305,16 +325,31 @@ def _conclude(plan: BuildPlan) -> BuildResult:
     return BuildResult(len(records), sum(record.accepted for record in records), complete)
 
 
+def _fixed_switches() -> list[tuple[Any, str, bool]]:
+    """What a build sets for CUDA, (owner, name, value): float32 is float32, and convolutions repeat."""
+    from torch import backends
+
+    return [
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
+    ]
+
+
 @contextlib.contextmanager
-def _fixed_threads() -> Iterator[None]:
-    """`_prepare` sets the number of threads; in this process it is put back afterwards."""
+def _settings_put_back() -> Iterator[None]:
+    """`_prepare` sets the number of threads and CUDA's switches; in this process they are put back afterwards."""
     import torch
 
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    switches = [(owner, name, getattr(owner, name)) for owner, name, _ in _fixed_switches()]
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        for owner, name, value in switches:
+            setattr(owner, name, value)
 
 
 def choose_device(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ COUNT = 6
 PAUSE = "FAKE_PAUSE_S"
 NOT_FINITE = "FAKE_NOT_FINITE"
 DIGEST = "FAKE_DIGEST"
+PORTRAITS = "FAKE_PORTRAITS"
 # The largest file that `fake_build` may write, in bytes; Python ignores SIGXFSZ, so that writing more is an error.
 FILE_LIMIT = "FAKE_FILE_LIMIT"
 
@@ -47,9 +49,14 @@ def load_portrait(folder: Path, name: str) -> tuple[Portrait, str]:
     return Portrait(name, image, label, hair, points, f"{number:064x}"), f"photo of {name}"
 
 
-def load_models(generator: str, perceptual: str, device: str) -> Models:
+def digest_portraits(folder: Path, names) -> str:
+    return hashlib.sha256(f"{names} {os.environ.get(PORTRAITS)}".encode()).hexdigest()
+
+
+def load_models(generator: str, perceptual: str, perceptual_weights: str | None, device: str) -> Models:
     instruments = Instruments(load_perceptual("pyramid"), FakePrior())
-    return Models(None, os.environ.get(DIGEST, "f" * 64), SIZE_PX, instruments, device)
+    digests = {} if perceptual_weights is None else {"perceptual_weights": Path(perceptual_weights).read_text()}
+    return Models(None, os.environ.get(DIGEST, "f" * 64), SIZE_PX, instruments, device, digests)
 
 
 def invert(generator, perceptual, portraits, settings, prior, progress) -> list[Inversion]:
@@ -93,4 +100,4 @@ def compose(portrait, reconstruction, sketch):
     return SimpleNamespace(after=after, mask=mask)
 
 
-BACKEND = Backend(list_portraits, load_portrait, load_models, invert, reconstruct, compose)
+BACKEND = Backend(list_portraits, load_portrait, digest_portraits, load_models, invert, reconstruct, compose)

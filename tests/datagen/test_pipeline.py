@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylepairs.datagen import pipeline, shards
-from stylepairs.datagen.backend import _photo_digests
+from stylepairs.datagen import backend, pipeline, shards
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.inversion_cache import InversionCache
@@ -144,7 +144,7 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
 def test_a_hostile_index_of_portraits_is_one_clear_line(tmp_path, text):
     (tmp_path / "index.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"index\.jsonl: damaged .*prepare the photos again") as caught:
-        _photo_digests(tmp_path)
+        backend._photo_digests(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -155,9 +155,9 @@ def test_a_second_build_with_the_same_cache_inverts_nothing(tmp_path, monkeypatc
     def fail(*arguments):
         raise AssertionError("inverted again")
 
-    backend = replace(fake_backend.BACKEND, invert=fail)
+    steps = replace(fake_backend.BACKEND, invert=fail)
     other = plan(tmp_path, "two", recipe={"params": {"color": "grey"}}, cache=cache)
-    assert pipeline.build_pairs(other, backend=backend).complete
+    assert pipeline.build_pairs(other, backend=steps).complete
 
 
 def test_finished_shards_are_skipped_and_missing_or_damaged_ones_made_again(tmp_path):
@@ -200,6 +200,82 @@ def test_another_generator_is_refused_even_when_all_is_finished(tmp_path, monkey
     monkeypatch.setenv(fake_backend.DIGEST, "e" * 64)
     with pytest.raises(InputError, match="generator_digest was"):
         build(plan(tmp_path))
+
+
+def test_other_portraits_of_the_same_names_are_refused(tmp_path, monkeypatch):
+    build(plan(tmp_path))
+    monkeypatch.setenv(fake_backend.PORTRAITS, "others")
+    with pytest.raises(InputError, match="portraits was"):
+        build(plan(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changed", ["aligned/a.png", "label/a.png", "hair/a.png", "index.jsonl", "points68", "source_to_aligned"]
+)
+def test_the_digest_of_portraits_tells_every_change_of_what_is_read(tmp_path, changed):
+    def write(change: str = "") -> None:
+        for kind in ("aligned", "label", "hair"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            for name in ("a", "b"):
+                path = tmp_path / kind / f"{name}.png"
+                path.write_text(f"{path} {path.relative_to(tmp_path).as_posix() == change}")
+        photo = "ef" if change == "index.jsonl" else "cd"
+        (tmp_path / "index.jsonl").write_text(json.dumps({"name": "a", "photo_sha256": photo * 32}))
+        points, moves = np.zeros((2, 68, 2)), np.zeros((2, 2, 3))
+        points[0, 0] += change == "points68"
+        moves[0, 0] += change == "source_to_aligned"
+        np.savez(tmp_path / "landmarks.npz", name=np.array(["a", "b"]), points68=points, source_to_aligned=moves)
+
+    def digest(*names: str) -> str:
+        found = backend.list_portraits(tmp_path)
+        assert found == ["a", "b"]
+        return backend.digest_portraits(tmp_path, names)
+
+    write()
+    before, other = digest("a", "b"), digest("b")
+    assert digest("a", "b") == before
+    write(changed)
+    assert digest("a", "b") != before
+    assert digest("b") == other  # of the planned portraits alone
+    (tmp_path / "hair" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"hair/a\.png: cannot be read"):
+        digest("a")
+
+
+def test_weights_of_perceptual_features_count_by_their_content(tmp_path):
+    (tmp_path / "x.pth").write_text("one")
+    (tmp_path / "y.pth").write_text("one")
+    cache = tmp_path / "cache"
+    build(plan(tmp_path, recipe={"perceptual_weights": str(tmp_path / "x.pth")}, cache=cache, limit=1))
+    build(plan(tmp_path, recipe={"perceptual_weights": str(tmp_path / "y.pth")}, cache=cache, limit=1))
+    assert len(list(cache.rglob("*.safetensors"))) == 1
+    (tmp_path / "y.pth").write_text("two")
+    changed = {"perceptual_weights": str(tmp_path / "y.pth")}
+    with pytest.raises(InputError, match=r"instruments\.perceptual_weights was"):
+        build(plan(tmp_path, recipe=changed, cache=cache, limit=1))
+    build(plan(tmp_path, "other", recipe=changed, cache=cache, limit=1))
+    assert len(list(cache.rglob("*.safetensors"))) == 2
+
+
+def test_the_embedded_analyser_counts_by_its_weights(monkeypatch):
+    analyser, digests = backend._analyser()
+    assert analyser is not None
+    assert re.fullmatch("[0-9a-f]{64}", digests["analyser"])
+    monkeypatch.setattr(backend, "_file_digest", lambda path: f"another {path.name}")
+    assert backend._analyser()[1] != digests
+
+
+def test_two_builds_started_into_one_folder_do_not_mix(tmp_path):
+    def overtaken(*arguments):
+        (tmp_path / "pairs" / "build.json").write_text(json.dumps(json.loads(text()) | {"seed": 7}))
+        return fake_backend.invert(*arguments)
+
+    def text() -> str:
+        return (tmp_path / "pairs" / "build.json").read_text()
+
+    with pytest.raises(InputError, match=r"another build was started in it meanwhile \(seed was 7, now 0\)"):
+        pipeline.build_pairs(plan(tmp_path), backend=replace(fake_backend.BACKEND, invert=overtaken))
+    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
 
 
 def test_shards_that_no_build_made_are_not_touched(tmp_path, synthetic_pairs):
@@ -255,9 +331,9 @@ def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_wri
     def fail(*arguments):
         raise AssertionError("worked before the gate was checked")
 
-    backend = replace(fake_backend.BACKEND, invert=fail)
+    steps = replace(fake_backend.BACKEND, invert=fail)
     with pytest.raises(InputError, match="did you mean 'color_delta_e'"):
-        pipeline.build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}), backend=backend)
+        pipeline.build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}), backend=steps)
     with pytest.raises(InputError, match="did you mean 'inversion_psnr_db'"):
         build(plan(tmp_path, recipe={"gate": {"inversion_psnr": {"min": 20}}}))
     assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
@@ -275,10 +351,21 @@ def test_rank_comes_from_the_launcher(monkeypatch):
         pipeline.rank_and_world()
 
 
-def test_threads_are_put_back(tmp_path):
+def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path):
     import torch
+    from torch.backends import cuda, cudnn
 
-    before = torch.get_num_threads()
-    build(plan(tmp_path, limit=1))
-    assert torch.get_num_threads() == before
+    def switches() -> tuple:
+        return cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    seen = []
+
+    def invert(*arguments):
+        seen.append((torch.get_num_threads(), switches()))
+        return fake_backend.invert(*arguments)
+
+    before = torch.get_num_threads(), switches()
+    pipeline.build_pairs(plan(tmp_path, limit=1), backend=replace(fake_backend.BACKEND, invert=invert))
+    assert seen == [(1, (False, False, True, False))]
+    assert (torch.get_num_threads(), switches()) == before
     assert os.environ.get("RANK") is None
