@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stylepairs.datagen.command_line import run_app
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
 )
@@ -19,7 +21,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, m
 
 
 def main() -> None:
-    app()
+    run_app(app)
 
 
 @app.command()
@@ -57,13 +59,14 @@ def edit(
         params = parsed_params(overrides or [])
         suffix = checked_suffix(format)
         from stylepairs.datagen.errors import InputError
+        from stylepairs.datagen.pipeline import choose_device
         from stylepairs.datagen.portraits.analyser import load_analyser
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.editing import edit_file, split_params
 
         model, info = load_model(run)
         split_params(info.feature, params)
-        model.to(chosen_device(device))
+        model.to(choose_device(device))
         analyser = load_analyser(landmarks, parser)
         failed = 0
         for path, target in targets(photos, out, suffix):
@@ -160,18 +163,26 @@ def checked_suffix(format: str) -> str | None:
 
 
 def targets(photos: list[Path], out: Path, suffix: str | None) -> Iterator[tuple[Path, Path]]:
-    """Each photo and its file in `out`; photos of the same name get _2, _3, ..."""
-    taken: dict[str, int] = {}
+    """Each photo and its file in `out`, no two alike: photos of the same name get _2, _3, ...
+
+    Raises InputError before anything is written if a file would take a photo's place.
+    """
+    from stylepairs.datagen.errors import InputError
+
+    originals = {path.resolve() for path in photos}
+    taken: set[Path] = set()
+    pairs = []
     for path in photos:
-        ending = suffix or path.suffix.lower()
-        count = taken[path.stem + ending] = taken.get(path.stem + ending, 0) + 1
-        yield path, out / (path.stem + (f"_{count}" if count > 1 else "") + ending)
-
-
-def chosen_device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        ending, count = suffix or path.suffix.lower(), 1
+        target = out / (path.stem + ending)
+        while target in taken:
+            count += 1
+            target = out / f"{path.stem}_{count}{ending}"
+        if target.resolve() in originals:
+            raise InputError(f"{target}: is one of the photos and would be overwritten; choose another --out")
+        taken.add(target)
+        pairs.append((path, target))
+    yield from pairs
 
 
 def print_on_main(line: str) -> None:

@@ -18,6 +18,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.pair_codec import encode_png
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.conditions import decode_color
 from stylepairs.i2i.data import PairDataset, Sample
@@ -71,12 +72,13 @@ def portrait_figures(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Edit every portrait with every set of parameters; one row each, and the summary.
 
-    Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db (outside the model's own mask),
-    changed_outside (largest absolute change there; 0 is untouched). Summary: median of each figure, and fid_NAME
-    (photos against edits; NAME says the features). Portraits to which the feature does not apply are said and left out.
+    Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db and changed_outside (largest
+    absolute change; 0 is untouched), both outside the region that composing a pair may touch, whatever the model's mask
+    says. Summary: median of each figure, and fid_NAME (photos against edits; NAME says the features). Portraits to
+    which the feature does not apply are said and left out.
     """
     from stylepairs.datagen.features.base import SketchRefused
-    from stylepairs.i2i.editing import edit_portrait
+    from stylepairs.i2i.editing import edit_portrait, split_params
 
     feature = load_feature(info.feature)
     fid = frechet_distance(perceptual)
@@ -90,13 +92,17 @@ def portrait_figures(
             except SketchRefused as refused:
                 say(str(refused))
                 break
-            after, outside = edit.output[0], (edit.mask[0] == 0).float()
+            own, degree = split_params(info.feature, chosen)
+            if "intensity" in type(own).model_fields:  # what is measured is what was asked for, by either name
+                own = own.model_copy(update={"intensity": degree})
+            allowed = region_mask(feature.sketch(before, own).edit_mask)
+            after, outside = edit.output[0], (allowed == 0).float().to(edit.output.device)
             fid.update(after[None], real=False)
             rows.append(
                 {
                     "portrait": portrait.name,
                     "params": dict(chosen),
-                    **feature.measure(before, after, feature.Params(**chosen)),
+                    **feature.measure(before, after, own),
                     "psnr_outside_db": psnr_db(after, before.image, outside),
                     "changed_outside": float(((after - before.image).abs() * outside).max()),
                 }

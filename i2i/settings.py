@@ -92,7 +92,7 @@ class TrainingSettings(Section):
         default=0.5, ge=0, le=1, description="learning rate falls to 0 over the rest of the steps"
     )
     ema_halflife_images: float = Field(default=2000, gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] | None = Field(default=None, description="None: as accelerate was launched")
     workers: int = Field(default=0, ge=0)
     log_every_steps: int = Field(default=20, ge=1)
     sample_every_steps: int = Field(default=250, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ def portrait_of(name: str, seed: int, hair_px: int = 16) -> Portrait:
     torch.manual_seed(seed)
     hair, label = torch.zeros(1, 32, 32), torch.full((32, 32), CLASS["skin"], dtype=torch.uint8)
     hair[:, :hair_px], label[:hair_px] = 1, CLASS["hair"]
-    return Portrait(name, torch.rand(3, 32, 32) - 0.5, label, hair, torch.zeros(68, 2), name)
+    return Portrait(name, torch.rand(3, 32, 32) - 0.5, label, hair, face_points(), name)
+
+
+def face_points() -> torch.Tensor:
+    """A jaw [68,2] in the lower half, closed by brows, so that hair in the upper half is not on the face."""
+    points = torch.full((68, 2), 20.0)
+    points[:17, 0] = torch.linspace(6, 26, 17)
+    points[:17, 1] = 20 + 9 * torch.linspace(0, math.pi, 17).sin()
+    points[17:27, 0], points[17:27, 1] = torch.linspace(6, 26, 10), 19
+    return points
 
 
 def dataset(pairs: Path) -> PairDataset:
