@@ -191,6 +191,8 @@ def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        # A test run in the background of a shell inherits an ignored Ctrl-C, and so would the build.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_work(tmp_path / "pairs", process)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it

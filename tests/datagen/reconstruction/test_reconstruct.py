@@ -16,7 +16,10 @@ from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 32
 STAGE0 = InversionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1)
-STAGE1 = ReconstructionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1, coarse_to_fine_steps=10)
+STAGE1 = ReconstructionSettings(
+    steps=40, decay_steps=10, batch=2, learning_rate=0.1, coarse_to_fine_steps=10,
+    reference_weight=1.0, prior_weight=0.004, multiplier_rate=0.1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
