@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stylepairs.datagen.durable import file_digest
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -17,6 +18,8 @@ from stylepairs.datagen.quality import FaceFinder, Instruments
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.folders import PortraitFile
+
+_AGAIN = "; make it again"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def digest_portraits(folder: Path, names: Sequence[str]) -> str:
         digest.update(json.dumps([name, photos.get(name, "")]).encode())
         digest.update(portrait.points68.tobytes() + portrait.source_to_aligned.tobytes())
         for path in (portrait.aligned_path, folder / "label" / f"{name}.png", folder / "hair" / f"{name}.png"):
-            digest.update(_file_digest(path).encode())
+            digest.update(file_digest(path, _AGAIN).encode())
     return digest.hexdigest()
 
 
@@ -101,7 +104,7 @@ def load_models(generator: str, perceptual: str, perceptual_weights: str | None,
     features = load_perceptual(perceptual, perceptual_weights).to(device)
     analyser, digests = _analyser()
     if perceptual_weights is not None:
-        digests["perceptual_weights"] = _file_digest(Path(perceptual_weights))
+        digests["perceptual_weights"] = file_digest(Path(perceptual_weights), _AGAIN)
     # Fitted where it is the same on every machine, then moved.
     instruments = Instruments(features, WPrior.fit(network).to(torch.device(device)), analyser)
     return Models(network.to(device), digest, network.config.img_resolution, instruments, device, digests)
@@ -116,16 +119,8 @@ def _analyser() -> tuple[FaceFinder | None, dict[str, str]]:
         analyser = load_analyser()
     except InputError:
         return None, {}
-    parts = [_file_digest(WEIGHTS / f"analyser_{name}.safetensors") for name in sorted(NETWORKS)]
+    parts = [file_digest(WEIGHTS / f"analyser_{name}.safetensors", _AGAIN) for name in sorted(NETWORKS)]
     return analyser, {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); make it again") from error
 
 
 @functools.lru_cache(maxsize=4)

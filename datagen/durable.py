@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import socket
@@ -14,6 +15,15 @@ from typing import IO
 from stylepairs.datagen.errors import InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def file_digest(path: Path, advice: str = "") -> str:
+    """sha256 of a file's bytes, in hex. Raises InputError, ending in `advice`, for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}){advice}") from error
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -4,7 +4,6 @@ goes on.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stylepairs.datagen.durable import make_folder, replace_file
+from stylepairs.datagen.durable import file_digest, make_folder, replace_file
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.images import read_image, write_png
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
@@ -182,7 +181,7 @@ class _Journal:
 def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAnalyser, journal: _Journal) -> None:
     key = str(path)
     try:
-        digest = _digest(path)
+        digest = file_digest(path)
         before = journal.photos.get(key)
         if before and before[0]["photo_sha256"] == digest and _complete(out, before):
             return
@@ -294,11 +293,3 @@ def _files(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden:
             yield path
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

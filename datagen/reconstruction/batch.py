@@ -60,6 +60,7 @@ class Verdict:
 
 
 Objective = Callable[[State], Verdict]
+Progress = Callable[[int, int], None]
 
 
 def optimise(
@@ -75,9 +76,24 @@ def optimise(
     batch = _Batch(jobs, settings)
     while batch.alive():
         verdict = objective(batch.state)
-        trained = [batch.state.u, *(batch.state.noise if settings.noise_learning_rate else [])]
-        gradients = torch.autograd.grad(verdict.loss.sum(), trained)
+        gradients = torch.autograd.grad(verdict.loss.sum(), batch.parameters())
         yield from batch.advance(verdict, gradients, multiplier_rate)
+
+
+def optimise_all(
+    jobs: Sequence[Job],
+    objective: Objective,
+    settings: OptimiserSettings,
+    multiplier_rate: float = 0.0,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """The outcomes of `optimise` in the order of the jobs; progress(done, all) is called as portraits leave."""
+    outcomes: dict[int, Outcome] = {}
+    for index, outcome in optimise(jobs, objective, settings, multiplier_rate):
+        outcomes[index] = outcome
+        if progress is not None:
+            progress(len(outcomes), len(jobs))
+    return [outcomes[index] for index in range(len(jobs))]
 
 
 class _Batch:
@@ -95,7 +111,7 @@ class _Batch:
             torch.tensor([job.multiplier for job in first]),
         )
         self.decay_from = torch.full((width,), float(settings.steps))
-        self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self._parameters()]
+        self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.parameters()]
 
     def alive(self) -> bool:
         return any(slot is not None for slot in self.slots)
@@ -132,7 +148,7 @@ class _Batch:
     def _adam(self, gradients: Sequence[torch.Tensor], finite: torch.Tensor) -> None:
         step, rate = self.state.step, self._rate()
         correct = [1 - torch.tensor(beta).pow(step) for beta in BETAS]
-        for index, (x, gradient) in enumerate(zip(self._parameters(), gradients, strict=True)):
+        for index, (x, gradient) in enumerate(zip(self.parameters(), gradients, strict=True)):
             first, second = self.moments[index]
             shape = [-1] + [1] * (x.ndim - 1)
             gradient = torch.where(finite.view(shape), gradient, 0.0)
@@ -169,5 +185,5 @@ class _Batch:
             for first, second in self.moments:
                 first[place], second[place] = 0, 0
 
-    def _parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[torch.Tensor]:
         return [self.state.u, *(self.state.noise if self.settings.noise_learning_rate else [])]

@@ -3,21 +3,19 @@ Karras et al. 2020, in W+ and with a latent prior). Every feature starts from it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, Progress, State, Verdict, optimise_all
 from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.generator import Generator
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,13 @@ def invert(
     use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
     jobs = [_job(generator, perceptual, portrait) for portrait in portraits]
-    outcomes: dict[int, Outcome] = {}
-    for index, outcome in optimise(jobs, _objective(generator, perceptual, prior, settings), settings):
-        outcomes[index] = outcome
-        if progress is not None:
-            progress(len(outcomes), len(jobs))
-    ordered = [outcomes[index] for index in range(len(jobs))]
-    ws = [half(prior.unwhiten(outcome.u)) for outcome in ordered]
-    noise = [[half(level) for level in outcome.noise] for outcome in ordered]
+    outcomes = optimise_all(jobs, _objective(generator, perceptual, prior, settings), settings, progress=progress)
+    ws = [half(prior.unwhiten(outcome.u)) for outcome in outcomes]
+    noise = [[half(level) for level in outcome.noise] for outcome in outcomes]
     images = render(generator, ws, noise, settings.batch)
     return [
         Inversion(w, maps, image, _figures(outcome, image, portrait, w, perceptual, prior))
-        for w, maps, image, outcome, portrait in zip(ws, noise, images, ordered, portraits, strict=True)
+        for w, maps, image, outcome, portrait in zip(ws, noise, images, outcomes, portraits, strict=True)
     ]
 
 

@@ -11,10 +11,9 @@ import torch
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
 from stylepairs.datagen.reconstruction.inversion import (
     Inversion,
-    Progress,
     features_of,
     stored_features,
     synthesise,
@@ -75,17 +74,13 @@ def reconstruct(
             _job(perceptual, prior, portrait, inversion, sketch, settings)
             for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
         ]
-    outcomes: dict[int, Outcome] = {}
-    for index, outcome in optimise(jobs, objective, settings, settings.multiplier_rate):
-        outcomes[index] = outcome
-        if progress is not None:
-            progress(len(outcomes), len(jobs))
+    outcomes = optimise_all(jobs, objective, settings, settings.multiplier_rate, progress)
     return _collect(generator, prior, portraits, inversions, sketches, outcomes, settings)
 
 
 def _collect(generator, prior, portraits, inversions, sketches, outcomes, settings) -> list[Reconstruction]:
-    ws = [half(prior.unwhiten(outcomes[index].u)) for index in range(len(outcomes))]
-    noise = [[half(level) for level in outcomes[index].noise] for index in range(len(outcomes))]
+    ws = [half(prior.unwhiten(outcome.u)) for outcome in outcomes]
+    noise = [[half(level) for level in outcome.noise] for outcome in outcomes]
     # The pair shares one set of noise maps, so that its halves differ in the latent alone.
     before = render(generator, [inversion.ws for inversion in inversions], noise, settings.batch)
     after = render(generator, ws, noise, settings.batch)

@@ -23,11 +23,10 @@ from accelerate import Accelerator
 from augment import adapt, augment
 from data import Portraits
 from PIL import Image
-from state import TrainingState, build_state, export_ema, load_state, save_state, start_stage
+from state import R1_EVERY, TrainingState, build_state, export_ema, load_state, save_state, start_stage
 
 from stylepairs.datagen.stylegan.generator import Generator
 
-R1_EVERY = 16
 MIXING_SHARE = 0.9
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05

@@ -261,7 +261,7 @@ def test_the_embedded_analyser_counts_by_its_weights(monkeypatch):
     analyser, digests = backend._analyser()
     assert analyser is not None
     assert re.fullmatch("[0-9a-f]{64}", digests["analyser"])
-    monkeypatch.setattr(backend, "_file_digest", lambda path: f"another {path.name}")
+    monkeypatch.setattr(backend, "file_digest", lambda path, advice: f"another {path.name}")
     assert backend._analyser()[1] != digests
 
 
