@@ -1,13 +1,14 @@
-"""What a product feature hands to reconstruction: the rough edit and where it counts."""
+"""What a product feature hands to reconstruction, the rough edit and where it counts, and what it is measured on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.portraits.portrait import Portrait
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Sketch:
     space: colour space of that comparison; "lab" for colour features, so that shading is free to stay.
     photo_detail: share in [0,1] of the photo's own fine detail (what the inversion could not render) that composition
     puts back inside the mask; 1 where the edit keeps the texture (colour), 0 where it paints new shapes.
+    sketch_detail: share in [0,1] of the sketch's own detail, all that is finer than its reference resolution, that
+    composition keeps inside the mask; 1 where the sketch holds real texture (a warped photo, painted strands), 0 where
+    only the generator can supply it.
+    label [H,W], hair [1,H,W], points68 [68,2]: the portrait's after the edit; None where the edit leaves them as they
+    are.
     """
 
     image: torch.Tensor
@@ -29,6 +35,28 @@ class Sketch:
     reference_px: int
     space: Literal["rgb", "lab"] = "rgb"
     photo_detail: float = 0.0
+    sketch_detail: float = 0.0
+    label: torch.Tensor | None = None
+    hair: torch.Tensor | None = None
+    points68: torch.Tensor | None = None
+
+    def applied_to(self, portrait: Portrait) -> Portrait:
+        """The portrait as the edit leaves it: what a second feature of the same pair starts from."""
+        changed = {name: getattr(self, name) for name in ("label", "hair", "points68")}
+        return replace(
+            portrait, image=self.image, **{name: value for name, value in changed.items() if value is not None}
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A composed pair as the face analyser sees it: label, hair and points68 of both halves found with the same eyes.
+
+    Without an analyser both carry the portrait's own.
+    """
+
+    before: Portrait
+    after: Portrait
 
 
 class SketchRefused(InputError):

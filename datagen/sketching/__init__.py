@@ -1,0 +1,1 @@
+"""Drawing tools that the sketches of several features share."""
