@@ -14,7 +14,7 @@ from stylepairs.datagen.durable import file_digest
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import FaceFinder, Instruments
+from stylepairs.datagen.quality import Analyser, Instruments
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.folders import PortraitFile
@@ -110,7 +110,7 @@ def load_models(generator: str, perceptual: str, perceptual_weights: str | None,
     return Models(network.to(device), digest, network.config.img_resolution, instruments, device, digests)
 
 
-def _analyser() -> tuple[FaceFinder | None, dict[str, str]]:
+def _analyser() -> tuple[Analyser | None, dict[str, str]]:
     """The embedded face analyser and its digest; None and {} where its weights are not installed: its figures are then
     left out."""
     from stylepairs.datagen.portraits.analyser import NETWORKS, WEIGHTS, load_analyser

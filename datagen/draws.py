@@ -14,12 +14,12 @@ MAX_COMBINATIONS = 100_000
 
 
 def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the choices in `params`, the last key varying fastest. Raises InputError.
+    """Every combination of the choices in `params`, also of nested ones, the last key varying fastest; InputError.
 
     >>> combinations({"color": ["red", "blond"], "intensity": 1.0})
     [{'color': 'red', 'intensity': 1.0}, {'color': 'blond', 'intensity': 1.0}]
     """
-    choices = {key: value if isinstance(value, list) else [value] for key, value in params.items()}
+    choices = {key: _choices(value) for key, value in params.items()}
     for key, values in choices.items():
         if not values:
             raise InputError(f"params.{key}: an empty list of choices; give at least one")
@@ -27,6 +27,12 @@ def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
     if count > MAX_COMBINATIONS:
         raise InputError(f"params: {count} combinations of choices; {MAX_COMBINATIONS} are the most, so shorten a list")
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def _choices(value: Any) -> list[Any]:
+    if isinstance(value, dict):  # the parameters of one feature of a combination
+        return combinations(value)
+    return value if isinstance(value, list) else [value]
 
 
 def draw(choices: list[dict[str, Any]], count: int | Literal["all"], seed: int, digest: str) -> list[dict[str, Any]]:

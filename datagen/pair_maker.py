@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from stylepairs.datagen import quality
 from stylepairs.datagen.backend import Backend, Models
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.features.base import Sketch, SketchRefused
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.inversion_cache import InversionCache
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -75,8 +75,25 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
     _check_gate(task, drafts, feature, models)
     _invert(task, drafts, models, backend, advance)
     _reconstruct(task, drafts, models, backend, advance)
+    eyes = _Eyes(models.instruments.analyser)
     for draft in drafts:
-        yield _finish(task, draft, feature, models, backend)
+        yield _finish(task, draft, feature, models, backend, eyes)
+
+
+@dataclass
+class _Eyes:
+    """Looks at pairs; the portrait that was looked at last is not looked at again for its next pair."""
+
+    analyser: quality.Analyser | None
+    last: quality.Sight | None = None
+
+    def look(self, portrait: Portrait, after: torch.Tensor) -> tuple[quality.Sight, quality.Sight]:
+        if self.last is None or (self.last.portrait.name, self.last.portrait.digest) != (
+            portrait.name,
+            portrait.digest,
+        ):
+            self.last = quality.look_at(portrait, portrait.image, self.analyser)
+        return self.last, quality.look_at(portrait, after, self.analyser)
 
 
 def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
@@ -99,7 +116,7 @@ def _check_gate(task: Task, drafts: list[_Draft], feature: Any, models: Models) 
     portrait = draft.job.portrait
     images = quality.Images(portrait.image, portrait.image, portrait.image, draft.sketch.edit_mask)
     figures = quality.measure_pair(portrait, draft.sketch, images, None, models.instruments)
-    quality.check_gate(gate, figures | feature.measure(portrait, portrait.image, draft.params))
+    quality.check_gate(gate, figures | feature.measure(portrait, Seen(portrait, portrait), draft.params))
 
 
 def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
@@ -170,7 +187,7 @@ def _share(advance: Advance, work: float, count: int) -> Callable[[int, int], No
     return progress
 
 
-def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Backend) -> Pair:
+def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Backend, eyes: _Eyes) -> Pair:
     """The pair of a draft; of a refused one only what is sound: before, mask and sketch."""
     portrait, sketch, result = draft.job.portrait, draft.sketch, draft.reconstruction
     if draft.refused or sketch is None:
@@ -180,7 +197,7 @@ def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Ba
         return Pair(_record(task, draft, models, [draft.refused]), before=to_uint8(portrait.image), **parts)
     composed = backend.compose(portrait, result, sketch)
     images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
-    draft.figures = _all_figures(draft, feature, images, models)
+    draft.figures = _all_figures(draft, feature, images, models, eyes)
     _, reasons = quality.judge(draft.figures, task.gate)
     if not _finite(composed.after):
         return Pair(_record(task, draft, models, [quality.NOT_FINITE]), before=to_uint8(portrait.image))
@@ -198,14 +215,14 @@ def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Ba
     )
 
 
-def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Models) -> dict[str, float]:
+def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Models, eyes: _Eyes) -> dict[str, float]:
     """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
     portrait, result = draft.job.portrait, draft.reconstruction
     assert draft.sketch is not None
-    figures = quality.measure_pair(
-        portrait, draft.sketch, images, (result.ws_before, result.ws_after), models.instruments
-    )
-    figures |= feature.measure(portrait, images.after, draft.params)
+    latents = result.ws_before, result.ws_after
+    sights = eyes.look(portrait, images.after)
+    figures = quality.measure_pair(portrait, draft.sketch, images, latents, models.instruments, sights)
+    figures |= feature.measure(portrait, Seen(sights[0].portrait, sights[1].portrait), draft.params)
     for stage, found in (("inversion", draft.inversion), ("reconstruction", result)):
         figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
     return figures

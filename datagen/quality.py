@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,8 @@ from stylepairs.datagen.recipes import nearest
 NOT_FINITE = "not finite"
 FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
+_COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
+_COMMON_NAMES = ("seam_energy", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
 _FIND_SIZE_PX = 256
 # The lowest score at which a face still counts as there; the gate's threshold is usually higher.
@@ -58,10 +60,13 @@ class Threshold(BaseModel):
 GateSettings = dict[str, Threshold]
 
 
-class FaceFinder(Protocol):
-    """What is used of a face analyser: faces in a photo [H,W,3] uint8, best first or not, with score and points68."""
+class Analyser(Protocol):
+    """What is used of a face analyser: faces in a photo [H,W,3] uint8, best first or not, with score and points68;
+    label maps and hair mattes of aligned crops [N,3,H,W]."""
 
     def find(self, photo: Any, min_score: float) -> list[Any]: ...
+
+    def parse(self, aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Prior(Protocol):
@@ -76,7 +81,7 @@ class Instruments:
 
     perceptual: Perceptual
     prior: Prior
-    analyser: FaceFinder | None = None
+    analyser: Analyser | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -93,6 +98,32 @@ class Images:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A portrait as the face analyser sees it. score: the detector's; 0: no face was found, and the points are those
+    that were given; None: nothing was looked for."""
+
+    portrait: Portrait
+    score: float | None
+
+
+@torch.no_grad()
+def look_at(portrait: Portrait, image: torch.Tensor, analyser: Analyser | None) -> Sight:
+    """`image` [3,H,W], a picture of the person of `portrait`, with label map, matte and landmarks found anew.
+
+    analyser None: none is installed, and those of `portrait` are taken over.
+    """
+    seen = replace(portrait, image=image)
+    if analyser is None:
+        return Sight(seen, None)
+    device = image.device
+    label, hair = (part[0].to(device) for part in analyser.parse(image[None].cpu()))
+    found = _best_face(image, analyser)
+    if found is None:
+        return Sight(replace(seen, label=label, hair=hair), 0.0)
+    return Sight(replace(seen, label=label, hair=hair, points68=found[1].to(device)), found[0])
+
+
 @torch.no_grad()
 def measure_pair(
     portrait: Portrait,
@@ -100,10 +131,12 @@ def measure_pair(
     images: Images,
     latents: tuple[torch.Tensor, torch.Tensor] | None,
     instruments: Instruments,
+    sights: tuple[Sight, Sight] | None = None,
 ) -> dict[str, float]:
     """All figures of the module's list that apply. portrait and sketch at the images' size.
 
-    latents: those of before and after, [L,C] each; None makes their figures NaN.
+    latents: those of before and after, [L,C] each; None makes their figures NaN. sights: `look_at` of before and the
+    composed after, where that was done already.
     """
     name = instruments.perceptual.name.replace("-", "_")
     feats = instruments.perceptual.features
@@ -120,7 +153,9 @@ def measure_pair(
         "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
     }
     if instruments.analyser is not None:
-        figures |= _face_figures(portrait, images.after, instruments.analyser)
+        analyser = instruments.analyser
+        looks = (look_at(portrait, image, analyser) for image in (portrait.image, images.after))
+        figures |= _face_figures(*(sights or looks))
     return figures
 
 
@@ -150,6 +185,11 @@ def check_gate(gate: GateSettings, measured: Collection[str]) -> None:
         if name not in measured and not threshold.optional:
             known = f"measured are {', '.join(sorted(measured))}"
             raise InputError(f"gate: no figure {name!r} was measured{nearest(name, measured)}; {known}")
+
+
+def is_common(figure: str) -> bool:
+    """Whether a figure is measured of every pair, whatever its feature."""
+    return figure in _COMMON_NAMES or figure.startswith(_COMMON)
 
 
 def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
@@ -194,19 +234,16 @@ def _masked_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> floa
     return float((F.cosine_similarity(a, b, dim=1)[0] * weight).sum()) / total if total > 0 else math.nan
 
 
-def _face_figures(portrait: Portrait, after: torch.Tensor, analyser: FaceFinder) -> dict[str, float]:
-    found_after = _best_face(after, analyser)
-    if found_after is None:
+def _face_figures(before: Sight, after: Sight) -> dict[str, float]:
+    if not after.score:
         return {"face_score": 0.0, "landmark_shift": math.nan}
-    found_before = _best_face(portrait.image, analyser)
-    points_before = portrait.points68.cpu() if found_before is None else found_before[1]
-    points_after = found_after[1]
+    points_before, points_after = before.portrait.points68, after.portrait.points68
     shift = (points_after - points_before)[_INNER_POINTS].norm(dim=-1).mean()
     eyes = (points_before[_LEFT_EYE].mean(0) - points_before[_RIGHT_EYE].mean(0)).norm()
-    return {"face_score": found_after[0], "landmark_shift": float(shift / eyes.clamp_min(1e-6))}
+    return {"face_score": after.score, "landmark_shift": float(shift / eyes.clamp_min(1e-6))}
 
 
-def _best_face(image: torch.Tensor, analyser: FaceFinder) -> tuple[float, torch.Tensor] | None:
+def _best_face(image: torch.Tensor, analyser: Analyser) -> tuple[float, torch.Tensor] | None:
     """Score and points68 [68,2], in the image's own pixels, of the best face found."""
     size_px = max(image.shape[-1], _FIND_SIZE_PX)
     scale = size_px / image.shape[-1]

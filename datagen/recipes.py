@@ -116,7 +116,7 @@ def _apply(settings: dict[str, Any], override: str, section: str, model: type[Ba
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--set {override}: the value is not YAML ({_one_line(error)})") from error
     params = settings.get("params")
-    if len(path) == 1 and isinstance(params, dict) and path[0] in params and path[0] not in model.model_fields:
+    if isinstance(params, dict) and path[0] in params and path[0] not in model.model_fields:
         path = ["params", *path]
     if path[0] not in model.model_fields:
         known = [*model.model_fields, *(params if isinstance(params, dict) else ())]

@@ -95,6 +95,7 @@ def evaluate(
     with one_line_errors():
         params = combinations(parsed_params(overrides or []))
         from stylepairs.datagen.perceptual import load_perceptual
+        from stylepairs.datagen.portraits.analyser import load_analyser
         from stylepairs.datagen.portraits.folders import load_portraits
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.evaluation import portrait_figures
@@ -102,7 +103,9 @@ def evaluate(
         model, info = load_model(run)
         files = load_portraits(portraits)[:limit]
         loaded = (file.load() for file in files)
-        rows, summary = portrait_figures(model, info, loaded, params, load_perceptual(perceptual), say=print)
+        rows, summary = portrait_figures(
+            model, info, loaded, params, load_perceptual(perceptual), say=print, analyser=load_analyser()
+        )
         if out is not None:
             from stylepairs.datagen.durable import make_folder, replace_file
 

@@ -18,6 +18,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.pair_codec import encode_png
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.quality import Analyser, look_at
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.conditions import decode_color
@@ -69,15 +70,17 @@ def portrait_figures(
     params: Sequence[Mapping[str, Any]],
     perceptual: Perceptual,
     say: Callable[[str], None] = lambda line: None,
+    analyser: Analyser | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Edit every portrait with every set of parameters; one row each, and the summary.
 
     Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db and changed_outside (largest
     absolute change; 0 is untouched), both outside the region that composing a pair may touch, whatever the model's mask
     says. Summary: median of each figure, and fid_NAME (photos against edits; NAME says the features). Portraits to
-    which the feature does not apply are said and left out.
+    which the feature does not apply are said and left out. analyser: looks at photos and edits, for features that are
+    measured by label maps or landmarks; None: those of the portrait are taken for both.
     """
-    from stylepairs.datagen.features.base import SketchRefused
+    from stylepairs.datagen.features.base import Seen, SketchRefused
     from stylepairs.i2i.editing import edit_portrait, split_params
 
     feature = load_feature(info.feature)
@@ -98,11 +101,12 @@ def portrait_figures(
             allowed = region_mask(feature.sketch(before, own).edit_mask)
             after, outside = edit.output[0], (allowed == 0).float().to(edit.output.device)
             fid.update(after[None], real=False)
+            seen = Seen(*(look_at(before, image, analyser).portrait for image in (before.image, after)))
             rows.append(
                 {
                     "portrait": portrait.name,
                     "params": dict(chosen),
-                    **feature.measure(before, after, own),
+                    **feature.measure(before, seen, own),
                     "psnr_outside_db": psnr_db(after, before.image, outside),
                     "changed_outside": float(((after - before.image).abs() * outside).max()),
                 }

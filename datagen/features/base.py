@@ -25,6 +25,8 @@ class Sketch:
     sketch_detail: share in [0,1] of the sketch's own detail, all that is finer than its reference resolution, that
     composition keeps inside the mask; 1 where the sketch holds real texture (a warped photo, painted strands), 0 where
     only the generator can supply it.
+    parts: the sketches that this one was combined from, each made on the portrait as the one before leaves it; () where
+    it is one edit.
     label [H,W], hair [1,H,W], points68 [68,2]: the portrait's after the edit; None where the edit leaves them as they
     are.
     """
@@ -39,6 +41,7 @@ class Sketch:
     label: torch.Tensor | None = None
     hair: torch.Tensor | None = None
     points68: torch.Tensor | None = None
+    parts: tuple[Sketch, ...] = ()
 
     def applied_to(self, portrait: Portrait) -> Portrait:
         """The portrait as the edit leaves it: what a second feature of the same pair starts from."""

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features.base import Sketch, SketchRefused
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
@@ -98,14 +98,12 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(before: Portrait, after: torch.Tensor, params: Params) -> dict[str, float]:
-    """How far the wanted colour was reached and what it cost: the figures of the file's docstring.
-
-    after [3,H,W] in [-1,1] at the size of `before`.
-    """
-    matte = hair_matte(before)
+def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+    """How far the wanted colour was reached and what it cost: the figures of the file's docstring."""
+    matte = hair_matte(portrait)
     inside = (matte > 0.5).float()
-    lab_before, lab_after = srgb_to_lab(before.image), srgb_to_lab(after)
+    before, after = seen.before.image, seen.after.image
+    lab_before, lab_after = srgb_to_lab(before), srgb_to_lab(after)
     own, obtained = _mean(lab_before, inside), _mean(lab_after, inside)
     full = color_to_lab(parse_color(params.color), like=lab_before)
     strands = _contrast(lab_before, inside, _STRAND_SCALE), _contrast(lab_after, inside, _STRAND_SCALE)
@@ -118,7 +116,7 @@ def measure(before: Portrait, after: torch.Tensor, params: Params) -> dict[str, 
         "detail_kept": _mean(strands[1], inside) / _mean(strands[0], inside).clamp_min(1e-3),
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
         "flat_share": _mean((strands[1] < 0.25 * strands[0]).float(), inside),
-        "clipped_share": _mean((_clipped(after) & ~_clipped(before.image)).float(), inside),
+        "clipped_share": _mean((_clipped(after) & ~_clipped(before)).float(), inside),
     }
     return {name: float(value) for name, value in figures.items()}
 

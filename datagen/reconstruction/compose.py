@@ -18,6 +18,8 @@ from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 DILATION = 0.024
 FEATHER = 0.012
 LEVELS = 4
+# Of a cell of the reference: what is coarser follows the generator where the sketch keeps its own detail.
+_HARMONY_SCALE = 0.75
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,40 @@ class Composed:
 @torch.no_grad()
 def compose(portrait: Portrait, reconstruction: Reconstruction, sketch: Sketch) -> Composed:
     """The pair's after image: the generated edit inside, the photo outside."""
-    photo, mask = portrait.image, region_mask(sketch.edit_mask)
+    mask = region_mask(sketch.edit_mask)
     before, after = (image.clamp(-1, 1) for image in (reconstruction.generated_before, reconstruction.generated_after))
-    edited = laplacian_blend(photo, after, sketch.edit_mask)
-    if sketch.photo_detail > 0:
-        detailed = transfer_detail(photo, before, after, sketch.edit_mask)
-        edited = edited.lerp(detailed, sketch.photo_detail)
-    composed = torch.where(mask > 0, photo + mask * (edited - photo), photo)
-    return Composed(composed.clamp(-1, 1), mask)
+    composed = portrait.image
+    for part in sketch.parts or (sketch,):
+        composed = with_part(composed, before, after, part)
+        before = composed  # the next part's own change starts from what this one made
+    return Composed(torch.where(mask > 0, composed, portrait.image).clamp(-1, 1), mask)
+
+
+def with_part(photo: torch.Tensor, before: torch.Tensor, after: torch.Tensor, part: Sketch) -> torch.Tensor:
+    """photo [3,H,W] with one edit in it, which the generator made `after` of `before`; to the bit outside its mask."""
+    mask = region_mask(part.edit_mask)
+    if part.photo_detail >= 1:
+        edited = transfer_detail(photo, before, after, part.edit_mask)
+    else:
+        edited = laplacian_blend(photo, after, part.edit_mask)
+        if part.sketch_detail > 0:
+            edited = edited.lerp(harmonised(part, after), part.sketch_detail)
+        if part.photo_detail > 0:
+            edited = edited.lerp(transfer_detail(photo, before, after, part.edit_mask), part.photo_detail)
+    return torch.where(mask > 0, photo + mask * (edited - photo), photo)
+
+
+def harmonised(sketch: Sketch, generated: torch.Tensor) -> torch.Tensor:
+    """The sketch, moved inside its edit mask by what the generator made of it at its reference resolution [3,H,W].
+
+    Light and colour are then the generator's, all that is finer the sketch's; outside the mask the sketch stays.
+    """
+    mask, size_px = sketch.edit_mask, sketch.image.shape[-1]
+    sigma = max(0.5, _HARMONY_SCALE * size_px / sketch.reference_px)
+    blurred = gaussian_blur2d(
+        torch.cat([(generated - sketch.image) * mask, mask])[None], _kernel(sigma, size_px), (sigma, sigma)
+    )[0]
+    return (sketch.image + mask * blurred[:3] / blurred[3:].clamp_min(1e-3)).clamp(-1, 1)
 
 
 def region_mask(edit_mask: torch.Tensor) -> torch.Tensor:
@@ -48,7 +76,7 @@ def region_mask(edit_mask: torch.Tensor) -> torch.Tensor:
     radius = max(1, round(DILATION * size_px))
     wide = F.max_pool2d(edit_mask[None], 2 * radius + 1, 1, radius)
     sigma = max(0.5, FEATHER * size_px)
-    soft = gaussian_blur2d(wide, _kernel(sigma), (sigma, sigma))[0]
+    soft = gaussian_blur2d(wide, _kernel(sigma, size_px), (sigma, sigma))[0]
     return (soft.clamp(0, 1) * 255).round() / 255
 
 
@@ -77,5 +105,5 @@ def _expand(image: torch.Tensor, size: torch.Size | list[int]) -> torch.Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
-def _kernel(sigma: float) -> int:
-    return 2 * max(1, round(3 * sigma)) + 1
+def _kernel(sigma: float, size_px: int) -> int:
+    return 2 * min(max(1, round(3 * sigma)), size_px - 1) + 1

@@ -70,6 +70,12 @@ def test_outside_figures_do_not_see_the_edit_but_see_the_rest(portrait, sketch, 
     assert figures["identity_pyramid"] < 0.97
 
 
+def test_figures_of_every_pair_are_told_from_a_feature_s_own(portrait, sketch, instruments):
+    figures = {**measure(portrait, sketch, instruments, portrait.image), "face_score": 1.0, "inversion_psnr": 25.0}
+    assert all(quality.is_common(name) for name in figures)
+    assert not quality.is_common("color_delta_e")
+
+
 def test_psnr_is_that_of_the_definition():
     image = torch.full((3, 4, 4), 0.1)
     mask = torch.zeros(1, 4, 4)
@@ -95,10 +101,16 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
         def find(self, photo: np.ndarray, min_score: float):
             seen.append(photo.shape)
             points = (portrait.points68 + 0.5) * (256 / SIZE) - 0.5
-            points = points + (8 if len(seen) == 1 else 0)  # the first look is at the after image
+            points = points + (8 if len(seen) == 2 else 0)  # the second look is at the after image
             return [SimpleNamespace(score=0.2, points68=points * 0), SimpleNamespace(score=0.9, points68=points)]
 
-    figures = quality._face_figures(portrait, portrait.image, Analyser())
+        def parse(self, aligned: torch.Tensor):
+            return torch.full((1, SIZE, SIZE), 5, dtype=torch.uint8), torch.ones(1, 1, SIZE, SIZE)
+
+    sights = [quality.look_at(portrait, portrait.image, Analyser()) for _ in range(2)]
+    figures = quality._face_figures(*sights)
+    assert sights[1].portrait.label.unique() == 5
+    assert sights[1].portrait.hair.min() == 1
     eyes = (portrait.points68[36:42].mean(0) - portrait.points68[42:48].mean(0)).norm()
     assert seen == [(256, 256, 3)] * 2
     assert figures["face_score"] == 0.9
@@ -106,7 +118,11 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
 
 
 def test_a_lost_face_is_rejected_by_both_its_figures(portrait):
-    figures = quality._face_figures(portrait, portrait.image, SimpleNamespace(find=lambda photo, min_score: []))
+    parsed = portrait.label[None], portrait.hair[None]
+    blind = SimpleNamespace(find=lambda photo, min_score: [], parse=lambda aligned: parsed)
+    sight = quality.look_at(portrait, portrait.image, blind)
+    assert torch.equal(sight.portrait.points68, portrait.points68)
+    figures = quality._face_figures(sight, sight)
     gate = {"face_score": quality.Threshold(min=0.5), "landmark_shift": quality.Threshold(max=0.1)}
     assert quality.judge(figures, gate) == (False, ["face_score 0 < 0.5", "landmark_shift not finite"])
 

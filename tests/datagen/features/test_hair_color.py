@@ -1,6 +1,7 @@
 """Hair colour: what the sketch promises reconstruction, what measure reports, what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from stylepairs.datagen.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import feature_names, hair_color, load_feature
-from stylepairs.datagen.features.base import SketchRefused
+from stylepairs.datagen.features.base import Seen, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 
 SIZE = 64
@@ -19,6 +20,10 @@ def soft_disc(centre, radius, softness=1.5):
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     distance = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2).float().sqrt()
     return ((radius - distance) / softness + 0.5).clamp(0, 1)[None]
+
+
+def seen(before, after):
+    return Seen(before, replace(before, image=after))
 
 
 def strands(color, seed=0):
@@ -122,7 +127,7 @@ def test_a_matte_of_haze_is_refused():
 
 def test_reaching_the_colour_exactly_measures_as_such():
     before = portrait("black")
-    figures = hair_color.measure(before, recoloured(before, "auburn"), hair_color.Params(color="auburn"))
+    figures = hair_color.measure(before, seen(before, recoloured(before, "auburn")), hair_color.Params(color="auburn"))
     assert figures["color_delta_e"] < 0.5
     assert figures["color_change"] > 10
     assert figures["degree"] == pytest.approx(1, abs=0.05)
@@ -133,7 +138,7 @@ def test_reaching_the_colour_exactly_measures_as_such():
 
 def test_doing_nothing_measures_as_such():
     before = portrait("black")
-    figures = hair_color.measure(before, before.image, hair_color.Params(color="blond"))
+    figures = hair_color.measure(before, seen(before, before.image), hair_color.Params(color="blond"))
     assert figures["color_delta_e"] > 30
     assert figures["color_change"] == 0
     assert abs(figures["degree"]) < 0.02
@@ -145,11 +150,11 @@ def test_doing_nothing_measures_as_such():
 def test_flat_paint_and_spill_are_seen():
     before = portrait()
     sketch = hair_color.sketch(before, hair_color.Params(color="blond"))
-    figures = hair_color.measure(before, sketch.image, hair_color.Params(color="blond"))
+    figures = hair_color.measure(before, seen(before, sketch.image), hair_color.Params(color="blond"))
     assert figures["detail_kept"] < 0.3
     assert figures["flat_share"] > 0.5
     spilt = (before.image + 0.2).clamp(-1, 1)
-    assert hair_color.measure(before, spilt, hair_color.Params())["spill_delta_e"] > 3
+    assert hair_color.measure(before, seen(before, spilt), hair_color.Params())["spill_delta_e"] > 3
 
 
 def test_a_matte_a_pixel_too_small_is_drawn_to_the_edge_of_the_hair():
