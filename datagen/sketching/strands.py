@@ -1,0 +1,250 @@
+"""Hair of the person's own colour and texture, painted strand by strand along a flow field.
+
+Strands follow the guides of locks and draw together towards the tips (wisps: Choe & Ko 2005; Ward et al. 2007). Their
+lightness comes in two bands, locks and strands, each given the contrast that the own hair has there. All widths are
+shares of the crop's side: the same strokes at every size.
+
+    palette = hair_palette(portrait)                        # raises SketchRefused where there is no hair to learn from
+    image, alpha = grow_hair(portrait, region, flow, density=1.0, rng=strand_rng(portrait, seed))
+    image = shade_skin(portrait.image, alpha) * (1 - alpha) + image * alpha
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.features.base import SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import dilate, feather
+from stylepairs.datagen.sketching.strokes import Strokes, paint, trace_guides
+
+LOCK_SHARE = 0.022
+STRAND_SHARE = 0.0026
+# Thinner than this many pixels a strand is only noise once it is averaged down.
+_MIN_STRAND_PX = 0.6
+# Of the side: what is finer is the contrast of strands, what lies between the two that of locks.
+_STRAND_SIGMA, _LOCK_SIGMA = 0.006, 0.03
+# Of the crop: hair that is needed to learn its colour from.
+_MIN_CORE_SHARE = 0.0015
+# Of the side: how far the colour of the own hair nearby reaches into what is painted.
+_NEAR_SIGMA = 0.07
+
+
+@dataclass(frozen=True)
+class HairPalette:
+    """The own hair's colours and texture: shadow, mean, highlight [3] in Lab (5th percentile, mean, 95th of lightness);
+    lock_contrast, strand_contrast: standard deviation of lightness in the two bands; chroma_slope [2]: change of a, b
+    per unit of lightness; core [1,H,W]: where it was learned, 0 or 1."""
+
+    shadow: torch.Tensor
+    mean: torch.Tensor
+    highlight: torch.Tensor
+    lock_contrast: float
+    strand_contrast: float
+    chroma_slope: torch.Tensor
+    core: torch.Tensor
+
+
+def strand_rng(portrait: Portrait, seed: int, name: str = "strands") -> np.random.Generator:
+    """The generator of a portrait's strands: the same strokes for the same seed, portrait and name."""
+    key = hashlib.sha256(f"{name}\0{seed}\0{portrait.digest}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(key[:8], "little"))
+
+
+def hair_palette(portrait: Portrait) -> HairPalette:
+    """The colours and texture of the portrait's own hair, of the head rather than of what falls on the shoulders.
+
+    Raises SketchRefused where there is too little hair to tell its colour.
+    """
+    core = _hair_core(portrait)
+    lab = srgb_to_lab(portrait.image)
+    pixels = lab[:, core[0] > 0.5]
+    light = pixels[0]
+    low, high = torch.quantile(light, torch.tensor([0.05, 0.95], device=light.device))
+    mean = pixels.mean(1)
+    # Least squares of a, b on lightness, shrunk: where lightness hardly varies it tells nothing of colour.
+    centred = pixels - mean[:, None]
+    slope = (centred[1:] * centred[0]).mean(1) / (centred[0].square().mean() + 4.0)
+    fine, coarse = _bands(lab[:1], core)
+    return HairPalette(
+        shadow=_at_lightness(mean, slope, low),
+        mean=mean,
+        highlight=_at_lightness(mean, slope, high),
+        lock_contrast=_deviation(coarse, core),
+        strand_contrast=_deviation(fine, core),
+        chroma_slope=slope.clamp(-0.6, 0.6),
+        core=core,
+    )
+
+
+def own_flow(portrait: Portrait) -> torch.Tensor:
+    """The direction [2,H,W] (x, y; unit) in which the own hair runs, away from the face, carried on beyond it.
+
+    From the structure tensor (Kass & Witkin 1987) where the hair shows its strands; elsewhere straight away from the
+    nose, which is how hair lies that is brushed back.
+    """
+    size = portrait.size_px
+    centre = portrait.points68[30].to(portrait.image)
+    grid = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="xy")).to(portrait.image)
+    away = _unit(grid - centre[:, None, None])
+    light = feather(srgb_to_lab(portrait.image)[:1], 0.004)
+    gy, gx = torch.gradient(light[0])
+    inside = dilate(((portrait.label == CLASS["hair"]).float()[None] * portrait.hair > 0.6).float(), -0.008)
+    # Double angle: opposite gradients are one orientation.
+    tensor = torch.stack([gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy]) * inside
+    smooth = _wide_blur(tensor, 0.02) + 0.1 * _wide_blur(tensor, 0.06)
+    strength = smooth[:2].norm(dim=0) / (smooth[2] + 1e-3)
+    across = 0.5 * torch.atan2(smooth[1], smooth[0])
+    along = torch.stack([-across.sin(), across.cos()])
+    along = along * torch.where((along * away).sum(0) < 0, -1.0, 1.0)
+    trust = strength.clamp(0, 1) * _wide_blur(inside, 0.03)[0].clamp(0, 1)
+    return _unit(_wide_blur(away + (along - away) * trust, 0.02))
+
+
+def grow_hair(
+    portrait: Portrait,
+    region: torch.Tensor,
+    flow: torch.Tensor,
+    density: float,
+    rng: np.random.Generator,
+    *,
+    palette: HairPalette | None = None,
+    length_share: float | None = None,
+    lock_share: float = LOCK_SHARE,
+    strand_share: float = STRAND_SHARE,
+    lock_cover: float = 2.5,
+    clumping: float = 0.6,
+    ragged: float = 0.15,
+    root_shadow: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hair grown in region [1,H,W] (soft: fewer strands where it is lower) along flow [2,H,W] (x, y; unit vectors from
+    root to tip) -> image [3,H,W] in [-1,1], alpha [1,H,W] in [0,1]; the image means nothing where alpha is 0.
+
+    Strands run through the region from where the flow enters it to where it leaves, and not beyond; or, with
+    length_share, from roots all over it for at most that share of the side. density: the share of the region's inside
+    that is covered. palette: None takes the portrait's own hair, which raises SketchRefused where there is none.
+    lock_share, strand_share: width of a lock and of a strand; lock_cover: locks over each point, under 1 leaves gaps
+    between them; clumping in [0,1]: how far strands draw together at the tips; ragged in [0,1]: how differently long
+    they are; root_shadow in [0,1]: how much darker they begin.
+    """
+    palette = hair_palette(portrait) if palette is None else palette
+    size = portrait.size_px
+    field, direction = region[0].cpu().numpy(), flow.cpu().numpy()
+    guides, lengths = trace_guides(field, direction, length_share, lock_share, lock_cover, rng)
+    if density <= 0 or len(guides) == 0:
+        return portrait.image.clone(), torch.zeros_like(region)
+    strokes = Strokes(
+        lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged
+    )
+    shade, alpha = paint(size, guides, lengths, strokes, rng)
+    return _coloured(portrait, palette, shade.to(region), alpha.to(region), root_shadow), alpha[:1].to(region)
+
+
+def shade_skin(
+    image: torch.Tensor, alpha: torch.Tensor, strength: float = 0.35, drop_share: float = 0.012
+) -> torch.Tensor:
+    """image [3,H,W] with the soft shadow that hair of matte alpha [1,H,W] throws on the skin below it.
+
+    strength in [0,1]: how much of the light is gone right under the hair; drop_share: how far down the shadow falls.
+    """
+    drop = drop_share * alpha.shape[-1]
+    fallen = _shifted_down(alpha, drop)
+    shadow = 0.6 * feather(fallen, drop_share) + 0.4 * feather(_shifted_down(alpha, 2 * drop), 2.5 * drop_share)
+    # Skin shadows are warmer than grey: red light scatters under the surface.
+    tint = torch.tensor([0.82, 1.0, 1.06]).to(image)[:, None, None]
+    return ((image + 1) * (1 - strength * shadow * tint).clamp(0, 1)) - 1
+
+
+def _hair_core(portrait: Portrait) -> torch.Tensor:
+    hair = (portrait.label == CLASS["hair"]).float()[None]
+    rows = torch.arange(portrait.size_px, device=hair.device)[:, None]
+    head = (rows < float(portrait.points68[36:48, 1].mean())).float()[None]
+    enough = _MIN_CORE_SHARE * hair.numel()
+    for zone, least, inset in (
+        (head, 0.9, 0.012),
+        (head, 0.8, 0.006),
+        (1.0, 0.9, 0.006),
+        (head, 0.6, 0.0),
+        (1.0, 0.6, 0),
+    ):
+        core = dilate(hair * (portrait.hair > least).float() * zone, -inset).round()
+        if float(core.sum()) >= enough:
+            return core
+    raise SketchRefused(
+        f"{portrait.name}: only {100 * float(core.mean()):.2f} % of the crop is surely hair "
+        f"({100 * _MIN_CORE_SHARE:g} % needed); no hair colour to be had"
+    )
+
+
+def _at_lightness(mean: torch.Tensor, slope: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    return torch.cat([light[None], mean[1:] + slope * (light - mean[0])])
+
+
+def _bands(light: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lightness [1,H,W] -> what is finer than locks, what is finer than shading; blurred over `inside` only."""
+    strands = _blur_over(light, inside, _STRAND_SIGMA)
+    return light - strands, strands - _blur_over(light, inside, _LOCK_SIGMA)
+
+
+def _deviation(band: torch.Tensor, inside: torch.Tensor) -> float:
+    return float(((band.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
+
+
+def _blur_over(x: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
+    return _wide_blur(x * inside, share) / _wide_blur(inside, share).clamp_min(1e-4)
+
+
+def _wide_blur(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Gaussian blur of [C,H,W] by `share` of the side, without clamping."""
+    from kornia.filters import gaussian_blur2d
+
+    sigma = max(share * x.shape[-1], 0.3)
+    radius = min(max(1, round(2.5 * sigma)), x.shape[-1] - 1)
+    return gaussian_blur2d(x[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=0, keepdim=True).clamp_min(1e-6)
+
+
+def _shifted_down(mask: torch.Tensor, pixels: float) -> torch.Tensor:
+    """mask moved down by a fraction of pixels, its top row repeated."""
+    whole = int(pixels)
+    part = pixels - whole
+
+    def moved(rows: int) -> torch.Tensor:
+        return F.pad(mask[None], (0, 0, rows, 0), mode="replicate")[0, :, : mask.shape[-2]] if rows else mask
+
+    return moved(whole) * (1 - part) + moved(whole + 1) * part
+
+
+def _coloured(
+    portrait: Portrait, palette: HairPalette, shade: torch.Tensor, alpha: torch.Tensor, root_shadow: float
+) -> torch.Tensor:
+    """Shade [2,H,W] -> sRGB: the own hair's colour nearby, its contrast of locks and of strands, its colour per
+    lightness."""
+    lab = srgb_to_lab(portrait.image)
+    core = palette.core.to(lab)
+    near = _wide_blur(core, _NEAR_SIGMA)
+    local = _wide_blur(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
+    mean = palette.mean.to(lab)[:, None, None]
+    base = mean + (local - mean) * (near / (near + 0.15))
+    fine, coarse = _bands(shade[:1], alpha)
+    # Where hair only begins to cover, contrast against the skin is contrast enough.
+    inside = (alpha > 0.6).float()
+    light = sum(
+        band * min(wanted, 12.0) / max(_deviation(band, inside), 1e-3)
+        for band, wanted in ((fine, palette.strand_contrast), (coarse, palette.lock_contrast))
+    )
+    spread = (palette.highlight[0] - palette.shadow[0]).to(lab)
+    light = light - root_shadow * 0.25 * spread * (1 - shade[1:] / 0.35).clamp(0, 1)
+    floor, ceiling = float(palette.shadow[0]) - 0.1 * float(spread), float(palette.highlight[0]) + 0.1 * float(spread)
+    total = (base[:1] + light).clamp(max(floor, 0.0), min(ceiling, 100.0))
+    slope = palette.chroma_slope.to(lab)[:, None, None]
+    return lab_to_srgb(torch.cat([total, base[1:] + slope * (total - base[:1])])).clamp(-1, 1)
