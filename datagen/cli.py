@@ -53,9 +53,14 @@ def prepare(
 
 @app.command()
 def build(
-    recipe: Annotated[str, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file")],
     portraits: Annotated[Path, typer.Option(help="folder that `prepare` made")],
     out: Annotated[Path, typer.Option(help="folder for the pairs; a build that is there already is continued")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file", show_default=False)
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="several recipes in each pair instead, such as bangs,hair_color")
+    ] = None,
     generator: Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")] = "embedded",
     limit: Annotated[int | None, typer.Option(min=1, help="the first portraits by name only")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses the draws of parameters")] = 0,
@@ -73,9 +78,16 @@ def build(
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
     from stylepairs.datagen import pipeline
-    from stylepairs.datagen.recipes import load_recipe
+    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.recipes import load_combined_recipe, load_recipe
 
-    settings = load_recipe(recipe, "datagen", pipeline.BuildRecipe, overrides or [])
+    if (recipe is None) == (features is None):
+        raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
+    if recipe is not None:
+        settings = load_recipe(recipe, "datagen", pipeline.BuildRecipe, overrides or [])
+    else:
+        names = [name.strip() for name in str(features).split(",")]
+        settings = load_combined_recipe(names, pipeline.BuildRecipe, overrides or [])
     rank, world = pipeline.rank_and_world()
     place = pipeline.choose_device(device)
     plan = pipeline.plan_build(

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from stylepairs.datagen.draws import combinations
 from stylepairs.datagen.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,7 +36,65 @@ def load_recipe(name_or_path: str, section: Section, model: type[Model], overrid
     >>> load_recipe("hair_color", "datagen", BuildRecipe, ["color=blond", "inversion.steps=20"])  # doctest: +SKIP
     """
     source, text = _read(name_or_path)
-    settings = _section(source, text, section)
+    return _validated(source, _section(source, text, section), section, model, overrides)
+
+
+def load_combined_recipe(names_or_paths: Iterable[str], model: type[Model], overrides: Iterable[str] = ()) -> Model:
+    """The `datagen` sections of several recipes as one that makes all their edits in each pair (see
+    `features.combination`).
+
+    Parameters are nested by feature: override them as "bangs.length=0.5". A portrait gets as many pairs as from the
+    recipe with the most choices, drawn from all combinations. Gates hold together: a feature's own figures carry its
+    name, and of two bounds on a common figure the wider holds. All other settings are the first recipe's. Raises
+    InputError as load_recipe does.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for name in names_or_paths:
+        source, text = _read(name)
+        section = _section(source, text, "datagen")
+        feature = str(section.get("feature", ""))
+        if feature in sections:
+            raise InputError(f"{source}: the feature {feature!r} is there already; name each once")
+        sections[feature] = _validated(source, section, "datagen", model, ()).model_dump(mode="json")
+    return _validated("+".join(sections), _combined(sections), "datagen", model, overrides)
+
+
+def _combined(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    # Here, since they load torch, and `quality` is a user of this module.
+    from stylepairs.datagen.features.combination import figure_name
+    from stylepairs.datagen.quality import is_common
+
+    gate: dict[str, dict[str, Any]] = {}
+    for feature, section in sections.items():
+        for figure, bounds in section["gate"].items():
+            key = figure if is_common(figure) else figure_name(feature, figure)
+            gate[key] = _wider(gate[key], bounds) if key in gate else bounds
+    counts = (
+        len(combinations(section["params"]))
+        if section["pairs_per_portrait"] == "all"
+        else section["pairs_per_portrait"]
+        for section in sections.values()
+    )
+    return next(iter(sections.values())) | {
+        "feature": "+".join(sections),
+        "params": {feature: section["params"] for feature, section in sections.items()},
+        "pairs_per_portrait": max(counts),
+        "gate": {name: bounds for name, bounds in gate.items() if (bounds["min"], bounds["max"]) != (None, None)},
+    }
+
+
+def _wider(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The bounds within which either of two thresholds passes; a side that one leaves open is open."""
+    wide: dict[str, Any] = {"optional": one["optional"] or other["optional"], "min": None, "max": None}
+    for side, choose in (("min", min), ("max", max)):
+        if one[side] is not None and other[side] is not None:
+            wide[side] = choose(one[side], other[side])
+    return wide
+
+
+def _validated(
+    source: str, settings: dict[str, Any], section: Section, model: type[Model], overrides: Iterable[str]
+) -> Model:
     for override in overrides:
         _apply(settings, override, section, model)
     try:

@@ -7,8 +7,8 @@ is meant and how `measure` judges; a mean in linear light would follow the highl
 Figures of `measure` (all of the hair where the matte is over 0.5 unless said otherwise):
   color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on
   color_change    CIEDE2000 between the mean colour before and after
-  degree          how far the mean went from its own colour to the full one, 0 none, 1 all the way; measured, except
-                  that it leans on what was asked for where the two colours are too close to tell
+  degree          how far the mean went from its own colour to the full one, 0 none, 1 all the way; near 0 also where
+                  the hair has the wanted colour already
   spill_delta_e   mean CIEDE2000 between before and after in a ring just outside the dilated matte; 0 is perfect
   detail_kept     local lightness contrast after / before (strands); 1 keeps it, 0 is flat paint
   shading_kept    spread of lightness over the hair after / before, at the scale of locks and light
@@ -42,7 +42,7 @@ _HAZE = 0.08
 _EDGE_SLACK = 0.024
 # Separate pieces with less than this share of all hair are mistakes: spectacle straps, shadows on a collar.
 _CRUMB_SHARE = 0.06
-# Squared Lab distance of two colours at which a degree between them can be half told.
+# Squared Lab distance of two colours under which going from one to the other counts as no change.
 _TELLABLE = 25.0
 # Classes in which no head hair can be, whatever the matte says. Not the brows: a fringe hides them, and what is left of
 # them in the label map would punch holes into it.
@@ -110,8 +110,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     figures = {
         "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params), obtained),
         "color_change": delta_e_2000(own, obtained),
-        "degree": (((obtained - own) * (full - own)).sum() + _TELLABLE * params.intensity)
-        / ((full - own).square().sum() + _TELLABLE),
+        "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
         "spill_delta_e": _mean(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
         "detail_kept": _mean(strands[1], inside) / _mean(strands[0], inside).clamp_min(1e-3),
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
