@@ -12,6 +12,7 @@ shares of the crop's side: the same strokes at every size.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,26 +29,31 @@ LOCK_SHARE = 0.022
 STRAND_SHARE = 0.0026
 # Thinner than this many pixels a strand is only noise once it is averaged down.
 _MIN_STRAND_PX = 0.6
-# Of the side: what is finer is the contrast of strands, what lies between the two that of locks.
-_STRAND_SIGMA, _LOCK_SIGMA = 0.006, 0.03
+# Of the side: the scales that part the bands of lightness: sharpness, strands, locks, and the shading above.
+_BAND_SIGMAS = (0.003, 0.012, 0.03)
+# Painted strands all run one way, so that the same contrast looks stronger on them than in the own hair.
+_CONTRAST = 0.85
 # Of the crop: hair that is needed to learn its colour from.
 _MIN_CORE_SHARE = 0.0015
 # Of the side: how far the colour of the own hair nearby reaches into what is painted.
 _NEAR_SIGMA = 0.07
+# Of the side: how far around the forehead's top the hair's colour is learned.
+_FOREHEAD_SIGMA = 0.16
 
 
 @dataclass(frozen=True)
 class HairPalette:
     """The own hair's colours and texture: shadow, mean, highlight [3] in Lab (5th percentile, mean, 95th of lightness);
-    lock_contrast, strand_contrast: standard deviation of lightness in the two bands; chroma_slope [2]: change of a, b
-    per unit of lightness; core [1,H,W]: where it was learned, 0 or 1."""
+    contrast: standard deviation of lightness in the bands of sharpness, strands and locks; chroma_slope [2]: change of
+    a, b per unit of lightness; curl in [0,1]: 0 straight, 1 without any common direction; core [1,H,W]: where it was
+    learned, 0 or 1."""
 
     shadow: torch.Tensor
     mean: torch.Tensor
     highlight: torch.Tensor
-    lock_contrast: float
-    strand_contrast: float
+    contrast: tuple[float, float, float]
     chroma_slope: torch.Tensor
+    curl: float
     core: torch.Tensor
 
 
@@ -58,27 +64,31 @@ def strand_rng(portrait: Portrait, seed: int, name: str = "strands") -> np.rando
 
 
 def hair_palette(portrait: Portrait) -> HairPalette:
-    """The colours and texture of the portrait's own hair, of the head rather than of what falls on the shoulders.
+    """The colours and texture of the portrait's own hair: that above the forehead most, that on the shoulders least.
 
     Raises SketchRefused where there is too little hair to tell its colour.
     """
     core = _hair_core(portrait)
     lab = srgb_to_lab(portrait.image)
-    pixels = lab[:, core[0] > 0.5]
-    light = pixels[0]
-    low, high = torch.quantile(light, torch.tensor([0.05, 0.95], device=light.device))
-    mean = pixels.mean(1)
+    inside = core[0] > 0.5
+    pixels, weights = lab[:, inside], _nearness(portrait)[inside]
+    weights = weights / weights.sum()
+    light, order = pixels[0].sort()
+    reached = weights[order].cumsum(0)
+    low, high = (light[int((reached < share).sum().clamp(max=len(light) - 1))] for share in (0.05, 0.95))
+    mean = (pixels * weights).sum(1)
     # Least squares of a, b on lightness, shrunk: where lightness hardly varies it tells nothing of colour.
     centred = pixels - mean[:, None]
-    slope = (centred[1:] * centred[0]).mean(1) / (centred[0].square().mean() + 4.0)
-    fine, coarse = _bands(lab[:1], core)
+    slope = (centred[1:] * centred[0] * weights).sum(1) / ((centred[0].square() * weights).sum() + 4.0)
+    strength = _orientation(lab[:1], core)[1]
     return HairPalette(
         shadow=_at_lightness(mean, slope, low),
         mean=mean,
         highlight=_at_lightness(mean, slope, high),
-        lock_contrast=_deviation(coarse, core),
-        strand_contrast=_deviation(fine, core),
+        contrast=tuple(_deviation(band, core) for band in _bands(lab[:1], core)),  # type: ignore[arg-type]
         chroma_slope=slope.clamp(-0.6, 0.6),
+        # Coherence is 0.6 to 0.8 over straight hair, 0.25 to 0.5 over curls.
+        curl=float(((0.6 - (strength * core[0]).sum() / core.sum()) / 0.3).clamp(0, 1)),
         core=core,
     )
 
@@ -93,15 +103,8 @@ def own_flow(portrait: Portrait) -> torch.Tensor:
     centre = portrait.points68[30].to(portrait.image)
     grid = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="xy")).to(portrait.image)
     away = _unit(grid - centre[:, None, None])
-    light = feather(srgb_to_lab(portrait.image)[:1], 0.004)
-    gy, gx = torch.gradient(light[0])
     inside = dilate(((portrait.label == CLASS["hair"]).float()[None] * portrait.hair > 0.6).float(), -0.008)
-    # Double angle: opposite gradients are one orientation.
-    tensor = torch.stack([gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy]) * inside
-    smooth = _wide_blur(tensor, 0.02) + 0.1 * _wide_blur(tensor, 0.06)
-    strength = smooth[:2].norm(dim=0) / (smooth[2] + 1e-3)
-    across = 0.5 * torch.atan2(smooth[1], smooth[0])
-    along = torch.stack([-across.sin(), across.cos()])
+    along, strength = _orientation(srgb_to_lab(portrait.image)[:1], inside)
     along = along * torch.where((along * away).sum(0) < 0, -1.0, 1.0)
     trust = strength.clamp(0, 1) * _wide_blur(inside, 0.03)[0].clamp(0, 1)
     return _unit(_wide_blur(away + (along - away) * trust, 0.02))
@@ -140,7 +143,7 @@ def grow_hair(
     if density <= 0 or len(guides) == 0:
         return portrait.image.clone(), torch.zeros_like(region)
     strokes = Strokes(
-        lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged
+        lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged, palette.curl
     )
     shade, alpha = paint(size, guides, lengths, strokes, rng)
     return _coloured(portrait, palette, shade.to(region), alpha.to(region), root_shadow), alpha[:1].to(region)
@@ -182,14 +185,33 @@ def _hair_core(portrait: Portrait) -> torch.Tensor:
     )
 
 
+def _nearness(portrait: Portrait) -> torch.Tensor:
+    """How much a pixel [H,W] tells of the hair at the forehead: falls off from the middle above it, never to zero."""
+    points = portrait.points68.to(portrait.image)
+    middle = points[27] + 0.75 * (points[27] - points[8])
+    steps = torch.arange(portrait.size_px, device=points.device)
+    away2 = ((steps - middle[0]) ** 2)[None] + ((steps - middle[1]) ** 2)[:, None]
+    return torch.exp(-away2 / (2 * (_FOREHEAD_SIGMA * portrait.size_px) ** 2)) + 0.05
+
+
+def _orientation(light: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Along which line [2,H,W] (unit, sign without meaning) strands run, and how clearly [H,W], 0 to 1."""
+    gy, gx = torch.gradient(_wide_blur(light, 0.003)[0])
+    # Double angle: opposite gradients are one orientation.
+    tensor = torch.stack([gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy]) * inside
+    smooth = _wide_blur(tensor, 0.012) + 0.1 * _wide_blur(tensor, 0.05)
+    across = 0.5 * torch.atan2(smooth[1], smooth[0])
+    return torch.stack([-across.sin(), across.cos()]), smooth[:2].norm(dim=0) / (smooth[2] + 1e-3)
+
+
 def _at_lightness(mean: torch.Tensor, slope: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
     return torch.cat([light[None], mean[1:] + slope * (light - mean[0])])
 
 
-def _bands(light: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lightness [1,H,W] -> what is finer than locks, what is finer than shading; blurred over `inside` only."""
-    strands = _blur_over(light, inside, _STRAND_SIGMA)
-    return light - strands, strands - _blur_over(light, inside, _LOCK_SIGMA)
+def _bands(light: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:
+    """Lightness [1,H,W] -> its bands of sharpness, strands and locks; blurred over `inside` only."""
+    levels = [light, *(_blur_over(light, inside, sigma) for sigma in _BAND_SIGMAS)]
+    return [finer - coarser for finer, coarser in itertools.pairwise(levels)]
 
 
 def _deviation(band: torch.Tensor, inside: torch.Tensor) -> float:
@@ -235,13 +257,11 @@ def _coloured(
     local = _wide_blur(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
     mean = palette.mean.to(lab)[:, None, None]
     base = mean + (local - mean) * (near / (near + 0.15))
-    fine, coarse = _bands(shade[:1], alpha)
     # Where hair only begins to cover, contrast against the skin is contrast enough.
     inside = (alpha > 0.6).float()
-    light = sum(
-        band * min(wanted, 12.0) / max(_deviation(band, inside), 1e-3)
-        for band, wanted in ((fine, palette.strand_contrast), (coarse, palette.lock_contrast))
-    )
+    light = torch.zeros_like(alpha)
+    for band, wanted in zip(_bands(shade[:1], alpha), palette.contrast, strict=True):
+        light = light + band * (_CONTRAST * min(wanted, 10.0) / max(_deviation(band, inside), 0.05))
     spread = (palette.highlight[0] - palette.shadow[0]).to(lab)
     light = light - root_shadow * 0.25 * spread * (1 - shade[1:] / 0.35).clamp(0, 1)
     floor, ceiling = float(palette.shadow[0]) - 0.1 * float(spread), float(palette.highlight[0]) + 0.1 * float(spread)

@@ -25,6 +25,7 @@ class Strokes:
     lock_cover: float
     clumping: float
     ragged: float
+    curl: float
 
     @property
     def per_lock(self) -> int:
@@ -129,10 +130,11 @@ def paint(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All strands on a finer canvas, averaged down: shade [2,H,W] (lightness without unit; 0 root to 1 tip) and alpha
     [1,H,W]. Later strands lie over earlier ones."""
-    finer = int(np.clip(1024 // size, 2, 4))
+    finer = int(np.clip(768 // size, 2, 4))
     canvas = np.zeros((size * finer * size * finer, 3), np.float32)
     side = size * finer
     count = len(guides)
+    guides = _bent(guides, lengths, strokes, rng)
     light = rng.normal(size=count)
     phase = rng.uniform(0, 2 * np.pi, (count, 2))
     # The shadow between strands: a narrower, darker ribbon under each lock.
@@ -153,21 +155,37 @@ def paint(
     return pixels[:2] / alpha.clamp_min(1e-4), alpha.clamp(0, 1)
 
 
+def _bent(guides: np.ndarray, lengths: np.ndarray, strokes: Strokes, rng: np.random.Generator) -> np.ndarray:
+    """Guides [K,N,2] with a drift of their own, so that locks cross, and with waves where the hair is curly."""
+    count, points = guides.shape[:2]
+    u = np.linspace(0, 1, points)
+    drift = 0.7 * rng.normal(size=(count, 1)) * u**1.5 + 0.25 * rng.normal(size=(count, 1)) * np.sin(np.pi * u)
+    turns = lengths[:, None] / (strokes.lock_px * rng.uniform(3.0, 5.0, (count, 1)))
+    waves = strokes.curl * 0.8 * np.sin(2 * np.pi * (turns * u + rng.random((count, 1)))) * np.minimum(1, 3 * u)
+    return guides + _normals(guides) * ((drift + waves) * strokes.lock_px)[..., None]
+
+
+def _normals(lines: np.ndarray) -> np.ndarray:
+    """Unit normals [K,N,2] of lines [K,N,2]."""
+    tangent = np.gradient(lines, axis=1)
+    normal = np.stack([-tangent[..., 1], tangent[..., 0]], -1)
+    return normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
+
+
 def _strands(
     guides: np.ndarray, lengths: np.ndarray, light: np.ndarray, strokes: Strokes, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The strands of some locks: lines [K*S,N,2], lengths [K*S] and shade [K*S]."""
     count, points, per_lock = *guides.shape[:2], strokes.per_lock
     u = np.linspace(0, 1, points)
-    tangent = np.gradient(guides, axis=1)
-    normal = np.stack([-tangent[..., 1], tangent[..., 0]], -1)
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
+    normal = _normals(guides)
+    width = strokes.lock_px * np.exp(0.4 * rng.normal(size=(count, 1, 1, 1)))
     offset = np.clip(rng.normal(size=(count, per_lock)) * 0.55, -1.3, 1.3)
     stray = rng.normal(size=(count, per_lock)) * 0.25
     wave = rng.uniform(0, 2 * np.pi, (count, per_lock, 1))
     drawn = offset[..., None] * (1 - strokes.clumping * u**1.5) + stray[..., None] * u**2
     drawn = drawn + 0.1 * np.sin(wave + 5 * u) * u
-    lines = guides[:, None] + normal[:, None] * (drawn * strokes.lock_px / 2 * 1.3)[..., None]
+    lines = guides[:, None] + normal[:, None] * drawn[..., None] * 0.65 * width
     start = rng.random((count, per_lock)) * 0.12 * (strokes.ragged > 0)
     end = 1 - strokes.ragged * rng.random((count, per_lock)) * (0.5 + np.abs(offset))
     lines = _between(lines.reshape(-1, points, 2), start.reshape(-1), end.reshape(-1))
