@@ -14,6 +14,7 @@ from typing import IO
 
 from stylepairs.datagen.errors import InputError
 
+_NAME_BYTES = 120
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -32,7 +33,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Whatever fails, `path` keeps what it held and the temporary file is gone. An OSError (disk full, no permission)
     becomes an InputError of one line.
     """
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{_short(path.name)}.{_host()}.{os.getpid()}.tmp")
     try:
         try:
             with temporary.open("wb") as file:
@@ -76,11 +77,20 @@ def _storage_error(path: Path, error: OSError) -> InputError:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """As far as the file system lets folders be synced (some network ones do not): the file itself is whole already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room, in the 255 bytes of most file systems, for what makes it temporary."""
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def _is_alive(pid: int) -> bool:
@@ -94,4 +104,4 @@ def _is_alive(pid: int) -> bool:
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]

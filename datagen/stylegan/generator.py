@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stylepairs.datagen.stylegan.layers import FullyConnected
+from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
 from stylepairs.kernels.upfirdn2d import setup_filter, upsample2d
@@ -97,7 +97,8 @@ class MappingNetwork(nn.Module):
 
     def to_w(self, z: torch.Tensor) -> torch.Tensor:
         """z [N,z_dim] -> w [N,w_dim], not broadcast and not truncated."""
-        x = z.float() * (z.float().square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        z = at_least_float32(z)
+        x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for index in range(self.num_layers):
             x = getattr(self, f"fc{index}")(x)
         return x
@@ -188,7 +189,7 @@ class SynthesisBlock(nn.Module):
             x = conv(x, ws[:, index], None if noise is None else noise[index], noise_mode)
         if fuse is not None:
             x = fuse(self.resolution, x)
-        rgb = self.torgb(x, ws[:, -1]).float()
+        rgb = at_least_float32(self.torgb(x, ws[:, -1]))
         if image is not None:
             rgb = rgb + upsample2d(image, self.resample_filter.sum(0))
         return x, rgb

@@ -67,3 +67,8 @@ class Conv2d(nn.Module):
         clamp = None if self.clamp is None else self.clamp * gain
         act_gain = gain * (math.sqrt(2.0) if self.act != "linear" else 1.0)
         return bias_act(x, self.bias, act=self.act, gain=act_gain, clamp=clamp)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """float16 and bfloat16 as float32; float64, in which gradients are checked, stays."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -96,6 +97,22 @@ def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path):
         durable.make_folder(tmp_path / "file" / "pairs")
     with pytest.raises(InputError, match="cannot be written"):
         durable.replace_file(tmp_path / "none" / "x", lambda file: None)
+
+
+def test_a_file_is_written_where_folders_cannot_be_synced_and_under_a_long_name(tmp_path, monkeypatch):
+    path = tmp_path / f"{'a' * 250}.png"
+    durable.replace_file(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(durable.os, "fsync", refuse)
+    durable.replace_file(path, lambda file: file.write(b"again"))
+    assert path.read_bytes() == b"again"
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
 
 
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):

@@ -123,3 +123,11 @@ def test_second_derivative_by_the_latents(small_generator):
 
     measured = (squared_gradient(ws + step) - squared_gradient(ws - step)) / 2e-3
     assert measured == pytest.approx(second.norm().item(), rel=2e-2)
+
+
+def test_in_float64_it_makes_the_same_images(small_generator):
+    z = torch.randn(2, small_generator.config.z_dim, generator=torch.Generator().manual_seed(5))
+    single = small_generator(z)
+    double = small_generator.double()(z.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-4)
