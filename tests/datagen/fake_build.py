@@ -10,10 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
 
-from stylepairs.datagen import cli, pipeline
+from stylepairs.datagen import building, cli, pipeline
 
 # Not under __main__: worker processes import this module too, and are to find the same steps.
-pipeline.real_backend = lambda: fake_backend.BACKEND
+pipeline.real_backend = building.real_backend = lambda: fake_backend.BACKEND
 
 if __name__ == "__main__":
     if fake_backend.FILE_LIMIT in os.environ:

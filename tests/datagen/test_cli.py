@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylepairs.datagen import cli, pipeline
+from stylepairs.datagen import building, cli, pipeline
 from stylepairs.datagen.command_line import Progress, progress
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,7 +30,8 @@ i2i: {}
 @pytest.fixture
 def datagen(monkeypatch, capsys, tmp_path):
     """Runs `datagen ARGUMENTS` in this process, with the fake steps; gives exit code, stdout and stderr."""
-    monkeypatch.setattr(pipeline, "real_backend", lambda: fake_backend.BACKEND)
+    for module in (building, pipeline):
+        monkeypatch.setattr(module, "real_backend", lambda: fake_backend.BACKEND)
     (tmp_path / "mine.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
 
