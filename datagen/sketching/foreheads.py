@@ -19,8 +19,8 @@ _COLUMNS = 41
 
 @dataclass(frozen=True)
 class Forehead:
-    """across [1,H,W]: -1 and 1 at the temples (image left, right); up [1,H,W]: 0 at the top of the brows, 1 at the middle
-    of the hairline; hairline [1,H,W]: `up` of the hairline in each pixel's own column; right, upward [2]: unit vectors
+    """across [1,H,W]: -1 and 1 at the temples (image left, right); up [1,H,W]: 0 at the top of the brows, 1 at the
+    middle of the hairline; hairline [1,H,W]: `up` of the hairline in each pixel's own column; right, upward [2]: unit vectors
     in the image; height_px: one unit of `up`; half_width_px: one of `across`, the mean of both sides; hairy [1,H,W]: 1
     where hair is, label or matte; found: share of the columns over the forehead in which a hairline was seen."""
 
@@ -80,7 +80,7 @@ def usual_hairline(across: torch.Tensor) -> torch.Tensor:
 
 
 def _axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors to the image's right and up the face; the eyes' line and the nose's bridge agree on them by halves."""
+    """Unit vectors to the image's right and up the face; half by the line of the eyes, half by that from the chin."""
     eyes = points[42:48].mean(0) - points[36:42].mean(0)
     from_eyes = torch.stack([eyes[1], -eyes[0]])
     from_chin = points[27] - points[8]

@@ -125,6 +125,7 @@ def grow_hair(
     clumping: float = 0.6,
     ragged: float = 0.15,
     root_shadow: float = 0.5,
+    light: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hair grown in region [1,H,W] (soft: fewer strands where it is lower) along flow [2,H,W] (x, y; unit vectors from
     root to tip) -> image [3,H,W] in [-1,1], alpha [1,H,W] in [0,1]; the image means nothing where alpha is 0.
@@ -134,7 +135,8 @@ def grow_hair(
     that is covered. palette: None takes the portrait's own hair, which raises SketchRefused where there is none.
     lock_share, strand_share: width of a lock and of a strand; lock_cover: locks over each point, under 1 leaves gaps
     between them; clumping in [0,1]: how far strands draw together at the tips; ragged in [0,1]: how differently long
-    they are; root_shadow in [0,1]: how much darker they begin.
+    they are; root_shadow in [0,1]: how much darker they begin; light [1,H,W]: lightness to add, in units of the own hair's
+    spread from shadow to highlight (None: none).
     """
     palette = hair_palette(portrait) if palette is None else palette
     size = portrait.size_px
@@ -146,7 +148,9 @@ def grow_hair(
         lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged, palette.curl
     )
     shade, alpha = paint(size, guides, lengths, strokes, rng)
-    return _coloured(portrait, palette, shade.to(region), alpha.to(region), root_shadow), alpha[:1].to(region)
+    shade, alpha = shade.to(region), alpha.to(region)
+    roots = -0.25 * root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
+    return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
 
 def shade_skin(
@@ -247,10 +251,9 @@ def _shifted_down(mask: torch.Tensor, pixels: float) -> torch.Tensor:
 
 
 def _coloured(
-    portrait: Portrait, palette: HairPalette, shade: torch.Tensor, alpha: torch.Tensor, root_shadow: float
+    portrait: Portrait, palette: HairPalette, shade: torch.Tensor, alpha: torch.Tensor, lit: torch.Tensor
 ) -> torch.Tensor:
-    """Shade [2,H,W] -> sRGB: the own hair's colour nearby, its contrast of locks and of strands, its colour per
-    lightness."""
+    """Shade, alpha, lit [1,H,W] -> sRGB: the own hair's colour nearby, its contrast band by band."""
     lab = srgb_to_lab(portrait.image)
     core = palette.core.to(lab)
     near = _wide_blur(core, _NEAR_SIGMA)
@@ -260,10 +263,10 @@ def _coloured(
     # Where hair only begins to cover, contrast against the skin is contrast enough.
     inside = (alpha > 0.6).float()
     light = torch.zeros_like(alpha)
-    for band, wanted in zip(_bands(shade[:1], alpha), palette.contrast, strict=True):
+    for band, wanted in zip(_bands(shade, alpha), palette.contrast, strict=True):
         light = light + band * (_CONTRAST * min(wanted, 10.0) / max(_deviation(band, inside), 0.05))
     spread = (palette.highlight[0] - palette.shadow[0]).to(lab)
-    light = light - root_shadow * 0.25 * spread * (1 - shade[1:] / 0.35).clamp(0, 1)
+    light = light + lit * spread
     floor, ceiling = float(palette.shadow[0]) - 0.1 * float(spread), float(palette.highlight[0]) + 0.1 * float(spread)
     total = (base[:1] + light).clamp(max(floor, 0.0), min(ceiling, 100.0))
     slope = palette.chroma_slope.to(lab)[:, None, None]
