@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save as serialised
 from stylepairs.datagen.durable import make_folder, replace_file
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.conditions import Style
+from stylepairs.i2i.conditions import Kinds, Style
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 MODEL_FILE = "model.safetensors"
@@ -31,11 +31,13 @@ STATE_FORMAT = "stylepairs-i2i-state-1"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself: the feature and style it edits, and how it was made (free text to numbers)."""
+    """What a model file says of itself: the feature and style it edits, and how it was made (free text to numbers);
+    kinds: what a style "params" tells apart."""
 
     feature: str
     style: Style
     training: dict[str, Any]
+    kinds: Kinds = field(default_factory=dict)
 
 
 def save_model(path: Path, model: Glean, info: ModelInfo, half: bool = False) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.shards import Pair, PairRecord, load_pair, read_index
 from stylepairs.i2i import augment
-from stylepairs.i2i.conditions import STYLE_CHANNELS, Style, encode_color, style_of
+from stylepairs.i2i.conditions import Kinds, Style, encode_color, has_sides, style_of
 from stylepairs.i2i.losses import mean_color, tightened
 
 if TYPE_CHECKING:
@@ -79,9 +79,13 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         generator_digest: str,
         settings: DataSettings | None = None,
         seed: int = 0,
+        kinds: Kinds | None = None,
     ):
-        self.pairs, self.records, self.size_px, self.style = pairs, records, size_px, style
+        self.pairs, self.records, self.size_px = pairs, records, size_px
+        self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
+        if settings is not None and kinds is not None and has_sides(kinds):
+            settings = settings.model_copy(update={"flip_share": 0.0})
         self.settings, self.seed = settings, seed
 
     def __len__(self) -> int:
@@ -91,7 +95,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         pair = load_pair(self.pairs, record, PARTS)
-        sample = plain_sample(pair, self.size_px, self.style)
+        sample = plain_sample(pair, self.size_px, self.style, self.kinds)
         ws = torch.zeros(self.latent_shape)
         fits = pair.w_after is not None and pair.w_after.shape == self.latent_shape
         if fits and record.generator_digest == self.generator_digest:
@@ -103,7 +107,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         return sample
 
 
-def plain_sample(pair: Pair, size_px: int, style: Style) -> Sample:
+def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
     """A pair as it is, at the model's size. Raises InputError when it lacks pixels or its style."""
     record = pair.record
     if pair.before is None or pair.after is None or pair.mask is None:
@@ -115,7 +119,7 @@ def plain_sample(pair: Pair, size_px: int, style: Style) -> Sample:
         "mask": mask,
         "region": tightened(mask),
         "degree": torch.tensor(record.degree, dtype=torch.float32),
-        "style": style_of(style, record.params),
+        "style": style_of(style, record.params, kinds),
         "ws_valid": torch.zeros(()),
     }
 
@@ -168,10 +172,6 @@ def batches(
                 order = np.random.default_rng([seed, epoch]).permutation(count)
             batch.append((epoch, int(order[position % count])))
         yield batch
-
-
-def style_channels(style: Style) -> int:
-    return STYLE_CHANNELS[style]
 
 
 def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share: float) -> Sample:

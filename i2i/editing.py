@@ -122,7 +122,7 @@ def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Map
         portrait.image[None].to(device),
         region[None].to(device),
         torch.tensor([degree], device=device),
-        style_of(info.style, feature_params.model_dump())[None].to(device),
+        style_of(info.style, feature_params.model_dump(), info.kinds)[None].to(device),
     )
     return edit._replace(output=edit.output.clamp(-1, 1))
 

@@ -74,7 +74,10 @@ class DiscriminatorSettings(Section):
 class TrainingSettings(Section):
     """The whole `i2i:` section."""
 
-    style: Literal["none", "color"] = "none"
+    style: Literal["none", "color", "params"] = Field(
+        default="none",
+        description="what the editor is told besides the region: the colour, or the parameters that differ",
+    )
     init: str = Field(default="none", description="embedded, a trained .safetensors, or none: from the bare generator")
     generator: str = Field(
         default="embedded", description="used with init none; else the generator comes with the weights"

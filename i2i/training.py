@@ -24,8 +24,8 @@ from stylepairs.datagen.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.i2i import checkpoints, losses
-from stylepairs.i2i.conditions import decode_color
-from stylepairs.i2i.data import PairDataset, batches, data_digest, evenly, one_feature, read_records, style_channels
+from stylepairs.i2i.conditions import decode_color, is_of_kinds, kinds_of, style_channels
+from stylepairs.i2i.data import PairDataset, batches, data_digest, evenly, one_feature, read_records
 from stylepairs.i2i.evaluation import pair_figures, sample_sheet
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.run_folder import RunLog, claim_folder, describe, line_of
@@ -66,20 +66,22 @@ def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str
     """
     records, held_out = read_records(pairs, "train"), evenly(read_records(pairs, "val"), settings.val_pairs)
     feature = one_feature(records, pairs)
-    run = build(settings, feature)
+    kinds = kinds_of([record.params for record in records]) if settings.style == "params" else {}
+    held_out = [record for record in held_out if is_of_kinds(record.params, kinds)]
+    run = build(settings, feature, style_channels(settings.style, kinds))
     digest = generator_digest(run.model.generator)
     shape = (run.model.generator.num_ws, run.model.generator.config.w_dim)
     dataset = PairDataset(
-        pairs, records, run.model.size_px, settings.style, shape, digest, settings.data, settings.seed
+        pairs, records, run.model.size_px, settings.style, shape, digest, settings.data, settings.seed, kinds
     )
-    val = PairDataset(pairs, held_out, run.model.size_px, settings.style, shape, digest)
+    val = PairDataset(pairs, held_out, run.model.size_px, settings.style, shape, digest, kinds=kinds)
     if settings.losses.latent and all(record.generator_digest != digest for record in records):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
     identity = describe(settings.model_dump(), feature, digest, data_digest(records))
     claim_folder(out, identity, run.accelerator)
     resume(run, out)
-    info = checkpoints.ModelInfo(feature, settings.style, identity)
+    info = checkpoints.ModelInfo(feature, settings.style, identity, kinds)
     log = RunLog(out, run.step, enabled=run.accelerator.is_main_process)
     world = run.accelerator.num_processes
     say(f"{feature}: {len(records)} pairs, {len(held_out)} held out; {world} processes; step {run.step}")
@@ -104,7 +106,7 @@ def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str
     return out
 
 
-def build(settings: TrainingSettings, feature: str) -> Run:
+def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
     """Networks, optimisers and their wrapping, before any step."""
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -112,7 +114,7 @@ def build(settings: TrainingSettings, feature: str) -> Run:
         step_scheduler_with_optimizer=False,
     )
     torch.manual_seed(settings.seed)
-    model = initial_model(settings, feature)
+    model = initial_model(settings, feature, channels)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     average.generator = model.generator.to(accelerator.device)
     discriminator = Discriminator(
@@ -120,7 +122,7 @@ def build(settings: TrainingSettings, feature: str) -> Run:
             img_resolution=model.size_px,
             channel_base=settings.discriminator.channel_base,
             channel_max=settings.discriminator.channel_max,
-            cond_channels=1 + style_channels(settings.style),
+            cond_channels=1 + channels,
             mbstd_group_size=math.gcd(settings.batch_size, 4),
         )
     )
@@ -135,9 +137,9 @@ def build(settings: TrainingSettings, feature: str) -> Run:
     return Run(settings, accelerator, model, average, net, discriminator, critic, wrapped, critic_wrapped, perceptual)
 
 
-def initial_model(settings: TrainingSettings, feature: str) -> Glean:
+def initial_model(settings: TrainingSettings, feature: str, channels: int) -> Glean:
     """The model that a run starts from: trained weights, or a fresh encoder and decoder around a generator."""
-    config = GleanConfig(style_channels(settings.style), settings.model.channel_base, settings.model.channel_max)
+    config = GleanConfig(channels, settings.model.channel_base, settings.model.channel_max)
     if settings.init == "none":
         return Glean(load_generator(settings.generator), config)
     model, _ = checkpoints.load_model(settings.init, feature)

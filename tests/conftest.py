@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +13,31 @@ from stylepairs.datagen import shards
 
 
 def write_synthetic_pairs(
-    directory: Path, count: int = 6, size_px: int = 16, shard_size: int = 4, reject_every: int = 3
+    directory: Path,
+    count: int = 6,
+    size_px: int = 16,
+    shard_size: int = 4,
+    reject_every: int = 3,
+    params: Sequence[dict[str, Any]] = ({"color": "blond", "intensity": 1.0},),
 ) -> None:
-    """A folder of finished shards and their manifest: noise images, the mask a square, every third pair rejected."""
+    """A folder of finished shards and their manifest: noise images, the mask a square, every third pair rejected,
+    `params` in turn."""
     directory.mkdir(parents=True, exist_ok=True)
-    pairs = [_synthetic_pair(i, size_px, accepted=i % reject_every != reject_every - 1) for i in range(count)]
+    pairs = [
+        _synthetic_pair(i, size_px, i % reject_every != reject_every - 1, params[i % len(params)]) for i in range(count)
+    ]
     for start in range(0, count, shard_size):
         shards.write_shard(directory / shards.shard_name(start // shard_size), pairs[start : start + shard_size])
     shards.write_manifest(directory)
 
 
-def _synthetic_pair(index: int, size_px: int, accepted: bool) -> shards.Pair:
+def _synthetic_pair(index: int, size_px: int, accepted: bool, params: dict[str, Any]) -> shards.Pair:
     generator = np.random.default_rng(index)
     digest = f"{index:064x}"
     record = shards.PairRecord(
         id=shards.pair_id(index),
         feature="hair_color",
-        params={"color": "blond", "intensity": 1.0},
+        params=params,
         degree=1.0,
         accepted=accepted,
         reasons=[] if accepted else ["hair_delta_e 20 > 8"],
@@ -54,5 +63,5 @@ def _synthetic_pair(index: int, size_px: int, accepted: bool) -> shards.Pair:
 
 @pytest.fixture
 def synthetic_pairs() -> Callable[..., None]:
-    """The function `write_synthetic_pairs(directory, count, size_px, shard_size, reject_every)`."""
+    """The function `write_synthetic_pairs(directory, count, size_px, shard_size, reject_every, params)`."""
     return write_synthetic_pairs

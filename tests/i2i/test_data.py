@@ -10,7 +10,7 @@ import torch
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.shards import read_index
-from stylepairs.i2i.conditions import decode_color, style_of, wanted_lab
+from stylepairs.i2i.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
 from stylepairs.i2i.data import PairDataset, Sample, augmented_sample, batches, one_feature, plain_sample, read_records
 from stylepairs.i2i.settings import DataSettings
 
@@ -141,3 +141,28 @@ def test_style_code_is_the_wanted_colour() -> None:
     assert style_of("none", {}).shape == (0,)
     with pytest.raises(InputError, match="no color"):
         style_of("color", {})
+
+
+def test_kinds_are_what_differs_between_pairs() -> None:
+    rows = [
+        {"style": "full", "length": 0.5, "seed": 1, "intensity": 1.0, "deep": {"soft": True}},
+        {"style": "side_left", "length": 1.0, "seed": 1, "intensity": 0.5, "deep": {"soft": False}},
+    ]
+    kinds = kinds_of(rows)
+    assert kinds == {"deep.soft": [False, True], "length": [0.5, 1.0], "style": ["full", "side_left"]}
+    assert style_channels("params", kinds) == 5
+    assert style_of("params", rows[1], kinds).tolist() == [1, 0, 1, 0, 1]
+    assert style_of("params", rows[0] | {"length": 0.75}, kinds).tolist() == [0, 1, 0, 1, 0]
+    assert has_sides(kinds)
+    assert not has_sides({"style": ["full", "wispy"]})
+    with pytest.raises(InputError, match="style 'curtain': this model was trained on full, side_left"):
+        style_of("params", rows[0] | {"style": "curtain"}, kinds)
+    with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
+        style_of("params", rows[0] | {"length": 2}, kinds)
+
+
+def test_pairs_of_one_kind_have_an_empty_code() -> None:
+    kinds = kinds_of([{"style": "full", "note": None}] * 3)
+    assert kinds == {}
+    assert style_of("params", {"style": "anything"}, kinds).shape == (0,)
+    assert style_channels("params", kinds) == 0

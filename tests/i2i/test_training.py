@@ -106,6 +106,15 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert all(value.isfinite().all() for value in model.parameters())
 
 
+def test_parameters_that_differ_become_the_style_code(tmp_path: Path, settings: Make, synthetic_pairs) -> None:
+    kinds = [{"color": "blond", "length": 0.5}, {"color": "red", "length": 1.0}]
+    synthetic_pairs(tmp_path / "pairs", count=24, size_px=32, shard_size=12, params=kinds)
+    out = train(settings(style="params", losses={}, steps=2), tmp_path / "pairs", tmp_path / "run")
+    model, info = checkpoints.load_model(out)
+    assert info.kinds == {"color": ["blond", "red"], "length": [0.5, 1.0]}
+    assert model.config.style_channels == 3
+
+
 def test_training_without_held_out_pairs_or_style(tmp_path: Path, pairs: Path, settings: Make) -> None:
     out = train(settings(steps=1, val_pairs=0, style="none", losses={"adversarial": 0.0}), pairs, tmp_path / "run")
     assert [line["kind"] for line in read_metrics(out / "metrics.jsonl")] == ["train"]
