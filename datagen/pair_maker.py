@@ -52,8 +52,11 @@ class Task:
 
 
 @dataclass
-class _Draft:
-    """A pair in the making; `refused` is the reason why it will not be made."""
+class Draft:
+    """A pair in the making; `refused` is the reason why it will not be made.
+
+    inversion None: it was not inverted now, but made of the latents of other pairs.
+    """
 
     job: Job
     params: BaseModel
@@ -71,17 +74,17 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
     Raises InputError for a gate that names figures that nothing measures, and for a full disk (the cache's).
     """
     feature = load_feature(task.feature)
-    drafts = [_sketched(job, feature, models) for job in jobs]
+    drafts = [sketched(job, feature, models) for job in jobs]
     _check_gate(task, drafts, feature, models)
     _invert(task, drafts, models, backend, advance)
     _reconstruct(task, drafts, models, backend, advance)
-    eyes = _Eyes(models.instruments.analyser)
+    eyes = Eyes(models.instruments.analyser)
     for draft in drafts:
-        yield _finish(task, draft, feature, models, backend, eyes)
+        yield finish_pair(task, draft, feature, models, backend, eyes)
 
 
 @dataclass
-class _Eyes:
+class Eyes:
     """Looks at pairs; the portrait that was looked at last is not looked at again for its next pair."""
 
     analyser: quality.Analyser | None
@@ -96,9 +99,9 @@ class _Eyes:
         return self.last, quality.look_at(portrait, after, self.analyser)
 
 
-def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
+def sketched(job: Job, feature: Any, models: Models) -> Draft:
     portrait = _on_device(job.portrait.resized(models.image_px), models.device)
-    draft = _Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
+    draft = Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
     try:
         draft.sketch = feature.sketch(portrait, draft.params)
     except SketchRefused as refusal:
@@ -106,7 +109,7 @@ def _sketched(job: Job, feature: Any, models: Models) -> _Draft:
     return draft
 
 
-def _check_gate(task: Task, drafts: list[_Draft], feature: Any, models: Models) -> None:
+def _check_gate(task: Task, drafts: list[Draft], feature: Any, models: Models) -> None:
     """Find a gate that names unknown figures with a pair in which nothing was edited, before minutes of work."""
     stages = ("inversion_", "reconstruction_")
     gate = {name: threshold for name, threshold in task.gate.items() if not name.startswith(stages)}
@@ -119,7 +122,7 @@ def _check_gate(task: Task, drafts: list[_Draft], feature: Any, models: Models) 
     quality.check_gate(gate, figures | feature.measure(portrait, Seen(portrait, portrait), draft.params))
 
 
-def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
+def _invert(task: Task, drafts: list[Draft], models: Models, backend: Backend, advance: Advance) -> None:
     """Give every draft its inversion: from the cache, or made now and kept there."""
     settings = task.inversion.model_dump(mode="json")
     context = models.instruments.names | {"device": models.device.partition(":")[0]}
@@ -147,9 +150,9 @@ def _invert(task: Task, drafts: list[_Draft], models: Models, backend: Backend, 
     progress(len(wanted), len(wanted))
 
 
-def _reconstruct(task: Task, drafts: list[_Draft], models: Models, backend: Backend, advance: Advance) -> None:
+def _reconstruct(task: Task, drafts: list[Draft], models: Models, backend: Backend, advance: Advance) -> None:
     """Give every draft that is not refused its reconstruction; one call for each size of sketch."""
-    by_size: dict[int, list[_Draft]] = {}
+    by_size: dict[int, list[Draft]] = {}
     for draft in drafts:
         if draft.sketch is not None and not draft.refused:
             by_size.setdefault(draft.sketch.reference_px, []).append(draft)
@@ -187,7 +190,7 @@ def _share(advance: Advance, work: float, count: int) -> Callable[[int, int], No
     return progress
 
 
-def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Backend, eyes: _Eyes) -> Pair:
+def finish_pair(task: Task, draft: Draft, feature: Any, models: Models, backend: Backend, eyes: Eyes) -> Pair:
     """The pair of a draft; of a refused one only what is sound: before, mask and sketch."""
     portrait, sketch, result = draft.job.portrait, draft.sketch, draft.reconstruction
     if draft.refused or sketch is None:
@@ -215,7 +218,7 @@ def _finish(task: Task, draft: _Draft, feature: Any, models: Models, backend: Ba
     )
 
 
-def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Models, eyes: _Eyes) -> dict[str, float]:
+def _all_figures(draft: Draft, feature: Any, images: quality.Images, models: Models, eyes: Eyes) -> dict[str, float]:
     """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
     portrait, result = draft.job.portrait, draft.reconstruction
     assert draft.sketch is not None
@@ -224,11 +227,12 @@ def _all_figures(draft: _Draft, feature: Any, images: quality.Images, models: Mo
     figures = quality.measure_pair(portrait, draft.sketch, images, latents, models.instruments, sights)
     figures |= feature.measure(portrait, Seen(sights[0].portrait, sights[1].portrait), draft.params)
     for stage, found in (("inversion", draft.inversion), ("reconstruction", result)):
-        figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
+        if found is not None:
+            figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
     return figures
 
 
-def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> PairRecord:
+def _record(task: Task, draft: Draft, models: Models, reasons: list[str]) -> PairRecord:
     return PairRecord(
         id=draft.job.id,
         feature=task.feature,
@@ -247,7 +251,7 @@ def _record(task: Task, draft: _Draft, models: Models, reasons: list[str]) -> Pa
     )
 
 
-def _degree(draft: _Draft) -> float:
+def _degree(draft: Draft) -> float:
     """The degree that the feature measured, else the one that was asked for, in [0,1]."""
     asked = float(getattr(draft.params, "intensity", 1.0))
     measured = draft.figures.get("degree", asked)

@@ -28,6 +28,7 @@ IMAGES = ("before", "after", "mask", "sketch", "generated_before", "generated_af
 PARTS = (*IMAGES, "latents", "noise")
 MANIFEST = "manifest.parquet"
 VAL_PERCENT = 10
+PARENT = ("id", "portrait_digest", "source_digest")
 
 _SHARD_NAME = re.compile(r"pairs-\d{5,9}\.tar")
 _PAIR_ID = re.compile(r"\d{6,12}")
@@ -54,7 +55,9 @@ class PairRecord:
     seed: int
     code_version: str
     split: str
-    source_digest: str = ""  # of the photo that the portrait was cut from; "" where it is not known
+    source_digest: str = ""  # of the photo that the portrait was cut from; "" where it is not known; of several, "a+b"
+    # Of an augmented pair: id, portrait_digest and source_digest of those that it was made from.
+    parents: list[dict[str, str]] = field(default_factory=list)
     shard: str = ""
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (offset, bytes) in the shard
 
@@ -230,6 +233,7 @@ def _record(key: str, details: dict[str, Any], shard: str, parts: dict[str, tupl
         code_version=str(provenance["code_version"]),
         split=str(provenance["split"]),
         source_digest=str(provenance.get("source_digest", "")),
+        parents=[{str(k): str(v) for k, v in parent.items()} for parent in provenance.get("parents", [])],
         shard=shard,
         parts=parts,
     )
@@ -281,7 +285,8 @@ def _manifest_record(row: dict[str, Any]) -> PairRecord:
         raise ValueError("foreign name")
     figures = {k.removeprefix("figure_"): v for k, v in row.items() if k.startswith("figure_")}
     return PairRecord(
-        **{name: row[name] for name in _columns()},
+        **{name: row[name] for name in _columns() if name != "parents"},
+        parents=row.get("parents") or [],
         params=json.loads(row["params"]),
         figures=figures,
         parts={p["name"]: (p["offset"], p["bytes"]) for p in row["parts"]},
@@ -308,6 +313,7 @@ def _columns() -> dict[str, Any]:
         "accepted": pa.bool_(),
         "reasons": pa.list_(pa.string()),
         "seed": pa.int64(),
+        "parents": pa.list_(pa.struct([(name, pa.string()) for name in PARENT])),
     }
 
 
@@ -318,6 +324,7 @@ def _shard_sizes(directory: Path) -> dict[str, int]:
 def _details(record: PairRecord) -> dict[str, Any]:
     names = ("portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split")
     figures = {k: float(v) if v is not None and math.isfinite(v) else None for k, v in record.figures.items()}
+    parents = {"parents": record.parents} if record.parents else {}
     return {
         "feature": record.feature,
         "params": record.params,
@@ -325,7 +332,7 @@ def _details(record: PairRecord) -> dict[str, Any]:
         "accepted": record.accepted,
         "reasons": record.reasons,
         "figures": figures,
-        "provenance": {name: getattr(record, name) for name in names},
+        "provenance": {name: getattr(record, name) for name in names} | parents,
     }
 
 
