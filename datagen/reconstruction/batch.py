@@ -60,20 +60,26 @@ class Verdict:
 
 
 Objective = Callable[[State], Verdict]
+AfterStep = Callable[[State], None]
 Progress = Callable[[int, int], None]
 
 
 def optimise(
-    jobs: Sequence[Job], objective: Objective, settings: OptimiserSettings, multiplier_rate: float = 0.0
+    jobs: Sequence[Job],
+    objective: Objective,
+    settings: OptimiserSettings,
+    multiplier_rate: float = 0.0,
+    after_step: AfterStep | None = None,
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield (job index, outcome) as portraits leave, in order of leaving.
 
     A portrait leaves `decay_steps` after it was met or has used up `steps`; one whose loss is not finite leaves at
-    once, with the figure `finite` = 0 and the last state that was finite.
+    once, with the figure `finite` = 0 and the last state that was finite. after_step may move the state in place after
+    each step (back onto a sphere, ...), each portrait for itself.
     """
     if not jobs:
         return
-    batch = _Batch(jobs, settings)
+    batch = _Batch(jobs, settings, after_step)
     while batch.alive():
         verdict = objective(batch.state)
         gradients = torch.autograd.grad(verdict.loss.sum(), batch.parameters())
@@ -86,10 +92,11 @@ def optimise_all(
     settings: OptimiserSettings,
     multiplier_rate: float = 0.0,
     progress: Progress | None = None,
+    after_step: AfterStep | None = None,
 ) -> list[Outcome]:
     """The outcomes of `optimise` in the order of the jobs; progress(done, all) is called as portraits leave."""
     outcomes: dict[int, Outcome] = {}
-    for index, outcome in optimise(jobs, objective, settings, multiplier_rate):
+    for index, outcome in optimise(jobs, objective, settings, multiplier_rate, after_step):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))
@@ -97,8 +104,8 @@ def optimise_all(
 
 
 class _Batch:
-    def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings):
-        self.jobs, self.settings = jobs, settings
+    def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings, after_step: AfterStep | None):
+        self.jobs, self.settings, self.after_step = jobs, settings, after_step
         width = settings.batch
         first = [jobs[min(i, len(jobs) - 1)] for i in range(width)]
         self.slots: list[int | None] = [i if i < len(jobs) else None for i in range(width)]
@@ -127,6 +134,8 @@ class _Batch:
         with torch.no_grad():
             state.step += 1
             self._adam(gradients, finite)
+            if self.after_step is not None:
+                self.after_step(state)
             growth = (multiplier_rate * verdict.violation.detach().clamp(-1, 1)).exp()
             state.multiplier.mul_(torch.where(finite.cpu(), growth.cpu(), 1.0)).clamp_(0.1, 100.0)
             met = verdict.met.detach().cpu() & (state.step > settings.warmup_steps)

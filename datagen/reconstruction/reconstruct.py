@@ -50,6 +50,15 @@ class Reconstruction:
     figures: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a method found for a portrait: latents [L,C], noise maps [r,r], its own figures (`finite`, `steps`, ...)."""
+
+    ws: torch.Tensor
+    noise: list[torch.Tensor]
+    figures: dict[str, float]
+
+
 def reconstruct(
     generator: Generator,
     perceptual: Perceptual,
@@ -75,28 +84,37 @@ def reconstruct(
             for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
         ]
     outcomes = optimise_all(jobs, objective, settings, settings.multiplier_rate, progress)
-    return _collect(generator, prior, portraits, inversions, sketches, outcomes, settings)
+    found = [Found(prior.unwhiten(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
+    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
 
 
-def _collect(generator, prior, portraits, inversions, sketches, outcomes, settings) -> list[Reconstruction]:
-    ws = [half(prior.unwhiten(outcome.u)) for outcome in outcomes]
-    noise = [[half(level) for level in outcome.noise] for outcome in outcomes]
+@torch.no_grad()
+def collect(
+    generator: Generator,
+    prior: WPrior,
+    portraits: Sequence[Portrait],
+    inversions: Sequence[Inversion],
+    sketches: Sequence[Sketch],
+    found: Sequence[Found],
+    width: int,
+) -> list[Reconstruction]:
+    """Render what was found for each portrait, `width` at a time, and add the figures that every method reports."""
+    ws = [half(one.ws) for one in found]
+    noise = [[half(level) for level in one.noise] for one in found]
     # The pair shares one set of noise maps, so that its halves differ in the latent alone.
-    before = render(generator, [inversion.ws for inversion in inversions], noise, settings.batch)
-    after = render(generator, ws, noise, settings.batch)
-    found = []
+    before = render(generator, [inversion.ws for inversion in inversions], noise, width)
+    after = render(generator, ws, noise, width)
+    made = []
     for index, (portrait, inversion, sketch) in enumerate(zip(portraits, inversions, sketches, strict=True)):
-        outcome = outcomes[index]
         outside = psnr(after[index][None], portrait.image[None], sketch.keep_mask[None])
         shift = (prior.whiten(ws[index]) - prior.whiten(inversion.ws)).square().mean().sqrt()
-        figures = outcome.figures | {
+        figures = found[index].figures | {
             "psnr_outside": float(outside),
             "prior_distance": float(prior.distance(ws[index])),
             "latent_shift": float(shift),
-            "steps": float(outcome.steps),
         }
-        found.append(Reconstruction(inversion.ws, ws[index], noise[index], before[index], after[index], figures))
-    return found
+        made.append(Reconstruction(inversion.ws, ws[index], noise[index], before[index], after[index], figures))
+    return made
 
 
 def _job(

@@ -1,0 +1,2 @@
+"""Published ways to edit a portrait by its latent, in our harness: each module has a `reconstruct` with our
+signature."""

@@ -1,0 +1,102 @@
+"""NVIDIA's projector (Karras et al. 2020; NVlabs/stylegan2-ada-pytorch, projector.py) on the rough edit as its
+target.
+
+As published: loss = perceptual distance to the whole image + 1e5 noise regularisation; Adam at 0.1 on latents and
+noise maps, ramp-up over the first 5 % and cosine ramp-down over the last 25 % of the steps; exploration noise on the
+latents of 0.05 w_std max(0, 1 - t / 0.75)^2; noise maps brought back to zero mean and unit variance after each step.
+It has no masks, no pixel term and no latent prior.
+
+Changed: W+ (as rosinality's --w_plus) from the stage-0 latents, not W from the mean, since W does not hold a real
+portrait; as many steps as ours, not 1000; the perceptual features at hand in place of LPIPS-VGG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.baselines.harness import (
+    gaussian_like,
+    noise_regularisation,
+    progress_share,
+    scheduled,
+    seed_of,
+    verdict,
+)
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features, synthesise
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.rendering import use_channels_last
+from stylepairs.datagen.reconstruction.settings import OptimiserSettings, ReconstructionSettings
+from stylepairs.datagen.stylegan.generator import Generator
+
+LEARNING_RATE = 0.1
+RAMPUP, RAMPDOWN = 0.05, 0.25
+NOISE_WEIGHT = 1e5
+EXPLORATION, EXPLORATION_UNTIL = 0.05, 0.75
+MOST_PX = 256
+_W_SAMPLES = 10_000
+
+
+def reconstruct(
+    generator: Generator,
+    perceptual: Perceptual,
+    prior: WPrior,
+    portraits: Sequence[Portrait],
+    inversions: Sequence[Inversion],
+    sketches: Sequence[Sketch],
+    settings: ReconstructionSettings,
+    progress: Progress | None = None,
+) -> list[Reconstruction]:
+    """As `reconstruction.reconstruct`; of the settings only steps, decay_steps, batch and precision count."""
+    use_channels_last(generator)
+    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
+    jobs = [
+        Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, _seen(sketch.image)))
+        for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
+    ]
+    outcomes = optimise_all(jobs, _objective(generator, perceptual, schedule), schedule, progress=progress)
+    found = [Found(one.u, one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
+    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+
+
+def exploration_scale(progress: torch.Tensor, w_std: float) -> torch.Tensor:
+    """Standard deviation of the noise on the latents at `progress` in [0,1]."""
+    return w_std * EXPLORATION * (1 - progress / EXPLORATION_UNTIL).clamp_min(0).square()
+
+
+@torch.no_grad()
+def latent_deviation(generator: Generator) -> float:
+    """w_std: the root of the mean squared distance of latents w from their mean."""
+    draw = torch.Generator().manual_seed(123)
+    z = torch.randn(_W_SAMPLES, generator.config.z_dim, generator=draw).to(generator.mapping.w_avg.device)
+    w = generator.mapping.to_w(z)
+    return float((w - w.mean(0)).square().sum(1).mean().sqrt())
+
+
+def _objective(generator: Generator, perceptual: Perceptual, schedule: OptimiserSettings) -> Objective:
+    w_std = latent_deviation(generator)
+
+    def objective(state: State) -> Verdict:
+        scale = exploration_scale(progress_share(state, schedule), w_std).to(state.u.device)
+        explored = state.u + gaussian_like(state.u, state.targets["seed"], state.step) * scale.view(-1, 1, 1)
+        image = synthesise(generator, explored, state.noise, schedule.precision)
+        distance = perceptual_distance(perceptual.features(_seen(image)), stored_features(state.targets))
+        return verdict(distance + NOISE_WEIGHT * noise_regularisation(state.noise), {"distance": distance})
+
+    return objective
+
+
+def _seen(image: torch.Tensor) -> torch.Tensor:
+    """image [...,3,H,W] at the size at which it is compared."""
+    if image.shape[-1] <= MOST_PX:
+        return image
+    return F.interpolate(image.view(-1, *image.shape[-3:]), size=(MOST_PX, MOST_PX), mode="area").view(
+        *image.shape[:-2], MOST_PX, MOST_PX
+    )
