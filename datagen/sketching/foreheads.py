@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import dilate
 
 # In units of the distance from the brows to below the nose, which the forehead's height equals in the canon of thirds.
 _USUAL_HEIGHT = 0.95
@@ -15,14 +17,20 @@ _LEAST_HEIGHT, _GREATEST_HEIGHT = 0.5, 1.35
 # Where hair begins lower than this the hairline itself is hidden by it.
 _HIDDEN_BELOW = 0.5
 _COLUMNS = 41
+# Of the side: the bands of a skin's grain.
+_GRAIN = (0.003, 0.012)
 
 
 @dataclass(frozen=True)
 class Forehead:
-    """across [1,H,W]: -1 and 1 at the temples (image left, right); up [1,H,W]: 0 at the top of the brows, 1 at the
-    middle of the hairline; hairline [1,H,W]: `up` of the hairline in each pixel's own column; right, upward [2]: unit vectors
-    in the image; height_px: one unit of `up`; half_width_px: one of `across`, the mean of both sides; hairy [1,H,W]: 1
-    where hair is, label or matte; found: share of the columns over the forehead in which a hairline was seen."""
+    """A portrait's forehead; fields [1,H,W] over the whole crop.
+
+    across: -1 and 1 at the temples (image left, right). up: 0 at the top of the brows, 1 at the middle of the hairline.
+    hairline: `up` of the hairline in each pixel's own column. right, upward [2]: unit vectors in the image. height_px:
+    one unit of `up`. half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the nose,
+    what a forehead is usually high. hairy: 1 where hair is, by label or matte. found: share of the columns over the
+    forehead in which a hairline was seen.
+    """
 
     across: torch.Tensor
     up: torch.Tensor
@@ -31,6 +39,7 @@ class Forehead:
     upward: torch.Tensor
     height_px: float
     half_width_px: float
+    third_px: float
     hairy: torch.Tensor
     found: float
 
@@ -69,6 +78,7 @@ def forehead(portrait: Portrait) -> Forehead:
         upward=upward,
         height_px=height,
         half_width_px=(left_px + right_px) / 2,
+        third_px=third,
         hairy=hairy,
         found=float(seen[np.abs(columns) < 0.7].mean()),
     )
@@ -77,6 +87,58 @@ def forehead(portrait: Portrait) -> Forehead:
 def usual_hairline(across: torch.Tensor) -> torch.Tensor:
     """`up` of a common hairline: flat over the brows, falling at the temples."""
     return 1 - 0.12 * across.abs() ** 2 - 0.45 * across.abs() ** 6
+
+
+def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """The image [3,H,W] with the forehead's skin carried on into hole [1,H,W]: tone and shading from the skin that is
+    seen, its grain renewed."""
+    lab = srgb_to_lab(portrait.image)
+    known = _sure_skin(portrait, face, hole)
+    smooth = carried_on(lab, known)
+    # A forehead bends away under the hairline: less light.
+    smooth = torch.cat([smooth[:1] * (1 - 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5)), smooth[1:]])
+    noise = torch.from_numpy(rng.normal(size=lab[:1].shape)).to(lab)
+    light = smooth[:1]
+    sharp = [lab[:1], *(_blur(lab[:1] * known, sigma) / _blur(known, sigma).clamp_min(1e-3) for sigma in _GRAIN)]
+    soft = [noise, *(_blur(noise, sigma) for sigma in _GRAIN)]
+    for index in range(len(_GRAIN)):
+        own, new = sharp[index] - sharp[index + 1], soft[index] - soft[index + 1]
+        # Median of what varies: wrinkles and shines are not grain.
+        spread = 1.5 * own[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
+        light = light + new / new.std() * spread
+    skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)
+    return portrait.image * (1 - hole) + skin * hole
+
+
+def skin_tone(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
+    """The skin's smooth colour [3,H,W] in Lab, carried on over all that is not skin, and over hole [1,H,W]."""
+    return carried_on(srgb_to_lab(portrait.image), _sure_skin(portrait, face, hole))
+
+
+def carried_on(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """values [C,H,W] smoothed where known [1,H,W] is 1 and carried on from there, near ones first."""
+    total = (values * known).sum((1, 2), keepdim=True) / known.sum().clamp_min(1e-3)
+    for sigma in (0.25, 0.12, 0.06, 0.03, 0.015):
+        weight = _blur(known, sigma)
+        total = total + (_blur(values * known, sigma) / weight.clamp_min(1e-4) - total) * (weight / 0.25).clamp(0, 1)
+    return total
+
+
+def _sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
+    """Skin [1,H,W] of forehead, nose and upper cheeks, 0 or 1, away from hair, its shadow, eyes and brows."""
+    skin = torch.isin(portrait.label.long(), torch.tensor([CLASS["skin"], CLASS["nose"]], device=portrait.label.device))
+    near = dilate(torch.maximum(torch.maximum(face.hairy, hole.round()), 1 - skin.float()[None]), 0.016)
+    sure = (1 - near).clamp(0, 1) * (face.across.abs() < 0.8).float() * (face.up > -1.2).float()
+    return sure.round()
+
+
+def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Gaussian blur of [C,H,W] by `share` of the side."""
+    from kornia.filters import gaussian_blur2d
+
+    sigma = max(share * x.shape[-1], 0.3)
+    radius = min(max(1, round(2.5 * sigma)), x.shape[-1] - 1)
+    return gaussian_blur2d(x[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
 
 
 def _axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

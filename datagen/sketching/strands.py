@@ -87,8 +87,8 @@ def hair_palette(portrait: Portrait) -> HairPalette:
         highlight=_at_lightness(mean, slope, high),
         contrast=tuple(_deviation(band, core) for band in _bands(lab[:1], core)),  # type: ignore[arg-type]
         chroma_slope=slope.clamp(-0.6, 0.6),
-        # Coherence is 0.6 to 0.8 over straight hair, 0.25 to 0.5 over curls.
-        curl=float(((0.6 - (strength * core[0]).sum() / core.sum()) / 0.3).clamp(0, 1)),
+        # Coherence is 0.55 to 0.8 over straight hair, 0.25 to 0.45 over curls and where the hair is cropped.
+        curl=float(((0.52 - (strength * core[0]).sum() / core.sum()) / 0.25).clamp(0, 1)),
         core=core,
     )
 
@@ -135,8 +135,8 @@ def grow_hair(
     that is covered. palette: None takes the portrait's own hair, which raises SketchRefused where there is none.
     lock_share, strand_share: width of a lock and of a strand; lock_cover: locks over each point, under 1 leaves gaps
     between them; clumping in [0,1]: how far strands draw together at the tips; ragged in [0,1]: how differently long
-    they are; root_shadow in [0,1]: how much darker they begin; light [1,H,W]: lightness to add, in units of the own hair's
-    spread from shadow to highlight (None: none).
+    they are; root_shadow in [0,1]: how much darker they begin; light [1,H,W]: lightness to add, in units of the own
+    hair's spread from shadow to highlight (None: none).
     """
     palette = hair_palette(portrait) if palette is None else palette
     size = portrait.size_px
@@ -166,6 +166,21 @@ def shade_skin(
     # Skin shadows are warmer than grey: red light scatters under the surface.
     tint = torch.tensor([0.82, 1.0, 1.06]).to(image)[:, None, None]
     return ((image + 1) * (1 - strength * shadow * tint).clamp(0, 1)) - 1
+
+
+def strand_likeness(light: torch.Tensor, inside: torch.Tensor, flow: torch.Tensor, palette: HairPalette) -> float:
+    """How much lightness [1,H,W] over inside [1,H,W] looks like the palette's strands running along flow [2,H,W]: 1 like
+    them; 0 for flat paint, and for noise without direction."""
+    contrast = 1.0
+    for band, wanted in list(zip(_bands(light, inside), palette.contrast, strict=True))[1:]:
+        ratio = _deviation(band, inside) / max(wanted, 0.3)
+        contrast *= min(ratio, 1 / max(ratio, 1e-6)) ** 0.5
+    along, clear = _orientation(light, inside)
+    # Cosine of the doubled angle between strands and flow: 1 along it, 0 on average for any direction.
+    agreement = 2 * (along * flow).sum(0).square() - 1
+    weight = inside[0] * clear
+    aligned = float((agreement * weight).sum() / inside.sum().clamp_min(1e-6))
+    return contrast * min(max(aligned / 0.4, 0.0), 1.0)
 
 
 def _hair_core(portrait: Portrait) -> torch.Tensor:
@@ -259,7 +274,7 @@ def _coloured(
     near = _wide_blur(core, _NEAR_SIGMA)
     local = _wide_blur(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
     mean = palette.mean.to(lab)[:, None, None]
-    base = mean + (local - mean) * (near / (near + 0.15))
+    base = mean + (local - mean) * (near / (near + 0.06))
     # Where hair only begins to cover, contrast against the skin is contrast enough.
     inside = (alpha > 0.6).float()
     light = torch.zeros_like(alpha)

@@ -160,8 +160,8 @@ def _bent(guides: np.ndarray, lengths: np.ndarray, strokes: Strokes, rng: np.ran
     count, points = guides.shape[:2]
     u = np.linspace(0, 1, points)
     drift = 0.7 * rng.normal(size=(count, 1)) * u**1.5 + 0.25 * rng.normal(size=(count, 1)) * np.sin(np.pi * u)
-    turns = lengths[:, None] / (strokes.lock_px * rng.uniform(3.0, 5.0, (count, 1)))
-    waves = strokes.curl * 0.8 * np.sin(2 * np.pi * (turns * u + rng.random((count, 1)))) * np.minimum(1, 3 * u)
+    turns = lengths[:, None] / (strokes.lock_px * rng.uniform(3.5, 6.5, (count, 1)))
+    waves = strokes.curl * 0.7 * np.sin(2 * np.pi * (turns * u + rng.random((count, 1)))) * np.minimum(1, 3 * u)
     return guides + _normals(guides) * ((drift + waves) * strokes.lock_px)[..., None]
 
 
@@ -187,7 +187,9 @@ def _strands(
     drawn = drawn + 0.1 * np.sin(wave + 5 * u) * u
     lines = guides[:, None] + normal[:, None] * drawn[..., None] * 0.65 * width
     start = rng.random((count, per_lock)) * 0.12 * (strokes.ragged > 0)
-    end = 1 - strokes.ragged * rng.random((count, per_lock)) * (0.5 + np.abs(offset))
+    # Locks end at different lengths, and the strands of a lock the earlier the farther out they are.
+    uneven = rng.random((count, 1)) + rng.random((count, per_lock)) * (0.3 + np.abs(offset))
+    end = 1 - strokes.ragged * uneven.clip(0, 1.6)
     lines = _between(lines.reshape(-1, points, 2), start.reshape(-1), end.reshape(-1))
     extents = np.repeat(lengths, per_lock) * (end - start).reshape(-1)
     own = (light[:, None] + 0.9 * rng.normal(size=(count, per_lock)) - 0.5 * offset**2).reshape(-1)

@@ -1,0 +1,322 @@
+"""Bangs: a fringe in the person's own hair, of a style or in a region of the user's; or taken away.
+
+The sketch paints strands of the own hair's colour and texture that fall from the hairline over the forehead, with the
+soft shadow they throw; what is finer than the reference resolution is the sketch's own in the pair (sketch_detail).
+
+Figures of `measure` ("wanted" is where the sketch has put hair on what was not hair; for style "none", where it has
+taken it away):
+  coverage        share of the wanted region that is hair afterwards (none: that is free of it), by colour, and where
+                  hair and skin are too alike by the face analyser's matte; higher is better
+  coverage_gain   the same less what it was before the edit; 0 for an unchanged image
+  forehead_free   share of the rest of the forehead that has not become hair (none: and not ceased to be); higher
+  overspill       hair gained beside the wanted region, as a share of that region; 0 is perfect
+  texture         likeness of the contrast and direction of strands to the own hair's (none: of the contrast to the own
+                  skin's), 1 alike, 0 flat paint or noise
+  color_delta_e   CIEDE2000 between the mean colour in the wanted region and that of the sketch
+  degree          measured share of the full fringe's change (intensity 1), 0 none, 1 all of it
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import dilate, feather
+from stylepairs.datagen.sketching.foreheads import Forehead, continue_skin, forehead, skin_tone, usual_hairline
+from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
+from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
+from stylepairs.datagen.sketching.strands import (
+    grow_hair,
+    hair_palette,
+    own_flow,
+    shade_skin,
+    strand_likeness,
+    strand_rng,
+)
+
+# Squared Lab distance between hair and skin at which colour can half tell them apart.
+_TELLABLE = 150.0
+# Of the side: colours are compared smoothed by this much, so that single strands do not count.
+_COMPARE_SIGMA = 0.008
+
+
+class Params(BaseModel):
+    """Which fringe.
+
+    style: "none" takes bangs away; left and right are the subject's own, the side that the fringe is swept to. length:
+    how far down the forehead it reaches, 0 the hairline, 1 the brows, 1.2 the lids ("micro" takes half of it). density:
+    share of the skin under it that is covered. intensity: the degree, a fringe that has grown (or, for "none", been
+    taken away) to that share of its length. region: where to grow it instead, the whole of it: the path of a mask image
+    (white: hair; square, framed as the aligned crop), a polygon as [[x, y], ...] in shares of the crop, or the same as
+    text, "0.3,0.2 0.7,0.2 0.5,0.4"; in a recipe, where a list means choices, a polygon is one choice: [[[x, y], ...]].
+    seed: other strands.
+
+    Portraits are refused that have a hat over more than max_hat of the forehead, hair over less than min_hair_above of
+    the place that a fringe falls from, already hair over more than max_covered of where it would be; for "none", hair
+    over less than min_fringe of the forehead. reference_px: side of the downsampled sketch that reconstruction matches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    style: Literal["full", "side_left", "side_right", "curtain", "wispy", "micro", "none"] = "full"
+    length: float = Field(0.85, ge=0, le=1.2)
+    density: float = Field(1.0, ge=0, le=1)
+    intensity: float = Field(1.0, ge=0, le=1)
+    region: Region | None = None
+    seed: int = 0
+    max_hat: float = Field(0.1, ge=0, le=1)
+    min_hair_above: float = Field(0.5, ge=0, le=1)
+    max_covered: float = Field(0.6, ge=0, le=1)
+    min_fringe: float = Field(0.12, ge=0, le=1)
+    reference_px: int = Field(16, ge=4, le=256)
+
+    @field_validator("region")
+    @classmethod
+    def _usable_region(cls, value: Region | None) -> Region | None:
+        return None if value is None else checked_region(value)
+
+
+def sketch(portrait: Portrait, params: Params) -> Sketch:
+    """The portrait with the fringe painted on it, or without the one that it has.
+
+    Raises SketchRefused where there is no hair to learn from or to fall, a hat, or nothing to be done.
+    """
+    face = forehead(portrait)
+    if hat_share(portrait, face) > params.max_hat:
+        raise SketchRefused(
+            f"{portrait.name}: a hat covers the forehead (max_hat {params.max_hat:g}); no bangs to make"
+        )
+    if params.style == "none":
+        return _without_bangs(portrait, face, params)
+    return _with_bangs(portrait, face, params)
+
+
+def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+    """How much of the wanted fringe is there, where it should not be, and whether it is hair: the docstring's figures."""
+    face = forehead(portrait)
+    made = sketch(portrait, params)
+    full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
+    assert made.hair is not None and full.hair is not None
+    removed = params.style == "none"
+    before, after = (_compared(image) for image in (portrait.image, seen.after.image))
+    wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
+    had = _hairness(portrait, face, before, seen.before.hair, wanted_full)
+    has = _hairness(portrait, face, after, seen.after.hair, wanted_full)
+    gained = (had - has if removed else has - had).clamp(0, 1)
+    beside = dilate((made.edit_mask > 0.02).float(), 0.03) * (1 - dilate((wanted > 0.1).float(), 0.012))
+    beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
+    skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
+    rest = skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
+    reached = _mean(1 - has if removed else has, wanted)
+    colors = (_mean_color(_compared(image), wanted) for image in (made.image, seen.after.image))
+    return {
+        "coverage": reached,
+        "coverage_gain": reached - _mean(1 - had if removed else had, wanted),
+        "forehead_free": 1 - _mean((has - had).clamp(0, 1), rest) if float(rest.sum()) > 4 else 1.0,
+        "overspill": float((gained * beside).sum() / wanted.sum().clamp_min(1)),
+        "texture": _texture(portrait, face, seen, params, wanted),
+        "color_delta_e": float(delta_e_2000(*colors)),
+        "degree": _degree(before, after, _compared(full.image), wanted_full),
+    }
+
+
+def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
+    palette, rng = hair_palette(portrait), strand_rng(portrait, params.seed, "bangs")
+    fringe = _fringe(portrait, face, params, params.intensity)
+    _refuse_unusable(portrait, face, fringe, params)
+    wispy = fringe.gaps > 0
+    painted, alpha = grow_hair(
+        portrait,
+        fringe.region,
+        fringe.flow,
+        params.density * (0.6 if wispy else 1.0),
+        rng,
+        palette=palette,
+        lock_cover=0.9 if wispy else 3.0,
+        lock_share=0.02 if wispy else 0.017,
+        clumping=0.6 if wispy else 0.4,
+        ragged=0.22 if wispy else 0.14,
+        root_shadow=0.0,
+        light=fringe.light,
+    )
+    alpha = alpha * fringe.blend
+    own = feather(face.hairy, 0.004)
+    skin = shade_skin(portrait.image, alpha)
+    skin = portrait.image * own + skin * (1 - own)
+    image = skin * (1 - alpha) + painted * alpha
+    hair = torch.maximum(portrait.hair, alpha)
+    label = torch.where((alpha[0] > 0.5), CLASS["hair"], portrait.label.int()).to(torch.uint8)
+    return _made(portrait, params, image, alpha, label, hair)
+
+
+def _fringe(portrait: Portrait, face: Forehead, params: Params, grown: float) -> Fringe:
+    if params.region is not None:
+        return custom_fringe(portrait, face, region_mask(params.region, portrait), grown)
+    assert params.style != "none"
+    # Its own generator, so that the edge does not change with the strands.
+    rng = strand_rng(portrait, params.seed, "fringe")
+    return styled_fringe(portrait, face, params.style, params.length * grown, rng)
+
+
+def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params: Params) -> None:
+    if params.region is not None:
+        person = (portrait.label != CLASS["background"]).float()[None]
+        on_person = _mean(person, region_mask(params.region, portrait))
+        if on_person < 0.5:
+            raise SketchRefused(f"{portrait.name}: {100 * (1 - on_person):.0f} % of the region lies off the person")
+        return
+    above = (face.across.abs() < 0.6) & (face.up > face.hairline + 0.03) & (face.up < face.hairline + 0.22)
+    hairy = _mean(portrait.hair.clamp(0, 1), above.float())
+    if hairy < params.min_hair_above:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
+            f"(min_hair_above {100 * params.min_hair_above:g} %); no bangs to be had from it"
+        )
+    front = fringe.region * (face.up < face.hairline - 0.05) if params.intensity > 0 else torch.zeros_like(face.up)
+    # By what the parser saw as hair well below the hairline that is usual for this face.
+    usual = usual_hairline(face.across) * 0.95 * face.third_px / face.height_px
+    front = torch.maximum(front, fringe.region * (face.up < 0.7 * usual))
+    covered = _mean(face.hairy, front)
+    if covered > params.max_covered:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers {100 * covered:.0f} % of where the bangs would be "
+            f"(max_covered {100 * params.max_covered:g} %); there are bangs already"
+        )
+
+
+def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
+    rng = strand_rng(portrait, params.seed, "no bangs")
+    # The hairline that the fringe hides.
+    line = usual_hairline(face.across) * max(1.0, 0.95 * face.third_px / face.height_px)
+    zone = ((face.across.abs() < 0.86) & (face.up > 0.04) & (face.up < line)).float()
+    fringe = zone * torch.maximum(face.hairy, portrait.hair)
+    share = _mean(torch.maximum(face.hairy, portrait.hair), zone)
+    if share < params.min_fringe:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers {100 * share:.0f} % of the forehead "
+            f"(min_fringe {100 * params.min_fringe:g} %); no bangs to take away"
+        )
+    low = float(torch.quantile(face.up[fringe > 0.5], 0.02))
+    if (
+        low < 0.08
+        and _mean(face.hairy, ((face.across.abs() < 0.6) & (face.up < 0.04) & (face.up > -0.12)).float()) > 0.3
+    ):
+        raise SketchRefused(f"{portrait.name}: the fringe hides the brows; what is under it cannot be told")
+    # From its tips upwards.
+    uncovered = fringe * (face.up < low + params.intensity * (line - low)).float()
+    brows = ((portrait.label == CLASS["l_brow"]) | (portrait.label == CLASS["r_brow"])).float()[None]
+    hole = feather(dilate(uncovered, 0.012), 0.008) * (1 - feather(dilate(brows, 0.008), 0.004))
+    hole = hole * ((line - face.up) * face.height_px / 3 + 0.5).clamp(0, 1)
+    bare = continue_skin(portrait, face, hole, rng)
+    image, alpha = _regrown_hairline(portrait, face, bare, line, hole, rng)
+    hair = torch.maximum(portrait.hair * (1 - hole), alpha)
+    label = torch.where((hole[0] > 0.5) & (alpha[0] < 0.5), CLASS["skin"], portrait.label.int()).to(torch.uint8)
+    return _made(portrait, params, image, torch.maximum(hole, alpha), label, hair)
+
+
+def _regrown_hairline(
+    portrait: Portrait, face: Forehead, bare: torch.Tensor, line: torch.Tensor, hole: torch.Tensor, rng
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Short hair that grows up from the line into the own hair, so that the bared skin does not end in a cut."""
+    edge = ((face.up - line) * face.height_px / (0.06 * face.height_px + 1) + 1).clamp(0, 1)
+    near = feather(dilate((hole > 0.5).float(), 0.03), 0.012)
+    region = edge * (1 - ((face.up - line) / 0.35).clamp(0, 1)) * near
+    painted, alpha = grow_hair(
+        portrait,
+        region,
+        own_flow(portrait),
+        0.95,
+        rng,
+        length_share=0.4 * face.height_px / portrait.size_px,
+        ragged=0.4,
+    )
+    alpha = alpha * region.clamp(0, 1) ** 0.5
+    return shade_skin(bare, alpha, 0.15) * (1 - alpha) + painted * alpha, alpha
+
+
+def _made(
+    portrait: Portrait,
+    params: Params,
+    image: torch.Tensor,
+    painted: torch.Tensor,
+    label: torch.Tensor,
+    hair: torch.Tensor,
+) -> Sketch:
+    """The sketch of an image that differs from the portrait where painted [1,H,W] is, and softly around it."""
+    # What shadow there is counts as edited in full from a fortieth of the range.
+    differs = ((image - portrait.image).abs().amax(0, keepdim=True) - 0.004).clamp(0) / 0.05
+    edit = torch.maximum(painted, feather(differs.clamp(0, 1), 0.006))
+    edit = torch.where(edit < 0.01, 0.0, edit).clamp(0, 1)
+    image = portrait.image + (image - portrait.image) * (edit / 0.05).clamp(0, 1)
+    return Sketch(
+        image=image.clamp(-1, 1),
+        edit_mask=edit,
+        keep_mask=1 - torch.maximum(feather(dilate(edit, 0.03), 0.01), edit).clamp(0, 1),
+        reference_px=min(params.reference_px, portrait.size_px),
+        sketch_detail=1.0,
+        label=label,
+        hair=hair.clamp(0, 1),
+    )
+
+
+def _changed(portrait: Portrait, made: Sketch, removed: bool) -> torch.Tensor:
+    """Where the sketch has put hair on what was not hair, or taken it away [1,H,W]."""
+    assert made.hair is not None
+    own = torch.maximum(portrait.hair, (portrait.label == CLASS["hair"]).float()[None])
+    return ((own - made.hair) if removed else (made.hair - own)).clamp(0, 1)
+
+
+def _compared(image: torch.Tensor) -> torch.Tensor:
+    """Lab, smoothed so that single strands do not count."""
+    from kornia.filters import gaussian_blur2d
+
+    sigma = max(0.5, _COMPARE_SIGMA * image.shape[-1])
+    size = 2 * max(1, round(3 * sigma)) + 1
+    return gaussian_blur2d(srgb_to_lab(image)[None], (size, size), (sigma, sigma))[0]
+
+
+def _hairness(
+    portrait: Portrait, face: Forehead, lab: torch.Tensor, matte: torch.Tensor, hole: torch.Tensor
+) -> torch.Tensor:
+    """How much each pixel [1,H,W] is hair: nearer to the own hair's colours than to the skin's, or by the matte where
+    the two are too alike."""
+    palette, skin = hair_palette(portrait), skin_tone(portrait, face, hole)
+    low, high = (color.to(lab)[:, None, None] for color in (palette.shadow, palette.highlight))
+    axis = high - low
+    at = (((lab - low) * axis).sum(0, keepdim=True) / axis.square().sum().clamp_min(1.0)).clamp(0, 1)
+    from_hair = (lab - low - at * axis).norm(dim=0, keepdim=True)
+    from_skin = (lab - skin).norm(dim=0, keepdim=True)
+    by_color = from_skin.square() / (from_skin.square() + from_hair.square()).clamp_min(1.0)
+    apart = (skin - palette.mean.to(lab)[:, None, None]).square().sum(0, keepdim=True)
+    trust = apart / (apart + _TELLABLE)
+    return trust * by_color + (1 - trust) * matte
+
+
+def _texture(portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor) -> float:
+    core = (wanted > 0.6).float()
+    if float(core.sum()) < 4:
+        return 1.0
+    light = srgb_to_lab(seen.after.image)[:1]
+    if params.style == "none":
+        return 1.0
+    fringe = _fringe(portrait, face, params, params.intensity)
+    return strand_likeness(light, core, fringe.flow, hair_palette(portrait))
+
+
+def _degree(before: torch.Tensor, after: torch.Tensor, full: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How far the colours [3,H,W] have gone from `before` to `full`, over the wanted region [1,H,W]."""
+    way = (full - before) * wanted.clamp(0, 1)
+    return float(((after - before) * way).sum() / (way * (full - before)).sum().clamp_min(1e-6))
+
+
+def _mean(x: torch.Tensor, weight: torch.Tensor) -> float:
+    return float((x * weight).sum() / weight.sum().clamp_min(1e-6))
+
+
+def _mean_color(lab: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (lab * weight).sum((1, 2), keepdim=True) / weight.sum().clamp_min(1e-6)
