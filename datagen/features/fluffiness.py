@@ -1,0 +1,363 @@
+"""Fluffiness: hair with more (or less) volume at the crown, the sides or both, its outline pushed out from the face.
+
+The hair is a layer of its own over the continued background (I = P + (1 - a) B with P = I - (1 - a) B, so that a layer
+that is not moved gives the photo back exactly). The layer is warped along rays from the face: nothing moves at the
+hairline, everything at the outline, and the strands in between are gently stretched, never more than they bear.
+
+Figures of `measure` (along rays on which the picture shows where the outline was and where it is to be):
+  outline_gained   how far the outline moved out, as a share of the head's width; negative: in
+  reached          the same as a share of what was wanted at this intensity; 1 is all of it
+  degree           the same as a share of what intensity 1 would move, 0 none, 1 all the way
+  unevenness       spread along the outline of `reached`, sector by sector; 0 is even
+  halo_delta_e     mean CIEDE2000 between the background just outside the new outline and that of the photo, or its
+                   continuation where it was hidden; 0 is clean
+  rim_gap          how much more background shines through within the new rim than did within the old one: old rims and
+                   double outlines; share in [0,1], 0 is none
+  face_moved       share of the face that changed visibly (CIEDE2000 over 2); 0 is perfect
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.features.hair_color import face_below_brows, hair_matte, unsure_share
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
+from stylepairs.datagen.sketching.background import continue_background
+from stylepairs.datagen.sketching.flyaways import loose_strands
+from stylepairs.datagen.sketching.hair_outline import (
+    HairOutline,
+    hair_outline,
+    head_width_px,
+    outline_flow,
+    sample_rays,
+)
+from stylepairs.datagen.sketching.strands import strand_rng
+from stylepairs.datagen.sketching.warp import warp_image
+
+# Of the hair's thickness between hairline and outline: how far it may be stretched, and how far pressed together.
+_MAX_STRETCH = 0.5
+_MAX_PRESS = 0.35
+# Of the side: width of the soft edge of hair; of the rim that is looked at for gaps, and of the ring outside for halos.
+_EDGE = 0.015
+_RIM = 0.05
+_RING = 0.03
+# Of the side: around the hair, what is not to be taken for background, because hair shines through it.
+_TAINTED = 0.008
+# How opaque a loose strand is.
+_LOOSE = 0.65
+_HEAD_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth")
+
+
+class Params(BaseModel):
+    """How the hair's outline moves.
+
+    volume: share of the head's width (ear to ear) by which the outline is pushed out; negative: flatter hair. where:
+    crown (above the temples), sides, or both. intensity: the degree, 0 unchanged, 1 the whole volume. seed: of the
+    loose strands at the new outline. reference_px: side of the downsampled sketch that reconstruction matches.
+
+    Portraits are refused that wear a hat, have hair on less than min_hair_share of the crop, or a matte that is not to
+    be trusted: over more than max_on_face of the face below the brows, or with more than max_unsure half-transparent
+    pixels for each that is hair. Likewise where hair borders on background along less than min_free of the outline, is
+    too thin to follow by min_reach of the volume, or less than min_visible of the new outline is in the picture.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    volume: float = Field(0.1, ge=-0.1, le=0.25)
+    where: Literal["crown", "sides", "both"] = "both"
+    intensity: float = Field(1.0, ge=0, le=1)
+    seed: int = Field(0, ge=0)
+    min_hair_share: float = Field(0.03, ge=0, lt=1)
+    max_on_face: float = Field(0.15, ge=0, le=1)
+    max_unsure: float = Field(0.65, ge=0)
+    min_free: float = Field(0.4, ge=0, le=1)
+    min_reach: float = Field(0.6, ge=0, le=1)
+    min_visible: float = Field(0.4, ge=0, le=1)
+    reference_px: int = Field(16, ge=4, le=256)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """matte [1,H,W] and outline as they are; moved [K]: pixels by which the outline moves at intensity 1; counted [K]:
+    how much each ray counts, 0 where the picture does not show the change."""
+
+    matte: torch.Tensor
+    outline: HairOutline
+    moved: torch.Tensor
+    counted: torch.Tensor
+
+
+def sketch(portrait: Portrait, params: Params) -> Sketch:
+    """The portrait with its hair's outline moved over the continued background.
+
+    Raises SketchRefused where there is no hair to move, or no room to move it into.
+    """
+    plan = _plan(portrait, params)
+    _refuse_unusable(portrait, plan, params)
+    flow = outline_flow(plan.outline, params.intensity * plan.moved, portrait.size_px)
+    behind = _background(portrait.image, portrait, plan.matte)
+    layer = portrait.image - (1 - plan.matte) * behind
+    shown = _from_within(flow)  # what would come from beyond the picture is nothing rather than its mirror image
+    matte = warp_image(plan.matte, flow).clamp(0, 1) * shown
+    image = warp_image(layer, flow) * shown + (1 - matte) * behind
+    loose = _loose_strands(portrait, plan, params)
+    image = image + loose * (_hair_color(portrait.image, plan.matte) - image)
+    matte = torch.maximum(matte, loose)
+    mask = _edit_mask(plan.matte, matte, flow)
+    return Sketch(
+        image=(portrait.image + mask * (image - portrait.image)).clamp(-1, 1),
+        edit_mask=mask,
+        keep_mask=1 - feather(dilate(mask, _EDGE), _EDGE / 2).maximum(mask),
+        reference_px=min(params.reference_px, portrait.size_px),
+        sketch_detail=1.0,
+        label=_label(portrait, matte),
+        hair=matte,
+    )
+
+
+def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+    """How far the outline moved and how cleanly: the figures of the file's docstring."""
+    plan = _plan(portrait, params)
+    lines = _read_rays(portrait, seen, plan)
+    now = params.intensity * plan.moved
+    wanted = float(_mean(plan.moved.abs(), plan.counted)) or 1.0
+    sign = -1.0 if params.volume < 0 else 1.0
+    degree = sign * _mean(lines.gained, plan.counted) / wanted
+    figures = {
+        "outline_gained": _mean(lines.gained, plan.counted) / head_width_px(portrait),
+        "reached": degree / max(params.intensity, 1e-3),
+        "degree": degree,
+        "unevenness": _unevenness(lines.gained, plan),
+        "halo_delta_e": lines.halo(now, plan.counted),
+        "rim_gap": lines.rim_gap(now, plan.counted),
+        "face_moved": _face_moved(portrait, seen, plan.matte),
+    }
+    return {name: float(value) for name, value in figures.items()}
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """What is read along the rays [K,R]: offsets [R] from the old outline and side, in pixels; hair before and after in
+    [0,1]; deviation: CIEDE2000 between after and the background; gained [K]: pixels of hair won outwards."""
+
+    offsets: torch.Tensor
+    size_px: int
+    before: torch.Tensor
+    after: torch.Tensor
+    deviation: torch.Tensor
+    gained: torch.Tensor
+
+    def halo(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        outside = self._between(moved, _EDGE, _EDGE + _RING) * counted[:, None]
+        return _mean(self.deviation, outside)
+
+    def rim_gap(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        old, new = (self._between(edge, -_EDGE - _RIM, -_EDGE) for edge in (torch.zeros_like(moved), moved))
+        gap_old = ((1 - self.before) * old).sum(1) / old.sum(1).clamp_min(1)
+        gap_new = ((1 - self.after) * new).sum(1) / new.sum(1).clamp_min(1)
+        return _mean((gap_new - gap_old).clamp_min(0), counted)
+
+    def _between(self, moved: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        beyond = self.offsets - moved[:, None]
+        return ((beyond > low * self.size_px) & (beyond <= high * self.size_px)).float()
+
+
+def _plan(portrait: Portrait, params: Params) -> _Plan:
+    matte = hair_matte(portrait)
+    outline = hair_outline(portrait, matte)
+    weight = _where(outline.angles, params.where) * outline.free
+    thickness = outline.thickness
+    wanted = params.volume * head_width_px(portrait) * weight
+    moved = torch.minimum(torch.maximum(wanted, -_MAX_PRESS * thickness), _MAX_STRETCH * thickness)
+    if params.volume < 0:
+        # What lies beyond the picture cannot be drawn into it.
+        moved = moved * _along(outline.visible).square()
+    moved = _along(moved)
+    shown = outline.outer + moved.clamp_min(0) + _EDGE * portrait.size_px < outline.room
+    return _Plan(matte, outline, moved, weight * outline.visible * shown)
+
+
+def _where(angles: torch.Tensor, where: str) -> torch.Tensor:
+    """How much each ray takes part [K]: the crown ends above the temples, the sides below the ears."""
+    at = angles.abs()
+    crown, sides = 1 - _step(at, 40, 80), _step(at, 30, 70) * (1 - _step(at, 105, 140))
+    return {"crown": crown, "sides": sides, "both": 1 - _step(at, 105, 140)}[where]
+
+
+def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
+    name, outline = portrait.name, plan.outline
+    hat = float((portrait.label == CLASS["hat"]).float().mean())
+    if hat > 0.01:
+        raise SketchRefused(f"{name}: wears a hat ({100 * hat:.0f} % of the crop); its hair cannot be made fluffier")
+    share = float((plan.matte > 0.5).float().mean())
+    if share < params.min_hair_share:
+        raise SketchRefused(
+            f"{name}: hair covers only {100 * share:.1f} % of the crop "
+            f"(min_hair_share {100 * params.min_hair_share:g} %)"
+        )
+    face = face_below_brows(portrait)
+    on_face = float(_mean(plan.matte, face))
+    if on_face > params.max_on_face:
+        raise SketchRefused(
+            f"{name}: the hair matte covers {100 * on_face:.0f} % of the face "
+            f"(max_on_face {100 * params.max_on_face:g} %); the matte is wrong"
+        )
+    unsure = unsure_share(portrait.hair)
+    if unsure > params.max_unsure:
+        raise SketchRefused(
+            f"{name}: {unsure:.2f} unsure pixels of the hair matte for each that is hair "
+            f"(max_unsure {params.max_unsure:g}); the hair cannot be told from the rest"
+        )
+    asked = _where(outline.angles, params.where)
+    free = asked * outline.free
+    if free.sum() < params.min_free * asked.sum():
+        raise SketchRefused(
+            f"{name}: hair borders on background along only {100 * float(free.sum() / asked.sum()):.0f} % "
+            f"of the outline (min_free {100 * params.min_free:g} %)"
+        )
+    reach = float(plan.moved.abs().sum() / (abs(params.volume) * head_width_px(portrait) * free).sum().clamp_min(1e-6))
+    if params.volume != 0 and reach < params.min_reach:
+        raise SketchRefused(
+            f"{name}: the hair is too thin: it could follow only {100 * reach:.0f} % of the volume "
+            f"(min_reach {100 * params.min_reach:g} %)"
+        )
+    visible = float(plan.counted.sum() / free.sum().clamp_min(1e-6))
+    if visible < params.min_visible:
+        raise SketchRefused(
+            f"{name}: no room: only {100 * visible:.0f} % of the new outline would be in the picture "
+            f"(min_visible {100 * params.min_visible:g} %)"
+        )
+
+
+def _background(image: torch.Tensor, portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
+    """The image [3,H,W] without the head: its surroundings continued behind hair and face."""
+    head = torch.maximum(class_region(portrait, _HEAD_CLASSES, 0.0), (matte > 0.02).float())
+    return continue_background(image, dilate(head, _TAINTED))
+
+
+def _from_within(flow: torch.Tensor) -> torch.Tensor:
+    """[1,H,W]: 1 where a pixel comes from within the picture, 0 where from a pixel or more beyond it."""
+    size = flow.shape[-1]
+    at = torch.arange(size).float()
+    x, y = at + flow[0], at[:, None] + flow[1]
+    beyond = torch.stack([-x, -y, x - (size - 1), y - (size - 1)]).amax(0, keepdim=True)
+    return (1 - beyond).clamp(0, 1)
+
+
+def _loose_strands(portrait: Portrait, plan: _Plan, params: Params) -> torch.Tensor:
+    """[1,H,W]: how much the strands cover that a fuller hair lets loose; none for flatter hair."""
+    most = 0.1 * head_width_px(portrait)
+    amount = (plan.moved / most).clamp(0, 1)
+    loose = loose_strands(
+        plan.outline,
+        params.intensity * plan.moved,
+        amount,
+        portrait.size_px,
+        strand_rng(portrait, params.seed, "loose"),
+    )
+    return params.intensity * _LOOSE * loose
+
+
+def _edit_mask(before: torch.Tensor, after: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """[1,H,W]: hair that moves, where it was and where it is, and its soft edges; 0 where nothing moves."""
+    moves = (flow.norm(dim=0, keepdim=True) / 0.5).clamp(0, 1)
+    hair = dilate((torch.maximum(before, after) > 0.02).float(), _EDGE)
+    return feather(hair * moves, _EDGE / 3) * (dilate(moves, 0.004) > 0)
+
+
+def _label(portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
+    """The label map [H,W]: hair where there is some now that was not, background where hair has gone."""
+    label = portrait.label.clone()
+    free = torch.isin(label, torch.tensor([CLASS[name] for name in ("background", "cloth", "neck")]))
+    label[free & (matte[0] > 0.5)] = CLASS["hair"]
+    label[(portrait.label == CLASS["hair"]) & (portrait.hair[0] > 0.5) & (matte[0] < 0.5)] = CLASS["background"]
+    return label
+
+
+def _read_rays(portrait: Portrait, seen: Seen, plan: _Plan) -> _Lines:
+    size, outline = portrait.size_px, plan.outline
+    before, after = seen.before.resized(size), seen.after.resized(size)
+    behind = _background(before.image, portrait, plan.matte)
+    hair = _hair_color(before.image, plan.matte)
+    axis = hair - behind
+    length2 = axis.square().sum(0, keepdim=True)
+    # Colours closer than a tenth of the range (0.04 = 0.2^2 in [-1,1]) do not tell hair from the rest: there, the
+    # analyser's mattes do.
+    told = length2 / (length2 + 0.04)
+
+    def hairness(half: Portrait) -> torch.Tensor:
+        share = (((half.image - behind) * axis).sum(0, keepdim=True) / length2.clamp_min(1e-4)).clamp(0, 1)
+        return told * share + (1 - told) * half.hair
+
+    deviation = delta_e_2000(srgb_to_lab(behind), srgb_to_lab(after.image))[None]
+    reach = float(plan.moved.abs().max())
+    step = max(0.5, 0.004 * size)
+    offsets = torch.arange(-reach - (_RIM + _EDGE) * size, reach + (_RING + _EDGE) * size, step)
+    radii = (outline.outer[:, None] + offsets).maximum(outline.inner[:, None])
+    maps = torch.cat([hairness(before), hairness(after), deviation])
+    old, new, deviation = sample_rays(maps, outline.centre, outline.angles, radii)
+    window = ((offsets > -reach - _EDGE * size) & (offsets < reach + _EDGE * size)).float()
+    gained = ((new - old) * window).sum(1) * step
+    return _Lines(offsets, size, old, new, deviation, gained)
+
+
+def _hair_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
+    """The hair's colour nearby [3,H,W], carried on beyond it."""
+    core = 1 - dilate((matte < 0.9).float(), _TAINTED)
+    core = core if core.sum() > 0 else matte
+    total = weight = torch.zeros(())
+    for share, trust in ((0.03, 1.0), (0.1, 1e-2), (0.3, 1e-5)):
+        total = total + trust * _blur(image * core, share)
+        weight = weight + trust * _blur(core, share)
+    return total / weight.clamp_min(1e-9)
+
+
+def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    """Standard deviation of the share reached, over sectors of about ten degrees, where much was to move."""
+    sector = torch.arange(len(gained)) // 8
+    count = int(sector.max()) + 1
+    weight = plan.counted * (plan.moved.abs() > 0.5 * plan.moved.abs().max())
+    won, asked, total = (
+        torch.zeros(count).index_add(0, sector, values * weight)
+        for values in (gained, plan.moved, torch.ones_like(gained))
+    )
+    share = won / torch.where(asked.abs() > 1e-6, asked, 1.0)
+    return _mean((share - _mean(share, total)).square(), total).sqrt()
+
+
+def _face_moved(portrait: Portrait, seen: Seen, matte: torch.Tensor) -> torch.Tensor:
+    before, after = (half.resized(portrait.size_px).image for half in (seen.before, seen.after))
+    changed = delta_e_2000(srgb_to_lab(before), srgb_to_lab(after))[None] > 2
+    return _mean(changed.float(), face_region(portrait, 0.0) * (dilate(matte, 0.02) < 0.02))
+
+
+def _along(values: torch.Tensor) -> torch.Tensor:
+    """values [K] along the outline, smoothed over about eight degrees."""
+    kernel = torch.exp(-0.5 * (torch.arange(-16, 17) / 6.5) ** 2)
+    padded = torch.nn.functional.pad(values[None, None], (16, 16), mode="replicate")
+    return torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])[0, 0]
+
+
+def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def _step(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Smoothstep from 0 at low to 1 at high."""
+    t = ((values - low) / (high - low)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
+    from kornia.filters import gaussian_blur2d
+
+    sigma = share * x.shape[-1]
+    size = 2 * min(int(3 * sigma) + 1, x.shape[-1] - 1) + 1
+    return gaussian_blur2d(x[None], (size, size), (sigma, sigma))[0]
