@@ -73,7 +73,7 @@ def warp_points(points: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     field = torch.cat([flow, _jacobian(flow).flatten(0, 1)])  # [6,H,W]: flow and the four entries of I + its gradient
     moved = points.clone()
     for _ in range(12):
-        at = _at(field, moved)
+        at = read_at(field, moved)
         residual = moved + at[:, :2] - points
         step = torch.linalg.solve(at[:, 2:].reshape(-1, 2, 2), residual)
         longest = 0.1 * flow.shape[-1]
@@ -115,6 +115,12 @@ def jacobian_determinant(flow: torch.Tensor) -> torch.Tensor:
     """det of the backward map x + flow(x) [1,H,W]: over 1 the picture shrinks there, under 1 it grows, 0 is a fold."""
     (a, b), (c, d) = _jacobian(flow)
     return (a * d - b * c)[None]
+
+
+def read_at(field: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """field [C,H,W] read bilinearly at points [K,2] -> [K,C]."""
+    grid = (points * (2 / (field.shape[-1] - 1)) - 1)[None, :, None]
+    return F.grid_sample(field[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, :, 0].T
 
 
 def _least_squares(nodes: np.ndarray, p: np.ndarray, q: np.ndarray, rigid: bool) -> np.ndarray:
@@ -178,9 +184,3 @@ def _sampled(image: torch.Tensor, flow: torch.Tensor, mode: str) -> torch.Tensor
     place = torch.stack([at.expand(size, size), at[:, None].expand(size, size)]) + flow
     grid = (place * (2 / (size - 1)) - 1).permute(1, 2, 0)[None]
     return F.grid_sample(image[None], grid, mode=mode, padding_mode="reflection", align_corners=True)[0]
-
-
-def _at(field: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """field [C,H,W] read bilinearly at points [K,2] -> [K,C]."""
-    grid = (points * (2 / (field.shape[-1] - 1)) - 1)[None, :, None]
-    return F.grid_sample(field[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, :, 0].T

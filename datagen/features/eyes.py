@@ -1,0 +1,229 @@
+"""Eyes: larger or smaller by a share, and the crease of the upper lid drawn or softened.
+
+Size scales each eye about its middle, whole between the lids and fading to nothing at the brow, the bridge of the nose
+and the cheek (local scaling, Gustafson 1993). The crease is a soft line that follows the upper lid, put where the photo
+has one already if it has; its strength darkens it, or fills it with the skin beside it.
+
+Figures of `measure`:
+  degree           how far the image went along this very edit, 0 as before, 1 the full change (see sketching.matching)
+  degree_error     distance of `degree` from the intensity asked for; the figure to gate on
+  explained        share of the change that this edit accounts for, in [0,1]; low for any other change
+  eye_grown        by the landmarks found: growth of the eyes' mean width and opening, as a share; signed, noisy
+  crease_darkened  how much darker the crease became against the lid and the skin above, in image units; signed
+  still_shift      by the landmarks found: mean shift of brows, nose and mouth, in eye distances; 0 is perfect
+  detail_kept      fine texture in the region after / in the photo edited without a generator; under 1 is smeared
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.sketching.curves import smooth_curve, soft_line
+from stylepairs.datagen.sketching.face_frame import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, FaceFrame
+from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
+from stylepairs.datagen.sketching.warp import changed_region, read_at, unfolded, warp_image
+from stylepairs.datagen.sketching.warped import warped_sketch
+
+# Reach of the scaling across and down, in half eye widths: all of it inside the first ellipse, none outside the second.
+_WHOLE, _NONE = (1.0, 0.6), (1.9, 1.45)
+# Of half an eye's width: where a crease can lie above the lid's edge, where it is drawn if there is none, its width.
+_CREASE_FROM, _CREASE_TO, _CREASE_USUAL, _CREASE_WIDTH = 0.22, 0.62, 0.36, 0.13
+# Second difference of lightness above which there is a crease; darkening of red, green and blue at a strength of 1.
+_CREASE_SEEN = 0.06
+_CREASE_TONE = (0.36, 0.44, 0.44)
+# The side at which glasses are looked for: what tells them was measured there.
+_LOOK_PX = 128
+
+Side = Literal["both", "left", "right"]
+
+
+class Params(BaseModel):
+    """What to do with the eyes.
+
+    size: share by which they grow (negative: shrink). crease: strength of the upper lid's crease, 1 a marked one more,
+    -1 what there is smoothed away. side: the subject's. intensity: the degree, 0 none of it, 1 all. Refused are eyes
+    that open by less than min_opening of their width, or that the label map does not see, and glasses: an edge across
+    the bridge of the nose of more than max_bridge_edge, in image units. reference_px: side of the downsampled sketch
+    that reconstruction matches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: float = Field(0.15, ge=-0.15, le=0.3)
+    crease: float = Field(0.0, ge=-1, le=1)
+    side: Side = "both"
+    intensity: float = Field(1.0, ge=0, le=1)
+    min_opening: float = Field(0.16, ge=0)
+    max_bridge_edge: float = Field(0.13, ge=0)
+    reference_px: int = Field(64, ge=4, le=256)
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Params:
+        if self.size == self.crease == 0:
+            raise ValueError("size and crease are both 0; ask for one of them")
+        return self
+
+
+def sketch(portrait: Portrait, params: Params) -> Sketch:
+    """The portrait with its eyes scaled and their creases drawn.
+
+    Raises SketchRefused for closed or hidden eyes and for glasses.
+    """
+    _refuse_unusable(portrait, params)
+    full, crease = _full_flow(portrait, params), _creases(portrait, params)
+    flow = params.intensity * full
+    image = _edited(portrait.image, full, crease, params, params.intensity)
+    painted = warp_image((20 * crease).clamp(0, 1), flow).clamp(0, 1) * (params.intensity > 0 and params.crease != 0)
+    return warped_sketch(portrait, image, flow, painted, params.reference_px)
+
+
+def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+    """How far the eyes were changed and what it cost: the figures of the file's docstring."""
+    portrait = portrait.resized(seen.before.size_px)
+    flow, crease = _full_flow(portrait, params), _creases(portrait, params)
+    before, after = seen.before.image, seen.after.image
+    region = torch.maximum(changed_region(flow), crease * (params.crease != 0))
+    match = match_degree(before, after, partial(_edited, before, flow, crease, params), region)
+    shift = seen.after.points68 - seen.before.points68
+    still = torch.cat([shift[BROWS], shift[NOSE], shift[MOUTH]])
+    moved = warp_image(crease, params.intensity * flow)
+    return {
+        "degree": match.degree,
+        "degree_error": abs(match.degree - params.intensity),
+        "explained": match.explained,
+        "eye_grown": _eye_size(seen.after.points68, params.side) / _eye_size(seen.before.points68, params.side) - 1,
+        "crease_darkened": _line_contrast(before, crease) - _line_contrast(after, moved),
+        "still_shift": float(still.norm(dim=-1).mean() / FaceFrame.of(seen.before.points68).eyes_px),
+        "detail_kept": detail_ratio(_edited(before, flow, crease, params, params.intensity), after, region),
+    }
+
+
+def _edited(
+    image: torch.Tensor, flow: torch.Tensor, crease: torch.Tensor, params: Params, degree: float
+) -> torch.Tensor:
+    """image [3,H,W] with `degree` of the full change; below 0 and beyond 1 it is carried on."""
+    strength = params.crease * degree * crease
+    tone = torch.tensor(_CREASE_TONE).to(image)[:, None, None]
+    if params.crease > 0:
+        image = (image + 1) * (1 - tone * strength) - 1
+    elif params.crease < 0:
+        # Filled by what is beside it: the line's own darkness against a blur several times as wide is taken away.
+        image = image + (image - blurred(image, 0.016)).clamp_max(0) * strength
+    return warp_image(image.clamp(-1, 1), degree * flow)
+
+
+def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
+    """The flow [2,H,W] of the whole change."""
+    size_px, points = portrait.size_px, portrait.points68
+    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
+    place = torch.stack([at.expand(size_px, size_px), at[:, None].expand(size_px, size_px)], -1)
+    flow = torch.zeros(2, size_px, size_px).to(portrait.image)
+    for eye in _eyes(params.side):
+        middle, across, down, half = _eye_frame(points, eye)
+        offset = place - middle
+        x, y = offset @ across / half, offset @ down / half
+        inner = (x / _WHOLE[0]).square() + (y / _WHOLE[1]).square()
+        outer = (x / _NONE[0]).square() + (y / _NONE[1]).square()
+        # From 1 on the inner ellipse to 0 on the outer, along every ray from the middle.
+        t = ((1 - outer.sqrt()) / (inner.sqrt() - outer.sqrt()).clamp_min(1e-6)).clamp(0, 1)
+        weight = t * t * (3 - 2 * t)
+        flow = flow - (params.size / (1 + params.size) * weight)[..., None].mul(offset).permute(2, 0, 1)
+    return unfolded(flow)
+
+
+def _creases(portrait: Portrait, params: Params) -> torch.Tensor:
+    """[1,H,W] in [0,1]: soft lines along the upper lids' creases."""
+    lines = torch.zeros_like(portrait.hair)
+    if params.crease == 0:
+        return lines
+    light = blurred(portrait.image, 0.004).mean(0, keepdim=True)
+    for eye in _eyes(params.side):
+        _, _, down, half = _eye_frame(portrait.points68, eye)
+        lid = smooth_curve(portrait.points68[eye][:4], 13)
+        offset = _crease_offset(light, lid, down, half)
+        # Closer to the lid at the corners, where creases run into it.
+        rise = torch.tensor([0.55, 0.9, 1.0, 1.0, 0.9, 0.6]).to(lid)[:, None] * offset * half
+        curve = smooth_curve(portrait.points68[eye][:4], 6) - rise * down
+        lines = torch.maximum(lines, soft_line(portrait.size_px, curve, _CREASE_WIDTH * half, taper=0.3))
+    return lines
+
+
+def _crease_offset(light: torch.Tensor, lid: torch.Tensor, down: torch.Tensor, half: float) -> float:
+    """How far above the lid [K,2] the darkest line along it lies in light [1,H,W], in half eye widths."""
+    offsets = torch.arange(_CREASE_FROM - 0.12, _CREASE_TO + 0.13, 0.04).to(lid)
+    inner = lid[3:-3]
+    profile = torch.stack([read_at(light, inner - offset * half * down).mean() for offset in offsets])
+    bend = profile[:-6] + profile[6:] - 2 * profile[3:-3]
+    best = int(bend.argmax())
+    return float(offsets[3 + best]) if float(bend[best]) > _CREASE_SEEN else _CREASE_USUAL
+
+
+def _eye_frame(points: torch.Tensor, eye: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Middle [2], unit vectors from corner to corner and down, and half the width of an eye."""
+    corners = points[eye][0], points[eye][3]
+    half = float((corners[1] - corners[0]).norm().clamp_min(1e-3)) / 2
+    across = (corners[1] - corners[0]) / (2 * half)
+    return points[eye].mean(0), across, torch.stack([-across[1], across[0]]), half
+
+
+def _eyes(side: Side) -> list[slice]:
+    return {"both": [RIGHT_EYE, LEFT_EYE], "right": [RIGHT_EYE], "left": [LEFT_EYE]}[side]
+
+
+def _opening(points: torch.Tensor, eye: slice) -> float:
+    """The opening of the lids as a share of the eye's width."""
+    p = points[eye]
+    return float(((p[1] - p[5]).norm() + (p[2] - p[4]).norm()) / 2 / (p[3] - p[0]).norm().clamp_min(1e-6))
+
+
+def _eye_size(points: torch.Tensor, side: Side) -> float:
+    """Mean over the eyes of the geometric mean of width and opening, in pixels."""
+    sizes = [float((points[eye][3] - points[eye][0]).norm()) * _opening(points, eye) ** 0.5 for eye in _eyes(side)]
+    return max(sum(sizes) / len(sizes), 1e-6)
+
+
+def _line_contrast(image: torch.Tensor, line: torch.Tensor) -> float:
+    """Lightness on the line [1,H,W] less that beside it; 0 where there is none."""
+    if float(line.sum()) < 1e-3:
+        return 0.0
+    beside = (blurred(line, 0.02) - line).clamp_min(0)
+    light = image.mean(0, keepdim=True)
+    return float((light * line).sum() / line.sum() - (light * beside).sum() / beside.sum().clamp_min(1e-6))
+
+
+def _bridge_edge(portrait: Portrait) -> float:
+    """The strongest edge across the bridge of the nose, in image units: glasses have one there, faces have not."""
+    small = portrait.resized(_LOOK_PX)
+    frame = FaceFrame.of(small.points68)
+    y, x = torch.meshgrid(torch.linspace(-0.3, 0.35, 41), torch.linspace(-0.1, 0.1, 9), indexing="ij")
+    place = frame.pixels(torch.stack([x, y], -1).reshape(-1, 2).to(small.points68))
+    light = read_at(small.image.mean(0, keepdim=True), place).reshape(41, 9)
+    return float((light[2:] - light[:-2]).mean(1).abs().max())
+
+
+def _refuse_unusable(portrait: Portrait, params: Params) -> None:
+    seen = portrait.label.long()
+    for eye, name in ((RIGHT_EYE, "right"), (LEFT_EYE, "left")):
+        if params.side not in ("both", name):
+            continue
+        half = _eye_frame(portrait.points68, eye)[3]
+        if float((seen == CLASS[f"{name[0]}_eye"]).sum()) < 0.15 * half**2:
+            raise SketchRefused(f"{portrait.name}: the {name} eye is hidden")
+        opening = _opening(portrait.points68, eye)
+        if opening < params.min_opening:
+            raise SketchRefused(
+                f"{portrait.name}: the {name} eye is open by {opening:.2f} of its width only "
+                f"(min_opening {params.min_opening:g})"
+            )
+    edge = _bridge_edge(portrait)
+    if edge > params.max_bridge_edge:
+        raise SketchRefused(
+            f"{portrait.name}: glasses; an edge of {edge:.2f} across the bridge of the nose "
+            f"(max_bridge_edge {params.max_bridge_edge:g})"
+        )

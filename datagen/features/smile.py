@@ -1,0 +1,177 @@
+"""Smile: its degree raised or lowered, by a warp of the photo.
+
+The corners of the mouth go up and outwards along a curve over the lips, the cheeks rise with them, the lower lids a
+little, and the fold from nose to mouth deepens softly; the middle of the lips stays, so that teeth that show keep their
+shape. A closed mouth stays closed: this is how far a warp goes, and what goes further (a mouth that is already
+stretched, corners that would hang) is refused.
+
+Figures of `measure`:
+  degree           how far the image went along this very edit, 0 as before, 1 the full change (see sketching.matching)
+  degree_error     distance of `degree` from the intensity asked for; the figure to gate on
+  explained        share of the change that this edit accounts for, in [0,1]; low for any other change
+  corners_raised   by the landmarks found: rise of the mouth's corners over its middle, in eye distances; signed
+  mouth_widened    by the landmarks found: growth of the mouth's width, in eye distances; signed
+  still_shift      by the landmarks found: mean shift of upper lids, brows, nose and jaw, in eye distances; 0 is perfect
+  detail_kept      fine texture in the region after / before; under 1 is smeared
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.sketching.curves import soft_line
+from stylepairs.datagen.sketching.face_frame import BROWS, MOUTH, NOSE, FaceFrame
+from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image
+from stylepairs.datagen.sketching.warped import warped_sketch
+
+# In eye distances, for a smile of 1: how far the mouth's corners go up and out, the cheeks and the lower lids up.
+_UP, _OUT, _CHEEK, _LID = 0.13, 0.075, 0.05, 0.02
+# How the rise grows from the middle of the mouth to its corners: |x| to this power.
+_CURVE = 1.7
+# Cheeks are raised about here: (across, down) from between the eyes, in eye distances, for the left one.
+_CHEEKS = ((0.62, 0.62), (0.78, 0.5))
+# Darkening of the fold beside the mouth at a smile of 1; its width in eye distances.
+_FOLD, _FOLD_WIDTH = 0.1, 0.045
+_RIGHT_CORNER, _LEFT_CORNER, _UPPER_LIP, _LOWER_LIP = 48, 54, 51, 57
+_LOWER_LIDS = (40, 41, 46, 47)
+_UPPER_LIDS = (36, 37, 38, 39, 42, 43, 44, 45)
+
+
+class Params(BaseModel):
+    """What to do with the smile.
+
+    smile: the change of degree, 1 a hearty smile more, -0.5 half of one less. intensity: the share of it, 0 none, 1
+    all. Refused are mouths that would be curved by more than max_curve or less than min_curve (rise of the corners over
+    the middle of the lips, in eye distances) or be wider than max_width eye distances. reference_px: side of the
+    downsampled sketch that reconstruction matches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    smile: float = Field(0.6, ge=-0.5, le=1)
+    intensity: float = Field(1.0, ge=0, le=1)
+    max_curve: float = Field(0.24, gt=0)
+    min_curve: float = 0.03
+    max_width: float = Field(1.25, gt=0)
+    reference_px: int = Field(32, ge=4, le=256)
+
+    @field_validator("smile")
+    @classmethod
+    def _asks_for_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("0 changes nothing; ask for more or less of a smile")
+        return value
+
+
+def sketch(portrait: Portrait, params: Params) -> Sketch:
+    """The portrait smiling more, or less.
+
+    Raises SketchRefused where the mouth is already as curved or as wide as a warp can make it, or would hang.
+    """
+    _refuse_extremes(portrait, params)
+    flow, fold = _full_flow(portrait, params), _folds(portrait)
+    image = _edited(portrait.image, flow, fold, params, params.intensity)
+    moved = params.intensity * flow
+    painted = warp_image((20 * fold).clamp(0, 1), moved).clamp(0, 1) * (params.intensity > 0)
+    return warped_sketch(portrait, image, moved, painted, params.reference_px)
+
+
+def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+    """How far the smile was reached and what it cost: the figures of the file's docstring."""
+    portrait = portrait.resized(seen.before.size_px)
+    flow, fold = _full_flow(portrait, params), _folds(portrait)
+    before, after = seen.before.image, seen.after.image
+    region = changed_region(flow)
+    match = match_degree(before, after, partial(_edited, before, flow, fold, params), region)
+    frame = FaceFrame.of(seen.before.points68)
+    shift = (seen.after.points68 - seen.before.points68) / frame.eyes_px
+    still = torch.cat([shift[BROWS], shift[NOSE], shift[list(_UPPER_LIDS)], shift[2:15]])
+    return {
+        "degree": match.degree,
+        "degree_error": abs(match.degree - params.intensity),
+        "explained": match.explained,
+        "corners_raised": _curve(seen.after.points68, frame) - _curve(seen.before.points68, frame),
+        "mouth_widened": _width(seen.after.points68, frame) - _width(seen.before.points68, frame),
+        "still_shift": float(still.norm(dim=-1).mean()),
+        "detail_kept": detail_ratio(before, after, region),
+    }
+
+
+def _edited(image: torch.Tensor, flow: torch.Tensor, fold: torch.Tensor, params: Params, degree: float) -> torch.Tensor:
+    """image [3,H,W] with `degree` of the full change; below 0 and beyond 1 it is carried on."""
+    shaded = (image + 1) * (1 - _FOLD * params.smile * degree * fold) - 1
+    return warp_image(shaded.clamp(-1, 1), degree * flow)
+
+
+def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
+    """The flow [2,H,W] of the whole change."""
+    points = portrait.points68
+    frame = FaceFrame.of(points)
+    cheeks = frame.pixels(torch.tensor([(sign * x, y) for x, y in _CHEEKS for sign in (-1, 1)]).to(points))
+    lids = points[list(_LOWER_LIDS)]
+    source = torch.cat([points[MOUTH], cheeks, lids])
+    move = torch.cat([_lip_moves(points, frame), _risen(cheeks, _CHEEK), _risen(lids, _LID)])
+    pinned = torch.cat([points[:17], points[BROWS], points[27:36], points[list(_UPPER_LIDS)], _chin(points)])
+    return point_flow(portrait.size_px, source, source + params.smile * frame.move(move), pinned, method="tps")
+
+
+def _lip_moves(points: torch.Tensor, frame: FaceFrame) -> torch.Tensor:
+    """How each point of the mouth [20,2] moves for a smile of 1, (across, down) in eye distances."""
+    mouth = frame.coordinates(points[MOUTH])
+    right, left = frame.coordinates(points[[_RIGHT_CORNER, _LEFT_CORNER]])
+    x = ((mouth - (right + left) / 2) @ (left - right) / ((left - right).square().sum() / 2)).clamp(-1.2, 1.2)
+    return torch.stack([_OUT * x, -_UP * x.abs() ** _CURVE], -1)
+
+
+def _risen(points: torch.Tensor, rise: float) -> torch.Tensor:
+    return torch.tensor([0.0, -rise]).to(points).expand(len(points), 2)
+
+
+def _chin(points: torch.Tensor) -> torch.Tensor:
+    """Points [3,2] between lower lip and chin, held so that the chin keeps its shape."""
+    return points[_LOWER_LIP].lerp(points[8], 0.6) + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (
+        points[10] - points[6]
+    )
+
+
+def _folds(portrait: Portrait) -> torch.Tensor:
+    """[1,H,W] in [0,1]: the folds from the wings of the nose past the corners of the mouth, soft."""
+    frame = FaceFrame.of(portrait.points68)
+    both = torch.zeros_like(portrait.hair)
+    for wing, corner, sign in ((31, _RIGHT_CORNER, -1), (35, _LEFT_CORNER, 1)):
+        start = portrait.points68[wing] + frame.move(torch.tensor([sign * 0.08, -0.02]).to(portrait.points68))
+        end = portrait.points68[corner] + frame.move(torch.tensor([sign * 0.16, 0.02]).to(portrait.points68))
+        bow = start.lerp(end, 0.55) + frame.move(torch.tensor([sign * 0.06, -0.02]).to(portrait.points68))
+        line = soft_line(portrait.size_px, torch.stack([start, bow, end]), _FOLD_WIDTH * frame.eyes_px)
+        both = torch.maximum(both, line.to(both))
+    return both
+
+
+def _curve(points: torch.Tensor, frame: FaceFrame) -> float:
+    """Rise of the mouth's corners over the middle of its lips, in eye distances."""
+    down = frame.coordinates(points)[:, 1]
+    return float((down[_UPPER_LIP] + down[_LOWER_LIP] - down[_RIGHT_CORNER] - down[_LEFT_CORNER]) / 2)
+
+
+def _width(points: torch.Tensor, frame: FaceFrame) -> float:
+    return float((points[_LEFT_CORNER] - points[_RIGHT_CORNER]).norm()) / frame.eyes_px
+
+
+def _refuse_extremes(portrait: Portrait, params: Params) -> None:
+    frame = FaceFrame.of(portrait.points68)
+    curve = _curve(portrait.points68, frame) + params.smile * _UP
+    width = _width(portrait.points68, frame) + params.smile * 2 * _OUT
+    would = f"its mouth would be curved by {curve:.2f}"
+    if params.smile > 0 and (curve > params.max_curve or width > params.max_width):
+        raise SketchRefused(
+            f"{portrait.name}: smiling already; {would} (max_curve {params.max_curve:g}) and {width:.2f} eye distances "
+            f"wide (max_width {params.max_width:g})"
+        )
+    if params.smile < 0 and curve < params.min_curve:
+        raise SketchRefused(f"{portrait.name}: hardly smiling; {would} (min_curve {params.min_curve:g})")

@@ -1,0 +1,33 @@
+"""Smooth curves through points, and soft lines along them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def smooth_curve(points: torch.Tensor, count: int) -> torch.Tensor:
+    """count points [count,2] on the cubic spline through points [K,2], evenly spaced in the points' order."""
+    from scipy.interpolate import CubicSpline
+
+    line = CubicSpline(np.arange(len(points)), points.detach().cpu().double().numpy())
+    return torch.from_numpy(line(np.linspace(0, len(points) - 1, count))).to(points)
+
+
+def soft_line(size_px: int, points: torch.Tensor, width_px: float, taper: float = 0.35) -> torch.Tensor:
+    """[1,H,W] in [0,1]: a line along the curve through points [K,2], Gaussian across with sigma = width_px / 2.
+
+    It fades to nothing over `taper` of its length at either end. Lines thinner than the pixels allow are drawn wider
+    and fainter by as much, so that they look the same at every size.
+    """
+    curve = smooth_curve(points, 48)
+    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
+    place = torch.stack([at.expand(size_px, size_px), at[:, None].expand(size_px, size_px)], -1)
+    square, nearest = torch.full((size_px, size_px), torch.inf).to(points), torch.zeros(size_px, size_px).to(points)
+    for index, point in enumerate(curve):
+        here = (place - point).square().sum(-1)
+        nearest = torch.where(here < square, index / (len(curve) - 1), nearest)
+        square = torch.minimum(square, here)
+    sigma = max(width_px / 2, 0.55)
+    end = (torch.minimum(nearest, 1 - nearest) / taper).clamp(0, 1)
+    return (torch.exp(-square / (2 * sigma**2)) * end * end * (3 - 2 * end) * min(1.0, width_px / 2 / sigma))[None]
