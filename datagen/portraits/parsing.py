@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.portraits.networks import PARSER_CLASSES, PARSER_INPUT_PX, ParserNet
+from stylepairs.datagen.portraits.portrait import CLASS
 
 # Where each class goes when the picture is mirrored: left and right are the subject's.
 MIRROR_CLASSES = (0, 1, 3, 2, 5, 4, 6, 8, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
@@ -32,8 +33,19 @@ class EmbeddedParser:
         small = small.contiguous(memory_format=torch.channels_last)
         mirrored = self.net(small.flip(-1)).flip(-1)
         logits = (self.net(small) + mirrored[:, [*MIRROR_CLASSES, PARSER_CLASSES]]) / 2
-        matte = logits[:, PARSER_CLASSES:].sigmoid()
-        return resize_logits(logits[:, :PARSER_CLASSES], aligned), resize_matte(matte, aligned)
+        matte = logits[:, PARSER_CLASSES:]
+        return resize_logits(_hair_by_matte(logits), aligned), resize_matte(matte.sigmoid(), aligned)
+
+
+def _hair_by_matte(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of the classes with the matte [N,20,h,w] -> those [N,19,h,w] in which hair wins where the matte is over
+    a half: what hair means in the label maps that were trained on (hair's IoU 0.874 by its own logit, 0.877 so).
+    """
+    hair = CLASS["hair"]
+    classes = logits[:, :PARSER_CLASSES].clone()
+    classes[:, hair] = -torch.inf
+    classes[:, hair] = classes.amax(1) + logits[:, PARSER_CLASSES]
+    return classes
 
 
 def resize_logits(logits: torch.Tensor, aligned: torch.Tensor) -> torch.Tensor:
