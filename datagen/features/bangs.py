@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -27,10 +28,18 @@ from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.sketching.foreheads import Forehead, continue_skin, forehead, skin_tone, usual_hairline
+from stylepairs.datagen.sketching.foreheads import (
+    Forehead,
+    continue_skin,
+    forehead,
+    skin_tone,
+    sure_skin,
+    usual_hairline,
+)
 from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
 from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
 from stylepairs.datagen.sketching.strands import (
+    contrast_likeness,
     grow_hair,
     hair_palette,
     own_flow,
@@ -41,6 +50,10 @@ from stylepairs.datagen.sketching.strands import (
 
 # Squared Lab distance between hair and skin at which colour can half tell them apart.
 _TELLABLE = 150.0
+# `across` at which the hairline that a fringe hides turns down.
+_TEMPLE = 0.78
+# Fewer pixels tell nothing.
+_FEWEST_PX = 4
 # Of the side: colours are compared smoothed by this much, so that single strands do not count.
 _COMPARE_SIGMA = 0.008
 
@@ -58,7 +71,8 @@ class Params(BaseModel):
 
     Portraits are refused that have a hat over more than max_hat of the forehead, hair over less than min_hair_above of
     the place that a fringe falls from, already hair over more than max_covered of where it would be; for "none", hair
-    over less than min_fringe of the forehead. reference_px: side of the downsampled sketch that reconstruction matches.
+    over less than min_fringe of the forehead's middle. reference_px: side of the downsampled sketch that reconstruction
+    matches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +86,7 @@ class Params(BaseModel):
     max_hat: float = Field(0.1, ge=0, le=1)
     min_hair_above: float = Field(0.5, ge=0, le=1)
     max_covered: float = Field(0.6, ge=0, le=1)
-    min_fringe: float = Field(0.12, ge=0, le=1)
+    min_fringe: float = Field(0.08, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
 
     @field_validator("region")
@@ -97,30 +111,31 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
-    """How much of the wanted fringe is there, where it should not be, and whether it is hair: the docstring's figures."""
+    """How much of the wanted fringe is there, what is beside it, and whether it is hair: the file's figures."""
     face = forehead(portrait)
     made = sketch(portrait, params)
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
-    assert made.hair is not None and full.hair is not None
     removed = params.style == "none"
     before, after = (_compared(image) for image in (portrait.image, seen.after.image))
     wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
-    had = _hairness(portrait, face, before, seen.before.hair, wanted_full)
-    has = _hairness(portrait, face, after, seen.after.hair, wanted_full)
+    had, has = (
+        _hairness(portrait, face, lab, sight.hair, wanted_full, before if removed else None)
+        for lab, sight in ((before, seen.before), (after, seen.after))
+    )
     gained = (had - has if removed else has - had).clamp(0, 1)
     beside = dilate((made.edit_mask > 0.02).float(), 0.03) * (1 - dilate((wanted > 0.1).float(), 0.012))
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
     skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
     rest = skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
     reached = _mean(1 - has if removed else has, wanted)
-    colors = (_mean_color(_compared(image), wanted) for image in (made.image, seen.after.image))
+    sketched, obtained = (_mean_color(lab, wanted) for lab in (_compared(made.image), after))
     return {
         "coverage": reached,
         "coverage_gain": reached - _mean(1 - had if removed else had, wanted),
-        "forehead_free": 1 - _mean((has - had).clamp(0, 1), rest) if float(rest.sum()) > 4 else 1.0,
+        "forehead_free": 1 - _mean((has - had).clamp(0, 1), rest) if float(rest.sum()) > _FEWEST_PX else 1.0,
         "overspill": float((gained * beside).sum() / wanted.sum().clamp_min(1)),
         "texture": _texture(portrait, face, seen, params, wanted),
-        "color_delta_e": float(delta_e_2000(*colors)),
+        "color_delta_e": float(delta_e_2000(sketched, obtained)),
         "degree": _degree(before, after, _compared(full.image), wanted_full),
     }
 
@@ -191,14 +206,17 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
 
 def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
     rng = strand_rng(portrait, params.seed, "no bangs")
-    # The hairline that the fringe hides.
-    line = usual_hairline(face.across) * max(1.0, 0.95 * face.third_px / face.height_px)
-    zone = ((face.across.abs() < 0.86) & (face.up > 0.04) & (face.up < line)).float()
+    line = usual_hairline(face.across) * max(1.0, 0.9 * face.third_px / face.height_px)
+    # How far out of the forehead: 1 on the hairline that the fringe hides, which turns down at the temples.
+    out = ((face.across.abs() / _TEMPLE) ** 5 + (face.up.clamp_min(0) / line) ** 5) ** 0.2
+    zone = ((out < 1) & (face.up > 0.04)).float()
     fringe = zone * torch.maximum(face.hairy, portrait.hair)
-    share = _mean(torch.maximum(face.hairy, portrait.hair), zone)
+    # The middle of the forehead, and where label and matte agree: hair at the temples is no fringe, nor is haze.
+    middle = zone * ((face.across.abs() < 0.6) & (face.up < 0.85 * line)).float()
+    share = _mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle)
     if share < params.min_fringe:
         raise SketchRefused(
-            f"{portrait.name}: hair covers {100 * share:.0f} % of the forehead "
+            f"{portrait.name}: hair covers {100 * share:.0f} % of the middle of the forehead "
             f"(min_fringe {100 * params.min_fringe:g} %); no bangs to take away"
         )
     low = float(torch.quantile(face.up[fringe > 0.5], 0.02))
@@ -210,33 +228,36 @@ def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch
     # From its tips upwards.
     uncovered = fringe * (face.up < low + params.intensity * (line - low)).float()
     brows = ((portrait.label == CLASS["l_brow"]) | (portrait.label == CLASS["r_brow"])).float()[None]
-    hole = feather(dilate(uncovered, 0.012), 0.008) * (1 - feather(dilate(brows, 0.008), 0.004))
-    hole = hole * ((line - face.up) * face.height_px / 3 + 0.5).clamp(0, 1)
-    bare = continue_skin(portrait, face, hole, rng)
-    image, alpha = _regrown_hairline(portrait, face, bare, line, hole, rng)
+    # With the shadow that it throws on the skin around it.
+    hole = feather(dilate(uncovered, 0.03), 0.012) * (1 - feather(dilate(brows, 0.012), 0.006))
+    eyes = feather((face.up * face.height_px / (0.02 * portrait.size_px) + 1).clamp(0, 1), 0.004)
+    inside = ((1 - out) * face.height_px / 3 + 0.5).clamp(0, 1)
+    bare = continue_skin(portrait, face, hole * inside * eyes, rng)
+    hole = hole * inside * eyes
+    image, alpha = _regrown_hairline(portrait, face, bare, out, hole, rng)
     hair = torch.maximum(portrait.hair * (1 - hole), alpha)
     label = torch.where((hole[0] > 0.5) & (alpha[0] < 0.5), CLASS["skin"], portrait.label.int()).to(torch.uint8)
     return _made(portrait, params, image, torch.maximum(hole, alpha), label, hair)
 
 
 def _regrown_hairline(
-    portrait: Portrait, face: Forehead, bare: torch.Tensor, line: torch.Tensor, hole: torch.Tensor, rng
+    portrait: Portrait,
+    face: Forehead,
+    bare: torch.Tensor,
+    out: torch.Tensor,
+    hole: torch.Tensor,
+    rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Short hair that grows up from the line into the own hair, so that the bared skin does not end in a cut."""
-    edge = ((face.up - line) * face.height_px / (0.06 * face.height_px + 1) + 1).clamp(0, 1)
-    near = feather(dilate((hole > 0.5).float(), 0.03), 0.012)
-    region = edge * (1 - ((face.up - line) / 0.35).clamp(0, 1)) * near
+    """Hair that grows from the bared hairline (where out [1,H,W] is 1) into the own hair, so that the skin does not end
+    in a cut: image [3,H,W] and its alpha [1,H,W]."""
+    near = feather(dilate((hole > 0.5).float(), 0.025), 0.01)
+    region = ((out - 0.9) / 0.16).clamp(0, 1) * ((1.3 - out) / 0.2).clamp(0, 1) * near
+    length = 0.35 * face.height_px / portrait.size_px
     painted, alpha = grow_hair(
-        portrait,
-        region,
-        own_flow(portrait),
-        0.95,
-        rng,
-        length_share=0.4 * face.height_px / portrait.size_px,
-        ragged=0.4,
+        portrait, region, own_flow(portrait), 0.9, rng, length_share=length, ragged=0.4, lock_share=0.014, clumping=0.2
     )
     alpha = alpha * region.clamp(0, 1) ** 0.5
-    return shade_skin(bare, alpha, 0.15) * (1 - alpha) + painted * alpha, alpha
+    return shade_skin(bare, alpha, 0.12) * (1 - alpha) + painted * alpha, alpha
 
 
 def _made(
@@ -281,29 +302,37 @@ def _compared(image: torch.Tensor) -> torch.Tensor:
 
 
 def _hairness(
-    portrait: Portrait, face: Forehead, lab: torch.Tensor, matte: torch.Tensor, hole: torch.Tensor
+    portrait: Portrait,
+    face: Forehead,
+    lab: torch.Tensor,
+    matte: torch.Tensor,
+    hole: torch.Tensor,
+    fringe: torch.Tensor | None,
 ) -> torch.Tensor:
-    """How much each pixel [1,H,W] is hair: nearer to the own hair's colours than to the skin's, or by the matte where
-    the two are too alike."""
-    palette, skin = hair_palette(portrait), skin_tone(portrait, face, hole)
-    low, high = (color.to(lab)[:, None, None] for color in (palette.shadow, palette.highlight))
-    axis = high - low
-    at = (((lab - low) * axis).sum(0, keepdim=True) / axis.square().sum().clamp_min(1.0)).clamp(0, 1)
-    from_hair = (lab - low - at * axis).norm(dim=0, keepdim=True)
-    from_skin = (lab - skin).norm(dim=0, keepdim=True)
-    by_color = from_skin.square() / (from_skin.square() + from_hair.square()).clamp_min(1.0)
-    apart = (skin - palette.mean.to(lab)[:, None, None]).square().sum(0, keepdim=True)
+    """How much each pixel of lab [3,H,W] is hair [1,H,W]: nearer to the own hair's colours (fringe [3,H,W]: to what is
+    there in that) than to the skin's; by the matte where the two are too alike."""
+    skin = skin_tone(portrait, face, hole)
+    if fringe is None:
+        palette = hair_palette(portrait)
+        low, high = (color.to(lab)[:, None, None] for color in (palette.shadow, palette.highlight))
+        axis = high - low
+        at = (((lab - low) * axis).sum(0, keepdim=True) / axis.square().sum().clamp_min(1.0)).clamp(0, 1)
+        near, usual = low + at * axis, palette.mean.to(lab)[:, None, None]
+    else:
+        near = usual = fringe
+    pairs = ((lab, near), (lab, skin), (usual, skin))
+    from_hair, from_skin, apart = ((one - other).square().sum(0, keepdim=True) for one, other in pairs)
     trust = apart / (apart + _TELLABLE)
-    return trust * by_color + (1 - trust) * matte
+    return trust * from_skin / (from_skin + from_hair).clamp_min(1.0) + (1 - trust) * matte
 
 
 def _texture(portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor) -> float:
     core = (wanted > 0.6).float()
-    if float(core.sum()) < 4:
+    if float(core.sum()) < _FEWEST_PX:
         return 1.0
     light = srgb_to_lab(seen.after.image)[:1]
     if params.style == "none":
-        return 1.0
+        return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
     fringe = _fringe(portrait, face, params, params.intensity)
     return strand_likeness(light, core, fringe.flow, hair_palette(portrait))
 

@@ -27,9 +27,9 @@ class Forehead:
 
     across: -1 and 1 at the temples (image left, right). up: 0 at the top of the brows, 1 at the middle of the hairline.
     hairline: `up` of the hairline in each pixel's own column. right, upward [2]: unit vectors in the image. height_px:
-    one unit of `up`. half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the nose,
-    what a forehead is usually high. hairy: 1 where hair is, by label or matte. found: share of the columns over the
-    forehead in which a hairline was seen.
+    one unit of `up`. half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the
+    nose, what a forehead is usually high. hairy: 1 where hair is, by label or matte. found: share of the columns over
+    the forehead in which a hairline was seen.
     """
 
     across: torch.Tensor
@@ -86,14 +86,15 @@ def forehead(portrait: Portrait) -> Forehead:
 
 def usual_hairline(across: torch.Tensor) -> torch.Tensor:
     """`up` of a common hairline: flat over the brows, falling at the temples."""
-    return 1 - 0.12 * across.abs() ** 2 - 0.45 * across.abs() ** 6
+    aside = across.abs().clamp(max=1)
+    return 1 - 0.12 * aside**2 - 0.45 * aside**6
 
 
 def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """The image [3,H,W] with the forehead's skin carried on into hole [1,H,W]: tone and shading from the skin that is
     seen, its grain renewed."""
     lab = srgb_to_lab(portrait.image)
-    known = _sure_skin(portrait, face, hole)
+    known = sure_skin(portrait, face, hole)
     smooth = carried_on(lab, known)
     # A forehead bends away under the hairline: less light.
     smooth = torch.cat([smooth[:1] * (1 - 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5)), smooth[1:]])
@@ -103,8 +104,8 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
     soft = [noise, *(_blur(noise, sigma) for sigma in _GRAIN)]
     for index in range(len(_GRAIN)):
         own, new = sharp[index] - sharp[index + 1], soft[index] - soft[index + 1]
-        # Median of what varies: wrinkles and shines are not grain.
-        spread = 1.5 * own[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
+        # Median of what varies: wrinkles and shines are not grain. New grain, without pores to sit in, is held back.
+        spread = 0.9 * own[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
         light = light + new / new.std() * spread
     skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)
     return portrait.image * (1 - hole) + skin * hole
@@ -112,7 +113,7 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
 
 def skin_tone(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
     """The skin's smooth colour [3,H,W] in Lab, carried on over all that is not skin, and over hole [1,H,W]."""
-    return carried_on(srgb_to_lab(portrait.image), _sure_skin(portrait, face, hole))
+    return carried_on(srgb_to_lab(portrait.image), sure_skin(portrait, face, hole))
 
 
 def carried_on(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -124,12 +125,19 @@ def carried_on(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
+def sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
     """Skin [1,H,W] of forehead, nose and upper cheeks, 0 or 1, away from hair, its shadow, eyes and brows."""
     skin = torch.isin(portrait.label.long(), torch.tensor([CLASS["skin"], CLASS["nose"]], device=portrait.label.device))
-    near = dilate(torch.maximum(torch.maximum(face.hairy, hole.round()), 1 - skin.float()[None]), 0.016)
-    sure = (1 - near).clamp(0, 1) * (face.across.abs() < 0.8).float() * (face.up > -1.2).float()
-    return sure.round()
+    seen = skin.float()[None] * (1 - hole.round())
+    near = torch.maximum(dilate(face.hairy, 0.03), dilate(1 - seen, 0.016))
+    sure = (1 - near).clamp(0, 1).round() * (face.across.abs() < 0.8).float() * (face.up > -1.2).float()
+    light = srgb_to_lab(portrait.image)[:1]
+    if float(sure.sum()) < 1:
+        return seen
+    # Skin in shadow, or seen through hair, would be carried on as a stain.
+    middle = light[sure > 0.5].median()
+    spread = 1.48 * (light[sure > 0.5] - middle).abs().median()
+    return sure * ((light > middle - 1.5 * spread) & (light < middle + 3 * spread)).float()
 
 
 def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
