@@ -79,7 +79,7 @@ class Params(BaseModel):
     max_unsure: float = Field(0.65, ge=0)
     min_free: float = Field(0.4, ge=0, le=1)
     min_reach: float = Field(0.6, ge=0, le=1)
-    min_visible: float = Field(0.4, ge=0, le=1)
+    min_visible: float = Field(0.35, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
 
 

@@ -68,11 +68,15 @@ def hair_outline(portrait: Portrait, matte: torch.Tensor) -> HairOutline:
     room = _room(centre, angles, size)
     profile = sample_rays(torch.cat([matte, free_class]), centre, angles, radii).numpy()
     step = float(radii[1])
-    found = np.array(
-        [_longest_run(line, limit / step, step, size) for line, limit in zip(profile[0], room.tolist(), strict=True)]
-    )
+    limits = room.numpy() / step
+    found = np.array([_longest_run(line, limit, step, size) for line, limit in zip(profile[0], limits, strict=True)])
     there = found[:, 1] > found[:, 0]
-    beyond = np.array([_free_share(line, run[1], step, size) for line, run in zip(profile[1], found, strict=True)])
+    beyond = np.array(
+        [
+            _free_share(line, end, limit, step, size)
+            for line, (_, end), limit in zip(profile[1], found, limits, strict=True)
+        ]
+    )
     weight = there.astype(np.float64)
     inner, outer = (_smoothed(_carried_over(found[:, side], there), weight) * step for side in (0, 1))
     free = _smoothed(there * beyond, np.ones(RAYS))
@@ -159,10 +163,10 @@ def _crossing(line: np.ndarray, index: int) -> float:
     return index - 1 + (0.5 - before) / (after - before) if before != after else float(index)
 
 
-def _free_share(line: np.ndarray, end: float, step: float, size: int) -> float:
-    """Share of what may be covered in the stretch just beyond the outline."""
+def _free_share(line: np.ndarray, end: float, limit: float, step: float, size: int) -> float:
+    """Share of what may be covered in the stretch just beyond the outline; 1 where the picture does not show it."""
     first = math.ceil(end) + 1
-    beyond = line[first : first + max(2, round(_FREE * size / step))]
+    beyond = line[first : min(first + max(2, round(_FREE * size / step)), math.floor(limit))]
     return float(beyond.mean()) if len(beyond) else 1.0
 
 
