@@ -25,8 +25,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -34,43 +32,37 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.regions import dilate, feather
+from stylepairs.datagen.portraits.regions import dilate, feather, polygon
 from stylepairs.datagen.recipes import nearest
+from stylepairs.datagen.sketching.face_parts import (
+    MAX_BRIDGE_OF_REFERENCE,
+    MIN_BROW_CONTRAST,
+    PART_CLASSES,
+    PARTS,
+    PIECES,
+    bare_skin,
+    brow_contrast,
+    covering,
+    eye_distance,
+    hidden_part,
+    part_hulls,
+)
 from stylepairs.datagen.sketching.references import BUNDLED, draw_reference, named_reference
+from stylepairs.datagen.sketching.soft_mattes import blur, labelled, mean_of
 from stylepairs.datagen.sketching.warp import point_flow, warp_image
 
-# Each part's pieces: positions among the 68 landmarks, and which of them are laid on the portrait's own. A mouth hangs
-# on its upper lip: open or shut, that is where the skull holds it.
-_PIECES: dict[str, tuple[tuple[range, list[int]], ...]] = {
-    "brows": ((range(17, 22), [*range(17, 22)]), (range(22, 27), [*range(22, 27)])),
-    "eyes": ((range(36, 42), [36, 39]), (range(42, 48), [42, 45])),
-    "nose": ((range(27, 36), [*range(27, 36)]),),
-    "mouth": ((range(48, 68), [*range(48, 55)]),),
-}
-PARTS = tuple(_PIECES)
-_CLASSES = {
-    "brows": ("l_brow", "r_brow"),
-    "eyes": ("l_eye", "r_eye"),
-    "nose": ("nose",),
-    "mouth": ("mouth", "u_lip", "l_lip"),
-}
 # Eye corners, the nose's ridge and base, corners of the mouth: what lays one face over another.
 _STABLE = [36, 39, 42, 45, 27, 28, 29, 30, 33, 48, 54]
+_LOWER_FACE = [*range(2, 15), 35, 33, 31]  # jaw and the nose's base
 # In eye distances: how far the paste reaches beyond its part, and how softly it ends.
 _MARGIN = {"brows": 0.13, "eyes": 0.15, "nose": 0.13, "mouth": 0.13}
 _SOFTNESS = 0.05
 # In eye distances: the scales over which the difference in light is spread inwards, near and far.
 _LIGHT_NEAR, _LIGHT_FAR = 0.1, 0.35
-# What covers more than this share of a part hides it: hair, a hat, an eye patch.
-_MAX_HIDDEN = 0.12
-# Slope of lightness across a spectacle's bridge, in shares of the skin's lightness an eye distance: bare faces have 0.1
-# to 1.2, bold frames over 1.8; rimless ones cannot be told from wrinkles. Of references there are enough to be strict.
-_MAX_BRIDGE, _MAX_BRIDGE_OF_REFERENCE = 1.3, 0.55
-# Lightness by which brows must be darker than the skin around them to be worth taking.
-_MIN_BROW_CONTRAST = 7.0
 # A drawn reference is no more unlike than this, see `references.distance`.
 _MAX_DISTANCE, _BEARD_WEIGHT = 3.6, 1.0
-_BAND = 0.02
+# Of the side: the neutral band around the paste, and the scale below which pictures are not compared.
+_BAND, _SEEN_SCALE = 0.02, 0.01
 
 
 class Params(BaseModel):
@@ -130,23 +122,23 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     mask = full.edit_mask
     inner = (mask * (mask > 0.5)).clamp_min(0)
     own, before, after, wanted = (
-        _smooth(srgb_to_lab(image.clamp(-1, 1)), 1 / 96)
+        blur(srgb_to_lab(image.clamp(-1, 1)), _SEEN_SCALE * portrait.size_px)
         for image in (portrait.image, seen.before.image, seen.after.image, full.image)
     )
     change, whole = (after - before) * inner, (wanted - own) * inner
-    near = [_mean(delta_e_2000(lab, wanted)[None], inner) for lab in (before, after)]
+    near = [mean_of(delta_e_2000(lab, wanted)[None], inner) for lab in (before, after)]
     shape = _placed(portrait, reference, params, 1.0)
     rim = ((mask > 0.02) & (mask < 0.35)).float()
-    face = _skin_like(portrait) * (1 - dilate((mask > 0).float(), _BAND))
-    figures = {
+    face = bare_skin(portrait) * (1 - dilate((mask > 0).float(), _BAND))
+    figures: dict[str, torch.Tensor | float] = {
         "degree": (change * whole).sum() / whole.square().sum().clamp_min(1e-6),
         "appearance_before": near[0],
         "appearance_after": near[1],
         "appearance_gain": 1 - near[1] / near[0].clamp_min(1e-3),
         "shape_before": _shape_distance(seen.before.points68, shape, params),
         "shape_after": _shape_distance(seen.after.points68, shape, params),
-        "seam_delta_e": _mean(delta_e_2000(before, after)[None], rim),
-        "outside_delta_e": _mean(delta_e_2000(before, after)[None], face),
+        "seam_delta_e": mean_of(delta_e_2000(before, after)[None], rim),
+        "outside_delta_e": mean_of(delta_e_2000(before, after)[None], face),
         "others_shift": _others_shift(seen, params),
         "reference_id": int(reference.digest[:12], 16),
     }
@@ -167,19 +159,6 @@ def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"
         )
     return drawn
-
-
-def hidden_part(portrait: Portrait, parts: tuple[str, ...], max_bridge: float = _MAX_BRIDGE) -> str:
-    """Why one of the parts cannot be seen plainly, or ""."""
-    for part in parts:
-        core = _hulls(portrait, [portrait.points68], part)
-        share = float((core * _covering(portrait)).sum() / core.sum().clamp_min(1e-6))
-        if share > _MAX_HIDDEN:
-            return f"{100 * share:.0f} % of the {part} are hidden by hair or what is worn"
-    beside = [part for part in parts if part != "mouth"]
-    if beside and _bridge_contrast(portrait) > max_bridge:
-        return f"spectacles hide the {', '.join(beside)}"
-    return ""
 
 
 def _refuse_hidden(portrait: Portrait, params: Params) -> None:
@@ -207,9 +186,9 @@ def _drawn(key: _Key, references: str, parts: str, seed: int) -> Portrait | None
     names = tuple(parts.split(","))
 
     def usable(candidate: Portrait) -> bool:
-        if "brows" in names and _brow_contrast(candidate) < _MIN_BROW_CONTRAST:
+        if "brows" in names and brow_contrast(candidate) < MIN_BROW_CONTRAST:
             return False
-        return not hidden_part(candidate, names, _MAX_BRIDGE_OF_REFERENCE)
+        return not hidden_part(candidate, names, MAX_BRIDGE_OF_REFERENCE)
 
     beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(names) else 0.0
     return draw_reference(key.portrait, references, seed, usable, beard_weight, _MAX_DISTANCE)
@@ -222,7 +201,7 @@ def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: flo
     points = portrait.points68.lerp(wanted, degree)
     laid = _laid_over(portrait, reference, points)
     mask, core = _masks(portrait, laid, wanted, params)
-    patch = _lit(portrait, laid, mask, core)
+    patch = _lit(portrait, laid, mask, core, bearded="mouth" in params.names)
     own = portrait.image
     if degree < 1:
         own = warp_image(own, point_flow(portrait.size_px, portrait.points68[17:], points[17:], method="mls"))
@@ -245,7 +224,7 @@ def _placed(portrait: Portrait, reference: Portrait, params: Params, degree: flo
     placed = _similarity(reference.points68, portrait.points68)
     points = portrait.points68.clone()
     for part in params.names:
-        for piece, anchors in _PIECES[part]:
+        for piece, anchors in PIECES[part]:
             rows = list(piece)
             shift = (portrait.points68[anchors] - placed[anchors]).mean(0)
             points[rows] = points[rows].lerp(placed[rows] + shift, params.adopt * degree)
@@ -299,104 +278,59 @@ def _masks(
     eyes = eye_distance(portrait) / portrait.size_px
     mask, core = (torch.zeros_like(portrait.hair) for _ in range(2))
     for part in params.names:
-        hull = _hulls(portrait, [portrait.points68, wanted], part)
+        hull = part_hulls(portrait, [portrait.points68, wanted], part)
         if part != "nose":
-            hull = torch.maximum(hull, _classes(portrait, _CLASSES[part]) * dilate(hull, 0.1 * eyes))
+            hull = torch.maximum(hull, labelled(portrait, *PART_CLASSES[part]) * dilate(hull, 0.1 * eyes))
         core = torch.maximum(core, hull)
         mask = torch.maximum(mask, dilate(hull, _MARGIN[part] * eyes))
     others = [part for part in PARTS if part not in params.names]
-    barred = torch.maximum(_covering(portrait), _covering(laid))
+    barred = torch.maximum(covering(portrait), covering(laid))
     for part in others:
-        classes = _CLASSES[part] if part != "nose" else ()
-        hull = _hulls(portrait, [portrait.points68], part)
-        barred = torch.maximum(barred, torch.maximum(_classes(portrait, classes), _classes(laid, classes)))
+        classes = PART_CLASSES[part] if part != "nose" else ()  # the nose's class is as wide as its skin
+        hull = part_hulls(portrait, [portrait.points68], part)
+        barred = torch.maximum(barred, torch.maximum(labelled(portrait, *classes), labelled(laid, *classes)))
         barred = torch.maximum(barred, dilate(hull, 0.02 * eyes))
     soft = feather(mask, _SOFTNESS * eyes) * (1 - feather(dilate(barred, 0.03 * eyes), 0.03 * eyes))
     soft = ((soft - 0.02) / 0.96).clamp(0, 1)
     return soft, core
 
 
-def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
+def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Tensor, bearded: bool) -> torch.Tensor:
     """The laid reference in the portrait's light [3,H,W]: the difference of their skin, diffused over the parts.
 
-    Whites of eyes and teeth are no lighter for fair skin: they take the difference of the eyes' whites in lightness,
-    and half of the skin's in colour.
+    Whites of eyes and teeth are no lighter for fair skin: they take the difference of the eyes' whites. Skin below the
+    nose may be a beard: it tells the light for the mouth only.
     """
     eyes = eye_distance(portrait) / portrait.size_px
     own, other = srgb_to_lab(portrait.image), srgb_to_lab(laid.image)
-    skin = _skin_like(portrait) * _skin_like(laid)
+    skin = bare_skin(portrait) * bare_skin(laid)
+    if not bearded:
+        skin = skin * (1 - polygon(portrait, portrait.points68[_LOWER_FACE].cpu().numpy()))
     around = dilate(mask, 0.1 * eyes)
     valid = skin * (around > 0.02) * (1 - dilate(core, 0.04 * eyes)) + 1e-6 * around
-    scales = (_LIGHT_NEAR * eyes, _LIGHT_FAR * eyes)
-    near, far = ((_smooth((own - other) * valid, scale), _smooth(valid, scale)) for scale in scales)
+    sigmas = (share * eye_distance(portrait) for share in (_LIGHT_NEAR, _LIGHT_FAR))
+    near, far = ((blur((own - other) * valid, sigma), blur(valid, sigma)) for sigma in sigmas)
     light = (near[0] + 0.05 * far[0]) / (near[1] + 0.05 * far[1]).clamp_min(1e-9)
-    whites = torch.cat([(0.6 * (_whites(portrait, own) - _whites(laid, other))).expand_as(light[:1]), 0.5 * light[1:]])
-    white = feather(_classes(laid, ("l_eye", "r_eye", "mouth")), 0.02 * eyes)
-    light = light.lerp(whites.clamp(-8, 8), white)
+    whites = 0.6 * (_whites(portrait, own) - _whites(laid, other))
+    white = feather(labelled(laid, "l_eye", "r_eye", "mouth"), 0.02 * eyes)
+    light = light.lerp(whites.clamp(-8, 8).expand_as(light), white)
     return lab_to_srgb(other + light).clamp(-1, 1)
 
 
 def _whites(portrait: Portrait, lab: torch.Tensor) -> torch.Tensor:
-    """The mean lightness [] of the lightest third of the eyes."""
-    inside = _classes(portrait, _CLASSES["eyes"])[0] > 0
-    light = lab[0, inside]
-    # Where no eyes are seen, as light as whites are in an even light.
-    return light.topk(max(1, len(light) // 3)).values.mean() if len(light) > 2 else torch.tensor(65.0).to(lab)
+    """The mean Lab [3,1,1] of the lightest third of the eyes; that of whites in an even light where none are seen."""
+    pixels = lab[:, labelled(portrait, *PART_CLASSES["eyes"])[0] > 0]
+    if pixels.shape[1] < 3:
+        return torch.tensor([65.0, 5.0, 5.0])[:, None, None].to(lab)
+    return pixels[:, pixels[0].topk(pixels.shape[1] // 3).indices].mean(1)[:, None, None]
 
 
 def _label_after(portrait: Portrait, laid: Portrait, mask: torch.Tensor, params: Params) -> torch.Tensor:
-    classes = [CLASS[name] for part in params.names for name in _CLASSES[part]]
+    classes = [CLASS[name] for part in params.names for name in PART_CLASSES[part]]
     taken = torch.tensor(classes, device=portrait.label.device, dtype=torch.uint8)
     inside = mask[0] > 0.5
     label = portrait.label.masked_fill(inside & torch.isin(portrait.label, taken), CLASS["skin"])
     return torch.where(inside & torch.isin(laid.label, taken), laid.label, label)
-
-
-def _hulls(portrait: Portrait, shapes: list[torch.Tensor], part: str) -> torch.Tensor:
-    """The convex hulls [1,H,W] of the part's pieces, each of all `shapes` [68,2] together, antialiased."""
-    mask = np.zeros(portrait.label.shape, np.uint8)
-    for piece, _ in _PIECES[part]:
-        points = torch.cat([shape[list(piece)] for shape in shapes]).cpu().numpy().astype(np.float32)
-        outline = np.rint(cv2.convexHull(points)[:, 0] * 16).astype(np.int32)
-        cv2.fillPoly(mask, [outline], 255, cv2.LINE_AA, shift=4)
-    return torch.from_numpy(mask).to(portrait.image)[None] / 255
-
-
-def _classes(portrait: Portrait, names: tuple[str, ...]) -> torch.Tensor:
-    wanted = torch.tensor([CLASS[name] for name in names], device=portrait.label.device, dtype=torch.uint8)
-    return torch.isin(portrait.label, wanted).float()[None]
-
-
-def _covering(portrait: Portrait) -> torch.Tensor:
-    """What lies over a face, or beside it [1,H,W]: hair, hat, spectacles, background, clothes, neck."""
-    worn = _classes(portrait, ("background", "eye_g", "hair", "hat", "cloth", "neck", "necklace", "ear_r"))
-    return torch.maximum(worn, (portrait.hair > 0.5).float() * (1 - _classes(portrait, ("l_brow", "r_brow"))))
-
-
-def _skin_like(portrait: Portrait) -> torch.Tensor:
-    return _classes(portrait, ("skin", "nose")) * (1 - portrait.hair)
-
-
-def _bridge_contrast(portrait: Portrait) -> float:
-    """The steepest line across the nose between the eyes, as a share of the skin's lightness: a spectacle's bridge."""
-    small = portrait.resized(128)
-    p = small.points68.cpu().numpy().astype(np.float64)
-    right, left = p[36:42].mean(0), p[42:48].mean(0)
-    across, down = (left - right), np.array([-(left - right)[1], (left - right)[0]])
-    light = srgb_to_lab(small.image)[0].cpu().numpy()
-    x, y = np.meshgrid(np.linspace(-0.12, 0.12, 9), np.linspace(-0.2, 0.3, 17))
-    places = (right + left) / 2 + x[..., None] * across + y[..., None] * down
-    patch = cv2.remap(light, *(places[..., axis].astype(np.float32) for axis in (0, 1)), cv2.INTER_LINEAR)
-    slope = np.abs(np.gradient(patch, axis=0).mean(1)).max()
-    return float(slope * 8 / max(20.0, float(np.median(patch))))
-
-
-def _brow_contrast(portrait: Portrait) -> float:
-    """By how much lightness the brows are darker than the skin close to them."""
-    light = srgb_to_lab(portrait.image)[:1]
-    brows = _classes(portrait, _CLASSES["brows"])
-    around = dilate(brows, 0.03) * _classes(portrait, ("skin",)) * (1 - dilate(brows, 0.01))
-    return float(_mean(light, around) - _mean(light, brows))
 
 
 def _shape_distance(points: torch.Tensor, shape: torch.Tensor, params: Params) -> torch.Tensor:
@@ -405,36 +339,18 @@ def _shape_distance(points: torch.Tensor, shape: torch.Tensor, params: Params) -
     eyes = (shape[42:48].mean(0) - shape[36:42].mean(0)).norm().clamp_min(1e-6)
     apart = []
     for part in params.names:
-        for piece, _ in _PIECES[part]:
+        for piece, _ in PIECES[part]:
             one, other = points[list(piece)], shape[list(piece)]
             apart.append(((one - one.mean(0)) - (other - other.mean(0))).norm(dim=-1))
     return torch.cat(apart).mean() / eyes
 
 
 def _others_shift(seen: Seen, params: Params) -> torch.Tensor:
-    rows = [row for part in PARTS if part not in params.names for piece, _ in _PIECES[part] for row in piece]
+    rows = [row for part in PARTS if part not in params.names for piece, _ in PIECES[part] for row in piece]
     if not rows:
         return torch.zeros(())
     apart = (seen.after.points68 - seen.before.points68)[rows].norm(dim=-1).mean()
     return apart / max(eye_distance(seen.before), 1e-6)
-
-
-def eye_distance(portrait: Portrait) -> float:
-    """Between the centres of the eyes, in pixels."""
-    return float((portrait.points68[42:48].mean(0) - portrait.points68[36:42].mean(0)).norm())
-
-
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-def _smooth(plane: torch.Tensor, share: float) -> torch.Tensor:
-    """plane [C,H,W] of any range smoothed by a Gaussian whose sigma is `share` of the side."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(share * plane.shape[-1], 0.3)
-    size = 2 * min(max(1, round(3 * sigma)), (plane.shape[-1] - 1) // 2) + 1
-    return gaussian_blur2d(plane[None], (size, size), (sigma, sigma))[0]
 
 
 def _grown(mask: torch.Tensor) -> torch.Tensor:

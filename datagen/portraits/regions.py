@@ -70,7 +70,7 @@ def forehead_region(portrait: Portrait, feather_share: float = FEATHER_SHARE) ->
         [points[[0]], brows, points[[16]], points[[16]] + up * portrait.size_px, points[[0]] + up * portrait.size_px]
     )
     skin = (portrait.label == CLASS["skin"]).float()[None]
-    return feather(_polygon(portrait, outline) * skin, feather_share)
+    return feather(polygon(portrait, outline) * skin, feather_share)
 
 
 def brow_region(
@@ -87,7 +87,7 @@ def eye_region(
     slices = {"right": [_RIGHT_EYE], "left": [_LEFT_EYE], "both": [_RIGHT_EYE, _LEFT_EYE]}[side]
     mask = class_region(portrait, _sided("eye", side), 0.0)
     for part in slices:
-        mask = torch.maximum(mask, _polygon(portrait, portrait.points68[part].cpu().numpy()))
+        mask = torch.maximum(mask, polygon(portrait, portrait.points68[part].cpu().numpy()))
     return feather(dilate(mask, grow_share), feather_share)
 
 
@@ -95,7 +95,7 @@ def mouth_region(portrait: Portrait, grow_share: float = 0.0, feather_share: flo
     """Lips and what is between them."""
     mask = torch.maximum(
         class_region(portrait, ["mouth", "u_lip", "l_lip"], 0.0),
-        _polygon(portrait, portrait.points68[_LIPS].cpu().numpy()),
+        polygon(portrait, portrait.points68[_LIPS].cpu().numpy()),
     )
     return feather(dilate(mask, grow_share), feather_share)
 
@@ -125,14 +125,14 @@ def feather(mask: torch.Tensor, share: float) -> torch.Tensor:
     return gaussian_blur2d(mask[None], (size, size), (sigma, sigma))[0].clamp(0, 1)
 
 
-def _sided(name: str, side: str) -> list[str]:
-    if side not in ("left", "right", "both"):
-        raise ValueError(f"side must be left, right or both, not {side!r}")
-    return [f"l_{name}", f"r_{name}"] if side == "both" else [f"{side[0]}_{name}"]
-
-
-def _polygon(portrait: Portrait, outline: np.ndarray) -> torch.Tensor:
+def polygon(portrait: Portrait, outline: np.ndarray) -> torch.Tensor:
     """The inside of `outline` [K,2], antialiased, [1,H,W]."""
     mask = np.zeros((portrait.size_px, portrait.size_px), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     return torch.from_numpy(mask).to(portrait.label.device).float()[None] / 255
+
+
+def _sided(name: str, side: str) -> list[str]:
+    if side not in ("left", "right", "both"):
+        raise ValueError(f"side must be left, right or both, not {side!r}")
+    return [f"l_{name}", f"r_{name}"] if side == "both" else [f"{side[0]}_{name}"]
