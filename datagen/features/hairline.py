@@ -19,11 +19,8 @@ Figures of `measure` (along the line, where it is to move by a quarter of the mo
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
-from kornia.filters import gaussian_blur2d
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
@@ -39,6 +36,7 @@ from stylepairs.datagen.sketching.hairline_curve import (
     sampled,
     smoothed,
 )
+from stylepairs.datagen.sketching.texture import LOCKS, blurred, grain_strength, local_contrast, with_grain
 from stylepairs.datagen.sketching.warp import changed_region, warp_image, warp_label
 
 # Of the angle of `reach`: up to here the line moves by all of the displacement, from here on it eases off.
@@ -52,12 +50,10 @@ _MIN_CORNER = 0.06
 # Raising leaves at least this share of the hair between line and outline; lowering draws it out to at most this times.
 _MIN_HAIR_LEFT = 0.15
 _MAX_STRETCH = 3.3
+# Eye distances of forehead that a lowered line leaves everywhere: less is a fringe.
+_MIN_FOREHEAD_LEFT = 0.22
 # Of the side: half the length of the profile across the line that is matched, and its step.
 _PROFILE, _PROFILE_STEP = 0.03, 1 / 512
-# Of the side: the scale of locks, and that of strands.
-_LOCKS, _STRANDS = 0.012, 0.006
-# Of the side: the finest band, of grain, which a warp that stretches loses.
-_GRAIN = 0.004
 # Of the side: the neutral band around the edit mask.
 _BAND = 0.02
 
@@ -108,7 +104,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     size_px = portrait.size_px
     mask = changed_region(line_flow(line, full, size_px))
     flow = line_flow(line, params.intensity * full, size_px)
-    image = _with_grain(portrait, warp_image(portrait.image, flow), flow, params.seed)
+    image = _warped(portrait, flow, params.seed)
     return Sketch(
         image=torch.where(mask > 0, image, portrait.image),
         edit_mask=mask,
@@ -166,6 +162,13 @@ def corner_depth(line: Hairline) -> np.ndarray:
     return smoothed(depth, np.radians(3))
 
 
+def _warped(portrait: Portrait, flow: torch.Tensor, seed: int) -> torch.Tensor:
+    """The portrait's image moved by the flow, with the grain that stretching takes from it."""
+    moved = (flow != 0).any(0, keepdim=True).float()
+    wanted = warp_image(grain_strength(portrait.image), flow)
+    return with_grain(warp_image(portrait.image, flow), wanted, moved, portrait, seed)
+
+
 def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None:
     name = portrait.name
     hat = float((portrait.label == CLASS["hat"]).float().mean())
@@ -189,7 +192,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
             f"{name}: {forehead:.2f} eye distances of forehead below the line (min_forehead {params.min_forehead:g}); "
             "hair hides the line"
         )
-    ragged = _raggedness(line) / eyes
+    ragged = line.raggedness() / eyes
     if ragged > params.max_ragged:
         raise SketchRefused(
             f"{name}: the hairline is ragged by {ragged:.3f} eye distances (max_ragged {params.max_ragged:g})"
@@ -219,6 +222,12 @@ def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray) -> Non
             f"{portrait.name}: the hair above the line would be drawn out {stretch:.1f} times "
             f"(at most {_MAX_STRETCH:g}); the line cannot be lowered so far"
         )
+    bare = float(np.quantile((known.line + full - known.brow)[np.abs(ANGLES) <= FRONT], 0.05)) / _eye_distance(portrait)
+    if bare < _MIN_FOREHEAD_LEFT:
+        raise SketchRefused(
+            f"{portrait.name}: {bare:.2f} eye distances of forehead would be left (at least {_MIN_FOREHEAD_LEFT:g}); "
+            "the line cannot be lowered so far"
+        )
     if np.abs(full).max() < _MIN_CORNER * line.height():
         raise SketchRefused(f"{portrait.name}: no corners to fill; the hairline is round already")
 
@@ -226,13 +235,6 @@ def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray) -> Non
 def _eye_distance(portrait: Portrait) -> float:
     points = portrait.points68
     return max(float((points[42:48].mean(0) - points[36:42].mean(0)).norm()), 1e-6)
-
-
-def _raggedness(line: Hairline) -> float:
-    """Root mean square distance in pixels of the line's front from itself smoothed over 6 degrees."""
-    known = line.filled().line
-    front = np.abs(ANGLES) <= FRONT
-    return float(np.sqrt(np.mean((known - smoothed(known, np.radians(6)))[front] ** 2)))
 
 
 def _contrast_across(portrait: Portrait, line: Hairline) -> float:
@@ -326,41 +328,13 @@ def _strip_figures(
     images = (seen.before.image, seen.after.image, drawn, warp_image(portrait.image, flow))
     before, after, asked, goal = (srgb_to_lab(image) for image in images)
     smooth_before, smooth_after, smooth_asked, smooth_goal = (
-        blurred(lab, _LOCKS) for lab in (before, after, asked, goal)
+        blurred(lab, LOCKS) for lab in (before, after, asked, goal)
     )
     change = (smooth_goal - smooth_before) * strip
-    contrast = [float((_local_contrast(lab) * weight).sum()) for lab in (after, asked)]
+    contrast = [float((local_contrast(lab) * weight).sum()) for lab in (after, asked)]
     return {
         "strip_detail": contrast[0] / max(contrast[1], 1e-3),
         "strip_delta_e": float((delta_e_2000(smooth_after, smooth_asked)[None] * weight).sum()),
         "degree": float((change * (smooth_after - smooth_before)).sum())
         / max(float((change * (smooth_goal - smooth_before)).sum()), 1e-6),
     }
-
-
-def _local_contrast(lab: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of lightness within locks [1,H,W]."""
-    strands = lab[:1] - blurred(lab[:1], _STRANDS)
-    return blurred(strands.square(), _LOCKS).clamp_min(0).sqrt()
-
-
-def _with_grain(portrait: Portrait, warped: torch.Tensor, flow: torch.Tensor, seed: int) -> torch.Tensor:
-    """`warped` with the finest band brought back to the strength that it has in the photo: stretching blurs it."""
-
-    def finest(image: torch.Tensor) -> torch.Tensor:
-        return (image - blurred(image, _GRAIN)).mean(0, keepdim=True)
-
-    own = warp_image(blurred(finest(portrait.image).square(), 2 * _GRAIN), flow).clamp_min(0)
-    lack = (own - blurred(finest(warped).square(), 2 * _GRAIN)).clamp_min(0).sqrt()
-    key = hashlib.sha256(f"hairline grain\0{seed}\0{portrait.digest}".encode()).digest()
-    noise = np.random.default_rng(int.from_bytes(key[:8], "little")).standard_normal(warped.shape[-2:])
-    grain = finest(torch.from_numpy(noise).float()[None].to(warped))
-    moved = (flow.norm(dim=0, keepdim=True) > 0).float()
-    return (warped + moved * lack * grain / grain.std().clamp_min(1e-6)).clamp(-1, 1)
-
-
-def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
-    """Gaussian blur of [C,H,W] by `share` of the side, edges reflected."""
-    sigma = max(share * image.shape[-1], 0.4)
-    radius = max(1, round(3 * sigma))
-    return gaussian_blur2d(image[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]

@@ -102,6 +102,12 @@ class Hairline:
         """The line's points [K,2] in the image, NaN where not found."""
         return self.frame.at(ANGLES, self.line)
 
+    def raggedness(self) -> float:
+        """Root mean square distance in pixels of the line's front from itself smoothed over 6 degrees."""
+        known = self.filled().line
+        apart = (known - smoothed(known, np.radians(6)))[np.abs(ANGLES) <= FRONT]
+        return float(np.sqrt(np.mean(apart**2)))
+
     def moved(self, displacement: np.ndarray) -> np.ndarray:
         """The radii [K] at ANGLES of the line moved up by displacement [K] pixels."""
         known = self.filled().line

@@ -1,0 +1,51 @@
+"""Scales of a picture taken apart: blurs whose width is a share of the side, local contrast, and grain brought back."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from kornia.filters import gaussian_blur2d
+
+from stylepairs.datagen.portraits.portrait import Portrait
+
+# Of the side: locks (above), strands (below), and the finest band, of grain.
+LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
+
+
+def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
+    """Gaussian blur of [C,H,W] by a sigma that is `share` of the side, edges reflected."""
+    sigma = max(share * image.shape[-1], 0.4)
+    radius = min(max(1, round(3 * sigma)), image.shape[-1] - 1)
+    return gaussian_blur2d(image[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+
+
+def local_contrast(lab: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the lightness of strands within a lock [1,H,W]; lab [3,H,W]."""
+    strands = lab[:1] - blurred(lab[:1], STRANDS)
+    return blurred(strands.square(), LOCKS).clamp_min(0).sqrt()
+
+
+def with_grain(
+    image: torch.Tensor, wanted: torch.Tensor, where: torch.Tensor, portrait: Portrait, seed: int
+) -> torch.Tensor:
+    """image [3,H,W] with noise added to its finest band where its strength there falls short of wanted [1,H,W].
+
+    wanted: mean square of the finest band, as `grain_strength` gives it; where [1,H,W] scales the noise, which is drawn
+    from seed and the portrait's digest.
+    """
+    lack = (wanted - grain_strength(image)).clamp_min(0).sqrt()
+    key = hashlib.sha256(f"grain\0{seed}\0{portrait.digest}".encode()).digest()
+    noise = np.random.default_rng(int.from_bytes(key[:8], "little")).standard_normal(image.shape[-2:])
+    grain = _finest(torch.from_numpy(noise).float()[None].to(image))
+    return (image + where * lack * grain / grain.std().clamp_min(1e-6)).clamp(-1, 1)
+
+
+def grain_strength(image: torch.Tensor) -> torch.Tensor:
+    """Mean square [1,H,W] of the finest band of image [3,H,W], smoothed."""
+    return blurred(_finest(image).square(), 2 * GRAIN).clamp_min(0)
+
+
+def _finest(image: torch.Tensor) -> torch.Tensor:
+    return (image - blurred(image, GRAIN)).mean(0, keepdim=True)
