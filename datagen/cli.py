@@ -11,7 +11,7 @@ import typer
 from stylepairs.datagen.command_line import INTERRUPTED, progress, run_app
 
 if TYPE_CHECKING:
-    from stylepairs.datagen.pipeline import BuildPlan, BuildResult
+    from stylepairs.datagen.building import BuildResult, ShardedPlan
 
 app = typer.Typer(
     add_completion=False,
@@ -106,21 +106,75 @@ def build(
         cache=cache,
         device=place,
     )
+    _run(plan, workers or pipeline.default_workers(place), rank, world)
+
+
+@app.command()
+def augment(
+    pairs: Annotated[Path, typer.Argument(help="folder of pairs that `build` made")],
+    out: Annotated[Path, typer.Option(help="folder for the new pairs; what is there already is continued")],
+    steps: Annotated[
+        str, typer.Option(help="degrees of each pair, as shares of its edit; none: no further degrees")
+    ] = "0,0.25,0.5,0.75,1",
+    grid: Annotated[int, typer.Option(min=0, max=100, help="people between each pair and others like it")] = 0,
+    generator: Annotated[str, typer.Option(help="that of the pairs: embedded, or a StyleGAN2 checkpoint")] = "embedded",
+    perceptual_weights: Annotated[
+        str | None, typer.Option(help="the file that the pairs were built with, where there was one")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses who is mixed with whom")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
+    from stylepairs.datagen import augmentation, pipeline
+
+    rank, world = pipeline.rank_and_world()
+    place = pipeline.choose_device(device)
+    count = workers or pipeline.default_workers(place)
+    plan = augmentation.plan_augmentation(
+        pairs,
+        out,
+        steps=_shares(steps),
+        grid=grid,
+        generator=generator,
+        seed=seed,
+        shard_size=shard_size,
+        device=place,
+        perceptual_weights=perceptual_weights,
+        workers=count,
+    )
+    _run(plan, count, rank, world)
+
+
+def _shares(text: str) -> list[float]:
+    """ "0,.5,1" as numbers."""
+    from stylepairs.datagen.errors import InputError
+
     try:
-        result = _run(plan, workers or pipeline.default_workers(place), rank, world)
+        return [] if text.strip() == "none" else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--steps {text}: must be numbers between 0 and 1 with commas between, or none") from None
+
+
+def _run(plan: ShardedPlan, workers: int, rank: int, world: int) -> None:
+    """Make the shards of a plan with progress on stderr, and say what there is now."""
+    try:
+        result = _made(plan, workers, rank, world)
     except KeyboardInterrupt:
         print("interrupted; finished shards are kept: run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
     share = f"{result.pairs} pairs, {result.accepted} accepted ({100 * result.accepted / max(result.pairs, 1):.0f} %)"
     if result.complete:
-        print(f"{out}: {share}")
+        print(f"{plan.out}: {share}")
     else:
-        print(f"{out}: {share} so far; the shards of other processes are not finished yet")
+        print(f"{plan.out}: {share} so far; the shards of other processes are not finished yet")
 
 
-def _run(plan: BuildPlan, workers: int, rank: int, world: int) -> BuildResult:
-    """Build with progress on stderr."""
-    from stylepairs.datagen.pipeline import BuildEvent, build_pairs
+def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult:
+    from stylepairs.datagen.building import BuildEvent, build_pairs
 
     accepted = rejected = 0
     mine = sum(len(plan.shard_jobs(index)) for index in range(rank, plan.shard_count, world))

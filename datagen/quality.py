@@ -70,9 +70,11 @@ class Analyser(Protocol):
 
 
 class Prior(Protocol):
-    """What is used of the latent prior: ws [N,L,C] -> [N]."""
+    """What is used of the latent prior: ws [N,L,C] -> distances [N], and whitened latents."""
 
     def distance(self, ws: torch.Tensor) -> torch.Tensor: ...
+
+    def whiten(self, w: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Between pairs: latents, noise maps, parameters and the gate's bounds, for a share of an edit or for the person half
+way between two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.quality import GateSettings, Threshold
+from stylepairs.datagen.reconstruction.rendering import half
+from stylepairs.datagen.shards import Pair
+
+# Of the way from no change to a bound: what measuring may be off by.
+_SLACK = 0.1
+
+
+@dataclass(frozen=True)
+class Person:
+    """Latents w0, w1 [L,C] and noise maps, as stored; photo [H,W,3] uint8, None for one who is on no photo."""
+
+    w0: torch.Tensor
+    w1: torch.Tensor
+    noise: list[torch.Tensor]
+    photo: np.ndarray | None
+
+
+def person_between(pairs: Sequence[Pair], device: str) -> Person:
+    """The person of one pair, or the one half way between two."""
+    for pair in pairs:
+        if pair.before is None or pair.w_before is None or pair.w_after is None or pair.noise is None:
+            raise InputError(f"{pair.record.shard}: pair {pair.record.id} has no latents; build it again")
+    w0, w1 = (
+        torch.stack([torch.from_numpy(getattr(pair, name)).float() for pair in pairs]).mean(0).to(device)
+        for name in ("w_before", "w_after")
+    )
+    levels = [[torch.from_numpy(level).float() for level in pair.noise or []] for pair in pairs]
+    noise = [mixed_noise(level).to(device) for level in zip(*levels, strict=True)]
+    return Person(half(w0), half(w1), [half(level) for level in noise], pairs[0].before if len(pairs) == 1 else None)
+
+
+def mixed_noise(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of noise maps [r,r], of unit variance again; one map stays as it is."""
+    if len(maps) == 1:
+        return maps[0]
+    mean = torch.stack(list(maps)).mean(0)
+    return mean / mean.square().mean().sqrt().clamp_min(1e-6)
+
+
+def mixed_params(params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters between: fractions are averaged, nested ones too; all else is the first's (see `kind_of`)."""
+    found: dict[str, Any] = {}
+    for name, value in params[0].items():
+        values = [other[name] for other in params]
+        if isinstance(value, Mapping):
+            found[name] = mixed_params(values)
+        else:
+            found[name] = sum(values) / len(values) if isinstance(value, float) else value
+    return found
+
+
+def with_share(params: Mapping[str, Any], t: float) -> dict[str, Any]:
+    """The parameters with every intensity, nested ones too, multiplied by t."""
+    nested = {name: with_share(value, t) for name, value in params.items() if isinstance(value, Mapping)}
+    return {**params, **nested} | ({"intensity": params["intensity"] * t} if "intensity" in params else {})
+
+
+def kind_of(params: Mapping[str, Any]) -> str:
+    """What two pairs' parameters must have in common to be mixed: all that is no fraction."""
+    return json.dumps(_without_fractions(params), sort_keys=True)
+
+
+def gate_for_share(gate: GateSettings, t: float, unchanged: Mapping[str, float]) -> GateSettings:
+    """The gate for a share t of the edit. unchanged: the feature's own figures of a pair in which nothing was edited.
+
+    A bound that such a pair would miss asks for the change itself: it moves to t of the way from that pair's figure to
+    the bound, less a tenth that measuring may be off by. All other bounds stay; those on figures of an optimisation go,
+    for there was none.
+    """
+    moved = {}
+    for name, bounds in gate.items():
+        if not name.startswith(("inversion_", "reconstruction_")):
+            own = unchanged.get(name)
+            low, high = bounds.min, bounds.max
+            if own is not None and low is not None and own < low:
+                low = own + (t * (1 + _SLACK) - _SLACK) * (low - own)
+            if own is not None and high is not None and own > high:
+                high = own + (t * (1 + _SLACK) - _SLACK) * (high - own)
+            moved[name] = Threshold(min=low, max=high, optional=bounds.optional)
+    return moved
+
+
+def _without_fractions(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_fractions(value) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if not isinstance(value, float)
+    }
