@@ -128,7 +128,8 @@ def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
         middle, across, down, half = _eye_frame(points, eye)
         offset = place - middle
         x, y = offset @ across / half, offset @ down / half
-        inner = (x / _WHOLE[0]).square() + (y / _WHOLE[1]).square()
+        grown = 1 + max(params.size, 0.0)  # the flow is backward: it is whole where the eye ends up
+        inner = ((x / _WHOLE[0]).square() + (y / _WHOLE[1]).square()) / grown**2
         outer = (x / _NONE[0]).square() + (y / _NONE[1]).square()
         # From 1 on the inner ellipse to 0 on the outer, along every ray from the middle.
         t = ((1 - outer.sqrt()) / (inner.sqrt() - outer.sqrt()).clamp_min(1e-6)).clamp(0, 1)

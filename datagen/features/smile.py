@@ -56,9 +56,9 @@ class Params(BaseModel):
 
     smile: float = Field(0.6, ge=-0.5, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
-    max_curve: float = Field(0.24, gt=0)
-    min_curve: float = 0.03
-    max_width: float = Field(1.25, gt=0)
+    max_curve: float = Field(0.28, gt=0)
+    min_curve: float = 0.015
+    max_width: float = Field(1.32, gt=0)
     reference_px: int = Field(32, ge=4, le=256)
 
     @field_validator("smile")

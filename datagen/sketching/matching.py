@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 # Of the side: light that changes over more than _LIGHT is the generator's to decide; below _GRAIN, resampling shows.
 _LIGHT = 0.06
 _GRAIN = 0.008
 # Root mean square, in image units of [-1,1], below which a difference between two images is noise.
 _NOISE = 0.012
-_FROM, _TO, _COARSE_STEPS, _FINE = -0.5, 1.5, 17, 4
+_FROM, _TO, _COARSE_STEPS, _FINE = -0.5, 1.5, 11, 4
 
 
 @dataclass(frozen=True)
@@ -81,5 +82,8 @@ def _lowest(at: list[float], errors: list[float]) -> tuple[float, float]:
 
 
 def _detail(image: torch.Tensor) -> torch.Tensor:
+    """The image [3,H,W] between grain and light. Light is smooth: it is found at a quarter of the size."""
     smooth = blurred(image, _GRAIN)
-    return smooth - blurred(smooth, _LIGHT)
+    small = F.interpolate(smooth[None], scale_factor=0.25, mode="area")[0]
+    light = F.interpolate(blurred(small, _LIGHT)[None], size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return smooth - light[0]
