@@ -17,7 +17,7 @@ from stylepairs.datagen.features.base import Seen, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from warped_faces import face, mirrored, seen  # noqa: E402
+from warped_faces import face, mirrored, seen
 
 CASES = [
     (face_shape, {"jaw": 0.12}),
@@ -60,7 +60,7 @@ def test_intensity_zero_is_the_portrait(portrait, feature, params):
 @each_feature
 def test_degree_follows_the_edit_and_not_what_was_asked_for(portrait, feature, params):
     full = feature.Params(**params)
-    steps = (0.0, 0.1, 0.25, 0.5, 0.8, 1.0)
+    steps = (0.0, 0.1, 0.5, 1.0)
     found = [
         feature.measure(portrait, seen(portrait, feature.sketch(portrait, feature.Params(**params, intensity=t))), full)
         for t in steps
