@@ -73,7 +73,7 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
     A pair depends on its portrait, parameters, seed and settings alone: not on its neighbours, nor on what was cached.
     Raises InputError for a gate that names figures that nothing measures, and for a full disk (the cache's).
     """
-    feature = load_feature(task.feature)
+    feature = load_feature(task.feature, run_files=True)  # tasks are made of recipes
     drafts = [sketched(job, feature, models) for job in jobs]
     _check_gate(task, drafts, feature, models)
     _invert(task, drafts, models, backend, advance)

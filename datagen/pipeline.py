@@ -19,7 +19,7 @@ from stylepairs.datagen.backend import Backend, Models, real_backend
 from stylepairs.datagen.building import BuildEvent, BuildResult, ShardedPlan, build_pairs, code_version
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pair_maker import Job, Task, make_pairs
 from stylepairs.datagen.quality import GateSettings
 from stylepairs.datagen.recipes import validate_params
@@ -88,8 +88,10 @@ class BuildPlan(ShardedPlan):
         return backend.load_models(self.generator, recipe.perceptual, recipe.perceptual_weights, self.device)
 
     def identity(self, models: Models) -> dict[str, Any]:
+        own_code = code_digest(self.recipe.feature)
         return {
             "code_version": code_version(),
+            **({} if own_code is None else {"feature_code": own_code}),
             "recipe": self.recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
             "generator_digest": models.digest,
             "instruments": {**models.instruments.names, **models.digests},
@@ -132,7 +134,7 @@ def plan_build(
         )
     cache = cache or out.parent / ".stylepairs-cache"
     plan = BuildPlan(recipe, portraits, tuple(names), out, cache, generator, seed, shard_size, device)
-    model = load_feature(recipe.feature).Params
+    model = load_feature(recipe.feature, run_files=True).Params
     for params in plan.choices:
         validate_params(model, params, f"recipe for {recipe.feature}")
     if plan.per_portrait > len(plan.choices):

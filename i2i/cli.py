@@ -18,6 +18,9 @@ app = typer.Typer(
 )
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, may be repeated", metavar="KEY=VALUE")]
+OwnFeatureOption = Annotated[
+    Path | None, typer.Option(help="the .py file of your own feature that the model was trained for; it is run")
+]
 
 
 def main() -> None:
@@ -53,6 +56,7 @@ def edit(
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
     parser: Annotated[str, typer.Option(help="embedded or a BiSeNet .pth")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows."""
     with one_line_errors():
@@ -64,6 +68,7 @@ def edit(
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.editing import edit_file, split_params
 
+        run_own_feature(own_feature)
         model, info = load_model(run)
         split_params(info.feature, params)
         model.to(choose_device(device))
@@ -90,6 +95,7 @@ def evaluate(
     overrides: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="first portraits by name only")] = None,
     perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Edit held-out portraits and measure them; a list gives several edits each: --set color=[black,blond,red]."""
     with one_line_errors():
@@ -100,6 +106,7 @@ def evaluate(
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.evaluation import portrait_figures
 
+        run_own_feature(own_feature)
         model, info = load_model(run)
         files = load_portraits(portraits)[:limit]
         loaded = (file.load() for file in files)
@@ -113,6 +120,14 @@ def evaluate(
             text = json.dumps({"summary": summary, "edits": rows}, indent=1)
             replace_file(out, lambda file: file.write(text.encode()))
         print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+
+
+def run_own_feature(path: Path | None) -> None:
+    """Run the user's feature file, so that a model trained on its pairs finds it; None: there is none."""
+    if path is not None:
+        from stylepairs.datagen.features import load_feature
+
+        load_feature(str(path), run_files=True)
 
 
 @contextmanager

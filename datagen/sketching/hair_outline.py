@@ -80,12 +80,8 @@ def hair_outline(portrait: Portrait, matte: torch.Tensor) -> HairOutline:
     weight = there.astype(np.float64)
     inner, outer = (_smoothed(_carried_over(found[:, side], there), weight) * step for side in (0, 1))
     free = _smoothed(there * beyond, np.ones(RAYS))
-    return HairOutline(
-        centre,
-        angles,
-        *(torch.from_numpy(values).float() for values in (inner, np.maximum(outer, inner + 1), free)),
-        room,
-    )
+    ends = (torch.from_numpy(values).float() for values in (inner, np.maximum(outer, inner + 1)))
+    return HairOutline(centre, angles, *ends, free=torch.from_numpy(free).float(), room=room)
 
 
 def sample_rays(maps: torch.Tensor, centre: torch.Tensor, angles: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:

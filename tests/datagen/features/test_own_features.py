@@ -1,0 +1,170 @@
+"""A feature in a user's own file: the page that shows how, its example from end to end, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylepairs.datagen import features, pipeline, shards
+from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.features import feature_names, load_feature
+from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.recipes import load_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import fake_backend
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = "docs/examples/blush.py"
+GOOD = (ROOT / EXAMPLE).read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def fresh_folder(tmp_path, monkeypatch):
+    """A working folder with a copy of the example, and no file loaded before."""
+    (tmp_path / "docs").mkdir()
+    shutil.copytree(ROOT / "docs" / "examples", tmp_path / "docs" / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "_own_files", {})
+
+
+@pytest.fixture
+def page_tool():
+    spec = importlib.util.spec_from_file_location("feature_table", ROOT / "docs" / "feature_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def portrait(size=64):
+    """Nothing but skin, two eyes, a nose and lips."""
+    image = torch.tensor([0.5, 0.1, -0.1])[:, None, None] + 0.05 * torch.randn(
+        3, size, size, generator=torch.Generator().manual_seed(0)
+    )
+    points = torch.full((68, 2), size / 2)
+    points[36:42], points[42:48] = torch.tensor([0.35, 0.4]) * size, torch.tensor([0.65, 0.4]) * size
+    points[33] = torch.tensor([0.5, 0.6]) * size
+    label = torch.full((size, size), CLASS["skin"], dtype=torch.uint8)
+    return Portrait("synthetic", image.clamp(-1, 1), label, torch.zeros(1, size, size), points, "0" * 64)
+
+
+def test_the_page_shows_the_features_as_the_code_has_them(page_tool):
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    assert page == page_tool.with_tables(page), "run `python docs/feature_table.py`"
+    for name in feature_names():
+        assert f"| `{name}` |" in page
+
+
+def test_the_tables_follow_a_changed_parameter_and_need_their_markers(page_tool, monkeypatch):
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    names = ["fluffiness", "hair_color"]
+    monkeypatch.setattr(page_tool, "feature_names", lambda: names)
+    table = page_tool.tables()
+    assert "| `fluffiness` | `volume` | -0.1 to 0.25 | 0.1 |" in table
+    assert "|  | `where` | `crown`, `sides`, `both` | `both` |" in table
+    assert "`min_hair_share` 0.02" in table
+    assert page_tool.with_tables(page) != page
+    with pytest.raises(ValueError, match="must both be there"):
+        page_tool.with_tables("nothing")
+
+
+def test_the_page_prints_the_example_as_it_is():
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    assert f"```python\n{GOOD.rstrip()}\n```" in page
+    assert f"```yaml\n{(ROOT / 'docs/examples/blush.yaml').read_text(encoding='utf-8').rstrip()}\n```" in page
+
+
+def test_the_example_sketches_and_measures():
+    blush, before = load_feature(EXAMPLE, run_files=True), portrait()
+    sketch = blush.sketch(before, blush.Params())
+    still = sketch.edit_mask[0] == 0
+    assert torch.equal(sketch.image[:, still], before.image[:, still])
+    assert (sketch.image[0] - sketch.image[1]).sum() > (before.image[0] - before.image[1]).sum() + 10
+    degrees = []
+    for intensity in (0.0, 0.3, 0.7, 1.0):
+        after = replace(before, image=blush.sketch(before, blush.Params(intensity=intensity)).image)
+        found = blush.measure(before, Seen(before, after), blush.Params(intensity=intensity))
+        degrees.append(found["degree"])
+        assert found["tint_delta_e"] < 0.5
+        assert found["spill_delta_e"] < 0.1
+    assert degrees == pytest.approx([0, 0.3, 0.7, 1.0], abs=0.05)
+    with pytest.raises(SketchRefused, match="no cheek"):
+        blush.sketch(replace(before, hair=torch.ones(1, 64, 64)), blush.Params())
+
+
+def plan(tmp_path: Path, out: str) -> pipeline.BuildPlan:
+    recipe = load_recipe("docs/examples/blush.yaml", "datagen", pipeline.BuildRecipe, ["perceptual=pyramid"])
+    folder = tmp_path / out
+    return pipeline.plan_build(recipe, tmp_path, folder, cache=tmp_path / "cache", backend=fake_backend.BACKEND)
+
+
+def test_the_example_s_recipe_builds_pairs(tmp_path):
+    the_plan = plan(tmp_path, "pairs")
+    assert pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND).complete
+    pairs = list(shards.read_pairs(tmp_path / "pairs", accepted_only=False))
+    made = [pair for pair in pairs if pair.after is not None]
+    assert len(pairs) == 2 * fake_backend.COUNT
+    assert made
+    assert all(pair.record.feature == EXAMPLE for pair in pairs)
+    assert all({"degree", "tint_delta_e", "spill_delta_e"} <= set(pair.record.figures) for pair in made)
+
+
+def test_another_version_of_the_file_is_another_build(tmp_path):
+    models = fake_backend.load_models("embedded", "pyramid", None, "cpu")
+    before = plan(tmp_path, "pairs").identity(models)
+    Path(EXAMPLE).write_text(GOOD.replace("16.0, 4.0", "20.0, 4.0"))
+    after = plan(tmp_path, "pairs").identity(models)
+    assert before["feature_code"] != after["feature_code"]
+    assert load_feature(EXAMPLE, run_files=True)._TINT[1] == 20
+
+
+def test_names_out_of_data_run_nothing(tmp_path):
+    Path("evil.py").write_text(GOOD + "\nopen('ran', 'w')\n")
+    for name in ("evil.py", str(tmp_path / "evil.py")):
+        with pytest.raises(InputError, match=r"data cannot make one run; name it yourself: --own-feature .*evil\.py"):
+            load_feature(name)
+    assert not Path("ran").exists()
+    module = load_feature("evil.py", run_files=True)
+    assert Path("ran").exists()
+    assert load_feature("elsewhere/evil.py") is module  # a model remembers another path to the same file name
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("def broken(:", r"own\.py: cannot be run \(SyntaxError: .*line 1\)"),
+        ("import no_such_module", r"own\.py: cannot be run \(ModuleNotFoundError: No module named 'no_such_module'\)"),
+        ("raise ValueError('two\\nlines')", r"own\.py: cannot be run \(ValueError: two lines\)"),
+        ("import sys; sys.exit(3)", r"own\.py: cannot be run \(SystemExit: 3\)"),
+        (GOOD.replace("def measure(", "def measured("), r"own\.py: has no measure; a feature holds"),
+        ("", r"own\.py: has no Params and no sketch and no measure"),
+        (GOOD.replace("class Params(BaseModel)", "class Params"), r"own\.py: Params is no pydantic model"),
+        (GOOD.replace("    intensity: float", "    strength: float"), r"own\.py: Params has no `intensity`"),
+    ],
+)
+def test_a_file_that_holds_no_feature_is_told_in_one_line(text, reason):
+    Path("own.py").write_text(text)
+    with pytest.raises(InputError, match=reason) as error:
+        load_feature("own.py", run_files=True)
+    assert "\n" not in str(error.value)
+    assert not [name for name in sys.modules if name.startswith("stylepairs_own_own")]
+
+
+def test_missing_files_folders_and_combinations_are_told():
+    with pytest.raises(InputError, match=r"'nowhere\.py': cannot be read \(No such file or directory\)"):
+        load_feature("nowhere.py", run_files=True)
+    Path("folder.py").mkdir()
+    with pytest.raises(InputError, match=r"'folder\.py': cannot be read \(Is a directory\)"):
+        load_feature("folder.py", run_files=True)
+    for name in (f"hair_color+{EXAMPLE}", f"{EXAMPLE}+hair_color"):
+        with pytest.raises(InputError, match=r"blush\.py is a file of your own, which cannot be combined yet"):
+            load_feature(name, run_files=True)
+    with pytest.raises(InputError, match="unknown; did you mean 'hair_color'"):
+        load_feature("hair_colour", run_files=True)
