@@ -80,8 +80,8 @@ def hair_outline(portrait: Portrait, matte: torch.Tensor) -> HairOutline:
     weight = there.astype(np.float64)
     inner, outer = (_smoothed(_carried_over(found[:, side], there), weight) * step for side in (0, 1))
     free = _smoothed(there * beyond, np.ones(RAYS))
-    ends = (torch.from_numpy(values).float() for values in (inner, np.maximum(outer, inner + 1)))
-    return HairOutline(centre, angles, *ends, free=torch.from_numpy(free).float(), room=room)
+    outer = np.maximum(outer, inner + 1)
+    return HairOutline(centre, angles, _tensor(inner), _tensor(outer), _tensor(free), room)
 
 
 def sample_rays(maps: torch.Tensor, centre: torch.Tensor, angles: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
@@ -182,3 +182,7 @@ def _smoothed(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     sigma = 3.0 * (RAYS - 1) / (2 * REACH_DEGREES)
     total = gaussian_filter1d(weight + 1e-3, sigma, mode="nearest")
     return np.asarray(gaussian_filter1d(steady * (weight + 1e-3), sigma, mode="nearest") / total)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values).float()
