@@ -113,13 +113,11 @@ class AugmentPlan(ShardedPlan):
 
     def _people(self, numbers: range, models: Models) -> dict[tuple[str, ...], Person]:
         """Those whom the pairs of these numbers show, by their parents."""
-        wanted = dict.fromkeys(self.children[number].parents for number in numbers)
-        return {
-            parents: person_between(
-                [shards.load_pair(self.pairs, self.records[id], _PARTS) for id in parents], models.device
-            )
-            for parents in wanted
-        }
+        people = {}
+        for parents in dict.fromkeys(self.children[number].parents for number in numbers):
+            pairs = [shards.load_pair(self.pairs, self.records[id], _PARTS) for id in parents]
+            people[parents] = person_between(pairs, models.instruments.prior, models.device)
+        return people
 
     def _rendered(
         self, numbers: range, people: Mapping[tuple[str, ...], Person], models: Models

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.quality import GateSettings, Threshold
+from stylepairs.datagen.quality import GateSettings, Prior, Threshold
 from stylepairs.datagen.reconstruction.rendering import half
 from stylepairs.datagen.shards import Pair
 
@@ -30,18 +30,27 @@ class Person:
     photo: np.ndarray | None
 
 
-def person_between(pairs: Sequence[Pair], device: str) -> Person:
-    """The person of one pair, or the one half way between two."""
+def person_between(pairs: Sequence[Pair], prior: Prior, device: str) -> Person:
+    """The person of one pair, or the one half way between several. Raises InputError for pairs without latents."""
     for pair in pairs:
         if pair.before is None or pair.w_before is None or pair.w_after is None or pair.noise is None:
             raise InputError(f"{pair.record.shard}: pair {pair.record.id} has no latents; build it again")
-    w0, w1 = (
-        torch.stack([torch.from_numpy(getattr(pair, name)).float() for pair in pairs]).mean(0).to(device)
-        for name in ("w_before", "w_after")
+    before, after = (
+        [torch.from_numpy(getattr(pair, name)).float().to(device) for pair in pairs] for name in ("w_before", "w_after")
     )
-    levels = [[torch.from_numpy(level).float() for level in pair.noise or []] for pair in pairs]
-    noise = [mixed_noise(level).to(device) for level in zip(*levels, strict=True)]
-    return Person(half(w0), half(w1), [half(level) for level in noise], pairs[0].before if len(pairs) == 1 else None)
+    levels = zip(*([torch.from_numpy(level).float() for level in pair.noise or []] for pair in pairs), strict=True)
+    noise = [half(mixed_noise(level)).to(device) for level in levels]
+    photo = pairs[0].before if len(pairs) == 1 else None
+    return Person(mixed_latents(before, prior), mixed_latents(after, prior), noise, photo)
+
+
+def mixed_latents(ws: Sequence[torch.Tensor], prior: Prior) -> torch.Tensor:
+    """The mean of latents [L,C], taken where they are Gaussian, in float16 values; one stays as it is.
+
+    The mean in W itself lies outside the generator's distribution (1.6 to 2.4 by the prior's distance, for parents of
+    1.0): W is skewed, and two of its samples meet where it is empty.
+    """
+    return half(ws[0] if len(ws) == 1 else prior.unwhiten(torch.stack([prior.whiten(w) for w in ws]).mean(0)))
 
 
 def mixed_noise(maps: Sequence[torch.Tensor]) -> torch.Tensor:

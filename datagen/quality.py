@@ -70,11 +70,13 @@ class Analyser(Protocol):
 
 
 class Prior(Protocol):
-    """What is used of the latent prior: ws [N,L,C] -> distances [N], and whitened latents."""
+    """What is used of the latent prior: ws [N,L,C] -> distances [N]; and coordinates in which it is Gaussian."""
 
     def distance(self, ws: torch.Tensor) -> torch.Tensor: ...
 
     def whiten(self, w: torch.Tensor) -> torch.Tensor: ...
+
+    def unwhiten(self, u: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
