@@ -29,7 +29,7 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.sketching.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
 from stylepairs.datagen.sketching.strands import grow_hair, own_flow, strand_rng
-from stylepairs.datagen.sketching.texture import LOCKS, blurred, local_contrast
+from stylepairs.datagen.sketching.texture import LOCKS, blurred, inner_contrast
 
 # Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
 _LINE_SOFTNESS, _OUTLINE_SOFTNESS = 0.02, 0.012
@@ -144,7 +144,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     weight = place / place.sum().clamp_min(1e-6)
     # The degree takes the share itself, not where it passes a threshold: it is straight in the colour.
     raw = [float((scalp.share(lab) * weight).sum()) for lab in (before, after, goal)]
-    contrast = [float((local_contrast(lab) * weight).sum()) for lab in (after, wanted)]
+    contrast = [inner_contrast(lab, place) for lab in (after, wanted)]
     apart = delta_e_2000(blurred(after, LOCKS), blurred(wanted, LOCKS))[None]
     return {
         "scalp_before": shown[0],

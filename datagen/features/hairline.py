@@ -36,7 +36,7 @@ from stylepairs.datagen.sketching.hairline_curve import (
     sampled,
     smoothed,
 )
-from stylepairs.datagen.sketching.texture import LOCKS, blurred, grain_strength, local_contrast, with_grain
+from stylepairs.datagen.sketching.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
 from stylepairs.datagen.sketching.warp import changed_region, warp_image, warp_label
 
 # Of the angle of `reach`: up to here the line moves by all of the displacement, from here on it eases off.
@@ -331,7 +331,7 @@ def _strip_figures(
         blurred(lab, LOCKS) for lab in (before, after, asked, goal)
     )
     change = (smooth_goal - smooth_before) * strip
-    contrast = [float((local_contrast(lab) * weight).sum()) for lab in (after, asked)]
+    contrast = [inner_contrast(lab, strip) for lab in (after, asked)]
     return {
         "strip_detail": contrast[0] / max(contrast[1], 1e-3),
         "strip_delta_e": float((delta_e_2000(smooth_after, smooth_asked)[None] * weight).sum()),

@@ -1,4 +1,4 @@
-"""Scales of a picture taken apart: blurs whose width is a share of the side, local contrast, and grain brought back."""
+"""Scales of a picture taken apart: blurs by shares of the side, the contrast of strands, and grain brought back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from kornia.filters import gaussian_blur2d
 
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import dilate
 
 # Of the side: locks (above), strands (below), and the finest band, of grain.
 LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
@@ -21,10 +22,18 @@ def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
     return gaussian_blur2d(image[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
 
 
-def local_contrast(lab: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the lightness of strands within a lock [1,H,W]; lab [3,H,W]."""
-    strands = lab[:1] - blurred(lab[:1], STRANDS)
-    return blurred(strands.square(), LOCKS).clamp_min(0).sqrt()
+def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
+    """Standard deviation of the lightness of strands inside region [1,H,W], well away from its edges; lab [3,H,W].
+
+    Where the region is too narrow to have an inside, all of it counts. Colours from outside it do not: its edge is no
+    strand.
+    """
+    inside = dilate((region > 0.8).float(), -LOCKS)
+    if inside.sum() < 0.25 * (region > 0.8).sum():
+        inside = (region > 0.8).float() if (region > 0.8).any() else region
+    light = lab[:1]
+    strands = light - blurred(light * inside, STRANDS) / blurred(inside, STRANDS).clamp_min(1e-3)
+    return float(((strands.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
 
 
 def with_grain(

@@ -1,0 +1,124 @@
+"""Density: scalp is found where it shows and nowhere else, goes when filled, and paint is not hair."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from stylepairs.datagen.colors import srgb_to_lab
+from stylepairs.datagen.features import density
+from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.pipeline import BuildRecipe
+from stylepairs.datagen.quality import judge
+from stylepairs.datagen.recipes import load_recipe
+from stylepairs.datagen.sketching.hairline_curve import find_hairline
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hairline_faces import OUTLINE, head
+
+OWN_FIGURES = ("scalp_removed", "texture_kept", "fill_delta_e", "degree")
+
+
+def figures(before, image, params=None):
+    return density.measure(before, Seen(before, replace(before, image=image)), params or density.Params())
+
+
+def passes(found):
+    gate = load_recipe("density", "datagen", BuildRecipe, []).gate
+    return judge(found, {name: gate[name] for name in OWN_FIGURES})[0]
+
+
+@settings(max_examples=4, deadline=None)
+@given(scalp=st.floats(0.45, 0.9))
+def test_more_scalp_is_seen_where_more_shows(scalp):
+    thin, thinner = head(96, scalp=scalp - 0.2), head(96, scalp=scalp)
+    shown = []
+    for portrait in (thin, thinner):
+        found = density.find_scalp(portrait, find_hairline(portrait))
+        shown.append(float(found.shows(srgb_to_lab(portrait.image)).sum()))
+    assert shown[1] > shown[0]
+
+
+@pytest.mark.parametrize("areas", ["all", "crown"])
+def test_the_sketch_takes_scalp_away_and_leaves_the_rest(areas):
+    portrait, params = head(scalp=0.7), density.Params(areas=areas)
+    sketch = density.sketch(portrait, params)
+    outside = (sketch.edit_mask == 0).expand(3, -1, -1)
+    assert torch.equal(sketch.image[outside], portrait.image[outside])
+    found = density.measure(portrait, Seen(portrait, sketch.applied_to(portrait)), params)
+    assert found["scalp_after"] < 0.5 * found["scalp_before"]
+    assert passes(found), found
+    assert found["degree"] == pytest.approx(1, abs=0.02)
+    filled = (sketch.edit_mask > 0.9)[0]
+    assert sketch.image[:, filled].mean() < portrait.image[:, filled].mean() - 0.2
+    assert (sketch.hair >= portrait.hair).all()
+
+
+def test_the_degree_rises_with_the_intensity():
+    portrait, full = head(scalp=0.7), density.Params()
+    degrees = [
+        figures(portrait, density.sketch(portrait, full.model_copy(update={"intensity": t})).image)["degree"]
+        for t in (0, 0.3, 0.6, 1)
+    ]
+    assert degrees[0] == pytest.approx(0, abs=1e-4)
+    assert np.all(np.diff(degrees) > 0.1)
+
+
+def test_the_same_seed_gives_the_same_strands_and_another_one_others():
+    portrait = head(scalp=0.7)
+    first, again, other = (density.sketch(portrait, density.Params(seed=seed)).image for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_unchanged_and_flat_paint_do_not_pass():
+    portrait = head(scalp=0.7)
+    place = density.sketch(portrait, density.Params()).edit_mask
+    paint = portrait.image.lerp(torch.tensor([-0.6, -0.7, -0.75])[:, None, None].expand_as(portrait.image), place)
+    assert figures(portrait, portrait.image)["degree"] == pytest.approx(0, abs=1e-6)
+    assert figures(portrait, portrait.image)["scalp_removed"] == pytest.approx(0, abs=1e-6)
+    for image in (portrait.image, paint):
+        assert not passes(figures(portrait, image))
+
+
+def test_the_temples_are_left_alone_where_only_the_crown_is_thin():
+    with pytest.raises(SketchRefused, match="nothing is thin"):
+        density.sketch(head(scalp=0.7), density.Params(areas="temples", min_scalp=0.1))
+
+
+def test_a_parting_is_a_narrow_gap_away_from_the_line():
+    portrait = head(192)
+    x = torch.arange(192)
+    gap = ((x - 96).abs() <= 2).float() * (torch.arange(192)[:, None] < 50).float()
+    image = portrait.image.lerp(torch.tensor([0.5, 0.1, -0.15])[:, None, None].expand_as(portrait.image), gap)
+    parted = replace(portrait, image=torch.where(portrait.hair > 0.9, image, portrait.image))
+    sketch = density.sketch(parted, density.Params(areas="parting", min_scalp=0.005))
+    middle, side = sketch.edit_mask[0, 22:42, 96].mean(), sketch.edit_mask[0, 22:42, 60].mean()
+    assert middle > 0.5 > 0.1 > side
+
+
+@pytest.mark.parametrize(
+    "portrait, reason",
+    [
+        (head(), "nothing is thin"),
+        (head(hat=True, scalp=0.7), "a hat covers"),
+        (head(line=OUTLINE + 0.02), "no hairline is found"),
+        (head(scalp=0.7, hair=np.array([0.45, 0.1, -0.1])), "apart"),
+    ],
+)
+def test_portraits_with_nothing_to_fill_are_refused(portrait, reason):
+    with pytest.raises(SketchRefused, match=reason):
+        density.sketch(portrait, density.Params())
+
+
+def test_params_say_what_is_wrong():
+    with pytest.raises(ValidationError, match="'parting', 'crown', 'temples' or 'all'"):
+        density.Params(areas="beard")
+    with pytest.raises(ValidationError, match="greater than 0"):
+        density.Params(strength=0)
