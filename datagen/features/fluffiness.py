@@ -18,7 +18,7 @@ Figures of `measure` (along rays on which the picture shows where the outline wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -99,6 +99,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 
     Raises SketchRefused where there is no hair to move, or no room to move it into.
     """
+    device, portrait = portrait.image.device, _on(portrait, "cpu")
     plan = _plan(portrait, params)
     _refuse_unusable(portrait, plan, params)
     flow = outline_flow(plan.outline, params.intensity * plan.moved, portrait.size_px)
@@ -112,18 +113,20 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     matte = torch.maximum(matte, loose)
     mask = _edit_mask(plan.matte, matte, flow)
     return Sketch(
-        image=(portrait.image + mask * (image - portrait.image)).clamp(-1, 1),
-        edit_mask=mask,
-        keep_mask=1 - feather(dilate(mask, _EDGE), _EDGE / 2).maximum(mask),
+        image=(portrait.image + mask * (image - portrait.image)).clamp(-1, 1).to(device),
+        edit_mask=mask.to(device),
+        keep_mask=(1 - feather(dilate(mask, _EDGE), _EDGE / 2).maximum(mask)).to(device),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
-        label=_label(portrait, matte),
-        hair=matte,
+        label=_label(portrait, matte).to(device),
+        hair=matte.to(device),
     )
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     """How far the outline moved and how cleanly: the figures of the file's docstring."""
+    portrait = _on(portrait, "cpu")
+    seen = Seen(*(_on(half.resized(portrait.size_px), "cpu") for half in (seen.before, seen.after)))
     plan = _plan(portrait, params)
     lines = _read_rays(portrait, seen, plan)
     now = params.intensity * plan.moved
@@ -167,6 +170,12 @@ class _Lines:
     def _between(self, moved: torch.Tensor, low: float, high: float) -> torch.Tensor:
         beyond = self.offsets - moved[:, None]
         return ((beyond > low * self.size_px) & (beyond <= high * self.size_px)).float()
+
+
+def _on(portrait: Portrait, device: str) -> Portrait:
+    """The portrait on another device: rays and outlines are small work, done on the CPU."""
+    tensors = {name: getattr(portrait, name).to(device) for name in ("image", "label", "hair", "points68")}
+    return replace(portrait, **tensors)
 
 
 def _plan(portrait: Portrait, params: Params) -> _Plan:
@@ -283,7 +292,7 @@ def _label(portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
 
 def _read_rays(portrait: Portrait, seen: Seen, plan: _Plan) -> _Lines:
     size, outline = portrait.size_px, plan.outline
-    before, after = seen.before.resized(size), seen.after.resized(size)
+    before, after = seen.before, seen.after
     behind = _background(before.image, portrait, plan.matte)
     hair = _hair_color(before.image, plan.matte)
     axis = hair - behind
@@ -333,8 +342,7 @@ def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
 
 
 def _face_moved(portrait: Portrait, seen: Seen, matte: torch.Tensor) -> torch.Tensor:
-    before, after = (half.resized(portrait.size_px).image for half in (seen.before, seen.after))
-    changed = delta_e_2000(srgb_to_lab(before), srgb_to_lab(after))[None] > 2
+    changed = delta_e_2000(srgb_to_lab(seen.before.image), srgb_to_lab(seen.after.image))[None] > 2
     return _mean(changed.float(), face_region(portrait, 0.0) * (dilate(matte, 0.02) < 0.02))
 
 

@@ -10,7 +10,10 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.features import fluffiness
 from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.quality import judge
+from stylepairs.datagen.recipes import load_recipe
 from stylepairs.datagen.sketching.hair_outline import hair_outline, head_width_px, outline_flow, sample_rays
 
 SIZE = 96
@@ -120,19 +123,26 @@ def test_the_degree_rises_with_the_intensity(volume):
     assert degrees == pytest.approx([0.1, 0.4, 0.7], abs=0.12)
 
 
-def test_a_halo_and_a_double_outline_are_told():
+def test_the_recipe_s_gate_passes_a_clean_pair_and_stops_a_halo_a_double_outline_and_an_unchanged_one():
+    recipe = load_recipe("fluffiness", "datagen", BuildRecipe)
     before, params = portrait(), fluffiness.Params(volume=0.12)
     sketch, after = edited(before, params)
-    clean = figures(before, after, params)
-    grown = torch.nn.functional.max_pool2d(sketch.hair[None], 7, 1, 3)[0]
-    ring = (grown - sketch.hair).clamp(0, 1)
-    haloed = replace(after, image=after.image + 0.5 * ring * (torch.ones(3, 1, 1) - after.image))
-    assert figures(before, haloed, params)["halo_delta_e"] > clean["halo_delta_e"] + 4
-    old_edge = soft_disc((0.5, 0.5), 0.345) - soft_disc((0.5, 0.5), 0.325)
-    doubled = replace(
-        after, image=after.image + 0.8 * old_edge * (torch.tensor([-0.3, 0.0, 0.6])[:, None, None] - after.image)
-    )
-    assert figures(before, doubled, params)["rim_gap"] > clean["rim_gap"] + 0.05
+    gate = {name: bounds for name, bounds in recipe.gate.items() if name in figures(before, after, params)}
+    assert {"reached", "unevenness", "halo_delta_e", "rim_gap", "face_moved"} == set(gate)
+    wall = torch.tensor([-0.3, 0.0, 0.6])[:, None, None]
+    outside = (torch.nn.functional.max_pool2d(sketch.hair[None], 7, 1, 3)[0] - sketch.hair).clamp(0, 1)
+    old_edge = soft_disc((0.5, 0.5), 0.345) - soft_disc((0.5, 0.5), 0.315)
+    broken = {
+        "halo_delta_e": after.image + 0.4 * outside * (1 - after.image),
+        "rim_gap": after.image + 0.9 * old_edge * (wall - after.image),
+        "reached": before.image,
+        "face_moved": after.image - 0.15 * soft_disc((0.55, 0.45), 0.08),
+        "unevenness": torch.cat([after.image[:, :, : SIZE // 2], before.image[:, :, SIZE // 2 :]], 2),
+    }
+    assert judge(figures(before, after, params), gate) == (True, [])
+    for figure, image in broken.items():
+        _, reasons = judge(figures(before, replace(after, image=image), params), gate)
+        assert any(reason.startswith(figure) for reason in reasons), (figure, reasons)
 
 
 def test_hair_of_the_wall_s_colour_is_measured_by_the_mattes():
