@@ -28,7 +28,7 @@ from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.sketching.curves import smooth_curve
-from stylepairs.datagen.sketching.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE
+from stylepairs.datagen.sketching.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE, FaceFrame
 from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
 from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_points
 from stylepairs.datagen.sketching.warped import warped_sketch
@@ -94,7 +94,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     before, after = seen.before.image, seen.after.image
     region = torch.maximum(changed_region(flow), shade)
     match = match_degree(before, after, partial(_edited, before, flow, shade, params), region)
-    eyes_px = (portrait.points68[42:48].mean(0) - portrait.points68[36:42].mean(0)).norm().clamp_min(1e-6)
+    eyes_px = FaceFrame.of(portrait.points68).eyes_px
     shift = seen.after.points68 - seen.before.points68
     wanted = warp_points(portrait.points68, params.intensity * flow) - portrait.points68
     still = torch.cat([shift[BROWS], shift[EYES], shift[NOSE]])
@@ -103,8 +103,8 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "degree_error": abs(match.degree - params.intensity),
         "explained": match.explained,
         "jaw_narrowed": 1 - _jaw_width(seen.after.points68) / max(_jaw_width(seen.before.points68), 1e-6),
-        "jaw_error": float((shift[JAW] - wanted[JAW])[2:15].norm(dim=-1).mean() / eyes_px),
-        "still_shift": float(still.norm(dim=-1).mean() / eyes_px),
+        "jaw_error": float((shift[JAW] - wanted[JAW].to(shift))[2:15].norm(dim=-1).mean()) / eyes_px,
+        "still_shift": float(still.norm(dim=-1).mean()) / eyes_px,
         "detail_kept": detail_ratio(before, after, region),
     }
 
