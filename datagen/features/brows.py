@@ -40,7 +40,7 @@ from stylepairs.datagen.sketching.brow_matte import (
 )
 from stylepairs.datagen.sketching.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.soft_mattes import blur, grown, labelled, mean_of
+from stylepairs.datagen.sketching.soft_mattes import grown, labelled, mean_of
 from stylepairs.datagen.sketching.strands import strand_rng
 from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image
 from stylepairs.datagen.sketching.warped import warped_sketch
@@ -49,12 +49,12 @@ from stylepairs.datagen.sketching.warped import warped_sketch
 _PEAK, _PEAK_WIDTH = 0.64, 0.42
 # Landmarks of the upper lids; in brow lengths, how far above them the skin begins to move.
 _UPPER_LID = {"right": [37, 38], "left": [43, 44]}
-_LID_ROOM = 0.04
+_LID_ROOM = 0.08
 # In brow lengths: hairs that are added, and the softness of the edges of the region they grow in.
 _HAIR_LENGTH, _EDGE_SOFTNESS = 0.16, 0.05
 # Share of the region that hairs of density 1 hide; how much less of that falls on hair that is there; how much farther
 # from the skin's colour than the brow as a whole a hair is.
-_FULL_COVER, _OWN_KEPT, _HAIR_DEPTH = 0.85, 0.6, 0.15
+_FULL_COVER, _OWN_KEPT, _HAIR_DEPTH = 0.9, 0.4, 0.35
 # A brow whose matte holds less than this share of the label's is not to be told from the skin.
 _MIN_FOUND = 0.3
 _MAX_HIDDEN = 0.3
@@ -173,7 +173,8 @@ def _measured_side(portrait: Portrait, seen: Seen, side: Side, params: Params) -
     hair, photo, wanted = warp_image(matte, flow), warp_image(before, flow), edited(params.intensity)
     around = _around(portrait, line, torch.maximum(warp_image(painted, flow), hair))
     change = delta_e_2000(srgb_to_lab(photo), srgb_to_lab(after))[None]
-    gained, asked = _hair_gain(photo, after, hair, painted, flow), _hair_gain(photo, wanted, hair, painted, flow)
+    filled = torch.maximum(hair, warp_image(painted, flow).clamp(0, 1))
+    gained, asked = _hair_gain(photo, after, filled, around), _hair_gain(photo, wanted, filled, around)
     shift, wanted_shift = _line_shift(seen, side), _wanted_shift(line, params)
     return {
         "degree": found.degree,
@@ -181,22 +182,18 @@ def _measured_side(portrait: Portrait, seen: Seen, side: Side, params: Params) -
         "line_shift": shift,
         "line_error": abs(shift - wanted_shift),
         "hair_gain": gained,
-        "hair_reached": gained / asked if params.density > 0 or params.shade != 0 else 1.0,
+        "hair_reached": gained / asked if abs(asked) > 1e-3 else 1.0,
         "skin_delta_e": float(mean_of(change, around)),
         "detail_kept": detail_ratio(edited(found.degree), after, (hair > 0.3).float()),
     }
 
 
-def _hair_gain(
-    photo: torch.Tensor, after: torch.Tensor, hair: torch.Tensor, painted: torch.Tensor, flow: torch.Tensor
-) -> float:
-    """Lightness lost within the painted region, in terms of what the brow's hairs take from the skin's."""
-    region = torch.maximum(hair, warp_image(painted, flow).clamp(0, 1))
+def _hair_gain(photo: torch.Tensor, after: torch.Tensor, region: torch.Tensor, around: torch.Tensor) -> float:
+    """Lightness lost within region [1,H,W], in terms of what the brow's hairs take from that of the skin around."""
     light_photo, light_after = srgb_to_lab(photo)[:1], srgb_to_lab(after)[:1]
-    skin = mean_of(light_photo, (grown((region > 0.1).float(), 3) - (region > 0.1).float()).clamp(0, 1))
-    taken = ((skin - light_photo) * region).sum()
-    taken = taken.sign() * taken.abs().clamp_min(1.0)
-    return float(((light_photo - light_after) * region).sum() / taken)
+    taken = float(((mean_of(light_photo, around) - light_photo) * region).sum())
+    lost = float(((light_photo - light_after) * region).sum())
+    return lost / max(taken, 1.0, key=abs)
 
 
 def _line_shift(seen: Seen, side: Side) -> float:
@@ -260,7 +257,9 @@ def _filled_shape(portrait: Portrait, line: BrowLine) -> torch.Tensor:
     upper, lower = (torch.from_numpy(np.interp(along, line.at.cpu().numpy(), edge)).to(upward) for edge in edges)
     soft = max(1.0, _EDGE_SOFTNESS * line.length)
     ends = torch.from_numpy(np.minimum(along, 1 - along) / 0.12).to(upward)
-    return (_smooth_step((upper - upward) / soft) * _smooth_step((upward - lower) / soft) * _smooth_step(ends))[None]
+    return (
+        _smooth_step((upper - upward) / soft + 0.3) * _smooth_step((upward - lower) / soft + 0.3) * _smooth_step(ends)
+    )[None]
 
 
 def _hair_color(image: torch.Tensor, matte: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
