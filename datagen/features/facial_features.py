@@ -22,6 +22,8 @@ Figures of `measure`, all over the parts that were asked for:
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,8 +53,8 @@ from stylepairs.datagen.sketching.references import BUNDLED, draw_reference, nam
 from stylepairs.datagen.sketching.soft_mattes import blur, labelled, mean_of
 from stylepairs.datagen.sketching.warp import point_flow, warp_image
 
-# Eye corners, the nose's ridge and base, corners of the mouth: what lays one face over another.
-_STABLE = [36, 39, 42, 45, 27, 28, 29, 30, 33, 48, 54]
+# Eye corners, the nose's ridge and base, the upper lip: what lays one face over another, whatever its expression.
+_STABLE = [36, 39, 42, 45, 27, 28, 29, 30, 33, 51]
 _LOWER_FACE = [*range(2, 15), 35, 33, 31]  # jaw and the nose's base
 # In eye distances: how far the paste reaches beyond its part, and how softly it ends.
 _MARGIN = {"brows": 0.13, "eyes": 0.15, "nose": 0.13, "mouth": 0.13}
@@ -146,19 +148,19 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
 
 
 def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
-    """The reference that `params` name, or draw for this portrait. Raises as `sketch` does."""
+    """The reference that `params` name, or draw for this portrait, on its device. Raises as `sketch` does."""
     if params.reference is not None:
         reference = named_reference(params.reference)
         hidden = hidden_part(reference, params.names)
         if hidden:
             raise SketchRefused(f"{portrait.name}: reference {params.reference}: {hidden}; choose another")
-        return reference
+        return _on(reference, portrait.image.device)
     drawn = _drawn(_Key(portrait), params.references, params.parts, params.seed)
     if drawn is None:
         raise SketchRefused(
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"
         )
-    return drawn
+    return _on(drawn, portrait.image.device)
 
 
 def _refuse_hidden(portrait: Portrait, params: Params) -> None:
@@ -168,11 +170,13 @@ def _refuse_hidden(portrait: Portrait, params: Params) -> None:
 
 
 class _Key:
-    """A portrait that is told from others by what it holds, so that draws for it can be kept."""
+    """A portrait told from others by what it holds now (another feature may have edited it), so that draws for it can
+    be kept."""
 
     def __init__(self, portrait: Portrait) -> None:
-        self.portrait = portrait
-        self.id = (portrait.name, portrait.digest, portrait.size_px)
+        self.portrait = _on(portrait, "cpu")
+        pixels, points = self.portrait.image.numpy().tobytes(), self.portrait.points68.numpy().tobytes()
+        self.id = (portrait.name, portrait.digest, hashlib.sha256(pixels + points).digest())
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -192,6 +196,11 @@ def _drawn(key: _Key, references: str, parts: str, seed: int) -> Portrait | None
 
     beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(names) else 0.0
     return draw_reference(key.portrait, references, seed, usable, beard_weight, _MAX_DISTANCE)
+
+
+def _on(portrait: Portrait, device: torch.device | str) -> Portrait:
+    names = ("image", "label", "hair", "points68")
+    return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
 
 
 def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: float) -> Sketch:
