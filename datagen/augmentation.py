@@ -140,7 +140,8 @@ class AugmentPlan(ShardedPlan):
         parents = [self.records[id] for id in child.parents]
         sight = _sight(person, result.generated_before, parents, eyes)
         params = with_share(mixed_params([parent.params for parent in parents]), child.t)
-        draft = sketched(Job(shards.pair_id(number), sight.portrait, params, _source(parents)), feature, models)
+        job = Job(shards.pair_id(number), sight.portrait, params, _source(parents))
+        draft = sketched(job, feature, models, self.recipe.sketch_detail)
         draft.reconstruction = result
         if not sight.score:
             draft.refused = f"{sight.portrait.name}: no face found"

@@ -49,6 +49,7 @@ class Task:
     seed: int
     cache_folder: Path
     code_version: str
+    sketch_detail: float = 1.0
 
 
 @dataclass
@@ -74,7 +75,7 @@ def make_pairs(task: Task, jobs: Sequence[Job], models: Models, backend: Backend
     Raises InputError for a gate that names figures that nothing measures, and for a full disk (the cache's).
     """
     feature = load_feature(task.feature, run_files=True)  # tasks are made of recipes
-    drafts = [sketched(job, feature, models) for job in jobs]
+    drafts = [sketched(job, feature, models, task.sketch_detail) for job in jobs]
     _check_gate(task, drafts, feature, models)
     _invert(task, drafts, models, backend, advance)
     _reconstruct(task, drafts, models, backend, advance)
@@ -99,11 +100,12 @@ class Eyes:
         return self.last, quality.look_at(portrait, after, self.analyser)
 
 
-def sketched(job: Job, feature: Any, models: Models) -> Draft:
+def sketched(job: Job, feature: Any, models: Models, sketch_detail: float = 1.0) -> Draft:
+    """The draft of a job with its sketch, or why there is none; sketch_detail: of the recipe."""
     portrait = _on_device(job.portrait.resized(models.image_px), models.device)
     draft = Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
     try:
-        draft.sketch = feature.sketch(portrait, draft.params)
+        draft.sketch = feature.sketch(portrait, draft.params).with_detail(sketch_detail)
     except SketchRefused as refusal:
         draft.refused = str(refusal)
     return draft

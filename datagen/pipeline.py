@@ -36,8 +36,9 @@ class BuildRecipe(BaseModel):
     """The `datagen` section of a recipe.
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
-    that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`. gate:
-    {figure: {min: x, max: y}}.
+    that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
+    sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
+    gate: {figure: {min: x, max: y}}.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +50,7 @@ class BuildRecipe(BaseModel):
     perceptual_weights: str | None = None
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
+    sketch_detail: float = Field(1.0, ge=0, le=1)
     gate: GateSettings = Field(default_factory=dict)
 
 
@@ -158,7 +160,14 @@ def _jobs(plan: BuildPlan, numbers: range, backend: Backend) -> list[Job]:
 def _task(plan: BuildPlan) -> Task:
     recipe = plan.recipe
     return Task(
-        recipe.feature, recipe.inversion, recipe.reconstruction, recipe.gate, plan.seed, plan.cache, code_version()
+        recipe.feature,
+        recipe.inversion,
+        recipe.reconstruction,
+        recipe.gate,
+        plan.seed,
+        plan.cache,
+        code_version(),
+        recipe.sketch_detail,
     )
 
 

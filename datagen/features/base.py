@@ -43,6 +43,11 @@ class Sketch:
     points68: torch.Tensor | None = None
     parts: tuple[Sketch, ...] = ()
 
+    def with_detail(self, share: float) -> Sketch:
+        """The sketch with `share` of its sketch_detail, its parts likewise."""
+        parts = tuple(part.with_detail(share) for part in self.parts)
+        return replace(self, sketch_detail=share * self.sketch_detail, parts=parts)
+
     def applied_to(self, portrait: Portrait) -> Portrait:
         """The portrait as the edit leaves it: what a second feature of the same pair starts from."""
         changed = {name: getattr(self, name) for name in ("label", "hair", "points68")}

@@ -162,3 +162,10 @@ def test_recipes_are_combined_with_their_gates(tmp_path):
     assert "outside_psnr_db" not in combined.gate, "one bounds it below, the other above: nothing holds for both"
     with pytest.raises(InputError, match="'hair_color' is there already"):
         load_combined_recipe(["hair_color", "hair_color"], BuildRecipe)
+
+
+def test_a_recipe_may_leave_the_detail_of_all_parts_to_the_generator(portrait, both):
+    sketch = both.sketch(portrait, both.Params())
+    assert [part.sketch_detail for part in sketch.parts] == [1.0, 0.0]
+    assert [part.sketch_detail for part in sketch.with_detail(0.25).parts] == [0.25, 0.0]
+    assert [part.photo_detail for part in sketch.with_detail(0.0).parts] == [0.0, 1.0]
