@@ -32,7 +32,7 @@ from stylepairs.datagen.sketching.strands import grow_hair, own_flow, strand_rng
 from stylepairs.datagen.sketching.texture import LOCKS, blurred, inner_contrast
 
 # Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
-_LINE_SOFTNESS, _OUTLINE_SOFTNESS = 0.02, 0.012
+_LINE_SOFTNESS, _OUTLINE_SOFTNESS = 0.028, 0.012
 # Scalp counts from this share on, and wholly from that one: between strands there is always some shade of skin.
 _SHOWS, _BARE = 0.2, 0.5
 # Of the side: up to here from the hairline thin hair is looked for, fading out at the second; further away only
@@ -117,8 +117,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     place = _thin_places(portrait, line, scalp, params)
     _refuse_unusable(portrait, line, scalp, place, params)
     image = _filled(portrait, scalp, place, params)
-    mask = feather(dilate((place > 0.05).float(), 0.008), 0.006) * (place > 0)
-    mask = torch.maximum(mask, place).clamp(0, 1)
+    mask = torch.maximum(feather(dilate((place > 0.05).float(), 0.008), 0.008), place).clamp(0, 1)
     return Sketch(
         image=torch.where(mask > 0, image, portrait.image),
         edit_mask=mask,

@@ -28,9 +28,9 @@ def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
     Where the region is too narrow to have an inside, all of it counts. Colours from outside it do not: its edge is no
     strand.
     """
-    inside = dilate((region > 0.8).float(), -LOCKS)
-    if inside.sum() < 0.25 * (region > 0.8).sum():
-        inside = (region > 0.8).float() if (region > 0.8).any() else region
+    core = (region > 0.8).float()
+    insides = (dilate(core, -LOCKS), core, region)
+    inside = next((one for one in insides if one.sum() >= 0.2 * region.sum()), region)
     light = lab[:1]
     strands = light - blurred(light * inside, STRANDS) / blurred(inside, STRANDS).clamp_min(1e-3)
     return float(((strands.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
