@@ -76,11 +76,9 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     Raises SketchRefused for closed or hidden eyes and for glasses.
     """
     _refuse_unusable(portrait, params)
-    full, crease = _full_flow(portrait, params), _creases(portrait, params)
-    flow = params.intensity * full
-    image = _edited(portrait.image, full, crease, params, params.intensity)
-    painted = warp_image((20 * crease).clamp(0, 1), flow).clamp(0, 1) * (params.intensity > 0 and params.crease != 0)
-    return warped_sketch(portrait, image, flow, painted, params.reference_px)
+    flow, crease = _full_flow(portrait, params), _creases(portrait, params)
+    image = _edited(portrait.image, flow, crease, params, params.intensity)
+    return warped_sketch(portrait, image, flow, params.intensity, (20 * crease).clamp(0, 1), params.reference_px)
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
@@ -111,7 +109,7 @@ def _edited(
     strength = params.crease * degree * crease
     tone = torch.tensor(_CREASE_TONE).to(image)[:, None, None]
     if params.crease > 0:
-        image = (image + 1) * (1 - tone * strength) - 1
+        image = image - (image + 1) * tone * strength
     elif params.crease < 0:
         # Filled by what is beside it: the line's own darkness against a blur several times as wide is taken away.
         image = image + (image - blurred(image, 0.016)).clamp_max(0) * strength

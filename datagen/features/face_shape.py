@@ -80,11 +80,9 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     Raises SketchRefused if the head is turned too far, or there is no skin under the chin to relight.
     """
     _refuse_unusable(portrait, params)
-    full, shade = _full_flow(portrait, params), _under_chin(portrait) * (params.chin > 0)
-    flow = params.intensity * full
-    image = _edited(portrait.image, full, shade, params, params.intensity)
-    painted = warp_image(shade, flow).clamp(0, 1) * (params.intensity > 0)
-    return warped_sketch(portrait, image, flow, painted, params.reference_px)
+    flow, shade = _full_flow(portrait, params), _under_chin(portrait) * (params.chin > 0)
+    image = _edited(portrait.image, flow, shade, params, params.intensity)
+    return warped_sketch(portrait, image, flow, params.intensity, shade, params.reference_px)
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
@@ -216,7 +214,8 @@ def _relit(image: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
     """image [3,H,W] with folds smoothed and the light dimmed where shade [1,H,W] is; grain stays."""
     fine, coarse = blurred(image, _FOLD_SCALES[0]), blurred(image, _FOLD_SCALES[1])
     folds = fine - coarse
-    return ((image - 0.8 * shade * folds + 1) * (1 - _SHADOW * shade) - 1).clamp(-1, 1)
+    smoothed = image - 0.8 * shade * folds
+    return (smoothed - (smoothed + 1) * _SHADOW * shade).clamp(-1, 1)
 
 
 def _jaw_width(points: torch.Tensor) -> float:

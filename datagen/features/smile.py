@@ -77,9 +77,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     _refuse_extremes(portrait, params)
     flow, fold = _full_flow(portrait, params), _folds(portrait)
     image = _edited(portrait.image, flow, fold, params, params.intensity)
-    moved = params.intensity * flow
-    painted = warp_image((20 * fold).clamp(0, 1), moved).clamp(0, 1) * (params.intensity > 0)
-    return warped_sketch(portrait, image, moved, painted, params.reference_px)
+    return warped_sketch(portrait, image, flow, params.intensity, (20 * fold).clamp(0, 1), params.reference_px)
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
@@ -105,7 +103,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
 
 def _edited(image: torch.Tensor, flow: torch.Tensor, fold: torch.Tensor, params: Params, degree: float) -> torch.Tensor:
     """image [3,H,W] with `degree` of the full change; below 0 and beyond 1 it is carried on."""
-    shaded = (image + 1) * (1 - _FOLD * params.smile * degree * fold) - 1
+    shaded = image - (image + 1) * (_FOLD * params.smile * degree * fold)
     return warp_image(shaded.clamp(-1, 1), degree * flow)
 
 

@@ -14,14 +14,22 @@ _BAND, _BAND_FADE = 0.02, 0.01
 
 
 def warped_sketch(
-    portrait: Portrait, image: torch.Tensor, flow: torch.Tensor, painted: torch.Tensor | None, reference_px: int
+    portrait: Portrait,
+    image: torch.Tensor,
+    full_flow: torch.Tensor,
+    degree: float,
+    painted: torch.Tensor | None,
+    reference_px: int,
 ) -> Sketch:
-    """The sketch of image [3,H,W], which differs from the photo where the flow [2,H,W] moves it and where it was
-    painted on, [1,H,W] in [0,1] (None: nowhere). Label map, matte and landmarks move along; all detail is kept.
+    """The sketch of image [3,H,W], the photo painted on within painted [1,H,W] in [0,1] (None: not at all), then warped
+    by `degree` of full_flow [2,H,W].
+
+    Label map, matte and landmarks move along; all detail is kept. The masks are those of the full change at every
+    degree, so that a series of degrees is edited in one place.
     """
-    region = changed_region(flow)
+    flow, region = degree * full_flow, changed_region(full_flow)
     if painted is not None:
-        region = torch.maximum(region, painted)
+        region = torch.stack([region, *(warp_image(painted, each).clamp(0, 1) for each in (flow, full_flow))]).amax(0)
     return Sketch(
         image=torch.where(region > 0, image, portrait.image),
         edit_mask=region,

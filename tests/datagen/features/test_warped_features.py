@@ -50,10 +50,11 @@ def test_nothing_changes_outside_the_edit_mask(portrait, feature, params):
 
 
 @each_feature
-def test_intensity_zero_is_the_portrait(portrait, feature, params):
+def test_intensity_zero_is_the_portrait_within_the_same_mask(portrait, feature, params):
     made = feature.sketch(portrait, feature.Params(**params, intensity=0))
     assert torch.equal(made.image, portrait.image)
-    assert made.edit_mask.max() == 0
+    full = feature.sketch(portrait, feature.Params(**params)).edit_mask
+    assert ((made.edit_mask > 0.5) & (full > 0.5)).sum() > 0.7 * (full > 0.5).sum()
     torch.testing.assert_close(made.points68, portrait.points68)
 
 
