@@ -37,6 +37,8 @@ _CREASE_FROM, _CREASE_TO, _CREASE_USUAL, _CREASE_WIDTH = 0.22, 0.62, 0.36, 0.13
 # Second difference of lightness above which there is a crease; darkening of red, green and blue at a strength of 1.
 _CREASE_SEEN = 0.06
 _CREASE_TONE = (0.36, 0.44, 0.44)
+# Pixels of the eye's class in the label map, per square of half its width: under this many the eye is hidden.
+_LEAST_SEEN = 0.15
 # The side at which glasses are looked for: what tells them was measured there.
 _LOOK_PX = 128
 
@@ -212,7 +214,7 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
         if params.side not in ("both", name):
             continue
         half = _eye_frame(portrait.points68, eye)[3]
-        if float((seen == CLASS[f"{name[0]}_eye"]).sum()) < 0.15 * half**2:
+        if float((seen == CLASS[f"{name[0]}_eye"]).sum()) < _LEAST_SEEN * half**2:
             raise SketchRefused(f"{portrait.name}: the {name} eye is hidden")
         opening = _opening(portrait.points68, eye)
         if opening < params.min_opening:

@@ -220,20 +220,22 @@ def _relit(image: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
 
 def _jaw_width(points: torch.Tensor) -> float:
     """The mean width of the jaw between its angle and the chin."""
-    return float((points[[14, 13, 12, 11, 10]] - points[[2, 3, 4, 5, 6]]).norm(dim=-1)[1:].mean())
+    return float((points[[13, 12, 11, 10]] - points[[3, 4, 5, 6]]).norm(dim=-1).mean())
 
 
 def _refuse_unusable(portrait: Portrait, params: Params) -> None:
     points = portrait.points68.cpu()
     origin, _, across, _ = _midline(points)
     right, left = -float((points[4] - origin) @ across), float((points[12] - origin) @ across)
-    if min(right, left) < params.min_side_share * (right + left):
-        raise SketchRefused(f"{portrait.name}: the head is turned away; one side of the jaw is out of sight")
-    if params.chin > 0:
-        shade = _under_chin(portrait)
-        share = float((shade > 0.3).float().sum()) / max(
-            (_UNDER_CHIN * (points[12] - points[4]).norm() * portrait.size_px), 1
+    side = min(right, left) / max(right + left, 1e-6)
+    if side < params.min_side_share:
+        raise SketchRefused(
+            f"{portrait.name}: the head is turned away; one side of the jaw is {100 * side:.0f} % of its width "
+            f"(min_side_share {100 * params.min_side_share:g} %)"
         )
+    if params.chin > 0:
+        place = _UNDER_CHIN * portrait.size_px * float((points[12] - points[4]).norm())
+        share = float((_under_chin(portrait) > 0.3).sum()) / max(place, 1.0)
         if share < params.min_under_chin_share:
             raise SketchRefused(
                 f"{portrait.name}: skin under the chin fills {100 * share:.0f} % of its place "
