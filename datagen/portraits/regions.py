@@ -105,13 +105,17 @@ def dilate(mask: torch.Tensor, share: float) -> torch.Tensor:
     radius = round(abs(share) * mask.shape[-1])
     if radius == 0:
         return mask
+    steps = np.arange(-radius, radius + 1)
+    disc = (steps[:, None] ** 2 + steps**2 <= (radius + 0.5) ** 2).astype(np.uint8)
+    if mask.device.type == "cpu":
+        # The same as kornia's and, at 1024 pixels, many times faster: that copies the mask per element of the disc.
+        changed = (cv2.dilate if share > 0 else cv2.erode)(mask[0].detach().numpy(), disc)
+        return torch.from_numpy(changed)[None].clamp(0, 1)
     from kornia.morphology import dilation, erosion
 
-    steps = torch.arange(-radius, radius + 1, device=mask.device)
-    disc = (steps[:, None] ** 2 + steps**2 <= (radius + 0.5) ** 2).float()
     grow = dilation if share > 0 else erosion
-    # kornia's default engine unfolds a copy of the mask per element of the disc.
-    return grow(mask[None], disc, engine="convolution" if radius < 4 else "unfold")[0].clamp(0, 1)
+    kernel = torch.from_numpy(disc).to(mask)
+    return grow(mask[None], kernel, engine="convolution" if radius < 4 else "unfold")[0].clamp(0, 1)
 
 
 def feather(mask: torch.Tensor, share: float) -> torch.Tensor:

@@ -115,3 +115,13 @@ def test_no_feather_and_no_growth_change_nothing() -> None:
     mask = torch.rand(1, 32, 32)
     assert regions.feather(mask, 0.0) is mask
     assert regions.dilate(mask, 0.0) is mask
+
+
+@pytest.mark.parametrize("share", [0.02, 0.06, -0.04])
+def test_growing_on_the_cpu_is_kornia_s(share):
+    from kornia.morphology import dilation, erosion
+
+    mask = torch.rand(1, 50, 50, generator=torch.Generator().manual_seed(0))
+    steps = torch.arange(-round(abs(share) * 50), round(abs(share) * 50) + 1)
+    disc = (steps[:, None] ** 2 + steps**2 <= (len(steps) / 2) ** 2).float()
+    assert torch.equal(regions.dilate(mask, share), (dilation if share > 0 else erosion)(mask[None], disc)[0])
