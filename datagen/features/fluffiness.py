@@ -50,6 +50,8 @@ _RIM = 0.05
 _RING = 0.03
 # Of the side: around the hair, what is not to be taken for background, because hair shines through it.
 _TAINTED = 0.008
+# Side of the picture in which the hair's colour is spread.
+_SMALL_PX = 128
 # How opaque a loose strand is.
 _LOOSE = 0.65
 _HEAD_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth")
@@ -318,14 +320,21 @@ def _read_rays(portrait: Portrait, seen: Seen, plan: _Plan) -> _Lines:
 
 
 def _hair_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
-    """The hair's colour nearby [3,H,W], carried on beyond it."""
+    """The hair's colour nearby [3,H,W], carried on beyond it; found in a small picture, as it is smooth."""
     core = 1 - dilate((matte < 0.9).float(), _TAINTED)
     core = core if core.sum() > 0 else matte
+    size = image.shape[-2:]
+    small_core, small = (_shrunk(x, max(1, size[0] // _SMALL_PX)) for x in (core, image * core))
     total = weight = torch.zeros(())
     for share, trust in ((0.03, 1.0), (0.1, 1e-2), (0.3, 1e-5)):
-        total = total + trust * _blur(image * core, share)
-        weight = weight + trust * _blur(core, share)
-    return total / weight.clamp_min(1e-9)
+        total = total + trust * _blur(small, share)
+        weight = weight + trust * _blur(small_core, share)
+    colors = total / weight.clamp_min(1e-9)
+    return torch.nn.functional.interpolate(colors[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _shrunk(x: torch.Tensor, factor: int) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(x[None], factor, ceil_mode=True)[0]
 
 
 def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
