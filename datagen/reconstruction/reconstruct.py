@@ -77,6 +77,8 @@ def reconstruct(
     if len({sketch.reference_px for sketch in sketches}) > 1:
         raise ValueError("reconstruct: the sketches of one call must share reference_px")
     use_channels_last(generator)
+    if not any(sketch.sketch_detail for sketch in sketches):
+        settings = settings.model_copy(update={"detail_weight": 0.0})  # saves the time; the sum is the same
     objective = _objective(generator, perceptual, prior, settings)
     with torch.no_grad():
         jobs = [
@@ -137,8 +139,12 @@ def _job(
     for size_px in _reference_sizes(sketch.reference_px):
         targets[f"reference{size_px}"] = masked_downsample(sketch.image[None], edit_mask, size_px)[0]
     targets |= features_of(perceptual, portrait.image)
+    if settings.detail_weight:
+        drawn = features_of(perceptual, sketch.image)
+        targets |= {f"drawn{level.removeprefix('feature')}": value for level, value in drawn.items()}
+        targets["detail"] = torch.tensor(settings.detail_weight * sketch.sketch_detail, device=portrait.image.device)
     batched = {key: value[None] for key, value in targets.items()}
-    kept = _keep_error(inversion.image[None], batched, perceptual, settings)
+    kept = _keep_error(inversion.image[None], perceptual.features(inversion.image[None]), batched, settings)
     targets["tolerance"] = settings.keep_slack * kept[0]
     return Job(start, inversion.noise, targets)
 
@@ -151,7 +157,8 @@ def _objective(
     def objective(state: State) -> Verdict:
         image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
         reference, reached = _reference(image, state, settings)
-        keep = _keep_error(image, state.targets, perceptual, settings)
+        seen = perceptual.features(image)
+        keep = _keep_error(image, seen, state.targets, settings)
         # An edit that leaves nothing to keep has a tolerance of 0.
         violation = keep / state.targets["tolerance"].clamp_min(1e-6) - 1
         loss = (
@@ -163,6 +170,9 @@ def _objective(
         )
         if settings.noise_learning_rate:
             loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
+        if settings.detail_weight:
+            drawn = [state.targets[f"drawn{level}"] for level in range(len(seen))]
+            loss = loss + state.targets["detail"] * perceptual_distance(seen, drawn, state.targets["edit_mask"])
         met = reached & (reference <= settings.reference_tolerance * 1.1) & (violation <= 0)
         figures = {"reference_error": reference, "keep_error": keep, "keep_tolerance": state.targets["tolerance"]}
         return Verdict(loss, met, violation, {key: value.detach() for key, value in figures.items()})
@@ -188,11 +198,11 @@ def _reference(
 
 
 def _keep_error(
-    image: torch.Tensor, targets: dict[str, torch.Tensor], perceptual: Perceptual, settings: ReconstructionSettings
+    image: torch.Tensor, seen: list[torch.Tensor], targets: dict[str, torch.Tensor], settings: ReconstructionSettings
 ) -> torch.Tensor:
-    """keep(w) = |M_keep * (G - x)|_1 / |M_keep| over a pyramid + masked perceptual distance."""
+    """keep(w) = |M_keep * (G - x)|_1 / |M_keep| over a pyramid + masked perceptual distance; seen: image's features."""
     pixels = pyramid_l1(image, targets["photo"], targets["keep_mask"])
-    features = perceptual_distance(perceptual.features(image), stored_features(targets), targets["keep_mask"])
+    features = perceptual_distance(seen, stored_features(targets), targets["keep_mask"])
     return pixels + settings.perceptual_weight * features
 
 

@@ -3,8 +3,8 @@ hyperplane is fitted to the scores, and the portrait moves along its normal, all
 
 Published: 500 000 samples, an attribute network's scores, a linear SVM on the top and bottom 2 %, steps of -3 to 3
 chosen by hand. Here: 1024 samples; the score is what our parser and colours say (below); ridge regression over all
-samples, in the Gaussianised W, and the normal in W of its hyperplane there; the step is searched along the line until
-the score is nearest to the sketch's. Nothing is optimised, so the number of steps says nothing.
+samples, in the Gaussianised W, and the normal in W of its hyperplane there; the portrait walks along the line
+until the score is the sketch's. Nothing is optimised, so the number of steps says nothing.
 
 Score of an image for a sketch: where the sketch is about colour (Lab), the mean Lab colour of its own hair, along the
 line from the photo's mean colour to the sketch's in the edit mask; else the hair matte, coarse, along its change from
@@ -39,7 +39,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 SAMPLES = 1024
 RIDGE = 0.1  # of the samples' number: what noise in the score is worth against a whitened latent of unit variance
 FARTHEST = 6.0  # standard deviations of the latent along the direction: twice the published range
-STRIDES = 15
+STRIDES = 30
 GRID_PX = 16
 
 
@@ -125,21 +125,27 @@ def _edited(
 ) -> Found:
     samples, axis = _samples[generator], _axis(parser, portrait, sketch)
     if axis is None:
-        return Found(inversion.ws, inversion.noise, {"finite": 1.0, "steps": 0.0, "score_missed": 0.0})
+        return Found(inversion.ws, inversion.noise, {"finite": 1.0, "steps": 0.0, "score_reached": 0.0})
     values = samples.colors[samples.hairy] if sketch.space == "lab" else samples.mattes
     latents = samples.u[samples.hairy] if sketch.space == "lab" else samples.u
     direction = fit_direction(latents, values @ axis)
     start = prior.whiten(inversion.ws)
-    ws = [
-        prior.unwhiten(start + FARTHEST * k / STRIDES * direction * len(direction) ** 0.5) for k in range(STRIDES + 1)
-    ]
+    ws = [prior.unwhiten(start + FARTHEST * k / STRIDES * direction) for k in range(STRIDES + 1)]
     scores = _scores(generator, parser, ws, inversion, sketch, width) @ axis
     # What the inversion's own colours miss is no part of the edit: the change is what has to be right.
-    missed = ((scores - scores[0]) - axis.square().sum()).abs() / axis.square().sum()
-    best = int(missed.argmin())
-    return Found(
-        ws[best], inversion.noise, {"finite": 1.0, "steps": float(STRIDES), "score_missed": float(missed[best])}
-    )
+    share = (scores - scores[0]) / axis.square().sum()
+    best = first_reached(share)
+    figures = {"finite": 1.0, "steps": float(STRIDES), "score_reached": float(share[best])}
+    return Found(ws[best], inversion.noise, figures)
+
+
+def first_reached(share: torch.Tensor) -> int:
+    """The step at which the share [K] of the wanted change first comes to 1 (it, or the one before where that is
+    nearer); where it never does, the step that comes nearest."""
+    reached = torch.nonzero(share >= 1).flatten().tolist()
+    if not reached:
+        return int(share.argmax())
+    return reached[0] - 1 if reached[0] and 1 - share[reached[0] - 1] < share[reached[0]] - 1 else reached[0]
 
 
 def _axis(parser: nn.Module, portrait: Portrait, sketch: Sketch) -> torch.Tensor | None:

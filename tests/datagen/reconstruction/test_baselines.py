@@ -248,4 +248,12 @@ def test_direction_moves_all_rows_alike_towards_the_score(generator, prior, inve
     shift = prior.whiten(made.ws_after) - prior.whiten(inversions[0].ws)
     assert shift.norm(dim=-1).min() > 0
     assert (shift - shift.mean(0)).abs().max() < 0.05 * shift.abs().max()
-    assert made.figures["score_missed"] < 1
+    assert shift.square().sum(-1).sqrt().max() < latent_direction.FARTHEST + 0.1
+    assert made.figures["score_reached"] > 0
+
+
+def test_direction_stops_where_the_score_is_first_reached():
+    first = latent_direction.first_reached
+    assert first(torch.tensor([0.0, 0.4, 0.9, 1.3, 1.0])) == 2
+    assert first(torch.tensor([0.0, 0.4, 0.6, 1.1, 0.9])) == 3
+    assert first(torch.tensor([0.0, -0.4, 0.3, 0.2])) == 2

@@ -1,11 +1,13 @@
 """Inversion, masked reconstruction and composition end to end on a small random generator, whose own image is the
 portrait."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.perceptual import load_perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import compose, laplacian_blend, region_mask
 from stylepairs.datagen.reconstruction.inversion import invert
@@ -93,6 +95,25 @@ def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual,
     made = reconstruct(generator, perceptual, WPrior.fit(generator), portraits[:1], inversions[:1], [sketch], STAGE1)[0]
     assert made.figures["finite"] == 1
     assert made.ws_after.isfinite().all()
+
+
+def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, perceptual, portraits, inversions):
+    sketch = paint_top(portraits[0])
+    stripes = 0.4 * torch.tensor([1.0, -1.0]).repeat(SIDE // 2) * sketch.edit_mask
+    striped = replace(sketch, image=(sketch.image + stripes).clamp(-1, 1))
+
+    def run(sketch: Sketch, weight: float) -> Reconstruction:
+        settings = STAGE1.model_copy(update={"detail_weight": weight})
+        prior = WPrior.fit(generator, samples=2000)
+        return reconstruct(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings)[0]
+
+    def distance(made: Reconstruction) -> float:
+        features = (perceptual.features(x[None]) for x in (made.generated_after, striped.image))
+        return float(perceptual_distance(*features, striped.edit_mask[None]))
+
+    without = run(striped, 1.0)
+    assert torch.equal(without.ws_after, run(striped, 0.0).ws_after)
+    assert distance(run(replace(striped, sketch_detail=1.0), 1.0)) < distance(without)
 
 
 def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions):
