@@ -18,6 +18,7 @@ taken it away):
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ from stylepairs.datagen.sketching.foreheads import (
 from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
 from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
 from stylepairs.datagen.sketching.strands import (
+    HairPalette,
     contrast_likeness,
     grow_hair,
     hair_palette,
@@ -52,6 +54,8 @@ from stylepairs.datagen.sketching.strands import (
 _TELLABLE = 150.0
 # `across` at which the hairline that a fringe hides turns down.
 _TEMPLE = 0.78
+# The degree from which on a fringe that grows, or skin that is bared, is opaque.
+_APPEARS = 0.15
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
 # Of the side: colours are compared smoothed by this much, so that single strands do not count.
@@ -116,12 +120,15 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     made = sketch(portrait, params)
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
     removed = params.style == "none"
+    seen = Seen(seen.before.resized(portrait.size_px), seen.after.resized(portrait.size_px))
     before, after = (_compared(image) for image in (portrait.image, seen.after.image))
     wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
-    had, has = (
-        _hairness(portrait, face, lab, sight.hair, wanted_full, before if removed else None)
-        for lab, sight in ((before, seen.before), (after, seen.after))
+    told = _Told(
+        skin=skin_tone(portrait, face, wanted_full),
+        palette=hair_palette(portrait),
+        fringe=before if removed else None,
     )
+    had, has = _hairness(before, seen.before.hair, told), _hairness(after, seen.after.hair, told)
     gained = (had - has if removed else has - had).clamp(0, 1)
     beside = dilate((made.edit_mask > 0.02).float(), 0.03) * (1 - dilate((wanted > 0.1).float(), 0.012))
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
@@ -134,7 +141,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "coverage_gain": reached - _mean(1 - had if removed else had, wanted),
         "forehead_free": 1 - _mean((has - had).clamp(0, 1), rest) if float(rest.sum()) > _FEWEST_PX else 1.0,
         "overspill": float((gained * beside).sum() / wanted.sum().clamp_min(1)),
-        "texture": _texture(portrait, face, seen, params, wanted),
+        "texture": _texture(portrait, face, seen, params, wanted, told.palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
         "degree": _degree(before, after, _compared(full.image), wanted_full),
     }
@@ -149,21 +156,22 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
         portrait,
         fringe.region,
         fringe.flow,
-        params.density * (0.6 if wispy else 1.0),
+        params.density * (0.65 if wispy else 1.0),
         rng,
         palette=palette,
-        lock_cover=0.9 if wispy else 3.0,
-        lock_share=0.02 if wispy else 0.017,
+        lock_cover=1.2 if wispy else 3.0,
+        lock_share=0.014 if wispy else 0.017,
         clumping=0.6 if wispy else 0.4,
         ragged=0.22 if wispy else 0.14,
         root_shadow=0.0,
         light=fringe.light,
     )
-    alpha = alpha * fringe.blend
+    # The hair behind the hairline is laid anew as soon as there is a fringe, but not at once.
+    alpha = alpha * fringe.blend * min(1.0, params.intensity / _APPEARS)
     own = feather(face.hairy, 0.004)
     skin = shade_skin(portrait.image, alpha)
-    skin = portrait.image * own + skin * (1 - own)
-    image = skin * (1 - alpha) + painted * alpha
+    skin = portrait.image + (skin - portrait.image) * (1 - own)
+    image = skin + (painted - skin) * alpha
     hair = torch.maximum(portrait.hair, alpha)
     label = torch.where((alpha[0] > 0.5), CLASS["hair"], portrait.label.int()).to(torch.uint8)
     return _made(portrait, params, image, alpha, label, hair)
@@ -231,9 +239,9 @@ def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch
     # With the shadow that it throws on the skin around it.
     hole = feather(dilate(uncovered, 0.03), 0.012) * (1 - feather(dilate(brows, 0.012), 0.006))
     eyes = feather((face.up * face.height_px / (0.02 * portrait.size_px) + 1).clamp(0, 1), 0.004)
-    inside = ((1 - out) * face.height_px / 3 + 0.5).clamp(0, 1)
-    bare = continue_skin(portrait, face, hole * inside * eyes, rng)
+    inside = ((1 - out) * face.height_px / 3 + 0.5).clamp(0, 1) * min(1.0, params.intensity / _APPEARS)
     hole = hole * inside * eyes
+    bare = continue_skin(portrait, face, hole, rng)
     image, alpha = _regrown_hairline(portrait, face, bare, out, hole, rng)
     hair = torch.maximum(portrait.hair * (1 - hole), alpha)
     label = torch.where((hole[0] > 0.5) & (alpha[0] < 0.5), CLASS["skin"], portrait.label.int()).to(torch.uint8)
@@ -257,7 +265,8 @@ def _regrown_hairline(
         portrait, region, own_flow(portrait), 0.9, rng, length_share=length, ragged=0.4, lock_share=0.014, clumping=0.2
     )
     alpha = alpha * region.clamp(0, 1) ** 0.5
-    return shade_skin(bare, alpha, 0.12) * (1 - alpha) + painted * alpha, alpha
+    skin = shade_skin(bare, alpha, 0.12)
+    return skin + (painted - skin) * alpha, alpha
 
 
 def _made(
@@ -301,32 +310,37 @@ def _compared(image: torch.Tensor) -> torch.Tensor:
     return gaussian_blur2d(srgb_to_lab(image)[None], (size, size), (sigma, sigma))[0]
 
 
-def _hairness(
-    portrait: Portrait,
-    face: Forehead,
-    lab: torch.Tensor,
-    matte: torch.Tensor,
-    hole: torch.Tensor,
-    fringe: torch.Tensor | None,
-) -> torch.Tensor:
-    """How much each pixel of lab [3,H,W] is hair [1,H,W]: nearer to the own hair's colours (fringe [3,H,W]: to what is
-    there in that) than to the skin's; by the matte where the two are too alike."""
-    skin = skin_tone(portrait, face, hole)
-    if fringe is None:
-        palette = hair_palette(portrait)
-        low, high = (color.to(lab)[:, None, None] for color in (palette.shadow, palette.highlight))
+@dataclass(frozen=True)
+class _Told:
+    """What hair is told from skin by: the skin's smooth Lab [3,H,W], the hair's palette, and the Lab [3,H,W] of the
+    fringe that is to go (None: one is to come)."""
+
+    skin: torch.Tensor
+    palette: HairPalette
+    fringe: torch.Tensor | None
+
+
+def _hairness(lab: torch.Tensor, matte: torch.Tensor, told: _Told) -> torch.Tensor:
+    """How much each pixel of lab [3,H,W] is hair [1,H,W]: nearer to the own hair's colours than to the skin's; by the
+    matte where the two are too alike."""
+    if told.fringe is None:
+        low, mean, high = (
+            color.to(lab)[:, None, None] for color in (told.palette.shadow, told.palette.mean, told.palette.highlight)
+        )
         axis = high - low
         at = (((lab - low) * axis).sum(0, keepdim=True) / axis.square().sum().clamp_min(1.0)).clamp(0, 1)
-        near, usual = low + at * axis, palette.mean.to(lab)[:, None, None]
+        near, usual = low + at * axis, mean
     else:
-        near = usual = fringe
-    pairs = ((lab, near), (lab, skin), (usual, skin))
+        near = usual = told.fringe
+    pairs = ((lab, near), (lab, told.skin), (usual, told.skin))
     from_hair, from_skin, apart = ((one - other).square().sum(0, keepdim=True) for one, other in pairs)
     trust = apart / (apart + _TELLABLE)
     return trust * from_skin / (from_skin + from_hair).clamp_min(1.0) + (1 - trust) * matte
 
 
-def _texture(portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor) -> float:
+def _texture(
+    portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor, palette: HairPalette
+) -> float:
     core = (wanted > 0.6).float()
     if float(core.sum()) < _FEWEST_PX:
         return 1.0
@@ -334,7 +348,7 @@ def _texture(portrait: Portrait, face: Forehead, seen: Seen, params: Params, wan
     if params.style == "none":
         return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
     fringe = _fringe(portrait, face, params, params.intensity)
-    return strand_likeness(light, core, fringe.flow, hair_palette(portrait))
+    return strand_likeness(light, core, fringe.flow, palette)
 
 
 def _degree(before: torch.Tensor, after: torch.Tensor, full: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -108,7 +108,7 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
         spread = 0.9 * own[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
         light = light + new / new.std() * spread
     skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)
-    return portrait.image * (1 - hole) + skin * hole
+    return portrait.image + (skin - portrait.image) * hole
 
 
 def skin_tone(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:

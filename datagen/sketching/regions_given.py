@@ -41,11 +41,11 @@ def region_mask(region: Region, portrait: Portrait) -> torch.Tensor:
         mask = torch.from_numpy(_mask_of(region))[None, None].to(portrait.image)
         mask = F.interpolate(mask, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     else:
-        canvas = np.zeros((size, size), np.uint8)
-        # Shares are of the picture's side, pixel centres at integers.
-        points = np.asarray(region) * size - 0.5
-        cv2.fillPoly(canvas, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-        mask = torch.from_numpy(canvas)[None].to(portrait.image) / 255
+        # Filling takes in the pixels on the outline: drawn four times finer, that is an eighth of a pixel.
+        canvas = np.zeros((4 * size, 4 * size), np.float32)
+        points = np.asarray(region) * 4 * size - 0.5
+        cv2.fillPoly(canvas, [np.rint(points * 16).astype(np.int32)], 1.0, shift=4)
+        mask = F.avg_pool2d(torch.from_numpy(canvas)[None].to(portrait.image), 4)
     return feather(mask, 0.003)
 
 

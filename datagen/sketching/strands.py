@@ -34,6 +34,8 @@ _MIN_STRAND_PX = 0.6
 _BAND_SIGMAS = (0.003, 0.012, 0.03)
 # Painted strands all run one way, so that the same contrast looks stronger on them than in the own hair.
 _CONTRAST = 0.85
+# Lightness of hair seen between the strands above it, in standard deviations.
+_UNDER_SHADE = -1.2
 # Of the crop: hair that is needed to learn its colour from.
 _MIN_CORE_SHARE = 0.0015
 # Of the side: how far the colour of the own hair nearby reaches into what is painted.
@@ -149,7 +151,7 @@ def grow_hair(
         lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged, palette.curl
     )
     shade, alpha = paint(size, guides, lengths, strokes, rng)
-    shade, alpha = shade.to(region), alpha.to(region)
+    shade, alpha = _filled(region, shade.to(region), alpha.to(region), density if lock_cover >= 2 else 0.0)
     roots = -0.25 * root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
     return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
@@ -166,7 +168,7 @@ def shade_skin(
     shadow = 0.6 * feather(fallen, drop_share) + 0.4 * feather(_shifted_down(alpha, 2 * drop), 2.5 * drop_share)
     # Skin shadows are warmer than grey: red light scatters under the surface.
     tint = torch.tensor([0.82, 1.0, 1.06]).to(image)[:, None, None]
-    return ((image + 1) * (1 - strength * shadow * tint).clamp(0, 1)) - 1
+    return image - (image + 1) * (strength * shadow * tint).clamp(0, 1)
 
 
 def strand_likeness(light: torch.Tensor, inside: torch.Tensor, flow: torch.Tensor, palette: HairPalette) -> float:
@@ -183,7 +185,7 @@ def strand_likeness(light: torch.Tensor, inside: torch.Tensor, flow: torch.Tenso
 
 def contrast_likeness(light: torch.Tensor, inside: torch.Tensor, like: torch.Tensor) -> float:
     """How near the contrast of lightness [1,H,W] over inside [1,H,W] comes to that over like: 1 the same, 0 flat."""
-    found, wanted = ([_deviation(band, part) for band in _bands(light, part)[:2]] for part in (inside, like))
+    found, wanted = ([_deviation(band, part) for band in _bands(light, part)[1:2]] for part in (inside, like))
     return _folded(found, wanted)
 
 
@@ -273,6 +275,18 @@ def _shifted_down(mask: torch.Tensor, pixels: float) -> torch.Tensor:
         return F.pad(mask[None], (0, 0, rows, 0), mode="replicate")[0, :, : mask.shape[-2]] if rows else mask
 
     return moved(whole) * (1 - part) + moved(whole + 1) * part
+
+
+def _filled(
+    region: torch.Tensor, shade: torch.Tensor, alpha: torch.Tensor, density: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shade [2,H,W] and alpha [1,H,W] with the chance gaps between dense strands closed by hair in their shadow; not at
+    the tips, which stand free."""
+    along = _blur_over(shade[1:], alpha, 0.012)
+    inner = feather(dilate(region, -0.012), 0.006) * ((0.8 - along) / 0.25).clamp(0, 1)
+    under = torch.maximum(alpha, density**2 * inner)
+    light = (shade[:1] * alpha + _UNDER_SHADE * (under - alpha)) / under.clamp_min(1e-4)
+    return torch.cat([light, torch.where(alpha > 0.05, shade[1:], along)]), under
 
 
 def _coloured(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 _GUIDE_POINTS = 40
-_STEP_SHARE = 0.006
+_STEP_SHARE = 0.012
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def trace_guides(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre lines of locks [K,N,2] in pixels, from root to tip, and their lengths [K] in pixels."""
     size = field.shape[-1]
-    step = max(_STEP_SHARE * size, 0.75)
+    step = max(_STEP_SHARE * size, 1.0)
     longest = 0.8 if length_share is None else length_share
     steps = max(2, round(longest * size / step))
     area = float(field.sum()) / size**2
