@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.regions import dilate, feather, polygon
+from stylepairs.datagen.portraits.regions import feather, polygon
 from stylepairs.datagen.recipes import nearest
 from stylepairs.datagen.sketching.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
@@ -48,6 +48,7 @@ from stylepairs.datagen.sketching.face_parts import (
     eye_distance,
     hidden_part,
     part_hulls,
+    widened,
 )
 from stylepairs.datagen.sketching.references import BUNDLED, draw_reference, named_reference
 from stylepairs.datagen.sketching.soft_mattes import blur, labelled, mean_of
@@ -74,7 +75,7 @@ class Params(BaseModel):
     FOLDER/NAME of a prepared portrait; None: drawn from `references`, a folder of prepared portraits ("bundled": the
     photos that come with the source tree), among those nearest in pose, skin tone and sharpness; another `seed` draws
     another. adopt: share of the reference's shape, 0 its look only, 1 all. intensity: the degree, 0 own, 1 wanted.
-    reference_px: side of the downsampled sketch that reconstruction matches; sketch_detail: see `Sketch`.
+    reference_px: side of the downsampled sketch that reconstruction matches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,7 +87,6 @@ class Params(BaseModel):
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = Field(0, ge=0)
     reference_px: int = Field(32, ge=16, le=256)
-    sketch_detail: float = Field(1.0, ge=0, le=1)
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -131,7 +131,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     near = [mean_of(delta_e_2000(lab, wanted)[None], inner) for lab in (before, after)]
     shape = _placed(portrait, reference, params, 1.0)
     rim = ((mask > 0.02) & (mask < 0.35)).float()
-    face = bare_skin(portrait) * (1 - dilate((mask > 0).float(), _BAND))
+    face = bare_skin(portrait) * (1 - widened((mask > 0).float(), _BAND))
     figures: dict[str, torch.Tensor | float] = {
         "degree": (change * whole).sum() / whole.square().sum().clamp_min(1e-6),
         "appearance_before": near[0],
@@ -221,7 +221,7 @@ def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: flo
         edit_mask=mask,
         keep_mask=1 - _grown(mask),
         reference_px=min(params.reference_px, portrait.size_px),
-        sketch_detail=params.sketch_detail,
+        sketch_detail=1.0,
         label=_label_after(portrait, laid, mask, params) if degree > 0.5 else None,
         points68=points,
     )
@@ -289,17 +289,17 @@ def _masks(
     for part in params.names:
         hull = part_hulls(portrait, [portrait.points68, wanted], part)
         if part != "nose":
-            hull = torch.maximum(hull, labelled(portrait, *PART_CLASSES[part]) * dilate(hull, 0.1 * eyes))
+            hull = torch.maximum(hull, labelled(portrait, *PART_CLASSES[part]) * widened(hull, 0.1 * eyes))
         core = torch.maximum(core, hull)
-        mask = torch.maximum(mask, dilate(hull, _MARGIN[part] * eyes))
+        mask = torch.maximum(mask, widened(hull, _MARGIN[part] * eyes))
     others = [part for part in PARTS if part not in params.names]
     barred = torch.maximum(covering(portrait), covering(laid))
     for part in others:
         classes = PART_CLASSES[part] if part != "nose" else ()  # the nose's class is as wide as its skin
         hull = part_hulls(portrait, [portrait.points68], part)
         barred = torch.maximum(barred, torch.maximum(labelled(portrait, *classes), labelled(laid, *classes)))
-        barred = torch.maximum(barred, dilate(hull, 0.02 * eyes))
-    soft = feather(mask, _SOFTNESS * eyes) * (1 - feather(dilate(barred, 0.03 * eyes), 0.03 * eyes))
+        barred = torch.maximum(barred, widened(hull, 0.02 * eyes))
+    soft = feather(mask, _SOFTNESS * eyes) * (1 - feather(widened(barred, 0.03 * eyes), 0.03 * eyes))
     soft = ((soft - 0.02) / 0.96).clamp(0, 1)
     return soft, core
 
@@ -315,8 +315,8 @@ def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Ten
     skin = bare_skin(portrait) * bare_skin(laid)
     if not bearded:
         skin = skin * (1 - polygon(portrait, portrait.points68[_LOWER_FACE].cpu().numpy()))
-    around = dilate(mask, 0.1 * eyes)
-    valid = skin * (around > 0.02) * (1 - dilate(core, 0.04 * eyes)) + 1e-6 * around
+    around = widened(mask, 0.1 * eyes)
+    valid = skin * (around > 0.02) * (1 - widened(core, 0.04 * eyes)) + 1e-6 * around
     sigmas = (share * eye_distance(portrait) for share in (_LIGHT_NEAR, _LIGHT_FAR))
     near, far = ((blur((own - other) * valid, sigma), blur(valid, sigma)) for sigma in sigmas)
     light = (near[0] + 0.05 * far[0]) / (near[1] + 0.05 * far[1]).clamp_min(1e-9)
@@ -364,4 +364,4 @@ def _others_shift(seen: Seen, params: Params) -> torch.Tensor:
 
 def _grown(mask: torch.Tensor) -> torch.Tensor:
     """The mask dilated by the neutral band, softened outwards."""
-    return torch.maximum(feather(dilate(mask, 1.5 * _BAND), _BAND / 2), mask)
+    return torch.maximum(feather(widened(mask, 1.5 * _BAND), _BAND / 2), mask)

@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.regions import class_region, dilate, eye_region, feather, mouth_region, polygon
-from stylepairs.datagen.sketching.face_parts import eye_distance
+from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
+from stylepairs.datagen.sketching.face_parts import eye_distance, widened
 from stylepairs.datagen.sketching.soft_mattes import blur, mean_of
 
 # The white of the light: this share of the cast of the eyes' whites, which are a little yellow and red themselves.
@@ -88,7 +88,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return Sketch(
         image=torch.where(matte > 0, portrait.image + matte * (whiter - portrait.image), portrait.image),
         edit_mask=matte,
-        keep_mask=1 - torch.maximum(feather(dilate(matte, 1.5 * _BAND), _BAND / 2), matte),
+        keep_mask=1 - torch.maximum(feather(widened(matte, 1.5 * _BAND), _BAND / 2), matte),
         reference_px=min(params.reference_px, portrait.size_px),
         space="lab",
         photo_detail=1.0,
@@ -111,7 +111,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         mean_of((lab - smooth)[:1].square(), inside).sqrt() for lab, smooth in ((before, low[2]), (after, low[3]))
     ]
     around = class_region(portrait, ["u_lip", "l_lip", "mouth"], 0.0)
-    around = dilate(around, _BAND) * (1 - dilate((matte > 0.02).float(), 1.01 / portrait.size_px))
+    around = widened(around, _BAND) * (1 - widened((matte > 0.02).float(), 1.01 / portrait.size_px))
     clipped = [(image.amax(0, keepdim=True) > 1 - 1 / 255) for image in (seen.before.image, seen.after.image)]
     figures = {
         "degree": (change * whole).sum() / whole.square().sum().clamp_min(1e-6),
@@ -149,7 +149,7 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
         return torch.zeros_like(inside)
     share = ((whiteness - lip) / (tooth - lip)).clamp(0, 1)
     # Where landmarks err, skin lies between the lips they give: it is redder than teeth, if less than lips.
-    skin = class_region(portrait, ["skin"], 0.0) * dilate(mouth_region(portrait, 0.0, 0.0), 0.15 * eyes)
+    skin = class_region(portrait, ["skin"], 0.0) * widened(mouth_region(portrait, 0.0, 0.0), 0.15 * eyes)
     not_skin = ((mean_of(lab, skin)[1:2] - lab[1:2]) / _LESS_RED_THAN_SKIN).clamp(0, 1)
     matte = ((share - 0.3) / 0.4).clamp(0, 1) * not_skin
     matte = _without_crumbs(matte * matte * (3 - 2 * matte) * inside)
@@ -169,7 +169,7 @@ def _between_lips(portrait: Portrait, eyes: float) -> torch.Tensor:
     """Where teeth may be [1,H,W]: the mouth's class and the inner lips' outline, a little wider, inside the mouth."""
     inner = polygon(portrait, portrait.points68[60:68].cpu().numpy())
     inner = torch.maximum(inner, class_region(portrait, ["mouth"], 0.0))
-    return feather(dilate(inner, _SLACK * eyes), 0.5 / portrait.size_px) * mouth_region(portrait, 0.0, 0.004)
+    return feather(widened(inner, _SLACK * eyes), 0.5 / portrait.size_px) * mouth_region(portrait, 0.0, 0.004)
 
 
 def _whitened(

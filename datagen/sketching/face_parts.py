@@ -7,6 +7,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.colors import srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -28,6 +29,7 @@ PART_CLASSES = {
     "nose": ("nose",),
     "mouth": ("mouth", "u_lip", "l_lip"),
 }
+_WORK_PX = 256
 # What covers more than this share of a part hides it: hair, a hat, an eye patch.
 _MAX_HIDDEN = 0.12
 # Slope of lightness across a spectacle's bridge, in shares of the skin's lightness an eye distance: bare faces have 0.1
@@ -70,11 +72,22 @@ def bare_skin(portrait: Portrait) -> torch.Tensor:
     return labelled(portrait, "skin", "nose") * (1 - portrait.hair)
 
 
+def widened(mask: torch.Tensor, share: float) -> torch.Tensor:
+    """mask [1,H,W] grown by a disc whose radius is `share` of the side; large ones at a lower resolution, where a disc
+    of a tenth of the face costs no gigabytes."""
+    size = mask.shape[-1]
+    if size <= _WORK_PX:
+        return dilate(mask, share)
+    small = F.interpolate(mask[None], size=(_WORK_PX, _WORK_PX), mode="area")[0]
+    grown = F.interpolate(dilate(small, share)[None], size=(size, size), mode="bilinear")[0]
+    return torch.maximum(grown, mask)
+
+
 def brow_contrast(portrait: Portrait) -> float:
     """By how much lightness the brows are darker than the skin close to them."""
     light = srgb_to_lab(portrait.image)[:1]
     brows = labelled(portrait, *PART_CLASSES["brows"])
-    around = dilate(brows, 0.03) * labelled(portrait, "skin") * (1 - dilate(brows, 0.01))
+    around = widened(brows, 0.03) * labelled(portrait, "skin") * (1 - widened(brows, 0.01))
     return float(mean_of(light, around) - mean_of(light, brows))
 
 
