@@ -8,6 +8,8 @@ outside_perceptual_NAME   the same with masked perceptual distance; lower is bet
 identity_NAME             mean cosine of deep features, generated before vs after, over the face outside the edit
 prior_before, prior_after latent's distance in the generator's Gaussianised W; lower is more usual
 seam_energy               gradient along the mask's edge beyond that of both images composed; 0 is seamless
+eyes_kept                 contrast of lightness inside the eyes, after / before, of the eye that lost more; 1 keeps it
+                          all, closed or painted-over eyes have under 0.3
 face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
 landmark_shift            mean shift of the 51 inner landmarks, before to after, in eye distances (likewise)
 """
@@ -33,13 +35,17 @@ NOT_FINITE = "not finite"
 FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
 _COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
-_COMMON_NAMES = ("seam_energy", "face_score", "landmark_shift")
+_COMMON_NAMES = ("seam_energy", "eyes_kept", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
 _FIND_SIZE_PX = 256
 # The lowest score at which a face still counts as there; the gate's threshold is usually higher.
 _FIND_MIN_SCORE = 0.05
 _INNER_POINTS = slice(17, 68)
 _LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
+# Half axes of the ellipse in which eyes are compared, in eye widths: iris and white, hardly any lid.
+_EYE_AXES = (0.6, 0.3)
+# Contrast below which an eye shows nothing to begin with, in [-1,1]: dark glasses, deep shadow.
+_LEAST_CONTRAST = 0.02
 
 
 class Threshold(BaseModel):
@@ -155,6 +161,7 @@ def measure_pair(
         "prior_before": prior[0],
         "prior_after": prior[1],
         "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
+        "eyes_kept": eyes_kept(portrait, sketch, images.after),
     }
     if instruments.analyser is not None:
         analyser = instruments.analyser
@@ -215,6 +222,28 @@ def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tens
     edge = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2)  # dilation minus erosion: 1 within 2 px
     excess = _gradient(after) - torch.maximum(_gradient(before), _gradient(generated))
     return float((excess.clamp_min(0) * edge[0]).sum() / edge.sum().clamp_min(1))
+
+
+def eyes_kept(portrait: Portrait, sketch: Sketch, after: torch.Tensor) -> float:
+    """Spread of lightness inside the eyes, after / before, the lesser of both; where the edit moves the eyes, there."""
+    moved = portrait.points68 if sketch.points68 is None else sketch.points68
+    kept = [
+        (_spread_inside(after, moved[eye]) + _LEAST_CONTRAST)
+        / (_spread_inside(portrait.image, portrait.points68[eye]) + _LEAST_CONTRAST)
+        for eye in (_LEFT_EYE, _RIGHT_EYE)
+    ]
+    return float(torch.stack(kept).min())
+
+
+def _spread_inside(image: torch.Tensor, eye: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of lightness of image [3,H,W] in the ellipse over an eye's landmarks [6,2]."""
+    centre, width = eye.mean(0), (eye[:, 0].max() - eye[:, 0].min()).clamp_min(4)
+    y, x = torch.meshgrid(*(torch.arange(side, device=image.device).float() for side in image.shape[1:]), indexing="ij")
+    across, down = (x - centre[0]) / (_EYE_AXES[0] * width), (y - centre[1]) / (_EYE_AXES[1] * width)
+    inside = (across.square() + down.square() < 1).float()
+    light, count = image.mean(0), inside.sum().clamp_min(1)
+    mean = (light * inside).sum() / count
+    return (((light - mean).square() * inside).sum() / count).sqrt()
 
 
 def face_mask(portrait: Portrait, sketch: Sketch) -> torch.Tensor:

@@ -1,0 +1,140 @@
+"""Breaks good pairs on purpose, each in one way that pairs do go wrong, to see whether the quality gate notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
+
+from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.quality import Images, Prior
+from stylepairs.datagen.reconstruction.compose import compose
+from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+
+# Of the crop's side.
+_MASK_OFF = 0.12
+_FACE_OFF = 0.05
+_SPILL = 0.05
+_TINT = (0.3, -0.1, -0.3)  # a skin tone towards copper, about 12 in CIEDE2000
+_STEP = 0.15  # of [-1,1]: a visible seam
+_FAR = 2.0  # standard deviations of the latent
+_EYES = (slice(36, 42), slice(42, 48))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair before it is judged: all that its figures are measured on. latents [L,C] of before and after."""
+
+    portrait: Portrait
+    sketch: Sketch
+    images: Images
+    latents: tuple[torch.Tensor, torch.Tensor]
+
+
+Defect = Callable[[Candidate, Candidate, Prior], Candidate]
+
+
+def wrong_mask(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """The edit put back where the mask is not: an eighth of the crop to the side and downwards."""
+    off_px = round(_MASK_OFF * pair.portrait.size_px)
+    moved = torch.roll(pair.sketch.edit_mask, (off_px, off_px), (1, 2))
+    return _composed(pair, pair.images.generated_after, replace(pair.sketch, edit_mask=moved, parts=()))
+
+
+def shifted_face(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """The generator moved the head."""
+    off_px = round(_FACE_OFF * pair.portrait.size_px)
+    return _composed(pair, torch.roll(pair.images.generated_after, (off_px, off_px), (1, 2)))
+
+
+def other_identity(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """The generator made the edit on somebody else."""
+    broken = _composed(pair, other.images.generated_after)
+    return replace(broken, latents=(pair.latents[0], other.latents[1]))
+
+
+def color_spill(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """The surroundings of what was edited are tinted."""
+    edit = pair.sketch.edit_mask
+    radius = max(1, round(_SPILL * pair.portrait.size_px))
+    halo = _blurred(F.max_pool2d(edit[None], 2 * radius + 1, 1, radius)[0], radius / 3)
+    around = (halo - edit).clamp(0, 1)
+    return _painted(pair, pair.images.after + edit.new_tensor(_TINT)[:, None, None], around)
+
+
+def seam(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """Pasted in with a hard edge, a little too light."""
+    hard = (pair.sketch.edit_mask > 0.5).float()
+    after = pair.portrait.image.lerp((pair.images.after + _STEP).clamp(-1, 1), hard)
+    return replace(pair, images=replace(pair.images, after=after, mask=hard))
+
+
+def far_latent(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """A latent that no portrait has."""
+    draw = torch.Generator().manual_seed(0)
+    u = prior.whiten(pair.latents[1])
+    far = prior.unwhiten(u + _FAR * torch.randn(u.shape, generator=draw).to(u))
+    return replace(pair, latents=(pair.latents[0], far))
+
+
+def closed_eyes(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """Skin over both eyes."""
+    image, size_px = pair.images.after, pair.portrait.size_px
+    broken = pair
+    for eye in _EYES:
+        points = pair.portrait.points68[eye]
+        centre, width = points.mean(0), (points[:, 0].max() - points[:, 0].min()).clamp_min(4)
+        y, x = torch.meshgrid(*[torch.arange(size_px, device=image.device).float()] * 2, indexing="ij")
+        far = (((x - centre[0]) / (0.65 * width)) ** 2 + ((y - centre[1]) / (0.4 * width)) ** 2)[None]
+        inside, below = (far < 1).float(), ((far > 1.5) & (far < 4) & (y > centre[1])[None]).float()
+        skin = (image * below).sum((1, 2), keepdim=True) / below.sum().clamp_min(1)
+        broken = _painted(broken, skin.expand_as(image), _blurred(inside, 0.01 * size_px))
+    return broken
+
+
+def flat_paint(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """One colour over all that was edited."""
+    edit = pair.sketch.edit_mask
+    mean = (pair.images.after * edit).sum((1, 2), keepdim=True) / edit.sum().clamp_min(1)
+    return _painted(pair, mean.expand_as(pair.images.after), edit)
+
+
+def nothing_edited(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+    """The photo itself."""
+    images = replace(pair.images, after=pair.portrait.image, generated_after=pair.images.generated_before)
+    return replace(pair, images=images, latents=(pair.latents[0], pair.latents[0]))
+
+
+DEFECTS: dict[str, Defect] = {
+    defect.__name__: defect
+    for defect in (
+        wrong_mask, shifted_face, other_identity, color_spill, seam, far_latent, closed_eyes, flat_paint,
+        nothing_edited,
+    )
+}  # fmt: skip
+
+
+def _composed(pair: Candidate, generated_after: torch.Tensor, sketch: Sketch | None = None) -> Candidate:
+    """The pair with another generated after image, or put back with another sketch than the one that judges it."""
+    before = pair.images.generated_before
+    made = Reconstruction(*pair.latents, [], before, generated_after, {})
+    composed = compose(pair.portrait, made, sketch or pair.sketch)
+    return replace(pair, images=Images(before, generated_after, composed.after, composed.mask))
+
+
+def _painted(pair: Candidate, paint: torch.Tensor, where: torch.Tensor) -> Candidate:
+    """Paint [3,H,W] on the after images, where [1,H,W] in [0,1] says."""
+    images = pair.images
+    after, generated = (image.lerp(paint.clamp(-1, 1), where) for image in (images.after, images.generated_after))
+    painted = replace(images, after=after, generated_after=generated, mask=torch.maximum(images.mask, where))
+    return replace(pair, images=painted)
+
+
+def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:
+    sigma = max(0.5, sigma)
+    size = 2 * max(1, round(3 * sigma)) + 1
+    return gaussian_blur2d(mask[None], (size, size), (sigma, sigma))[0].clamp(0, 1)
