@@ -29,7 +29,7 @@ from stylepairs.datagen.building import (
     settings_put_back,
 )
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.features.base import Seen
 from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.interpolation import Person, gate_for_share, mixed_params, person_between, with_share
@@ -76,6 +76,7 @@ class AugmentPlan(ShardedPlan):
     seed: int = 0
     shard_size: int = 32
     device: str = "cpu"
+    run_feature: bool = False  # the recipe's feature is a file that the user named for this augmentation
 
     @property
     def job_count(self) -> int:
@@ -136,7 +137,7 @@ class AugmentPlan(ShardedPlan):
     def _pair(
         self, number: int, person: Person, result: Reconstruction, models: Models, backend: Backend, eyes: Eyes
     ) -> Pair:
-        child, feature = self.children[number], load_feature(self.recipe.feature)
+        child, feature = self.children[number], load_feature(self.recipe.feature, run_files=self.run_feature)
         parents = [self.records[id] for id in child.parents]
         sight = _sight(person, result.generated_before, parents, eyes)
         params = with_share(mixed_params([parent.params for parent in parents]), child.t)
@@ -166,6 +167,7 @@ def plan_augmentation(
     shard_size: int = 32,
     device: str = "cpu",
     perceptual_weights: str | None = None,
+    own_feature: Path | None = None,
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] = lambda event: None,
     backend: Backend | None = None,
@@ -174,7 +176,8 @@ def plan_augmentation(
 
     steps: shares in [0,1] of each pair's edit. grid: for each pair, so many people between it and another pair; for
     more than 0 all portraits are looked at, in `workers` processes. perceptual_weights: the file that the build was
-    given, where it was given one. Raises InputError.
+    given, where it was given one; own_feature: the feature's own Python file, where it has one (it is run). Raises
+    InputError.
     """
     steps = sorted(set(steps))
     if not steps and grid < 1:
@@ -183,7 +186,7 @@ def plan_augmentation(
         raise InputError("--steps: shares of the edit must lie between 0 and 1")
     if out.resolve() == pairs.resolve():
         raise InputError(f"{out}: holds the pairs to augment; choose another --out")
-    recipe = _recipe(pairs, perceptual_weights)
+    recipe = _recipe(pairs, perceptual_weights, own_feature)
     records = {record.id: record for record in shards.read_index(pairs)}
     if not records:
         raise InputError(f"{pairs}: no accepted pair; `datagen inspect {pairs}` shows why they were rejected")
@@ -195,8 +198,9 @@ def plan_augmentation(
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]
     inputs = hashlib.sha256(json.dumps([asdict(record) for record in records.values()], sort_keys=True).encode())
     return AugmentPlan(
-        recipe, pairs, out, tuple(children), records, inputs.hexdigest(), generator, seed, shard_size, device
-    )
+        recipe, pairs, out, tuple(children), records, inputs.hexdigest(), generator, seed, shard_size, device,
+        run_feature=own_feature is not None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ def look_at_all(look: _Look, workers: int, on_event: Callable[[BuildEvent], None
     return found
 
 
-def _recipe(pairs: Path, perceptual_weights: str | None) -> BuildRecipe:
+def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | None) -> BuildRecipe:
     """The recipe that a build was made with, as it noted it."""
     path = pairs / BUILD_FILE
     try:
@@ -248,6 +252,7 @@ def _recipe(pairs: Path, perceptual_weights: str | None) -> BuildRecipe:
         recipe = BuildRecipe.model_validate(noted["recipe"])
         with_weights = "perceptual_weights" in noted["instruments"]
         augmented = "augmentation_of" in noted
+        feature_code = noted.get("feature_code")
     except DAMAGE as error:
         problem = f"cannot be read ({' '.join(str(error).split())[:160]}); it tells the recipe of the pairs"
         raise InputError(f"{path}: {problem}, so build them again") from error
@@ -255,7 +260,12 @@ def _recipe(pairs: Path, perceptual_weights: str | None) -> BuildRecipe:
         raise InputError(f"{pairs}: holds augmented pairs; augment the build that they were made from")
     if with_weights and perceptual_weights is None:
         raise InputError(f"{pairs}: was built with a file of perceptual weights; name it with --perceptual-weights")
-    return recipe.model_copy(update={"perceptual_weights": perceptual_weights})
+    if is_own_file(recipe.feature) and own_feature is None:
+        raise InputError(f"{pairs}: made by the feature file {recipe.feature}; name it with --own-feature")
+    if own_feature is not None and (feature_code is None or code_digest(str(own_feature)) != feature_code):
+        raise InputError(f"{own_feature}: is not the feature that {pairs} was built with ({recipe.feature})")
+    feature = recipe.feature if own_feature is None else str(own_feature)
+    return recipe.model_copy(update={"perceptual_weights": perceptual_weights, "feature": feature})
 
 
 def _load_models(

@@ -121,6 +121,9 @@ def augment(
     perceptual_weights: Annotated[
         str | None, typer.Option(help="the file that the pairs were built with, where there was one")
     ] = None,
+    own_feature: Annotated[
+        Path | None, typer.Option(help="the .py file of your own feature that the pairs were built with; it is run")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses who is mixed with whom")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
@@ -144,6 +147,7 @@ def augment(
         shard_size=shard_size,
         device=place,
         perceptual_weights=perceptual_weights,
+        own_feature=own_feature,
         workers=count,
     )
     _run(plan, count, rank, world)

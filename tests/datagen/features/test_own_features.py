@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stylepairs.datagen import features, pipeline, shards
+from stylepairs.datagen.augmentation import plan_augmentation
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import feature_names, load_feature
 from stylepairs.datagen.features.base import Seen, SketchRefused
@@ -114,6 +115,27 @@ def test_the_example_s_recipe_builds_pairs(tmp_path):
     assert made
     assert all(pair.record.feature == EXAMPLE for pair in pairs)
     assert all({"degree", "tint_delta_e", "spill_delta_e"} <= set(pair.record.figures) for pair in made)
+
+
+def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
+    recipe = load_recipe("docs/examples/blush.yaml", "datagen", pipeline.BuildRecipe, ["perceptual=pyramid"])
+    open_gate = recipe.model_copy(update={"gate": {}})
+    built = pipeline.plan_build(
+        open_gate, tmp_path, tmp_path / "pairs", cache=tmp_path / "cache", backend=fake_backend.BACKEND
+    )
+    pipeline.build_pairs(built, backend=fake_backend.BACKEND)
+    features._own_files.clear()
+    with pytest.raises(
+        InputError, match=r"made by the feature file docs/examples/blush\.py; name it with --own-feature"
+    ):
+        plan_augmentation(tmp_path / "pairs", tmp_path / "more")
+    Path("other.py").write_text(GOOD + "# changed\n")
+    with pytest.raises(InputError, match=r"other\.py: is not the feature that .*pairs was built with"):
+        plan_augmentation(tmp_path / "pairs", tmp_path / "more", own_feature=Path("other.py"))
+    Path("moved.py").write_text(GOOD)
+    the_plan = plan_augmentation(tmp_path / "pairs", tmp_path / "more", own_feature=Path("moved.py"))
+    assert the_plan.recipe.feature == "moved.py"
+    assert the_plan.run_feature
 
 
 def test_another_version_of_the_file_is_another_build(tmp_path):
