@@ -70,7 +70,7 @@ class Params(BaseModel):
     strength: float = Field(1.0, gt=0, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = 0
-    reference_px: int = Field(32, ge=4, le=256)
+    reference_px: int = Field(16, ge=4, le=256)
     min_found: float = Field(0.9, ge=0, le=1)
     max_ragged: float = Field(0.05, ge=0)
     min_separation: float = Field(6.0, ge=0)
