@@ -9,7 +9,8 @@ Figures of `measure`:
   degree           how far the image went along this very edit, 0 as before, 1 the full change (see sketching.matching)
   degree_error     distance of `degree` from the intensity asked for; the figure to gate on
   explained        share of the change that this edit accounts for, in [0,1]; low for any other change
-  jaw_narrowed     by the landmarks found: share of the jaw's width that was lost; signed, noisy
+  jaw_narrowed     by the landmarks found: share of the jaw's width that was lost; signed; about half of the truth, as
+                   landmark models lean to usual faces
   jaw_error        by the landmarks found: mean distance of the jaw line from where it should be, in eye distances
   still_shift      by the landmarks found: mean shift of eyes, brows and nose, in eye distances; 0 is perfect
   detail_kept      fine texture in the region after / before; under 1 is smeared
