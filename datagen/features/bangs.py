@@ -298,7 +298,9 @@ def _changed(portrait: Portrait, made: Sketch, removed: bool) -> torch.Tensor:
     """Where the sketch has put hair on what was not hair, or taken it away [1,H,W]."""
     assert made.hair is not None
     own = torch.maximum(portrait.hair, (portrait.label == CLASS["hair"]).float()[None])
-    return ((own - made.hair) if removed else (made.hair - own)).clamp(0, 1)
+    change = own - made.hair if removed else made.hair - own
+    # Label and matte differ along the whole outline of the hair; only what was edited counts.
+    return change.clamp(0, 1) * (made.edit_mask > 0.05)
 
 
 def _compared(image: torch.Tensor) -> torch.Tensor:

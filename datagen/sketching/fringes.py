@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, feather
@@ -18,6 +19,8 @@ _RISE, _BLEND = 0.5, 0.35
 # `up` at which the hair of a fringe would meet, behind the hairline: it fans out from there.
 _APEX = 2.6
 _MICRO = 0.5
+# Of the forehead's height: how far above a region of the user's its hair begins, in the own hair.
+_CUSTOM_RISE = 0.2
 # `across` of the parting of a side-swept fringe, and how far the fringe reaches at its other end.
 _PARTING, _REACH = -0.62, 0.97
 
@@ -57,10 +60,15 @@ def custom_fringe(portrait: Portrait, face: Forehead, mask: torch.Tensor, grown:
     ups = face.up[inside] if bool(inside.any()) else face.up[mask > 0]
     low, high = (float(value) for value in torch.quantile(ups, torch.tensor([0.01, 0.99]).to(ups)))
     reached = ((face.up - (high - grown * (high - low))) * face.height_px / 1.5 + 0.5).clamp(0, 1)
-    # It grows out of hair that is there above it.
-    above = (1 - (high - face.up).abs().clamp(0, 1)) * face.hairy
-    region = mask * (reached if grown < 1 else torch.ones_like(reached))
-    return Fringe(region, _falling(face, "full"), torch.ones_like(above), 0 * _sheen(face))
+    never = class_region(portrait, ["background", "hat"], 0.004)
+    mask = (mask * reached if grown < 1 else mask) * (1 - never)
+    # It grows out of hair that is above it, and over own hair it fades out to all sides.
+    rise = max(1, round(_CUSTOM_RISE * face.height_px))
+    above = F.max_pool2d(F.pad(mask[None], (0, 0, 0, rise)), (rise + 1, 1), 1)[0]
+    hairy = feather(face.hairy, 0.004)
+    region = torch.maximum(mask, above * hairy * (1 - never))
+    blend = 1 - hairy * (1 - feather(mask, 0.5 * _CUSTOM_RISE * face.height_px / portrait.size_px))
+    return Fringe(region, _falling(face, "full"), blend, torch.zeros_like(mask))
 
 
 def _fall(face: Forehead, style: Style, length: float) -> torch.Tensor:

@@ -33,7 +33,7 @@ _MIN_STRAND_PX = 0.6
 # Of the side: the scales that part the bands of lightness: sharpness, strands, locks, and the shading above.
 _BAND_SIGMAS = (0.003, 0.012, 0.03)
 # Painted strands all run one way, so that the same contrast looks stronger on them than in the own hair.
-_CONTRAST = 0.85
+_CONTRAST = 0.78
 # Lightness of hair seen between the strands above it, in standard deviations.
 _UNDER_SHADE = -1.2
 # Of the crop: hair that is needed to learn its colour from.
