@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
@@ -76,7 +76,7 @@ class Params(BaseModel):
     Portraits are refused that have a hat over more than max_hat of the forehead, hair over less than min_hair_above of
     the place that a fringe falls from, already hair over more than max_covered of where it would be; for "none", hair
     over less than min_fringe of the forehead's middle. reference_px: side of the downsampled sketch that reconstruction
-    matches.
+    matches. sketch_detail: share of the painted strands that composition keeps; 0 leaves all to the generator.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,11 +92,18 @@ class Params(BaseModel):
     max_covered: float = Field(0.6, ge=0, le=1)
     min_fringe: float = Field(0.08, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
+    sketch_detail: float = Field(1.0, ge=0, le=1)
 
     @field_validator("region")
     @classmethod
     def _usable_region(cls, value: Region | None) -> Region | None:
         return None if value is None else checked_region(value)
+
+    @model_validator(mode="after")
+    def _region_is_for_growing(self) -> Params:
+        if self.region is not None and self.style == "none":
+            raise ValueError('a region says where bangs are to grow; leave it out with style "none"')
+        return self
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
@@ -288,7 +295,7 @@ def _made(
         edit_mask=edit,
         keep_mask=1 - torch.maximum(feather(dilate(edit, 0.03), 0.01), edit).clamp(0, 1),
         reference_px=min(params.reference_px, portrait.size_px),
-        sketch_detail=1.0,
+        sketch_detail=params.sketch_detail,
         label=label,
         hair=hair.clamp(0, 1),
     )

@@ -50,7 +50,7 @@ def styled_fringe(portrait: Portrait, face: Forehead, style: Style, length: floa
     below = (over / 1.5 + 0.5).clamp(0, 1)
     sides = ((1.02 - across.abs()) * face.half_width_px / 2).clamp(0, 1)
     top = _top(portrait, face)
-    region = below * sides * top * _may_hold_hair(portrait, length)
+    region = below * sides * top * _may_hold_hair(portrait)
     return Fringe(region, _falling(face, style), top, _sheen(face), gaps=1.0 if style == "wispy" else 0.0)
 
 
@@ -124,7 +124,7 @@ def _sheen(face: Forehead) -> torch.Tensor:
     return 0.10 * bend - 0.10 * (0.5 - face.up).clamp(0, 0.5)
 
 
-def _may_hold_hair(portrait: Portrait, length: float) -> torch.Tensor:
+def _may_hold_hair(portrait: Portrait) -> torch.Tensor:
     """Not over the background, ears, a hat or the eyes, and behind glasses."""
     never = class_region(portrait, ["background", "l_ear", "r_ear", "hat", "l_eye", "r_eye", "nose", "eye_g"], 0.004)
     return 1 - never

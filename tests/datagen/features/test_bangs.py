@@ -292,7 +292,16 @@ def test_mask_images_that_cannot_be_are_refused(tmp_path, pixels, reason):
         bangs.Params(region=str(path))
 
 
-@pytest.mark.parametrize("wrong", [{"style": "bob"}, {"length": 1.3}, {"density": -0.1}, {"colour": "red"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"style": "bob"},
+        {"length": 1.3},
+        {"density": -0.1},
+        {"colour": "red"},
+        {"style": "none", "region": "0.3,0.2 0.7,0.2 0.5,0.4"},
+    ],
+)
 def test_unknown_styles_and_values_out_of_range_are_errors(wrong):
     with pytest.raises(ValidationError):
         bangs.Params(**wrong)
