@@ -71,7 +71,7 @@ class Params(BaseModel):
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = 0
     reference_px: int = Field(16, ge=4, le=256)
-    min_found: float = Field(0.9, ge=0, le=1)
+    min_found: float = Field(0.9, gt=0, le=1)
     max_ragged: float = Field(0.05, ge=0)
     min_separation: float = Field(6.0, ge=0)
     min_scalp: float = Field(0.04, ge=0, le=1)

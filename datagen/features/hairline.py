@@ -39,7 +39,7 @@ from stylepairs.datagen.sketching.hairline_curve import (
 from stylepairs.datagen.sketching.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
 from stylepairs.datagen.sketching.warp import changed_region, warp_image, warp_label
 
-# Of the angle of `reach`: up to here the line moves by all of the displacement, from here on it eases off.
+# Of the angle that the shift reaches: up to here the line moves by all of it, from here on it eases off.
 _FULL_SHARE = 0.4
 _REACH = np.radians(70.0)
 # A filled corner is rounded as this superellipse; its depth counts up to this share of the forehead's height.
@@ -63,8 +63,8 @@ class Params(BaseModel):
 
     shift: share of the forehead's height (brows to hairline, in the middle) by which the line moves: negative lowers it
     (more hair), positive raises it. corners: share of the recession at the temples that is filled with hair, 0 to 1;
-    works with shift 0. reach: how far to the temples the shift goes, as a share of the way; it eases off from half way.
-    intensity: the degree, 0 no change, 1 all of it. seed: of the grain.
+    works with shift 0. reach: how far to the temples the shift goes, as a share of the way; it eases off from two
+    fifths of that. intensity: the degree, 0 no change, 1 all of it. seed: of the grain.
     Refused are portraits with a hat; whose hairline is found on less than min_found of the front (bald); with less than
     min_hair eye distances of hair above the line (shaven) or less than min_forehead of skin below it (a fringe hides
     the line); whose line is ragged by more than max_ragged eye distances, or differs in colour from one side to the
@@ -78,8 +78,8 @@ class Params(BaseModel):
     reach: float = Field(1.0, ge=0.3, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = 0
-    reference_px: int = Field(32, ge=4, le=256)
-    min_found: float = Field(0.9, ge=0, le=1)
+    reference_px: int = Field(16, ge=4, le=256)
+    min_found: float = Field(0.9, gt=0, le=1)
     min_hair: float = Field(0.2, ge=0)
     min_forehead: float = Field(0.33, ge=0)
     max_ragged: float = Field(0.05, ge=0)
@@ -100,7 +100,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     line = find_hairline(portrait)
     _refuse_unusable(portrait, line, params)
     full = wanted_displacement(line, params)
-    _refuse_no_room(portrait, line, full)
+    _refuse_no_room(portrait, line, full, params)
     size_px = portrait.size_px
     mask = changed_region(line_flow(line, full, size_px))
     flow = line_flow(line, params.intensity * full, size_px)
@@ -205,7 +205,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
         )
 
 
-def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray) -> None:
+def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray, params: Params) -> None:
     """Raising needs hair to take back, lowering hair to draw out, filling corners that are there."""
     known = line.filled()
     band = np.maximum(known.outline - known.line, 1e-6)
@@ -228,7 +228,7 @@ def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray) -> Non
             f"{portrait.name}: {bare:.2f} eye distances of forehead would be left (at least {_MIN_FOREHEAD_LEFT:g}); "
             "the line cannot be lowered so far"
         )
-    if np.abs(full).max() < _MIN_CORNER * line.height():
+    if params.shift == 0 and np.abs(full).max() < params.corners * _MIN_CORNER * line.height():
         raise SketchRefused(f"{portrait.name}: no corners to fill; the hairline is round already")
 
 

@@ -160,6 +160,10 @@ def test_portraits_without_a_hairline_to_move_are_refused(portrait, shift, reaso
         hairline.sketch(portrait, hairline.Params(shift=shift))
 
 
+def test_a_small_shift_is_no_missing_corner():
+    hairline.sketch(head(), hairline.Params(shift=-0.03))
+
+
 def test_a_ragged_line_and_missing_corners_are_refused():
     portrait = head()
     teeth = portrait.hair.clone()
