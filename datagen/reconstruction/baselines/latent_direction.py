@@ -38,8 +38,8 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 1024
 RIDGE = 0.1  # of the samples' number: what noise in the score is worth against a whitened latent of unit variance
-FARTHEST = 6.0  # standard deviations of the latent along the direction: twice the published range
-STRIDES = 30
+FARTHEST = 3.0  # standard deviations of the latent along the direction, as published
+STRIDES = 15
 GRID_PX = 16
 
 
