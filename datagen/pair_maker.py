@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from stylepairs.datagen import quality
 from stylepairs.datagen.backend import Backend, Models
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused, settled_params
 from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.inversion_cache import InversionCache
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -105,6 +105,7 @@ def sketched(job: Job, feature: Any, models: Models, sketch_detail: float = 1.0)
     portrait = _on_device(job.portrait.resized(models.image_px), models.device)
     draft = Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
     try:
+        draft.params = settled_params(feature, portrait, draft.params)
         draft.sketch = feature.sketch(portrait, draft.params).with_detail(sketch_detail)
     except SketchRefused as refusal:
         draft.refused = str(refusal)

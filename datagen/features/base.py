@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -72,3 +73,14 @@ class SketchRefused(InputError):
 
     A build records it as the rejection reason of the pair and goes on.
     """
+
+
+def settled_params(feature: Any, portrait: Portrait, params: BaseModel) -> BaseModel:
+    """The parameters with all that the feature draws for this portrait (a reference, say) chosen and named.
+
+    A pair's record holds these, so that measuring or augmenting it later draws nothing anew: there the portrait may
+    look a little different. A feature that draws has `settled(portrait, params)`, which may raise SketchRefused; of all
+    others they are returned as they are.
+    """
+    settle = getattr(feature, "settled", None)
+    return params if settle is None else settle(portrait, params)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused, settled_params
 from stylepairs.datagen.portraits.portrait import Portrait
 
 
@@ -26,6 +26,10 @@ def combine(features: dict[str, Any]) -> Any:
     params_model: type[BaseModel] = create_model(
         "CombinedParams", __config__=ConfigDict(extra="forbid", frozen=True), **fields
     )
+
+    def settled(portrait: Portrait, params: BaseModel) -> BaseModel:
+        parts = {name: settled_params(feature, portrait, getattr(params, name)) for name, feature in features.items()}
+        return params.model_copy(update=parts)
 
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
         parts, current = [], portrait
@@ -46,7 +50,7 @@ def combine(features: dict[str, Any]) -> Any:
         degrees = [figures[figure_name(name, "degree")] for name in features]
         return figures | {"degree": sum(degrees) / len(degrees)}
 
-    return SimpleNamespace(Params=params_model, sketch=sketch, measure=measure)
+    return SimpleNamespace(Params=params_model, settled=settled, sketch=sketch, measure=measure)
 
 
 def combined_sketch(portrait: Portrait, parts: list[Sketch]) -> Sketch:

@@ -107,6 +107,15 @@ class Params(BaseModel):
         return tuple(self.parts.split(","))
 
 
+def settled(portrait: Portrait, params: Params) -> Params:
+    """The parameters with the reference that they draw for this portrait named. Raises as `sketch` does."""
+    if params.reference is not None:
+        return params
+    _refuse_hidden(portrait, params)
+    drawn = chosen_reference(portrait, params)
+    return params.model_copy(update={"reference": f"{params.references}/{drawn.name}"})
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with the reference's parts in place of its own.
 

@@ -48,7 +48,8 @@ class Likeness:
 
 
 def named_reference(reference: str) -> Portrait:
-    """The portrait that `reference` names: a photo file, or FOLDER/NAME of a folder of prepared portraits.
+    """The portrait that `reference` names: a photo file, FOLDER/NAME of a folder of prepared portraits, or
+    "bundled/NAME".
 
     The face of a photo is found, aligned and parsed with the embedded analyser. Raises InputError, one line, where
     there is no such file or portrait, or no face in it.
@@ -61,6 +62,10 @@ def named_reference(reference: str) -> Portrait:
             if file.name == path.name:
                 return _loaded(file.folder, file.name)
         raise InputError(f"reference {reference}: {path.parent} has no portrait named {path.name}")
+    if str(path.parent) == BUNDLED:
+        if path.name in _bundled():
+            return _bundled_portrait(path.name)
+        raise InputError(f"reference {reference}: no photo of that name is bundled with this installation")
     raise InputError(f"reference {reference}: no such photo; give a photo file, or FOLDER/NAME of a prepared portrait")
 
 

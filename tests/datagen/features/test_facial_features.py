@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features import facial_features
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.features import facial_features, load_feature
+from stylepairs.datagen.features.base import Seen, SketchRefused, settled_params
 from stylepairs.datagen.images import to_uint8, write_png
 from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
@@ -181,6 +181,18 @@ def test_drawn_reference_is_another_person_and_always_the_same(portrait, folder)
     assert len(set(drawn)) > 1
     facial_features._drawn.cache_clear()
     assert drawn == [facial_features.chosen_reference(portrait, each).name for each in wanted]
+
+
+def test_settled_parameters_name_what_was_drawn(portrait, folder):
+    wanted = facial_features.Params(references=folder, parts="mouth", seed=2)
+    settled = facial_features.settled(portrait, wanted)
+    assert settled.reference == f"{folder}/{facial_features.chosen_reference(portrait, wanted).name}"
+    sketches = [facial_features.sketch(portrait, each).image for each in (wanted, settled)]
+    assert torch.equal(*sketches)
+    both = load_feature("hair_color+facial_features")
+    combined = both.Params.model_validate({"facial_features": wanted.model_dump()})
+    assert settled_params(both, portrait, combined).facial_features == settled
+    assert facial_features.settled(portrait, settled) is settled
 
 
 def test_references_near_in_pose_and_tone_rank_first(portrait):
