@@ -20,6 +20,7 @@ _MASK_OFF = 0.12
 _FACE_OFF = 0.05
 _SPILL = 0.05
 _TINT = (0.3, -0.1, -0.3)  # a skin tone towards copper, about 12 in CIEDE2000
+_MARGIN = 0.03
 _STEP = 0.15  # of [-1,1]: a visible seam
 _FAR = 2.0  # standard deviations of the latent
 _EYES = (slice(36, 42), slice(42, 48))
@@ -61,14 +62,14 @@ def color_spill(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     """The surroundings of what was edited are tinted."""
     edit = pair.sketch.edit_mask
     radius = max(1, round(_SPILL * pair.portrait.size_px))
-    halo = _blurred(F.max_pool2d(edit[None], 2 * radius + 1, 1, radius)[0], radius / 3)
+    halo = _blurred(_grown(edit, radius), radius / 3)
     around = (halo - edit).clamp(0, 1)
     return _painted(pair, pair.images.after + edit.new_tensor(_TINT)[:, None, None], around)
 
 
 def seam(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
-    """Pasted in with a hard edge, a little too light."""
-    hard = (pair.sketch.edit_mask > 0.5).float()
+    """Pasted in with some of its surroundings, a little too light, with a hard edge."""
+    hard = (_grown(pair.sketch.edit_mask, round(_MARGIN * pair.portrait.size_px)) > 0.5).float()
     after = pair.portrait.image.lerp((pair.images.after + _STEP).clamp(-1, 1), hard)
     return replace(pair, images=replace(pair.images, after=after, mask=hard))
 
@@ -132,6 +133,10 @@ def _painted(pair: Candidate, paint: torch.Tensor, where: torch.Tensor) -> Candi
     after, generated = (image.lerp(paint.clamp(-1, 1), where) for image in (images.after, images.generated_after))
     painted = replace(images, after=after, generated_after=generated, mask=torch.maximum(images.mask, where))
     return replace(pair, images=painted)
+
+
+def _grown(mask: torch.Tensor, radius_px: int) -> torch.Tensor:
+    return F.max_pool2d(mask[None], 2 * radius_px + 1, 1, radius_px)[0]
 
 
 def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -13,8 +13,9 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from stylepairs.datagen.shards import PairRecord, load_pair, read_index
 
 SHOWN_PARTS = ("before", "sketch", "after")
 DIFFERENCE_GAIN = 3
+# Of a list to choose a parameter's value from.
+MOST_OPTIONS = 200
 _BINS = 24
 _CHART_WIDTH, _CHART_HEIGHT = 240, 64
 
@@ -42,7 +45,9 @@ def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int
         reasons=_reasons(records),
         histograms="\n".join(_histograms(records)),
         constants=_constants(records),
-        figures="".join(f"<option>{html.escape(name)}</option>" for name in _figure_names(records)),
+        figures=_options(_figure_names(records)),
+        features=_options(sorted({record.feature for record in records})),
+        params=_options(varying_params(records)),
         shown=f"{len(shown)} of {len(records)} pairs are shown" if len(shown) < len(records) else "All pairs are shown",
         gain=DIFFERENCE_GAIN,
         cards="\n".join(_card(pairs, record, thumbnail_px) for record in shown),
@@ -60,6 +65,24 @@ def choose(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
     rejected = min(len(sides[False]), max(count // 2, count - len(sides[True])))
     kept = _evenly(sides[False], rejected) + _evenly(sides[True], count - rejected)
     return sorted(kept, key=lambda record: record.id)
+
+
+def param_values(params: Mapping[str, Any], path: str = "") -> list[str]:
+    """ "color blond" for every parameter; "bangs.length 0.5" for those of a combination's parts."""
+    found: list[str] = []
+    for name, value in sorted(params.items()):
+        found += param_values(value, f"{path}{name}.") if isinstance(value, Mapping) else [f"{path}{name} {value}"]
+    return found
+
+
+def varying_params(records: Sequence[PairRecord]) -> list[str]:
+    """The values of all parameters that are not the same in all pairs, at most MOST_OPTIONS."""
+    counts = Counter(value for record in records for value in param_values(record.params))
+    return sorted(value for value, count in counts.most_common(MOST_OPTIONS) if count < len(records))
+
+
+def _options(values: Iterable[str]) -> str:
+    return "".join(f"<option>{html.escape(value)}</option>" for value in values)
 
 
 def reason_kind(reason: str, portrait: str) -> str:
@@ -170,15 +193,21 @@ def _card(pairs: Path, record: PairRecord, thumbnail_px: int) -> str:
         difference = np.abs(after.astype(int) - before.astype(int)) * DIFFERENCE_GAIN
         images["difference"] = difference.clip(0, 255).astype(np.uint8)
     pictures = "".join(_picture(name, images.get(name), thumbnail_px) for name in (*SHOWN_PARTS, "difference"))
-    params = ", ".join(f"{key} {value}" for key, value in sorted(record.params.items()))
+    values = param_values(record.params)
+    params = ", ".join(values)
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in record.reasons)
     figures = "".join(_figure_row(html.escape(name), value) for name, value in sorted(record.figures.items()))
     text = html.escape(f"{record.id} {record.portrait} {params} {' '.join(record.reasons)}".lower())
+    facts = f"{params}; degree {record.degree:.2f}; {record.split}"
+    if record.parents:
+        facts += f"; made of {' and '.join(parent['id'] for parent in record.parents)}"
     state = "accepted" if record.accepted else "rejected"
     return (
-        f'<article class="{state}" data-state="{state}" data-split="{html.escape(record.split)}" data-text="{text}">'
+        f'<article class="{state}" data-state="{state}" data-split="{html.escape(record.split)}" data-text="{text}" '
+        f'data-feature="{html.escape(record.feature)}" data-degree="{record.degree:.4f}" '
+        f'data-params="{html.escape(chr(10).join(values))}">'
         f'<h3>{record.id} <small>{html.escape(record.portrait)}</small></h3><div class="row">{pictures}</div>'
-        f"<p>{html.escape(params)}; degree {record.degree:.2f}; {html.escape(record.split)}</p><ul>{reasons}</ul>"
+        f"<p>{html.escape(facts)}</p><ul>{reasons}</ul>"
         f"<details><summary>figures</summary><table>{figures}</table></details></article>"
     )
 

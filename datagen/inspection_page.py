@@ -28,6 +28,7 @@ svg { width: 100%; height: 64px; background: var(--soft); } rect.yes { fill: var
 .reasons td { padding: .1rem .6rem .1rem 0; }
 .controls { position: sticky; top: 0; z-index: 1; background: Canvas; padding: .6rem 0; display: flex; flex-wrap: wrap;
   gap: .8rem; border-bottom: 1px solid var(--line); }
+.controls input[type=number] { width: 4.5em; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; margin-top: 1rem; }
 article { border: 1px solid var(--line); border-left: 4px solid var(--yes); border-radius: 4px; padding: .6rem; }
 article.rejected { border-left-color: var(--no); }
@@ -57,6 +58,10 @@ $histograms
   <select id="state"><option value="">all</option><option>accepted</option><option>rejected</option></select></label>
 <label>Split
   <select id="split"><option value="">both</option><option>train</option><option>val</option></select></label>
+<label>Feature <select id="feature"><option value="">all</option>$features</select></label>
+<label>Parameter <select id="param"><option value="">any</option>$params</select></label>
+<label>Degree <input id="least" type="number" min="0" max="1" step="0.05" placeholder="0"> to
+  <input id="most" type="number" min="0" max="1" step="0.05" placeholder="1"></label>
 <label>Sort by <select id="sort"><option value="">id</option>$figures</select></label>
 <label><input type="checkbox" id="down"> descending</label>
 <label>Contains <input id="text" type="search" placeholder="id, portrait, parameter, reason"></label>
@@ -70,15 +75,19 @@ $cards
 const sheet = document.getElementById("sheet");
 const cards = Array.from(sheet.children);
 const controls = Object.fromEntries(
-  ["state", "split", "sort", "down", "text"].map(id => [id, document.getElementById(id)]));
+  ["state", "split", "feature", "param", "least", "most", "sort", "down", "text"].map(id => [id, document.getElementById(id)]));
 const figures = new Map(cards.map(card => [card, new Map(
   Array.from(card.querySelectorAll("[data-figure]"), cell => [cell.dataset.figure, parseFloat(cell.textContent)]))]));
 function update() {
   const wanted = controls.text.value.toLowerCase();
+  const least = parseFloat(controls.least.value), most = parseFloat(controls.most.value);
   let count = 0;
   for (const card of cards) {
     const shown = (!controls.state.value || card.dataset.state === controls.state.value)
       && (!controls.split.value || card.dataset.split === controls.split.value)
+      && (!controls.feature.value || card.dataset.feature === controls.feature.value)
+      && (!controls.param.value || card.dataset.params.split(String.fromCharCode(10)).includes(controls.param.value))
+      && !(parseFloat(card.dataset.degree) < least) && !(parseFloat(card.dataset.degree) > most)
       && card.dataset.text.includes(wanted);
     card.hidden = !shown;
     count += shown;
@@ -93,7 +102,7 @@ function sort() {
   const order = (a, b) => { const x = rank(a), y = rank(b); return x === y ? place.get(a) - place.get(b) : x - y; };
   sheet.append(...cards.slice().sort(order));
 }
-for (const id of ["state", "split", "text"]) controls[id].addEventListener("input", update);
+for (const id of ["state", "split", "feature", "param", "least", "most", "text"]) controls[id].addEventListener("input", update);
 for (const id of ["sort", "down"]) controls[id].addEventListener("input", sort);
 update();
 </script>

@@ -132,3 +132,33 @@ def test_large_pictures_become_thumbnails():
 def test_a_folder_without_pairs_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="no finished shard"):
         inspection.write_report(tmp_path, tmp_path / "report.html")
+
+
+def test_pairs_can_be_filtered_by_feature_parameter_and_degree(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "pairs", count=4, shard_size=4)
+    pairs = list(shards.read_pairs(tmp_path / "pairs", accepted_only=False))
+    changes = [
+        {"feature": "bangs", "params": {"style": "full", "length": 0.5}, "degree": 0.25},
+        {"params": {"color": "red", "intensity": 1.0}},
+        {"params": {"bangs": {"length": 0.5}, "hair_color": {"color": "<i>"}}, "feature": "bangs+hair_color"},
+        {"parents": [{"id": "000007", "portrait_digest": "", "source_digest": ""}]},
+    ]
+    changed = [replace(p, record=replace(p.record, **change)) for p, change in zip(pairs, changes, strict=True)]
+    shards.write_shard(tmp_path / "pairs" / "pairs-00000.tar", changed)
+    inspection.write_report(tmp_path / "pairs", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    options = re.findall(r"<option>(.*?)</option>", text)
+    assert {"bangs", "bangs+hair_color", "hair_color"} <= set(options)
+    assert {"style full", "length 0.5", "color red", "bangs.length 0.5", "hair_color.color &lt;i&gt;"} <= set(options)
+    cards = [attributes for tag, attributes in Checker(text).tags if tag == "article"]
+    assert [card["data-degree"] for card in cards] == ["0.2500", "1.0000", "1.0000", "1.0000"]
+    assert [card["data-feature"] for card in cards] == ["bangs", "hair_color", "bangs+hair_color", "hair_color"]
+    assert cards[2]["data-params"].splitlines() == ["bangs.length 0.5", "hair_color.color <i>"]
+    assert "made of 000007" in text
+
+
+def test_parameters_that_are_the_same_everywhere_are_no_choice():
+    record = shards.PairRecord("", "f", {"color": "red"}, 1.0, True, [], {}, "p", "d", "g", 0, "v", "train")
+    records = [replace(record, params={"color": "red", "length": i / 1000}) for i in range(1000)]
+    assert len(inspection.varying_params(records)) <= inspection.MOST_OPTIONS
+    assert not any("color" in value for value in inspection.varying_params(records))
