@@ -8,8 +8,8 @@ Figures of `measure`:
   degree           how far the image went along this very edit, 0 as before, 1 the full change (see sketching.matching)
   degree_error     distance of `degree` from the intensity asked for; the figure to gate on
   explained        share of the change that this edit accounts for, in [0,1]; low for any other change
-  eye_grown        by the landmarks found: growth of the eyes' mean width and opening, as a share; signed; landmark models
-                   put eyes at their usual size, so it falls far short of the truth and is not to be gated on
+  eye_grown        by the landmarks found: growth of the eyes' mean width and opening, as a share; signed; far short of
+                   the truth, as landmark models put eyes at their usual size: not to be gated on
   crease_darkened  how much darker the crease became against the lid and the skin above, in image units; signed
   still_shift      by the landmarks found: mean shift of brows, nose and mouth, in eye distances; 0 is perfect
   detail_kept      fine texture in the region after / in the photo edited without a generator; under 1 is smeared
