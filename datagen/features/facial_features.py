@@ -13,7 +13,8 @@ Figures of `measure`, all over the parts that were asked for:
   appearance_gain    1 - after / before of them: 1 is the reference's look to the full, 0 no nearer
   shape_before, shape_after
                      mean distance in eye distances of the parts' landmarks to the reference's, each part laid over
-                     the other by its centre in the frame of the stable points; lower is nearer
+                     the other by its centre in the frame of the stable points; after: as the landmarks were seen to
+                     move; lower is nearer
   seam_delta_e       mean CIEDE2000 between before and after along the outer rim of the paste; 0 is seamless
   outside_delta_e    mean CIEDE2000 between before and after over the rest of the face; 0 is untouched
   others_shift       mean shift in eye distances of the landmarks of the parts that were not asked for
@@ -39,12 +40,14 @@ from stylepairs.datagen.recipes import nearest
 from stylepairs.datagen.sketching.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
     MIN_BROW_CONTRAST,
+    MIN_EYE_CONTRAST,
     PART_CLASSES,
     PARTS,
     PIECES,
     bare_skin,
     brow_contrast,
     covering,
+    eye_contrast,
     eye_distance,
     hidden_part,
     part_hulls,
@@ -63,7 +66,8 @@ _SOFTNESS = 0.05
 # In eye distances: the scales over which the difference in light is spread inwards, near and far.
 _LIGHT_NEAR, _LIGHT_FAR = 0.1, 0.35
 # A drawn reference is no more unlike than this, see `references.distance`.
-_MAX_DISTANCE, _BEARD_WEIGHT = 3.6, 1.0
+_MAX_DISTANCE, _BEARD_WEIGHT = 3.8, 1.0
+_JUDGED_PX = 128  # the eyes of references are judged at this size, whatever theirs is
 # Of the side: the neutral band around the paste, and the scale below which pictures are not compared.
 _BAND, _SEEN_SCALE = 0.02, 0.01
 
@@ -139,6 +143,8 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     change, whole = (after - before) * inner, (wanted - own) * inner
     near = [mean_of(delta_e_2000(lab, wanted)[None], inner) for lab in (before, after)]
     shape = _placed(portrait, reference, params, 1.0)
+    # As the analyser sees them move: where it errs, it errs in both halves alike.
+    moved = portrait.points68 + seen.after.points68.to(mask) - seen.before.points68.to(mask)
     rim = ((mask > 0.02) & (mask < 0.35)).float()
     face = bare_skin(portrait) * (1 - widened((mask > 0).float(), _BAND))
     figures: dict[str, torch.Tensor | float] = {
@@ -146,8 +152,8 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "appearance_before": near[0],
         "appearance_after": near[1],
         "appearance_gain": 1 - near[1] / near[0].clamp_min(1e-3),
-        "shape_before": _shape_distance(seen.before.points68, shape, params),
-        "shape_after": _shape_distance(seen.after.points68, shape, params),
+        "shape_before": _shape_distance(portrait.points68, shape, params),
+        "shape_after": _shape_distance(moved, shape, params),
         "seam_delta_e": mean_of(delta_e_2000(before, after)[None], rim),
         "outside_delta_e": mean_of(delta_e_2000(before, after)[None], face),
         "others_shift": _others_shift(seen, params),
@@ -200,6 +206,8 @@ def _drawn(key: _Key, references: str, parts: str, seed: int) -> Portrait | None
 
     def usable(candidate: Portrait) -> bool:
         if "brows" in names and brow_contrast(candidate) < MIN_BROW_CONTRAST:
+            return False
+        if "eyes" in names and eye_contrast(candidate.resized(_JUDGED_PX)) < MIN_EYE_CONTRAST:
             return False
         return not hidden_part(candidate, names, MAX_BRIDGE_OF_REFERENCE)
 

@@ -37,6 +37,8 @@ _MAX_HIDDEN = 0.12
 MAX_BRIDGE, MAX_BRIDGE_OF_REFERENCE = 1.3, 0.55
 # Lightness by which brows must be darker than the skin around them to be worth taking.
 MIN_BROW_CONTRAST = 7.0
+# Spread of lightness between the lids: a quarter of portraits have less, squinting, blurred or in deep shadow.
+MIN_EYE_CONTRAST = 14.5
 
 
 def hidden_part(portrait: Portrait, parts: tuple[str, ...], max_bridge: float = MAX_BRIDGE) -> str:
@@ -89,6 +91,12 @@ def brow_contrast(portrait: Portrait) -> float:
     brows = labelled(portrait, *PART_CLASSES["brows"])
     around = widened(brows, 0.03) * labelled(portrait, "skin") * (1 - widened(brows, 0.01))
     return float(mean_of(light, around) - mean_of(light, brows))
+
+
+def eye_contrast(portrait: Portrait) -> float:
+    """Standard deviation of lightness between the lids."""
+    between = part_hulls(portrait, [portrait.points68], "eyes")[0] > 0.5
+    return float(srgb_to_lab(portrait.image)[0][between].std()) if int(between.sum()) > 1 else 0.0
 
 
 def eye_distance(portrait: Portrait) -> float:

@@ -134,7 +134,7 @@ def distance(one: Likeness, other: Likeness, beard_weight: float = 1.0) -> float
     tone = float(np.linalg.norm(one.tones - other.tones, axis=1).mean()) / _FAR_TONE
     sharpness = abs(one.sharpness - other.sharpness) / _FAR_SHARPNESS
     beard = float(np.linalg.norm(one.beard - other.beard, axis=1).mean()) / _FAR_BEARD
-    return _pose_distance(one.pose, other.pose) + tone + beard_weight * beard + 0.5 * sharpness
+    return _pose_distance(one.pose, other.pose) + tone + beard_weight * beard + sharpness
 
 
 def pose(points68: np.ndarray) -> np.ndarray:
