@@ -94,9 +94,9 @@ class Params(BaseModel):
     reference_px: int = Field(16, ge=4, le=256)
     sketch_detail: float = Field(1.0, ge=0, le=1)
 
-    @field_validator("region")
+    @field_validator("region", mode="before")
     @classmethod
-    def _usable_region(cls, value: Region | None) -> Region | None:
+    def _usable_region(cls, value: object) -> Region | None:
         return None if value is None else checked_region(value)
 
     @model_validator(mode="after")
@@ -157,7 +157,9 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
 def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
     palette, rng = hair_palette(portrait), strand_rng(portrait, params.seed, "bangs")
     fringe = _fringe(portrait, face, params, params.intensity)
-    _refuse_unusable(portrait, face, fringe, params)
+    # Whether it applies does not hang on the degree.
+    full = fringe if params.intensity == 1 else _fringe(portrait, face, params, 1.0)
+    _refuse_unusable(portrait, face, full, params)
     wispy = fringe.gaps > 0
     painted, alpha = grow_hair(
         portrait,
@@ -207,7 +209,7 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
             f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
             f"(min_hair_above {100 * params.min_hair_above:g} %); no bangs to be had from it"
         )
-    front = fringe.region * (face.up < face.hairline - 0.05) if params.intensity > 0 else torch.zeros_like(face.up)
+    front = fringe.region * (face.up < face.hairline - 0.05)
     # By what the parser saw as hair well below the hairline that is usual for this face.
     usual = usual_hairline(face.across) * 0.95 * face.third_px / face.height_px
     front = torch.maximum(front, fringe.region * (face.up < 0.7 * usual))

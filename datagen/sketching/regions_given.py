@@ -17,16 +17,17 @@ Polygon = tuple[tuple[float, float], ...]
 Region = str | Polygon
 # Of the crop: smaller is a slip of the pen, larger is not a region but the picture.
 _LEAST, _GREATEST = 0.001, 0.6
+_AS_CHOICE = 'in a recipe a list means choices, so write one polygon as [[[x, y], ...]] or as text "x,y x,y x,y"'
 
 
-def checked_region(region: Region) -> Region:
+def checked_region(region: object) -> Region:
     """The region as it is used: a mask's path, or a polygon's points. Raises ValueError, one line.
 
     >>> checked_region("0.3,0.2 0.7,0.2 0.5,0.4")
     ((0.3, 0.2), (0.7, 0.2), (0.5, 0.4))
     """
     if not isinstance(region, str):
-        return _checked_polygon(region)
+        return _checked_polygon(_points(region))
     words = region.replace(";", " ").split()
     if words and all(_pair(word) is not None for word in words):
         return _checked_polygon(tuple(pair for word in words if (pair := _pair(word)) is not None))
@@ -49,6 +50,13 @@ def region_mask(region: Region, portrait: Portrait) -> torch.Tensor:
     return feather(mask, 0.003)
 
 
+def _points(region: object) -> Polygon:
+    try:
+        return tuple((float(x), float(y)) for x, y in region)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ValueError(f"neither a mask image's path nor a polygon [[x, y], ...]; {_AS_CHOICE}") from None
+
+
 def _pair(word: str) -> tuple[float, float] | None:
     try:
         x, y = (float(part) for part in word.split(","))
@@ -59,10 +67,7 @@ def _pair(word: str) -> tuple[float, float] | None:
 
 def _checked_polygon(points: Polygon) -> Polygon:
     if len(points) < 3:
-        raise ValueError(
-            f"a polygon needs 3 points or more, here {len(points)}; in a recipe a list means choices, so write "
-            'one polygon as [[[x, y], [x, y], ...]] or as text "x,y x,y x,y"'
-        )
+        raise ValueError(f"a polygon needs 3 points or more, here {len(points)}; {_AS_CHOICE}")
     if not all(-0.5 <= value <= 1.5 for point in points for value in point):
         raise ValueError(
             f"the polygon has a point far outside the crop; give shares of its side, 0 to 1, not pixels: {points}"

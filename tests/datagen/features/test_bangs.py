@@ -145,9 +145,13 @@ def test_length_and_intensity_make_it_grow_from_the_hairline():
     assert by_degree[0] == 0
 
 
-def test_no_degree_is_the_photo_itself():
+def test_no_degree_is_the_photo_itself_and_is_refused_only_where_the_whole_edit_is():
     assert torch.equal(sketched("full", 0.0).image, portrait().image)
     assert torch.equal(sketched("none", 0.0).image, portrait(fringe=True).image)
+    for style in STYLES:
+        sketched(style, 0.1)
+    with pytest.raises(SketchRefused):
+        bangs.sketch(portrait(fringe=True), bangs.Params(intensity=0.1))
 
 
 def test_the_same_seed_gives_the_same_bangs_and_another_seed_others():
@@ -265,6 +269,7 @@ def test_a_mask_image_and_the_same_polygon_agree(tmp_path):
     "region, reason",
     [
         ("nowhere.png", "nowhere.png: no such mask image"),
+        ([0.1, 0.1], "a list means choices"),
         ([[0.1, 0.1], [0.5, 0.5]], "a polygon needs 3 points or more, here 2"),
         ([[10, 10], [80, 10], [80, 60]], "give shares of its side, 0 to 1, not pixels"),
         ([[-0.4, -0.4], [-0.1, -0.4], [-0.1, -0.1]], "nothing to grow in"),
