@@ -64,7 +64,7 @@ class Params(BaseModel):
     intensity: float = Field(1.0, ge=0, le=1)
     min_opening: float = Field(0.16, ge=0)
     max_bridge_edge: float = Field(0.13, ge=0)
-    reference_px: int = Field(64, ge=4, le=256)
+    reference_px: int = Field(32, ge=4, le=256)
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Params:
