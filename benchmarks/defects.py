@@ -40,10 +40,11 @@ Defect = Callable[[Candidate, Candidate, Prior], Candidate]
 
 
 def wrong_mask(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
-    """The edit put back where the mask is not: an eighth of the crop to the side and downwards."""
+    """The edit put where it does not belong: an eighth of the crop to the side and downwards."""
     off_px = round(_MASK_OFF * pair.portrait.size_px)
-    moved = torch.roll(pair.sketch.edit_mask, (off_px, off_px), (1, 2))
-    return _composed(pair, pair.images.generated_after, replace(pair.sketch, edit_mask=moved, parts=()))
+    images, photo = pair.images, pair.portrait.image
+    change, mask = (torch.roll(x, (off_px, off_px), (1, 2)) for x in (images.after - photo, images.mask))
+    return replace(pair, images=replace(images, after=(photo + change).clamp(-1, 1), mask=mask))
 
 
 def shifted_face(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
@@ -119,11 +120,11 @@ DEFECTS: dict[str, Defect] = {
 }  # fmt: skip
 
 
-def _composed(pair: Candidate, generated_after: torch.Tensor, sketch: Sketch | None = None) -> Candidate:
-    """The pair with another generated after image, or put back with another sketch than the one that judges it."""
+def _composed(pair: Candidate, generated_after: torch.Tensor) -> Candidate:
+    """The pair with another generated after image."""
     before = pair.images.generated_before
     made = Reconstruction(*pair.latents, [], before, generated_after, {})
-    composed = compose(pair.portrait, made, sketch or pair.sketch)
+    composed = compose(pair.portrait, made, pair.sketch)
     return replace(pair, images=Images(before, generated_after, composed.after, composed.mask))
 
 

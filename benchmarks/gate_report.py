@@ -63,7 +63,7 @@ def main() -> int:
     for pair in read_pairs(options.folder):
         if pair.record.id in chosen:
             try:
-                good.append((pair, candidate(pair, feature, models)))
+                good.append((pair, candidate(pair, feature, models, plan.recipe.sketch_detail)))
             except SketchRefused as refusal:
                 print(refusal, file=sys.stderr)
     report, sheet = judge_all(good, recipe.gate, feature, models)
@@ -77,7 +77,7 @@ def main() -> int:
     return 0
 
 
-def candidate(pair: Pair, feature: Any, models: Models) -> Candidate:
+def candidate(pair: Pair, feature: Any, models: Models, sketch_detail: float) -> Candidate:
     """A stored pair as it was before it was judged, but for its portrait, which is analysed anew."""
     assert pair.before is not None
     person = person_between([pair], models.instruments.prior, models.device)
@@ -90,7 +90,7 @@ def candidate(pair: Pair, feature: Any, models: Models) -> Candidate:
         pair.record.portrait, image, zeros.to(torch.uint8), zeros[None], points, pair.record.portrait_digest
     )
     portrait = quality.look_at(bare, image, models.instruments.analyser).portrait
-    sketch = feature.sketch(portrait, feature.Params.model_validate(pair.record.params))
+    sketch = feature.sketch(portrait, feature.Params.model_validate(pair.record.params)).with_detail(sketch_detail)
     composed = compose(portrait, Reconstruction(person.w0, person.w1, person.noise, before, after, {}), sketch)
     images = quality.Images(before, after, composed.after, composed.mask)
     return Candidate(portrait, sketch, images, (person.w0, person.w1))

@@ -8,6 +8,7 @@ outside_perceptual_NAME   the same with masked perceptual distance; lower is bet
 identity_NAME             mean cosine of deep features, generated before vs after, over the face outside the edit
 prior_before, prior_after latent's distance in the generator's Gaussianised W; lower is more usual
 seam_energy               gradient along the mask's edge beyond that of both images composed; 0 is seamless
+rim_delta_e               mean CIEDE2000 between before and after in a ring around what was edited; 0 is no spill
 eyes_kept                 contrast of lightness inside the eyes, after / before, of the eye that lost more; 1 keeps it
                           all, closed or painted-over eyes have under 0.3
 face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
@@ -35,13 +37,15 @@ NOT_FINITE = "not finite"
 FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
 _COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
-_COMMON_NAMES = ("seam_energy", "eyes_kept", "face_score", "landmark_shift")
+_COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
 _FIND_SIZE_PX = 256
 # The lowest score at which a face still counts as there; the gate's threshold is usually higher.
 _FIND_MIN_SCORE = 0.05
 _INNER_POINTS = slice(17, 68)
 _LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
+# Of the crop's side: the width of the ring around an edit in which nothing is to change.
+_RIM = 0.05
 # Half axes of the ellipse in which eyes are compared, in eye widths: iris and white, hardly any lid.
 _EYE_AXES = (0.6, 0.3)
 # Contrast below which an eye shows nothing to begin with, in [-1,1]: dark glasses, deep shadow.
@@ -161,6 +165,7 @@ def measure_pair(
         "prior_before": prior[0],
         "prior_after": prior[1],
         "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
+        "rim_delta_e": rim_delta_e(portrait.image, images.after, sketch.edit_mask),
         "eyes_kept": eyes_kept(portrait, sketch, images.after),
     }
     if instruments.analyser is not None:
@@ -222,6 +227,15 @@ def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tens
     edge = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2)  # dilation minus erosion: 1 within 2 px
     excess = _gradient(after) - torch.maximum(_gradient(before), _gradient(generated))
     return float((excess.clamp_min(0) * edge[0]).sum() / edge.sum().clamp_min(1))
+
+
+def rim_delta_e(before: torch.Tensor, after: torch.Tensor, edit_mask: torch.Tensor) -> float:
+    """Mean CIEDE2000 between images [3,H,W] in the ring around edit_mask [1,H,W]; 0 where the mask leaves no ring."""
+    radius = max(1, round(_RIM * edit_mask.shape[-1]))
+    edited = (edit_mask > 0.02).float()[None]
+    ring = (F.max_pool2d(edited, 2 * radius + 1, 1, radius) - F.max_pool2d(edited, 3, 1, 1))[0, 0]
+    change = delta_e_2000(srgb_to_lab(before), srgb_to_lab(after))
+    return float((change * ring).sum() / ring.sum().clamp_min(1))
 
 
 def eyes_kept(portrait: Portrait, sketch: Sketch, after: torch.Tensor) -> float:

@@ -30,7 +30,7 @@ PHOTOS = sorted((Path(__file__).parents[2] / "recipes" / "photos" / "heldout").g
 FEATURE = load_feature("hair_color")
 PARAMS = FEATURE.Params(color="auburn")
 EXPECTED = {
-    "wrong_mask": "color_delta_e",
+    "wrong_mask": "rim_delta_e",
     "shifted_face": "outside_psnr_db",
     "other_identity": "outside_psnr_db",
     "color_spill": "spill_delta_e",
