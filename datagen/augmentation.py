@@ -142,10 +142,12 @@ class AugmentPlan(ShardedPlan):
         sight = _sight(person, result.generated_before, parents, eyes)
         params = with_share(mixed_params([parent.params for parent in parents]), child.t)
         job = Job(shards.pair_id(number), sight.portrait, params, _source(parents))
-        draft = sketched(job, feature, models, self.recipe.sketch_detail)
+        if sight.score:
+            draft = sketched(job, feature, models, self.recipe.sketch_detail)
+        else:
+            params_model = feature.Params.model_validate(params)
+            draft = Draft(job, params_model, refused=f"{sight.portrait.name}: no face found")
         draft.reconstruction = result
-        if not sight.score:
-            draft.refused = f"{sight.portrait.name}: no face found"
         gate = {} if draft.refused else gate_for_share(self.recipe.gate, child.t, _unchanged(draft, sight, feature))
         pair = finish_pair(self._task(gate), draft, feature, models, backend, eyes)
         return replace(pair, record=_record(pair.record, child, parents))
