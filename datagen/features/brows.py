@@ -9,7 +9,7 @@ Figures of `measure` (of the brows asked for):
                   looks most like the after image, mean of the brows
   explained       share of the picture's change around the brows that the edit at that degree accounts for; the least
                   of the brows; to gate on
-  line_shift      how far the brow's upper line went up, found in both images by themselves, in brow lengths, mean
+  line_shift      how far the brow's upper line went up, read from the mattes of both images, in brow lengths, mean
   line_error      |line_shift - the wanted one|
   hair_gain       brow hair after / before - 1, by darkness (or lightness) against the skin
   hair_reached    that darkness gained / the wanted one; 1 where none was asked for
@@ -20,6 +20,7 @@ Figures of `measure` (of the brows asked for):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ from stylepairs.datagen.sketching.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.soft_mattes import grown, labelled, mean_of
 from stylepairs.datagen.sketching.strands import strand_rng
-from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image
+from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_label
 from stylepairs.datagen.sketching.warped import warped_sketch
 
 # Where along the brow its arch is highest, and how wide the arch is, in brow lengths.
@@ -92,16 +93,16 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     Raises SketchRefused where the brows are hidden, or not to be told from the skin, and where nothing is asked for.
     """
     _refuse_unusable(portrait, params)
-    image, flow, painted = portrait.image, torch.zeros_like(portrait.image[:2]), torch.zeros_like(portrait.image[:1])
+    image, full, painted = portrait.image, torch.zeros_like(portrait.image[:2]), torch.zeros_like(portrait.image[:1])
     for side in params.sides:
         matte = brow_matte(portrait, side)
         line = brow_line(portrait, side, matte)
         refilled, region = painted_brow(portrait, side, matte, line, params)
         image = image + params.intensity * (refilled - portrait.image)
         painted = torch.maximum(painted, region)
-        flow = flow + shape_flow(portrait, side, line, params, params.intensity)
-    region = warp_image(painted, flow).clamp(0, 1) if params.intensity > 0 else torch.zeros_like(painted)
-    return warped_sketch(portrait, warp_image(image, flow).clamp(-1, 1), flow, region, params.reference_px)
+        full = full + shape_flow(portrait, side, line, params)
+    image = warp_image(image, params.intensity * full).clamp(-1, 1)
+    return warped_sketch(portrait, image, full, params.intensity, painted, params.reference_px)
 
 
 def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
@@ -116,11 +117,11 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     }
 
 
-def shape_flow(portrait: Portrait, side: Side, line: BrowLine, params: Params, share: float) -> torch.Tensor:
-    """The flow [2,H,W] that gives one brow `share` of the wanted shape; zero away from it."""
+def shape_flow(portrait: Portrait, side: Side, line: BrowLine, params: Params) -> torch.Tensor:
+    """The flow [2,H,W] that gives one brow the wanted shape, as if intensity were 1; zero away from it."""
     rise = params.lift + params.arch * torch.exp(-(((line.at - _PEAK) / _PEAK_WIDTH) ** 2))
-    rise = share * line.length * rise[:, None] * line.up
-    swell = share * params.thickness * (line.upper - line.lower) / 2
+    rise = line.length * rise[:, None] * line.up
+    swell = params.thickness * (line.upper - line.lower) / 2
     if not bool((rise != 0).any() | (swell != 0).any()):
         return torch.zeros_like(portrait.image[:2])
     source = torch.cat([line.upper, line.lower])
@@ -162,7 +163,7 @@ def _measured_side(portrait: Portrait, seen: Seen, side: Side, params: Params) -
     matte = brow_matte(portrait, side)
     line = brow_line(portrait, side, matte)
     refilled, painted = painted_brow(portrait, side, matte, line, params)
-    full = shape_flow(portrait, side, line, params, 1.0)
+    full = shape_flow(portrait, side, line, params)
 
     def edited(share: float) -> torch.Tensor:
         return warp_image(before + share * (refilled - before), share * full)
@@ -175,14 +176,19 @@ def _measured_side(portrait: Portrait, seen: Seen, side: Side, params: Params) -
     change = delta_e_2000(srgb_to_lab(photo), srgb_to_lab(after))[None]
     filled = torch.maximum(hair, warp_image(painted, flow).clamp(0, 1))
     gained, asked = _hair_gain(photo, after, filled, around), _hair_gain(photo, wanted, filled, around)
-    shift, wanted_shift = _line_shift(seen, side), _wanted_shift(line, params)
+    moved = replace(portrait, image=after, label=warp_label(portrait.label, flow))
+    shift, wanted_shift = (
+        _line_shift(line, brow_line(moved, side, brow_matte(moved, side))),
+        _wanted_shift(line, params),
+    )
+    asks_for_hair = params.density > 0 or params.shade != 0
     return {
         "degree": found.degree,
         "explained": found.explained,
         "line_shift": shift,
         "line_error": abs(shift - wanted_shift),
         "hair_gain": gained,
-        "hair_reached": gained / asked if abs(asked) > 1e-3 else 1.0,
+        "hair_reached": gained / asked if asks_for_hair and abs(asked) > 1e-3 else 1.0,
         "skin_delta_e": float(mean_of(change, around)),
         "detail_kept": detail_ratio(edited(found.degree), after, (hair > 0.3).float()),
     }
@@ -196,12 +202,9 @@ def _hair_gain(photo: torch.Tensor, after: torch.Tensor, region: torch.Tensor, a
     return lost / max(taken, 1.0, key=abs)
 
 
-def _line_shift(seen: Seen, side: Side) -> float:
-    """How far the brow's upper line is higher after than before, in brow lengths, found in each image by itself."""
-    lines = [brow_line(one, side, brow_matte(one, side)) for one in (seen.before, seen.after)]
-    before, after = lines
-    rise = (after.upper[1:-1] - before.upper[1:-1]) @ before.up
-    return float(rise.median()) / before.length
+def _line_shift(before: BrowLine, after: BrowLine) -> float:
+    """How far the brow's upper line is higher after than before, in brow lengths."""
+    return float(((after.upper - before.upper)[1:-1] @ before.up).median()) / before.length
 
 
 def _wanted_shift(line: BrowLine, params: Params) -> float:

@@ -63,6 +63,8 @@ _BAND = 0.08
 _RING = 0.14
 _CREASE_SCALE = 0.02
 _GLOSS_SCALE = 0.07
+# In mouth widths from its middle: how far the warp reaches.
+_REACH = 0.75
 # Lightness that a full gloss adds where the lips are brightest, and how much stronger it makes their highlights.
 _SHINE, _SHARPEN = 13.0, 1.2
 # Share of the highlights that a matt finish takes away.
@@ -133,9 +135,12 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     _refuse_unusable(portrait, matte, params)
     image = finished(recoloured(portrait.image, matte, params), matte, params, mouth_width(portrait))
     edit, label, points = matte, None, None
-    flow = fullness_flow(portrait, matte, params)
     if params.fullness != 0:
-        image, edit = warp_image(image, flow), torch.maximum(warp_image(matte, flow), changed_region(flow))
+        full = fullness_flow(portrait, matte, params)
+        flow = params.intensity * full
+        image = warp_image(image, flow)
+        # The mask is that of the full change at every degree, so that a series of degrees is edited in one place.
+        edit = torch.stack([warp_image(matte, flow), warp_image(matte, full), changed_region(full)]).amax(0)
         label, points = warp_label(portrait.label, flow), warp_points(portrait.points68, flow)
     color_only = params.fullness == 0 and params.finish == "natural"
     return Sketch(
@@ -155,7 +160,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     """How far the wanted lips were reached and what it cost: the figures of the file's docstring."""
     before, after = portrait.image, seen.after.image
     width, matte = mouth_width(portrait), lip_matte(portrait)
-    full = fullness_flow(portrait, matte, params.model_copy(update={"intensity": 1.0}))
+    full = fullness_flow(portrait, matte, params)
     reached = _reached_share(portrait, after, matte, full, params)
     flow = reached * full
     lips, photo = warp_image(matte, flow), warp_image(before, flow)
@@ -204,15 +209,26 @@ def finished(image: torch.Tensor, matte: torch.Tensor, params: Params, width: fl
 
 
 def fullness_flow(portrait: Portrait, matte: torch.Tensor, params: Params) -> torch.Tensor:
-    """The flow [2,H,W] that makes each lip higher by fullness * intensity of its own height, its inner line held."""
-    gain = params.fullness * params.intensity
+    """The flow [2,H,W] that makes each lip higher by `fullness` of its own height, its inner line held."""
+    gain = params.fullness
     if gain == 0:
         return torch.zeros(2, *portrait.label.shape, device=portrait.image.device)
     lips = lip_outline(portrait, matte)
     source = torch.cat([lips.upper_outer, lips.lower_outer])
     inner = torch.cat([lips.upper_inner, lips.lower_inner])
     held = torch.cat([inner, _held_points(portrait.points68, lips)])
-    return point_flow(portrait.size_px, source, source + gain * (source - inner), held)
+    window = _around_mouth(portrait.points68, portrait.size_px)
+    return point_flow(portrait.size_px, source, source + gain * (source - inner), held, window=window)
+
+
+def _around_mouth(points: torch.Tensor, size_px: int) -> torch.Tensor:
+    """Where the warp may reach [1,H,W]: a disc about the mouth that ends softly."""
+    corners = points[[48, 54]]
+    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
+    grid = torch.stack([at.expand(size_px, -1), at[:, None].expand(-1, size_px)], -1)
+    away = (grid - corners.mean(0)).norm(dim=-1) / (corners[1] - corners[0]).norm().clamp_min(1e-6)
+    inwards = ((_REACH - away) / (0.3 * _REACH)).clamp(0, 1)
+    return (inwards * inwards * (3 - 2 * inwards))[None]
 
 
 def _held_points(points: torch.Tensor, lips: LipOutline) -> torch.Tensor:
@@ -318,7 +334,7 @@ def _regional(values: torch.Tensor, matte: torch.Tensor, sigma: float) -> torch.
 
 def _contrast(lab: torch.Tensor, matte: torch.Tensor, width: float) -> float:
     """Root mean square of lightness over the lips about its surroundings, at the scale of creases."""
-    inside = (matte > 0.5).float()
+    inside = matte**8  # the lips' edges are no creases
     detail = lab[:1] - _regional(lab[:1], inside, max(0.7, _CREASE_SCALE * width))
     return float(mean_of(detail.square(), inside).sqrt())
 

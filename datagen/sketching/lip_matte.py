@@ -33,6 +33,9 @@ _SKIN_SCALE = 0.25
 # than lip and at least so red for its lightness: closed mouths.
 _SHADOW_LIGHT, _SHADOW_RED = 0.5, 0.75
 _ROUNDS = 3
+# Lips nearer to the skin's colour than the first of these, in Lab, are not told from it; farther than the second, they
+# are.
+_TOLD = (1.5, 4.0)
 
 
 def lip_matte(portrait: Portrait) -> torch.Tensor:
@@ -121,8 +124,10 @@ def _told_by_color(
         shares = torch.softmax(torch.cat(terms), 0)
         post = shares[:1] * allowed
         lip_now, skin_now = (post > 0.8) * (lips > 0.3) + 1e-6, ring * (shares[1:2] > 0.5) + 1e-6
+    apart = (mean_of(features, lip_now) - mean_of(features, skin_now)).norm()
+    told = ((apart - _TOLD[0]) / (_TOLD[1] - _TOLD[0])).clamp(0, 1)
     radius = max(1, round(0.03 * width))
-    return guided_blur((image[None] + 1) / 2, post[None], 2 * radius + 1, 2e-3)[0].clamp(0, 1)
+    return told * guided_blur((image[None] + 1) / 2, post[None], 2 * radius + 1, 2e-3)[0].clamp(0, 1)
 
 
 def _between(lab: torch.Tensor, lips: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:
