@@ -119,7 +119,7 @@ def test_an_interrupted_build_says_how_to_go_on(datagen, monkeypatch):
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "build_pairs", interrupt)
+    monkeypatch.setattr(building, "build_pairs", interrupt)
     code, out, err = datagen(BUILD)
     assert code == 130
     assert out == ""
@@ -137,7 +137,7 @@ def test_ranks_of_a_launcher_share_the_build(datagen, monkeypatch, tmp_path):
 
 
 def test_an_error_of_the_code_is_not_dressed_up_as_bad_input(datagen, monkeypatch):
-    monkeypatch.setattr(pipeline, "build_pairs", lambda *a, **k: 1 // 0)
+    monkeypatch.setattr(building, "build_pairs", lambda *a, **k: 1 // 0)
     monkeypatch.setattr(sys, "argv", ["datagen", *BUILD.split()])
     with pytest.raises(ZeroDivisionError):
         cli.main()
