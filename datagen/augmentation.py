@@ -140,7 +140,8 @@ class AugmentPlan(ShardedPlan):
         child, feature = self.children[number], load_feature(self.recipe.feature, run_files=self.run_feature)
         parents = [self.records[id] for id in child.parents]
         sight = _sight(person, result.generated_before, parents, eyes)
-        params = with_share(mixed_params([parent.params for parent in parents]), child.t)
+        whole = mixed_params([parent.params for parent in parents])
+        params = with_share(whole, child.t)
         job = Job(shards.pair_id(number), sight.portrait, params, _source(parents))
         if sight.score:
             draft = sketched(job, feature, models, self.recipe.sketch_detail)
@@ -148,7 +149,12 @@ class AugmentPlan(ShardedPlan):
             params_model = feature.Params.model_validate(params)
             draft = Draft(job, params_model, refused=f"{sight.portrait.name}: no face found")
         draft.reconstruction = result
-        gate = {} if draft.refused else gate_for_share(self.recipe.gate, child.t, _unchanged(draft, sight, feature))
+        gate = {}
+        if not draft.refused:
+            # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
+            asked = draft.params if child.t > 0 else feature.Params.model_validate(whole)
+            unchanged = feature.measure(draft.job.portrait, Seen(sight.portrait, sight.portrait), asked)
+            gate = gate_for_share(self.recipe.gate, child.t, unchanged)
         pair = finish_pair(self._task(gate), draft, feature, models, backend, eyes)
         return replace(pair, record=_record(pair.record, child, parents))
 
@@ -309,12 +315,6 @@ def _sight(person: Person, generated: torch.Tensor, parents: Sequence[PairRecord
         last = quality.look_at(portrait, portrait.image, eyes.analyser)
     eyes.last = last
     return last
-
-
-def _unchanged(draft: Draft, sight: Sight, feature: Any) -> dict[str, float]:
-    """The feature's own figures of a pair in which nothing was edited."""
-    found: dict[str, float] = feature.measure(draft.job.portrait, Seen(sight.portrait, sight.portrait), draft.params)
-    return found
 
 
 def _source(parents: Sequence[PairRecord]) -> str:

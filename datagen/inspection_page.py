@@ -74,8 +74,9 @@ $cards
 "use strict";
 const sheet = document.getElementById("sheet");
 const cards = Array.from(sheet.children);
+const filters = ["state", "split", "feature", "param", "least", "most", "text"];
 const controls = Object.fromEntries(
-  ["state", "split", "feature", "param", "least", "most", "sort", "down", "text"].map(id => [id, document.getElementById(id)]));
+  [...filters, "sort", "down"].map(id => [id, document.getElementById(id)]));
 const figures = new Map(cards.map(card => [card, new Map(
   Array.from(card.querySelectorAll("[data-figure]"), cell => [cell.dataset.figure, parseFloat(cell.textContent)]))]));
 function update() {
@@ -102,7 +103,7 @@ function sort() {
   const order = (a, b) => { const x = rank(a), y = rank(b); return x === y ? place.get(a) - place.get(b) : x - y; };
   sheet.append(...cards.slice().sort(order));
 }
-for (const id of ["state", "split", "feature", "param", "least", "most", "text"]) controls[id].addEventListener("input", update);
+for (const id of filters) controls[id].addEventListener("input", update);
 for (const id of ["sort", "down"]) controls[id].addEventListener("input", sort);
 update();
 </script>

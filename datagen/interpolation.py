@@ -88,20 +88,32 @@ def gate_for_share(gate: GateSettings, t: float, unchanged: Mapping[str, float])
     """The gate for a share t of the edit. unchanged: the feature's own figures of a pair in which nothing was edited.
 
     A bound that such a pair would miss asks for the change itself: it moves to t of the way from that pair's figure to
-    the bound, less a tenth that measuring may be off by. All other bounds stay; those on figures of an optimisation go,
-    for there was none.
+    the bound, less a tenth that measuring may be off by. At t = 0 nothing is asked for, and such figures, which may be
+    shares of nothing, are not judged. All other bounds stay; those on figures of an optimisation go, for there was
+    none.
     """
     moved = {}
     for name, bounds in gate.items():
-        if not name.startswith(("inversion_", "reconstruction_")):
-            own = unchanged.get(name)
-            low, high = bounds.min, bounds.max
-            if own is not None and low is not None and own < low:
-                low = own + (t * (1 + _SLACK) - _SLACK) * (low - own)
-            if own is not None and high is not None and own > high:
-                high = own + (t * (1 + _SLACK) - _SLACK) * (high - own)
-            moved[name] = Threshold(min=low, max=high, optional=bounds.optional)
+        own = unchanged.get(name)
+        asks = own is not None and _misses(own, bounds)
+        if name.startswith(("inversion_", "reconstruction_")) or (asks and t == 0):
+            continue
+        moved[name] = bounds if own is None else _moved(bounds, t * (1 + _SLACK) - _SLACK, own)
     return moved
+
+
+def _misses(value: float, bounds: Threshold) -> bool:
+    too_low = bounds.min is not None and not value >= bounds.min  # not a number misses, too
+    return too_low or (bounds.max is not None and not value <= bounds.max)
+
+
+def _moved(bounds: Threshold, share: float, own: float) -> Threshold:
+    low, high = bounds.min, bounds.max
+    if low is not None and own < low:
+        low = own + share * (low - own)
+    if high is not None and own > high:
+        high = own + share * (high - own)
+    return Threshold(min=low, max=high, optional=bounds.optional)
 
 
 def _without_fractions(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,7 +245,14 @@ def test_bounds_that_ask_for_the_change_move_with_its_share_and_others_stay():
     assert whole["degree"].min == pytest.approx(0.8)
     assert whole["left"].max == pytest.approx(0.1)
     none = interpolation.gate_for_share(gate, 0.0, unchanged)
-    assert none["degree"].min < 0 < 1 < none["left"].max
+    assert set(none) == {"detail_kept", "face_score"}
+    broken = interpolation.gate_for_share(gate, 0.5, {"degree": float("nan")})
+    assert set(interpolation.gate_for_share(gate, 0.0, {"degree": float("nan")})) == {
+        "left",
+        "detail_kept",
+        "face_score",
+    }
+    assert broken["degree"].min == 0.8
 
 
 def test_mixed_parameters_average_fractions_and_keep_the_rest():
