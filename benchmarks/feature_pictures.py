@@ -4,9 +4,10 @@
         [--sources 20] [--people 10] [--cache DIR]
 
 Nobody real is shown edited: a person is the mean of two inverted portraits (latents and noise maps), each paired with
-the one nearest to it, so that the mean is a face and neither of the two. Those that the face analyser is surest of are
-kept as a prepared folder, DIR/people, and the ordinary build makes their pairs; of those accepted the first three by
-that order are shown. Running again goes on where it stopped.
+the one nearest to it, so that the mean is a face and neither of the two. The means of the nearest (the others look like
+double exposures) in which a face is found, the most varied of them first, are a prepared folder, DIR/people; the
+ordinary build makes their pairs, and of those accepted the first three are shown. Running again goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ SHOWN = {
     "hair_color": ["color=[blond, auburn, pink, black]"],
 }
 PEOPLE_SHOWN = 3
+# Of the pairs of portraits: the nearest, whose means are clear.
+CLEAR_SHARE = 0.75
 CELL_PX = 128
 MAX_BYTES = 60_000
 # Faces are looked for at this size; generated ones are smaller.
@@ -100,9 +103,10 @@ def make_people(options: argparse.Namespace, cache: Path) -> None:
     chosen = [names[index * len(names) // count] for index in range(count)]
     sources = [inverted(load_portrait(options.portraits, name)[0], models, kept) for name in chosen]
     analyser = load_analyser()
-    found = [person for one, other in nearest_pairs(sources) if (person := mixed(one, other, models, analyser))]
-    found.sort(key=lambda person: -person.score)
-    write_people(found[: options.people], options.work / "people", analyser, kept)
+    pairs = nearest_pairs(sources)
+    mixes = [mixed(one, other, models, analyser) for one, other in pairs[: round(CLEAR_SHARE * len(pairs))]]
+    people = most_varied([person for person in mixes if person is not None], options.people)
+    write_people(people, options.work / "people", analyser, kept)
 
 
 def inverted(portrait: Portrait, models: Models, kept: InversionCache) -> Inversion:
@@ -117,11 +121,25 @@ def inverted(portrait: Portrait, models: Models, kept: InversionCache) -> Invers
 
 
 def nearest_pairs(sources: list[Inversion]) -> list[tuple[Inversion, Inversion]]:
-    """Each inversion with the one whose latent is nearest; no two twice."""
+    """Each inversion with the one whose latent is nearest, no two twice; the nearest pairs first."""
     ws = torch.stack([source.ws for source in sources])
     distance = (ws[:, None] - ws[None]).square().mean((2, 3)) + torch.diag(torch.full((len(ws),), torch.inf))
-    pairs = sorted({tuple(sorted((index, int(row.argmin())))) for index, row in enumerate(distance)})
+    pairs = {(min(index, int(row.argmin())), max(index, int(row.argmin()))) for index, row in enumerate(distance)}
+    pairs = sorted(pairs, key=lambda pair: float(distance[pair]))
     return [(sources[one], sources[other]) for one, other in pairs]
+
+
+def most_varied(people: list[Person], count: int) -> list[Person]:
+    """The first, then always the one that is least like those chosen before."""
+    chosen = people[:1]
+    while len(chosen) < min(count, len(people)):
+        rest = [person for person in people if not any(person is other for other in chosen)]
+        chosen.append(max(rest, key=lambda person: min(unlikeness(person, other) for other in chosen)))
+    return chosen
+
+
+def unlikeness(one: Person, other: Person) -> float:
+    return float((one.inversion.ws - other.inversion.ws).square().mean())
 
 
 @torch.no_grad()

@@ -73,7 +73,8 @@ def brow_matte(portrait: Portrait, side: Side) -> torch.Tensor:
     image = cut.magnified(portrait.image, "bicubic").clamp(-1, 1)
     other = torch.maximum(labelled(portrait, "hair", "hat", "eye_g"), portrait.hair)
     masks = [brow, labelled(portrait, "l_eye", "r_eye"), labelled(portrait, "skin"), other]
-    found = _told_by_color(image, *cut.magnified(torch.cat(masks)).split(1), length * cut.factor)
+    brow, eye, skin, other = cut.magnified(torch.cat(masks)).split(1)
+    found = _told_by_color(image, brow, eye, skin, other, length * cut.factor)
     return cut.put_back(found, portrait.size_px)
 
 

@@ -46,8 +46,8 @@ def lip_matte(portrait: Portrait) -> torch.Tensor:
         return torch.zeros_like(lips)
     cut = CutOut.around(lips + inside, width, _MARGIN * width)
     image = cut.magnified(portrait.image, "bicubic").clamp(-1, 1)
-    masks = cut.magnified(torch.cat([lips, inside, labelled(portrait, "skin")]))
-    return cut.put_back(_told_by_color(image, *masks.split(1), width * cut.factor), portrait.size_px)
+    lips, inside, skin = cut.magnified(torch.cat([lips, inside, labelled(portrait, "skin")])).split(1)
+    return cut.put_back(_told_by_color(image, lips, inside, skin, width * cut.factor), portrait.size_px)
 
 
 def mouth_width(portrait: Portrait) -> float:
