@@ -144,7 +144,11 @@ def people_report(pairs: Sequence[Pair]) -> dict[str, object]:
         "accepted_share": accepted_share(records),
         "degree": {
             str(t): spread(
-                [r.figures["degree"] for r in records if r.figures.get("augmentation_t") == t and "degree" in r.figures]
+                [
+                    r.figures["degree"]
+                    for r in records
+                    if r.figures.get("augmentation_t") == t and r.figures.get("degree") is not None
+                ]
             )
             for t in GRID_STEPS
         },
