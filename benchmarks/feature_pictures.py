@@ -1,7 +1,7 @@
 """Makes one small picture per feature, three people before | after, of people who do not exist: for README and docs.
 
     python benchmarks/feature_pictures.py PORTRAITS --work DIR [--out docs/images/features] [--features lips,brows]
-        [--sources 20] [--people 10] [--cache DIR]
+        [--sources 20] [--people 10] [--cache DIR] [--set KEY=VALUE ...]
 
 Nobody real is shown edited: a person is the mean of two inverted portraits (latents and noise maps), each paired with
 the one nearest to it, so that the mean is a face and neither of the two. The means of the nearest (the others look like
@@ -32,7 +32,7 @@ from stylepairs.datagen.portraits.analyser import load_analyser
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shards import read_pairs
+from stylepairs.datagen.shards import Pair, read_pairs
 
 # What each picture shows of its feature: overrides of the recipe.
 SHOWN = {
@@ -43,8 +43,8 @@ SHOWN = {
     "facial_features": ["parts=all"],
     "face_shape": ["jaw=0.2"],
     "eyes": ["size=0.25", "crease=0.0"],
-    "lips": ["color=[berry, red, coral]", "fullness=0.4", "finish=natural"],
-    "teeth": ["whiteness=1.0"],
+    "lips": ["color=[berry, red, rose]", "fullness=0.25", "finish=natural"],
+    "teeth": ["whiteness=1.0", "min_teeth_share=0.005"],
     "brows": ["arch=0.1", "lift=0.0", "thickness=0.4", "density=0.8"],
     "smile": ["smile=0.8"],
     "hair_color": ["color=[blond, auburn, pink, black]"],
@@ -76,13 +76,14 @@ def main() -> int:
     parser.add_argument("--sources", type=int, default=20, help="portraits to mix, spread evenly over the folder")
     parser.add_argument("--people", type=int, default=10)
     parser.add_argument("--cache", type=Path, help="folder of inversions; default: in DIR")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     options = parser.parse_args()
     cache = options.cache or options.work / "cache"
     try:
         if not (options.work / "people" / "landmarks.npz").is_file():
             make_people(options, cache)
         for feature in options.features.split(","):
-            print(feature, picture(feature, options.work, cache, options.out), flush=True)
+            print(feature, picture(feature, options.work, cache, options.out, options.overrides), flush=True)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -182,23 +183,27 @@ def write_people(people: list[Person], folder: Path, analyser, kept: InversionCa
         kept.store(load_portrait(folder, name)[0], person.inversion)
 
 
-def picture(feature: str, work: Path, cache: Path, out: Path) -> str:
-    """Build the feature's pairs of all people and write its picture; what happened, in a line."""
+def picture(feature: str, work: Path, cache: Path, out: Path, more: list[str]) -> str:
+    """Build the feature's pairs, one person after the other until enough are accepted, and write its picture; what
+    happened, in a line. more: further overrides of the recipe."""
     from stylepairs.datagen.recipes import load_recipe
 
     overrides = [f"params.{setting}" for setting in SHOWN[feature]] + ["pairs_per_portrait=1"]
     if feature == "facial_features":  # parts of people who do not exist either
         overrides.append(f"params.references={work / 'people'}")
-    recipe = load_recipe(feature, "datagen", BuildRecipe, overrides)
-    plan = plan_build(recipe, work / "people", work / feature, cache=cache, shard_size=1)
-    build_pairs(plan, workers=1, on_event=_quiet)
-    pairs = list(read_pairs(plan.out, accepted_only=False))
-    accepted = sorted((pair for pair in pairs if pair.record.accepted), key=lambda pair: pair.record.portrait)
+    recipe = load_recipe(feature, "datagen", BuildRecipe, overrides + more)
+    pairs: list[Pair] = []
+    for name in list_portraits(work / "people"):
+        plan = plan_build(recipe, work / "people", work / feature / name, cache=cache)
+        build_pairs(dataclasses.replace(plan, names=(name,)), workers=1, on_event=_quiet)
+        pairs += read_pairs(plan.out, accepted_only=False)
+        accepted = [pair for pair in pairs if pair.record.accepted]
+        if len(accepted) == PEOPLE_SHOWN:
+            break
     told = f"{len(accepted)} of {len(pairs)} accepted"
     if not accepted:
         return f"{told}; no picture: {sorted({reason for pair in pairs for reason in pair.record.reasons})[:3]}"
-    shown = accepted[:PEOPLE_SHOWN]
-    strip = np.concatenate([cell(image) for pair in shown for image in (pair.before, pair.after)], axis=1)
+    strip = np.concatenate([cell(image) for pair in accepted for image in (pair.before, pair.after)], axis=1)
     out.mkdir(parents=True, exist_ok=True)
     return f"{told}; {write_small(out / f'{feature}.png', strip)} bytes"
 

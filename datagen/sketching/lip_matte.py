@@ -32,6 +32,8 @@ _SKIN_SCALE = 0.25
 # What is between the lips is lip in the shadow of the other, not teeth or the dark, where it is at most so much darker
 # than lip and at least so red for its lightness: closed mouths.
 _SHADOW_LIGHT, _SHADOW_RED = 0.5, 0.75
+# Of the lips' area: where the label map shows more than that between them, the mouth is open, whatever the colours say.
+_PARTED = 0.45
 _ROUNDS = 3
 # Lips nearer to the skin's colour than the first of these, in Lab, are not told from it; farther than the second, they
 # are.
@@ -138,7 +140,8 @@ def _between(lab: torch.Tensor, lips: torch.Tensor, inside: torch.Tensor) -> lis
     middle = (lab[:1] * core).sum() / core.sum()
     own = mean_of(lab, lip)
     parts = [core * (lab[:1] > middle), core * (lab[:1] <= middle)]
-    return [] if all(_is_shaded_lip(mean_of(lab, part), own) for part in parts) else parts
+    parted = float(inside.sum()) > _PARTED * float(lips.sum())
+    return parts if parted or not all(_is_shaded_lip(mean_of(lab, part), own) for part in parts) else []
 
 
 def _is_shaded_lip(color: torch.Tensor, lip: torch.Tensor) -> bool:
