@@ -32,7 +32,9 @@ def main() -> int:
         z = torch.randn(options.count, generator.config.z_dim, generator=torch.Generator().manual_seed(options.seed))
         ws = generator.mapping.w_avg.lerp(generator.mapping(z), options.truncation)
         for number, w in enumerate(ws):
-            write_png(Path(folder) / f"person_{number:03d}.png", to_uint8(generator.synthesis(w[None], noise_mode="none")[0]))
+            write_png(
+                Path(folder) / f"person_{number:03d}.png", to_uint8(generator.synthesis(w[None], noise_mode="none")[0])
+            )
         found = prepare_photos([Path(folder)], options.out, size_px=256)
     print(f"{options.out}: {len(found.portraits)} portraits of {options.count} samples")
     return 0
