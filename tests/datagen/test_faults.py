@@ -114,7 +114,6 @@ def test_a_file_is_written_where_folders_cannot_be_synced_and_under_a_long_name(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
