@@ -115,7 +115,8 @@ def mean_of(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
     """mask [1,h,w] dilated by a square of about `radius` pixels."""
     reach = max(1, round(radius))
-    return F.max_pool2d(mask[None], 2 * reach + 1, 1, reach)[0]
+    rows = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0]
 
 
 def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
