@@ -22,12 +22,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d, guided_blur
+from kornia.filters import guided_blur
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
@@ -137,7 +138,7 @@ def hair_matte(portrait: Portrait) -> torch.Tensor:
     never = torch.zeros_like(refined[0], dtype=torch.bool)
     for name in _NEVER_HAIR:
         never |= portrait.label == CLASS[name]
-    return refined * (1 - _blur(never[None].float(), 0.7)).clamp(0, 1)
+    return refined * (1 - blurred(never[None].float(), 0.7)).clamp(0, 1)
 
 
 def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
@@ -191,9 +192,9 @@ def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     sigma = max(1.0, _EDGE_SLACK * image.shape[-1])
     hair = 1 - _dilated((matte < 0.9).float(), 1)
     around = 1 - _dilated((matte > 0.1).float(), 1)
-    hair_near, around_near = _blur(hair, sigma), _blur(around, sigma)
-    hair_color = _blur(image * hair, sigma) / hair_near.clamp_min(1e-4)
-    around_color = _blur(image * around, sigma) / around_near.clamp_min(1e-4)
+    hair_near, around_near = blurred(hair, sigma), blurred(around, sigma)
+    hair_color = blurred(image * hair, sigma) / hair_near.clamp_min(1e-4)
+    around_color = blurred(image * around, sigma) / around_near.clamp_min(1e-4)
     axis = hair_color - around_color
     length2 = axis.square().sum(0, keepdim=True)
     share = (((image - around_color) * axis).sum(0, keepdim=True) / length2.clamp_min(1e-4)).clamp(0, 1)
@@ -224,14 +225,14 @@ def _contrast(lab: torch.Tensor, inside: torch.Tensor, scale: float) -> torch.Te
     """Local standard deviation of lightness against its surroundings within the hair [1,H,W]."""
     sigma = max(0.8, scale * lab.shape[-1])
     light = lab[:1]
-    detail = light - _blur(light * inside, sigma) / _blur(inside, sigma).clamp_min(1e-3)
-    return (_blur(detail.square() * inside, 2 * sigma) / _blur(inside, 2 * sigma).clamp_min(1e-3)).sqrt()
+    detail = light - blurred(light * inside, sigma) / blurred(inside, sigma).clamp_min(1e-3)
+    return (blurred(detail.square() * inside, 2 * sigma) / blurred(inside, 2 * sigma).clamp_min(1e-3)).sqrt()
 
 
 def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
     sigma = _SHADING_SCALE * lab.shape[-1]
-    smooth = _blur(lab[:1] * inside, sigma) / _blur(inside, sigma).clamp_min(1e-3)
+    smooth = blurred(lab[:1] * inside, sigma) / blurred(inside, sigma).clamp_min(1e-3)
     return _mean((smooth - _mean(smooth, inside)).square(), inside).sqrt()
 
 
@@ -244,13 +245,7 @@ def _ring(matte: torch.Tensor) -> torch.Tensor:
 
 def _grown(matte: torch.Tensor, radius_px: int) -> torch.Tensor:
     """The matte dilated by radius_px, its new edge softened over about the same width outwards."""
-    return torch.maximum(_blur(_dilated(matte, radius_px + (radius_px + 1) // 2), radius_px / 2), matte).clamp(0, 1)
-
-
-def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of [C,H,W], edges reflected; sigma in pixels."""
-    radius = min(max(1, round(3 * sigma)), min(x.shape[-2:]) - 1)
-    return gaussian_blur2d(x[None], 2 * radius + 1, (sigma, sigma))[0]
+    return torch.maximum(blurred(_dilated(matte, radius_px + (radius_px + 1) // 2), radius_px / 2), matte).clamp(0, 1)
 
 
 def _clipped(image: torch.Tensor) -> torch.Tensor:

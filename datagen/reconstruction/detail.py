@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 
 from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.filters import blurred
 
 # Of the image's side: what is coarser follows the generator, what is finer follows the photo.
 _SCALE = 0.16
@@ -113,11 +113,6 @@ def _regional_mean(values: torch.Tensor, region: torch.Tensor, sigma: float) -> 
     """Gaussian mean of [C,H,W] over the region only (normalised convolution), sigma in pixels."""
     # Worked out at a coarser size, where a sigma of 20 px is one of 2.5: 64 times less work, no visible difference.
     shrink = max(1, int(sigma / 2.5))
-    weighted = _blur(F.avg_pool2d(torch.cat([values * region, region])[None], shrink, ceil_mode=True), sigma / shrink)
+    weighted = blurred(F.avg_pool2d(torch.cat([values * region, region])[None], shrink, ceil_mode=True), sigma / shrink)
     mean = weighted[:, :-1] / weighted[:, -1:].clamp_min(1e-6)
     return F.interpolate(mean, size=values.shape[-2:], mode="bilinear")[0]
-
-
-def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    radius = min(max(1, round(3 * sigma)), min(x.shape[-2:]) - 1)
-    return gaussian_blur2d(x, 2 * radius + 1, (sigma, sigma))

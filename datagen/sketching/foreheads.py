@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate
 
@@ -142,11 +143,7 @@ def sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.T
 
 def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by `share` of the side."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(share * x.shape[-1], 0.3)
-    radius = min(max(1, round(2.5 * sigma)), x.shape[-1] - 1)
-    return gaussian_blur2d(x[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+    return blurred(x, max(share * x.shape[-1], 0.3), reach=2.5)
 
 
 def _axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

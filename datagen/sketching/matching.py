@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen import filters
+
 # Of the side: light that changes over more than _LIGHT is the generator's to decide; below _GRAIN, resampling shows.
 _LIGHT = 0.06
 _GRAIN = 0.008
@@ -63,11 +65,7 @@ def detail_ratio(before: torch.Tensor, after: torch.Tensor, region: torch.Tensor
 
 def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [3,H,W], reflected at the border; sigma = share of the side."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(share * image.shape[-1], 0.5)
-    radius = min(round(3 * sigma), image.shape[-1] - 1)
-    return gaussian_blur2d(image[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+    return filters.blurred(image, max(share * image.shape[-1], 0.5))
 
 
 def _lowest(at: list[float], errors: list[float]) -> tuple[float, float]:

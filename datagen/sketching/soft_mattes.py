@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 
+from stylepairs.datagen.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 
 # The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
@@ -121,9 +121,7 @@ def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
 
 def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of [C,h,w], edges reflected; sigma in pixels."""
-    sigma = max(0.3, sigma)
-    radius = min(max(1, round(3 * sigma)), min(x.shape[-2:]) - 1)
-    return gaussian_blur2d(x[None], 2 * radius + 1, (sigma, sigma))[0]
+    return blurred(x, max(0.3, sigma))
 
 
 def _crossing(share: torch.Tensor, index: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:

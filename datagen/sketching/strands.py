@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.features.base import SketchRefused
+from stylepairs.datagen.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.sketching.strokes import Strokes, paint, trace_guides
@@ -255,11 +256,7 @@ def _blur_over(x: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Ten
 
 def _wide_blur(x: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by `share` of the side, without clamping."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(share * x.shape[-1], 0.3)
-    radius = min(max(1, round(2.5 * sigma)), x.shape[-1] - 1)
-    return gaussian_blur2d(x[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+    return blurred(x, max(share * x.shape[-1], 0.3), reach=2.5)
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

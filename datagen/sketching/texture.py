@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 import torch
-from kornia.filters import gaussian_blur2d
 
+from stylepairs.datagen import filters
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import dilate
 
@@ -17,9 +17,7 @@ LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
 
 def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by a sigma that is `share` of the side, edges reflected."""
-    sigma = max(share * image.shape[-1], 0.4)
-    radius = min(max(1, round(3 * sigma)), image.shape[-1] - 1)
-    return gaussian_blur2d(image[None], (2 * radius + 1, 2 * radius + 1), (sigma, sigma))[0]
+    return filters.blurred(image, max(share * image.shape[-1], 0.4))
 
 
 def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
