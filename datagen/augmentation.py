@@ -86,17 +86,10 @@ class AugmentPlan(ShardedPlan):
         return _load_models(self.recipe, self.generator, self.device, self.records, backend)
 
     def identity(self, models: Models) -> dict[str, Any]:
-        return {
+        children = json.dumps([asdict(child) for child in self.children])
+        return self.common_identity(self.recipe, self.seed, self.device, models) | {
             "augmentation_of": self.inputs,
-            "children": hashlib.sha256(json.dumps([asdict(child) for child in self.children]).encode()).hexdigest(),
-            "code_version": code_version(),
-            "recipe": self.recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
-            "generator_digest": models.digest,
-            "instruments": {**models.instruments.names, **models.digests},
-            "pairs": self.job_count,
-            "seed": self.seed,
-            "shard_size": self.shard_size,
-            "device": self.device.partition(":")[0],
+            "children": hashlib.sha256(children.encode()).hexdigest(),
         }
 
     def make(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from stylepairs.datagen import shards
 from stylepairs.datagen.backend import Backend, Models, real_backend
 from stylepairs.datagen.durable import make_folder, remove_stale, replace_file
@@ -48,6 +50,19 @@ class ShardedPlan(abc.ABC):
     @abc.abstractmethod
     def identity(self, models: Models) -> dict[str, Any]:
         """All that shows in the bytes of the pairs, as JSON holds it; files by what they hold, wherever they are."""
+
+    def common_identity(self, recipe: BaseModel, seed: int, device: str, models: Models) -> dict[str, Any]:
+        """What the identity of every plan holds."""
+        return {
+            "code_version": code_version(),
+            "recipe": recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
+            "generator_digest": models.digest,
+            "instruments": {**models.instruments.names, **models.digests},
+            "pairs": self.job_count,
+            "seed": seed,
+            "shard_size": self.shard_size,
+            "device": device.partition(":")[0],
+        }
 
     @abc.abstractmethod
     def make(

@@ -91,18 +91,8 @@ class BuildPlan(ShardedPlan):
 
     def identity(self, models: Models) -> dict[str, Any]:
         own_code = code_digest(self.recipe.feature)
-        return {
-            "code_version": code_version(),
-            **({} if own_code is None else {"feature_code": own_code}),
-            "recipe": self.recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
-            "generator_digest": models.digest,
-            "instruments": {**models.instruments.names, **models.digests},
-            "portraits": self.inputs,
-            "pairs": self.job_count,
-            "seed": self.seed,
-            "shard_size": self.shard_size,
-            "device": self.device.partition(":")[0],
-        }
+        common = self.common_identity(self.recipe, self.seed, self.device, models)
+        return common | {"portraits": self.inputs} | ({} if own_code is None else {"feature_code": own_code})
 
     def make(
         self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
-from stylepairs.datagen.features.hair_color import face_below_brows, hair_matte, unsure_share
+from stylepairs.datagen.features.hair_color import hair_matte, refuse_untrusted_matte
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
 from stylepairs.datagen.sketching.background import continue_background
@@ -213,19 +213,7 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
             f"{name}: hair covers only {100 * share:.1f} % of the crop "
             f"(min_hair_share {100 * params.min_hair_share:g} %)"
         )
-    face = face_below_brows(portrait)
-    on_face = float(_mean(plan.matte, face))
-    if on_face > params.max_on_face:
-        raise SketchRefused(
-            f"{name}: the hair matte covers {100 * on_face:.0f} % of the face "
-            f"(max_on_face {100 * params.max_on_face:g} %); the matte is wrong"
-        )
-    unsure = unsure_share(portrait.hair)
-    if unsure > params.max_unsure:
-        raise SketchRefused(
-            f"{name}: {unsure:.2f} unsure pixels of the hair matte for each that is hair "
-            f"(max_unsure {params.max_unsure:g}); the hair cannot be told from the rest"
-        )
+    refuse_untrusted_matte(portrait, plan.matte, params.max_on_face, params.max_unsure)
     asked = _where(outline.angles, params.where)
     free = asked * outline.free
     if free.sum() < params.min_free * asked.sum():

@@ -154,22 +154,27 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"{portrait.name}: hair covers only {100 * share:.1f} % of the crop "
             f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
         )
-    face = face_below_brows(portrait)
+    refuse_untrusted_matte(portrait, matte, params.max_on_face, params.max_unsure)
+
+
+def refuse_untrusted_matte(portrait: Portrait, matte: torch.Tensor, max_on_face: float, max_unsure: float) -> None:
+    """Raises SketchRefused where matte [1,H,W] lies on the face, or the given one is unsure (see Params)."""
+    face = _face_below_brows(portrait)
     on_face = float((matte * face).sum() / face.sum().clamp_min(1))
-    if on_face > params.max_on_face:
+    if on_face > max_on_face:
         raise SketchRefused(
             f"{portrait.name}: the hair matte covers {100 * on_face:.0f} % of the face "
-            f"(max_on_face {100 * params.max_on_face:g} %); the matte is wrong"
+            f"(max_on_face {100 * max_on_face:g} %); the matte is wrong"
         )
-    unsure = unsure_share(portrait.hair)
-    if unsure > params.max_unsure:
+    unsure = _unsure_share(portrait.hair)
+    if unsure > max_unsure:
         raise SketchRefused(
             f"{portrait.name}: {unsure:.2f} unsure pixels of the hair matte for each that is hair "
-            f"(max_unsure {params.max_unsure:g}); the hair cannot be told from the rest"
+            f"(max_unsure {max_unsure:g}); the hair cannot be told from the rest"
         )
 
 
-def face_below_brows(portrait: Portrait) -> torch.Tensor:
+def _face_below_brows(portrait: Portrait) -> torch.Tensor:
     """The polygon of the jaw and the brows [1,H,W], 0 or 1."""
     corners = portrait.points68[[*range(17), 26, 25, 24, 19, 18, 17]].cpu().numpy()
     polygon = np.zeros(portrait.label.shape, np.uint8)
@@ -177,7 +182,7 @@ def face_below_brows(portrait: Portrait) -> torch.Tensor:
     return torch.from_numpy(polygon)[None].to(portrait.image)
 
 
-def unsure_share(hair: torch.Tensor) -> float:
+def _unsure_share(hair: torch.Tensor) -> float:
     """Pixels of the given matte between 0.2 and 0.8 for each above 0.5, counted at one size as edges have a width."""
     fixed = F.interpolate(hair[None], size=(128, 128), mode="bilinear", antialias=True)
     return float(((fixed > 0.2) & (fixed < 0.8)).sum() / (fixed > 0.5).sum().clamp_min(1))
