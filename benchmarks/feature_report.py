@@ -74,7 +74,7 @@ def spread_plan(options: argparse.Namespace) -> BuildPlan:
     count = min(options.limit, len(plan.names))
     names = tuple(plan.names[index * len(plan.names) // count] for index in range(count))
     # A shard per portrait: what is lost when the run is stopped is one portrait's work.
-    return dataclasses.replace(plan, names=names, shard_size=plan.per_portrait)
+    return dataclasses.replace(plan, names=names, shard_size=plan.per_portrait * plan.recipe.reconstruction.batch)
 
 
 def recipe_of(name: str, overrides: Sequence[str]) -> BuildRecipe:
