@@ -36,16 +36,19 @@ def invert(
     settings: InversionSettings,
     prior: WPrior | None = None,
     progress: Progress | None = None,
+    starts: Sequence[torch.Tensor] | None = None,
 ) -> list[Inversion]:
     """Invert portraits (at the generator's resolution), in their order.
 
-    prior None is fitted here. progress(done, all) is called as portraits leave. A portrait whose optimisation broke
-    down has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of
-    the render, prior_distance (1 is typical), steps.
+    prior None is fitted here. starts: one whitened latent [L,C] (`prior.whiten`) per portrait, as an encoder finds
+    them; None starts at the mean latent. progress(done, all) is called as portraits leave. A portrait whose
+    optimisation broke down has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and
+    perceptual distance of the render, prior_distance (1 is typical), steps.
     """
     use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
-    jobs = [_job(generator, perceptual, portrait) for portrait in portraits]
+    begins = [None] * len(portraits) if starts is None else starts
+    jobs = [_job(generator, perceptual, *pair) for pair in zip(portraits, begins, strict=True)]
     outcomes = optimise_all(jobs, _objective(generator, perceptual, prior, settings), settings, progress=progress)
     ws = [half(prior.unwhiten(outcome.u)) for outcome in outcomes]
     noise = [[half(level) for level in outcome.noise] for outcome in outcomes]
@@ -56,12 +59,16 @@ def invert(
     ]
 
 
-def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait) -> Job:
+def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait, start: torch.Tensor | None) -> Job:
     size_px = generator.config.img_resolution
     if portrait.size_px != size_px:
         raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
     targets = {"photo": portrait.image} | features_of(perceptual, portrait.image)
-    start = torch.zeros(generator.num_ws, generator.config.w_dim, device=portrait.image.device)
+    shape = (generator.num_ws, generator.config.w_dim)
+    if start is None:
+        start = torch.zeros(shape, device=portrait.image.device)
+    elif tuple(start.shape) != shape:
+        raise ValueError(f"{portrait.name}: start is {list(start.shape)}, the generator's latents are {list(shape)}")
     return Job(start, [level[0, 0].clone() for level in generator.noise_maps()], targets)
 
 

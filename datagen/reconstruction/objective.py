@@ -28,17 +28,17 @@ def pyramid_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, le
 
 
 def reference_error(
-    image: torch.Tensor, reference: torch.Tensor, edit_mask: torch.Tensor, lab: torch.Tensor
+    image: torch.Tensor, reference: torch.Tensor, edit_mask: torch.Tensor, lab: torch.Tensor | None
 ) -> torch.Tensor:
     """sqrt(|M * (down(G) - s)|^2 / |M|): distance of the low-resolution render from the sketch, root mean square.
 
     image [N,3,H,W]; reference [N,3,r,r] as `masked_downsample` gives it; edit_mask [N,1,H,W]; lab [N] bool: compare in
-    Lab / 50 instead of [-1,1] RGB.
+    Lab / 50 instead of [-1,1] RGB; None where no portrait is, which saves the conversion.
     """
     size_px = reference.shape[-1]
     small = masked_downsample(image, edit_mask, size_px)
     error = (small - reference).square().mean(1, keepdim=True)
-    if bool(lab.any()):
+    if lab is not None:
         in_lab = ((srgb_to_lab(small.clamp(-1, 1)) - srgb_to_lab(reference)) / LAB_SCALE).square().mean(1, keepdim=True)
         # Lab knows no colour beyond [-1,1], so it cannot pull back a render that has left it: this does.
         overshoot = (small - small.clamp(-1, 1)).square().mean(1, keepdim=True)

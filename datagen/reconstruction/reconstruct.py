@@ -79,10 +79,12 @@ def reconstruct(
     use_channels_last(generator)
     if not any(sketch.sketch_detail for sketch in sketches):
         settings = settings.model_copy(update={"detail_weight": 0.0})  # saves the time; the sum is the same
+    # Decided here, once: asking a tensor in each step would make a GPU wait.
+    any_lab = any(sketch.space == "lab" for sketch in sketches)
     objective = _objective(generator, perceptual, prior, settings)
     with torch.no_grad():
         jobs = [
-            _job(perceptual, prior, portrait, inversion, sketch, settings)
+            _job(perceptual, prior, portrait, inversion, sketch, settings, any_lab)
             for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
         ]
     outcomes = optimise_all(jobs, objective, settings, settings.multiplier_rate, progress)
@@ -126,6 +128,7 @@ def _job(
     inversion: Inversion,
     sketch: Sketch,
     settings: ReconstructionSettings,
+    any_lab: bool,
 ) -> Job:
     start = prior.whiten(inversion.ws)
     edit_mask = sketch.edit_mask[None]
@@ -134,8 +137,9 @@ def _job(
         "start": start,
         "edit_mask": sketch.edit_mask,
         "keep_mask": sketch.keep_mask,
-        "lab": torch.tensor(sketch.space == "lab", device=portrait.image.device),
     }
+    if any_lab:
+        targets["lab"] = torch.tensor(sketch.space == "lab", device=portrait.image.device)
     for size_px in _reference_sizes(sketch.reference_px):
         targets[f"reference{size_px}"] = masked_downsample(sketch.image[None], edit_mask, size_px)[0]
     targets |= features_of(perceptual, portrait.image)
@@ -187,7 +191,10 @@ def _reference(
     targets = state.targets
     sizes = sorted(int(key.removeprefix("reference")) for key in targets if key.startswith("reference"))
     errors = torch.stack(
-        [reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets["lab"]) for size in sizes]
+        [
+            reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets.get("lab"))
+            for size in sizes
+        ]
     )  # [sizes,N]
     progress = state.step / max(settings.coarse_to_fine_steps, 1)
     level = (progress * (len(sizes) - 1)).floor().clamp(max=len(sizes) - 1).long()

@@ -75,6 +75,17 @@ def test_inversion_does_not_depend_on_neighbours(generator, perceptual, portrait
     assert torch.equal(alone.image, inversions[2].image)
 
 
+def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, perceptual, portraits, inversions):
+    prior = WPrior.fit(generator)
+    few = STAGE0.model_copy(update={"steps": 4, "decay_steps": 4, "warmup_steps": 1})
+    starts = [prior.whiten(inversion.ws) for inversion in inversions]
+    cold = invert(generator, perceptual, portraits, few, prior)
+    warm = invert(generator, perceptual, portraits, few, prior, starts=starts)
+    assert all(w.figures["psnr"] > c.figures["psnr"] for w, c in zip(warm, cold, strict=True))
+    with pytest.raises(ValueError, match="start is"):
+        invert(generator, perceptual, portraits[:1], few, prior, starts=[starts[0][:1]])
+
+
 def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
     generator, perceptual, portraits, inversions
 ):
