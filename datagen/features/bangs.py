@@ -39,6 +39,7 @@ from stylepairs.datagen.sketching.foreheads import (
 )
 from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
 from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
+from stylepairs.datagen.sketching.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.strands import (
     HairPalette,
     contrast_likeness,
@@ -141,12 +142,14 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
     skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
     rest = skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
-    reached = _mean(1 - has if removed else has, wanted)
-    sketched, obtained = (_mean_color(lab, wanted) for lab in (_compared(made.image), after))
+    reached = float(overall_mean(1 - has if removed else has, wanted))
+    sketched, obtained = (mean_of(lab, wanted) for lab in (_compared(made.image), after))
     return {
         "coverage": reached,
-        "coverage_gain": reached - _mean(1 - had if removed else had, wanted),
-        "forehead_free": 1 - _mean((has - had).clamp(0, 1), rest) if float(rest.sum()) > _FEWEST_PX else 1.0,
+        "coverage_gain": reached - float(overall_mean(1 - had if removed else had, wanted)),
+        "forehead_free": 1 - float(overall_mean((has - had).clamp(0, 1), rest))
+        if float(rest.sum()) > _FEWEST_PX
+        else 1.0,
         "overspill": float((gained * beside).sum() / wanted.sum().clamp_min(1)),
         "texture": _texture(portrait, face, seen, params, wanted, told.palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
@@ -198,12 +201,12 @@ def _fringe(portrait: Portrait, face: Forehead, params: Params, grown: float) ->
 def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params: Params) -> None:
     if params.region is not None:
         person = (portrait.label != CLASS["background"]).float()[None]
-        on_person = _mean(person, region_mask(params.region, portrait))
+        on_person = float(overall_mean(person, region_mask(params.region, portrait)))
         if on_person < 0.5:
             raise SketchRefused(f"{portrait.name}: {100 * (1 - on_person):.0f} % of the region lies off the person")
         return
     above = (face.across.abs() < 0.6) & (face.up > face.hairline + 0.03) & (face.up < face.hairline + 0.22)
-    hairy = _mean(portrait.hair.clamp(0, 1), above.float())
+    hairy = float(overall_mean(portrait.hair.clamp(0, 1), above.float()))
     if hairy < params.min_hair_above:
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
@@ -213,7 +216,7 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
     # By what the parser saw as hair well below the hairline that is usual for this face.
     usual = usual_hairline(face.across) * 0.95 * face.third_px / face.height_px
     front = torch.maximum(front, fringe.region * (face.up < 0.7 * usual))
-    covered = _mean(face.hairy, front)
+    covered = float(overall_mean(face.hairy, front))
     if covered > params.max_covered:
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * covered:.0f} % of where the bangs would be "
@@ -230,7 +233,7 @@ def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch
     fringe = zone * torch.maximum(face.hairy, portrait.hair)
     # The middle of the forehead, and where label and matte agree: hair at the temples is no fringe, nor is haze.
     middle = zone * ((face.across.abs() < 0.6) & (face.up < 0.85 * line)).float()
-    share = _mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle)
+    share = float(overall_mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle))
     if share < params.min_fringe:
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * share:.0f} % of the middle of the forehead "
@@ -239,7 +242,8 @@ def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch
     low = float(torch.quantile(face.up[fringe > 0.5], 0.02))
     if (
         low < 0.08
-        and _mean(face.hairy, ((face.across.abs() < 0.6) & (face.up < 0.04) & (face.up > -0.12)).float()) > 0.3
+        and float(overall_mean(face.hairy, ((face.across.abs() < 0.6) & (face.up < 0.04) & (face.up > -0.12)).float()))
+        > 0.3
     ):
         raise SketchRefused(f"{portrait.name}: the fringe hides the brows; what is under it cannot be told")
     # From its tips upwards.
@@ -366,11 +370,3 @@ def _degree(before: torch.Tensor, after: torch.Tensor, full: torch.Tensor, wante
     """How far the colours [3,H,W] have gone from `before` to `full`, over the wanted region [1,H,W]."""
     way = (full - before) * wanted.clamp(0, 1)
     return float(((after - before) * way).sum() / (way * (full - before)).sum().clamp_min(1e-6))
-
-
-def _mean(x: torch.Tensor, weight: torch.Tensor) -> float:
-    return float((x * weight).sum() / weight.sum().clamp_min(1e-6))
-
-
-def _mean_color(lab: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (lab * weight).sum((1, 2), keepdim=True) / weight.sum().clamp_min(1e-6)

@@ -39,6 +39,7 @@ from stylepairs.datagen.sketching.brow_matte import (
     hidden_share,
     wears_glasses,
 )
+from stylepairs.datagen.sketching.curves import smoothstep
 from stylepairs.datagen.sketching.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.soft_mattes import grown, labelled, mean_of
@@ -236,12 +237,7 @@ def _window(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor:
     top = float(lid.max()) + _LID_ROOM
     # 0 at the lid, 1 at the brow's lower edge; a brow that lies on its lid moves against the little skin there is.
     above = (upward - top) / (lower.mean() - top).clamp_min(_LID_ROOM)
-    return (_smooth_step(1 - (radius - 0.75) / 0.25) * _smooth_step(above))[None]
-
-
-def _smooth_step(x: torch.Tensor) -> torch.Tensor:
-    x = x.clamp(0, 1)
-    return x * x * (3 - 2 * x)
+    return (smoothstep(1 - (radius - 0.75) / 0.25) * smoothstep(above))[None]
 
 
 def _grid(portrait: Portrait) -> torch.Tensor:
@@ -260,9 +256,9 @@ def _filled_shape(portrait: Portrait, line: BrowLine) -> torch.Tensor:
     upper, lower = (torch.from_numpy(np.interp(along, line.at.cpu().numpy(), edge)).to(upward) for edge in edges)
     soft = max(1.0, _EDGE_SOFTNESS * line.length)
     ends = torch.from_numpy(np.minimum(along, 1 - along) / 0.12).to(upward)
-    return (
-        _smooth_step((upper - upward) / soft + 0.3) * _smooth_step((upward - lower) / soft + 0.3) * _smooth_step(ends)
-    )[None]
+    return (smoothstep((upper - upward) / soft + 0.3) * smoothstep((upward - lower) / soft + 0.3) * smoothstep(ends))[
+        None
+    ]
 
 
 def _hair_color(image: torch.Tensor, matte: torch.Tensor, light: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.sketching.curves import smooth_curve
+from stylepairs.datagen.sketching.curves import smooth_curve, smoothstep
 from stylepairs.datagen.sketching.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE, FaceFrame
 from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
 from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_points
@@ -138,8 +138,8 @@ def _moved_jaw(points: torch.Tensor, jaw: torch.Tensor, params: Params) -> torch
     origin, down, across, length = _midline(points)
     offset = jaw - origin
     height, side = offset @ down / length, offset @ across  # height: 0 between the eyes, 1 at the chin
-    lower = _smoothstep(height, 0.2, 0.75)
-    middle = torch.exp(-(((height - 0.45) / 0.2) ** 2)) * _smoothstep(height, 0.0, 0.3)
+    lower = smoothstep(height, 0.2, 0.75)
+    middle = torch.exp(-(((height - 0.45) / 0.2) ** 2)) * smoothstep(height, 0.0, 0.3)
     moved = jaw - ((params.jaw * lower + params.cheeks * middle) * side)[:, None] * across
     return moved.lerp(_tight(moved), _TIGHTEN * params.chin) if params.chin > 0 else moved
 
@@ -186,7 +186,7 @@ def _window(portrait: Portrait, reach_px: float) -> torch.Tensor:
     near = 1 - torch.from_numpy(_distance(portrait)).float() / reach_px
     at = torch.arange(size_px).float()
     height = ((at[:, None] - origin[1]) * down[1] + (at - origin[0]) * down[0]) / length
-    return (_smoothstep(near, 0.0, 0.7) * _smoothstep(height, -0.1, 0.2))[None]
+    return (smoothstep(near, 0.0, 0.7) * smoothstep(height, -0.1, 0.2))[None]
 
 
 def _distance(portrait: Portrait) -> np.ndarray:
@@ -205,9 +205,9 @@ def _under_chin(portrait: Portrait) -> torch.Tensor:
     below = torch.from_numpy(_distance(portrait)).to(portrait.image) / (_UNDER_CHIN * size_px)
     at = torch.arange(size_px, device=points.device).float()
     ramp = 0.1 * float((points[12] - points[4]).norm())
-    between = _smoothstep(torch.minimum(at - points[4, 0], points[12, 0] - at), 0.0, ramp)
-    lower = _smoothstep(at, float(points[[4, 12], 1].mean()), float(points[[4, 12], 1].mean()) + ramp)
-    depth = _smoothstep(below, 0.0, 0.12) * (1 - _smoothstep(below, 0.3, 1.0))
+    between = smoothstep(torch.minimum(at - points[4, 0], points[12, 0] - at), 0.0, ramp)
+    lower = smoothstep(at, float(points[[4, 12], 1].mean()), float(points[[4, 12], 1].mean()) + ramp)
+    depth = smoothstep(below, 0.0, 0.12) * (1 - smoothstep(below, 0.3, 1.0))
     return feather((depth * skin * between * lower[:, None])[None], 0.006)
 
 
@@ -242,8 +242,3 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
                 f"{portrait.name}: skin under the chin fills {100 * share:.0f} % of its place "
                 f"(min_under_chin_share {100 * params.min_under_chin_share:g} %); no double chin to be seen"
             )
-
-
-def _smoothstep(x: torch.Tensor, start: float, end: float) -> torch.Tensor:
-    t = ((x - start) / (end - start)).clamp(0, 1)
-    return t * t * (3 - 2 * t)

@@ -30,6 +30,7 @@ from stylepairs.datagen.features.hair_color import hair_matte, refuse_untrusted_
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
 from stylepairs.datagen.sketching.background import continue_background
+from stylepairs.datagen.sketching.curves import smoothstep
 from stylepairs.datagen.sketching.flyaways import loose_strands
 from stylepairs.datagen.sketching.hair_outline import (
     HairOutline,
@@ -38,6 +39,7 @@ from stylepairs.datagen.sketching.hair_outline import (
     outline_flow,
     sample_rays,
 )
+from stylepairs.datagen.sketching.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.strands import strand_rng
 from stylepairs.datagen.sketching.warp import warp_image
 
@@ -132,11 +134,11 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     plan = _plan(portrait, params)
     lines = _read_rays(portrait, seen, plan)
     now = params.intensity * plan.moved
-    wanted = float(_mean(plan.moved.abs(), plan.counted)) or 1.0
+    wanted = float(overall_mean(plan.moved.abs(), plan.counted)) or 1.0
     sign = -1.0 if params.volume < 0 else 1.0
-    degree = sign * _mean(lines.gained, plan.counted) / wanted
+    degree = sign * overall_mean(lines.gained, plan.counted) / wanted
     figures = {
-        "outline_gained": _mean(lines.gained, plan.counted) / head_width_px(portrait),
+        "outline_gained": overall_mean(lines.gained, plan.counted) / head_width_px(portrait),
         "reached": degree / max(params.intensity, 1e-3),
         "degree": degree,
         "unevenness": _unevenness(lines.gained, plan),
@@ -161,13 +163,13 @@ class _Lines:
 
     def halo(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         outside = self._between(moved, _EDGE, _EDGE + _RING) * counted[:, None]
-        return _mean(self.deviation, outside)
+        return overall_mean(self.deviation, outside)
 
     def rim_gap(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         old, new = (self._between(edge, -_EDGE - _RIM, -_EDGE) for edge in (torch.zeros_like(moved), moved))
         gap_old = ((1 - self.before) * old).sum(1) / old.sum(1).clamp_min(1)
         gap_new = ((1 - self.after) * new).sum(1) / new.sum(1).clamp_min(1)
-        return _mean((gap_new - gap_old).clamp_min(0), counted)
+        return overall_mean((gap_new - gap_old).clamp_min(0), counted)
 
     def _between(self, moved: torch.Tensor, low: float, high: float) -> torch.Tensor:
         beyond = self.offsets - moved[:, None]
@@ -198,8 +200,8 @@ def _plan(portrait: Portrait, params: Params) -> _Plan:
 def _where(angles: torch.Tensor, where: str) -> torch.Tensor:
     """How much each ray takes part [K]: the crown ends above the temples, the sides below the ears."""
     at = angles.abs()
-    crown, sides = 1 - _step(at, 40, 80), _step(at, 30, 70) * (1 - _step(at, 105, 140))
-    return {"crown": crown, "sides": sides, "both": 1 - _step(at, 105, 140)}[where]
+    crown, sides = 1 - smoothstep(at, 40, 80), smoothstep(at, 30, 70) * (1 - smoothstep(at, 105, 140))
+    return {"crown": crown, "sides": sides, "both": 1 - smoothstep(at, 105, 140)}[where]
 
 
 def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
@@ -335,12 +337,12 @@ def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
         for values in (gained, plan.moved, torch.ones_like(gained))
     )
     share = won / torch.where(asked.abs() > 1e-6, asked, 1.0)
-    return _mean((share - _mean(share, total)).square(), total).sqrt()
+    return overall_mean((share - overall_mean(share, total)).square(), total).sqrt()
 
 
 def _face_moved(portrait: Portrait, seen: Seen, matte: torch.Tensor) -> torch.Tensor:
     changed = delta_e_2000(srgb_to_lab(seen.before.image), srgb_to_lab(seen.after.image))[None] > 2
-    return _mean(changed.float(), face_region(portrait, 0.0) * (dilate(matte, 0.02) < 0.02))
+    return overall_mean(changed.float(), face_region(portrait, 0.0) * (dilate(matte, 0.02) < 0.02))
 
 
 def _along(values: torch.Tensor) -> torch.Tensor:
@@ -348,16 +350,6 @@ def _along(values: torch.Tensor) -> torch.Tensor:
     kernel = torch.exp(-0.5 * (torch.arange(-16, 17) / 6.5) ** 2)
     padded = torch.nn.functional.pad(values[None, None], (16, 16), mode="replicate")
     return torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])[0, 0]
-
-
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-def _step(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Smoothstep from 0 at low to 1 at high."""
-    t = ((values - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def _blur(x: torch.Tensor, share: float) -> torch.Tensor:

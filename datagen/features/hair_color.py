@@ -30,6 +30,7 @@ from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.sketching.soft_mattes import mean_of
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
 # rim of the old colour is.
@@ -105,18 +106,18 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     inside = (matte > 0.5).float()
     before, after = seen.before.image, seen.after.image
     lab_before, lab_after = srgb_to_lab(before), srgb_to_lab(after)
-    own, obtained = _mean(lab_before, inside), _mean(lab_after, inside)
+    own, obtained = mean_of(lab_before, inside), mean_of(lab_after, inside)
     full = color_to_lab(parse_color(params.color), like=lab_before)
     strands = _contrast(lab_before, inside, _STRAND_SCALE), _contrast(lab_after, inside, _STRAND_SCALE)
     figures = {
         "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params), obtained),
         "color_change": delta_e_2000(own, obtained),
         "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
-        "spill_delta_e": _mean(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
-        "detail_kept": _mean(strands[1], inside) / _mean(strands[0], inside).clamp_min(1e-3),
+        "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
+        "detail_kept": mean_of(strands[1], inside) / mean_of(strands[0], inside).clamp_min(1e-3),
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
-        "flat_share": _mean((strands[1] < 0.25 * strands[0]).float(), inside),
-        "clipped_share": _mean((_clipped(after) & ~_clipped(before)).float(), inside),
+        "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
+        "clipped_share": mean_of((_clipped(after) & ~_clipped(before)).float(), inside),
     }
     return {name: float(value) for name, value in figures.items()}
 
@@ -143,7 +144,7 @@ def hair_matte(portrait: Portrait) -> torch.Tensor:
 
 def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
     """The mean hair colour [3,1,1] in Lab that `params` ask for, mixed from the hair's own and the colour."""
-    own = _mean(lab, (matte > 0.5).float())
+    own = mean_of(lab, (matte > 0.5).float())
     return own + params.intensity * (color_to_lab(parse_color(params.color), like=lab) - own)
 
 
@@ -221,11 +222,6 @@ def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:
     return matte * (1 - _dilated(crumbs, 1))
 
 
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean over the pixels: [C,H,W] with [1,H,W] -> [C,1,1]."""
-    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
-
-
 def _contrast(lab: torch.Tensor, inside: torch.Tensor, scale: float) -> torch.Tensor:
     """Local standard deviation of lightness against its surroundings within the hair [1,H,W]."""
     sigma = max(0.8, scale * lab.shape[-1])
@@ -238,7 +234,7 @@ def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
     sigma = _SHADING_SCALE * lab.shape[-1]
     smooth = blurred(lab[:1] * inside, sigma) / blurred(inside, sigma).clamp_min(1e-3)
-    return _mean((smooth - _mean(smooth, inside)).square(), inside).sqrt()
+    return mean_of((smooth - mean_of(smooth, inside)).square(), inside).sqrt()
 
 
 def _ring(matte: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Smooth curves through points, and soft lines along them."""
+"""Smooth curves through points, soft lines along them, and smooth steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def smooth_curve(points: torch.Tensor, count: int) -> torch.Tensor:
 
     line = CubicSpline(np.arange(len(points)), points.detach().cpu().double().numpy())
     return torch.from_numpy(line(np.linspace(0, len(points) - 1, count))).to(points)
+
+
+def smoothstep(x: torch.Tensor, start: float = 0.0, end: float = 1.0) -> torch.Tensor:
+    """0 up to start, 1 from end on, and the cubic with level ends between; any shape."""
+    t = ((x - start) / (end - start)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
 
 
 def soft_line(size_px: int, points: torch.Tensor, width_px: float, taper: float = 0.35) -> torch.Tensor:

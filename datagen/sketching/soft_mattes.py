@@ -112,6 +112,11 @@ def mean_of(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
 
 
+def overall_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of all values, of any shape -> []."""
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
 def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
     """mask [1,h,w] dilated by a square of about `radius` pixels."""
     reach = max(1, round(radius))
