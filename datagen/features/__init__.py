@@ -44,7 +44,10 @@ def load_feature(name: str, *, run_files: bool = False) -> Any:
         raise InputError(f"feature {name!r}: {twice[0]} is named twice; name each once")
     files = list(filter(is_own_file, parts))
     if files:
-        raise InputError(f"feature {name!r}: {files[0]} is a file of your own, which cannot be combined yet")
+        raise InputError(
+            f"feature {name!r}: {files[0]} is a file of your own, which is built alone; to combine it, put it into "
+            f"{Path(__file__).parent} and name it {Path(files[0]).stem}"
+        )
     return combine({part: _load_one(part) for part in parts})
 
 
