@@ -9,7 +9,7 @@ taken it away):
                   hair and skin are too alike by the face analyser's matte; higher is better
   coverage_gain   the same less what it was before the edit; 0 for an unchanged image
   forehead_free   share of the rest of the forehead that has not become hair (none: and not ceased to be); higher
-  overspill       hair gained beside the wanted region, as a share of that region; 0 is perfect
+  overspill       hair gained beside the wanted region, as a share of that of the full fringe; 0 is perfect
   texture         likeness of the contrast and direction of strands to the own hair's (none: of the contrast to the own
                   skin's), 1 alike, 0 flat paint or noise
   color_delta_e   CIEDE2000 between the mean colour in the wanted region and that of the sketch
@@ -150,7 +150,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "forehead_free": 1 - float(overall_mean((has - had).clamp(0, 1), rest))
         if float(rest.sum()) > _FEWEST_PX
         else 1.0,
-        "overspill": float((gained * beside).sum() / wanted.sum().clamp_min(1)),
+        "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
         "texture": _texture(portrait, face, seen, params, wanted, told.palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
         "degree": _degree(before, after, _compared(full.image), wanted_full),

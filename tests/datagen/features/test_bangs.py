@@ -207,6 +207,17 @@ def test_hair_over_the_whole_forehead_is_not_a_wisp():
     assert found["forehead_free"] < 0.8
 
 
+def test_overspill_of_a_small_degree_is_told_in_terms_of_the_full_fringe():
+    # The wanted region of a fringe that just appears is next to nothing: a share of it would say nothing.
+    asked = bangs.Params(style="micro", length=0.7, intensity=0.2)
+    params = asked.model_copy(update={"intensity": 1.0})
+    own = bangs.sketch(portrait(), asked).image
+    whole = bangs.sketch(portrait(), params).image
+    assert figures(portrait(), own, asked)["overspill"] < 0.15
+    assert figures(portrait(), whole, asked)["overspill"] > 0.5
+    assert figures(portrait(), sketched("full").image, asked)["overspill"] > 1
+
+
 def test_bangs_are_taken_away_down_to_the_skin():
     before, sketch = portrait(fringe=True), sketched("none")
     gone = (before.hair - sketch.hair).clamp(0, 1)
