@@ -67,11 +67,12 @@ def edit(
         from stylepairs.datagen.portraits.analyser import load_analyser
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.editing import edit_file, split_params
+        from stylepairs.i2i.inference import prepare
 
         run_own_feature(own_feature)
-        model, info = load_model(run)
+        trained, info = load_model(run)
         split_params(info.feature, params)
-        model.to(choose_device(device))
+        model = prepare(trained.to(choose_device(device)))
         analyser = load_analyser(landmarks, parser)
         failed = 0
         for path, target in targets(photos, out, suffix):
@@ -105,9 +106,11 @@ def evaluate(
         from stylepairs.datagen.portraits.folders import load_portraits
         from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.evaluation import portrait_figures
+        from stylepairs.i2i.inference import prepare
 
         run_own_feature(own_feature)
-        model, info = load_model(run)
+        trained, info = load_model(run)
+        model = prepare(trained)  # what `edit` runs is what is judged
         files = load_portraits(portraits)[:limit]
         loaded = (file.load() for file in files)
         rows, summary = portrait_figures(

@@ -38,7 +38,8 @@ from stylepairs.i2i.losses import tightened
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.analyser import FaceAnalyser
     from stylepairs.i2i.checkpoints import ModelInfo
-    from stylepairs.i2i.models.glean import Edit, Glean
+    from stylepairs.i2i.inference import Editor
+    from stylepairs.i2i.models.glean import Edit
 
 # Side of the crop that is parsed: what the face analyser was trained at.
 PARSE_PX = 256
@@ -56,7 +57,7 @@ class FaceEdit:
 
 
 def edit_file(
-    path: Path, target: Path, model: Glean, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
+    path: Path, target: Path, model: Editor, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
     min_score: float = 0.5,
 ) -> list[FaceEdit]:  # fmt: skip
     """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
@@ -74,12 +75,13 @@ def edit_file(
 
 
 def edit_photo(
-    photo: np.ndarray, model: Glean, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
+    photo: np.ndarray, model: Editor, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
     min_score: float = 0.5,
 ) -> tuple[np.ndarray, list[FaceEdit]]:  # fmt: skip
     """Edit every face of a photo of any size.
 
-    photo uint8 [H,W,3] RGB, upright; params: the feature's parameters and "degree" in [0,1] (default 1), e.g.
+    photo uint8 [H,W,3] RGB, upright; model: fastest as `inference.prepare` gives it; params: the feature's
+    parameters and "degree" in [0,1] (default 1), e.g.
     {"color": "blond", "degree": 0.7}. Returns the edited copy, same shape, and what was done to each face. Raises
     InputError when there is no face, or when the feature applies to none.
     """
@@ -110,7 +112,7 @@ def edit_photo(
 
 
 @torch.no_grad()
-def edit_portrait(model: Glean, info: ModelInfo, portrait: Portrait, params: Mapping[str, Any]) -> Edit:
+def edit_portrait(model: Editor, info: ModelInfo, portrait: Portrait, params: Mapping[str, Any]) -> Edit:
     """One pass over an aligned portrait at the model's size; output clamped to [-1,1], batch of one.
 
     Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.

@@ -23,15 +23,16 @@ from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.conditions import decode_color
 from stylepairs.i2i.data import PairDataset, Sample
+from stylepairs.i2i.inference import Editor
 from stylepairs.i2i.losses import mean_color, tightened
-from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.glean import Edit
 
 # PSNR of equal images would be infinite; this stands for "identical".
 PSNR_IDENTICAL_DB = 100.0
 
 
 @torch.no_grad()
-def pair_figures(model: Glean, dataset: PairDataset, perceptual: Perceptual, device: torch.device) -> dict[str, float]:
+def pair_figures(model: Editor, dataset: PairDataset, perceptual: Perceptual, device: torch.device) -> dict[str, float]:
     """Medians over a set of held-out pairs, the model's output against the pair's after image.
 
     l1_inside, psnr_outside_db: inside and outside the pair's mask; mask_l1: predicted against the pair's mask;
@@ -64,7 +65,7 @@ def pair_figures(model: Glean, dataset: PairDataset, perceptual: Perceptual, dev
 
 @torch.no_grad()
 def portrait_figures(
-    model: Glean,
+    model: Editor,
     info: ModelInfo,
     portraits: Iterable[Portrait],
     params: Sequence[Mapping[str, Any]],
@@ -140,7 +141,7 @@ class PooledFeatures(nn.Module):
 
 
 @torch.no_grad()
-def sample_sheet(model: Glean, dataset: PairDataset, rows: int, device: torch.device) -> bytes:
+def sample_sheet(model: Editor, dataset: PairDataset, rows: int, device: torch.device) -> bytes:
     """PNG of pairs, one a row: photo, region, generator's own image, edit, predicted mask, output, target."""
     lines = []
     for index in np.linspace(0, len(dataset) - 1, rows).round().astype(int):
@@ -152,7 +153,7 @@ def sample_sheet(model: Glean, dataset: PairDataset, rows: int, device: torch.de
     return encode_png(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-def run_sample(model: Glean, sample: Sample) -> Edit:
+def run_sample(model: Editor, sample: Sample) -> Edit:
     """One pass over a batch of samples."""
     edit: Edit = model(sample["photo"], sample["region"], sample["degree"], sample["style"])
     return edit
