@@ -3,6 +3,8 @@ batch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -26,15 +28,22 @@ def modulated_conv2d(
     x [N,Cin,H,W], weight [Cout,Cin,k,k] with odd k, styles [N,Cin]; up 1 or 2 (then resample_kernel, FIR of sum 1, is
     needed); demodulate divides by the norm of the scaled weight. Returns [N,Cout,H*up,W*up]. Differentiable twice.
     impl "shared" scales input and output around one convolution; "grouped" builds every sample's weight as the paper
-    writes it, and is kept as the independent check.
+    writes it, and is kept as the independent check; "pixelwise" does so too for 1x1 weights with fewer outputs than
+    inputs (ToRGB), on a CPU, as one matrix product per sample.
     """
-    chosen = choose("modulated_conv2d", impl, {"shared": True, "grouped": True})
+    small = weight.shape[2:] == (1, 1) and up == 1 and x.device.type == "cpu" and weight.shape[0] < weight.shape[1]
+    chosen = choose("modulated_conv2d", impl, {"pixelwise": small, "shared": True, "grouped": True})
     if up not in (1, 2):
         raise ValueError(f"modulated_conv2d: up must be 1 or 2, got {up}")
     if up == 2 and resample_kernel is None:
         raise ValueError("modulated_conv2d: up=2 needs resample_kernel")
     if chosen == "grouped":
         return _grouped(x, weight, styles, up, resample_kernel, demodulate)
+    if chosen == "pixelwise":
+        per_sample = _per_sample(weight, styles, demodulate)[..., 0, 0]
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        product: torch.Tensor = _PixelwiseProduct.apply(pixels, per_sample.to(_product_dtype(x)))
+        return product.unflatten(2, x.shape[2:])
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = convolve(x, weight.to(x.dtype), up, resample_kernel)
     if demodulate:
@@ -79,9 +88,36 @@ def _grouped(
     resample_kernel: torch.Tensor | None,
     demodulate: bool,
 ) -> torch.Tensor:
-    n = x.shape[0]
-    per_sample = weight[None] * styles[:, None, :, None, None]  # [N,Cout,Cin,k,k]
-    if demodulate:
-        per_sample = per_sample * (per_sample.square().sum((2, 3, 4), keepdim=True) + DEMODULATION_EPS).rsqrt()
-    out = convolve(x.reshape(1, -1, *x.shape[2:]), per_sample.flatten(0, 1), up, resample_kernel, groups=n)
+    n, filters = x.shape[0], _per_sample(weight, styles, demodulate).flatten(0, 1)
+    out = convolve(x.reshape(1, -1, *x.shape[2:]), filters, up, resample_kernel, groups=n)
     return out.reshape(n, -1, *out.shape[2:])
+
+
+def _per_sample(weight: torch.Tensor, styles: torch.Tensor, demodulate: bool) -> torch.Tensor:
+    """Every sample's own weight, [N,Cout,Cin,k,k]."""
+    scaled = weight[None] * styles[:, None, :, None, None]
+    if demodulate:
+        scaled = scaled * (scaled.square().sum((2, 3, 4), keepdim=True) + DEMODULATION_EPS).rsqrt()
+    return scaled
+
+
+def _product_dtype(x: torch.Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _PixelwiseProduct(torch.autograd.Function):
+    """weight [N,Cout,Cin] times pixels [N,H*W,Cin] -> [N,Cout,H*W]; the gradient by pixels keeps their layout, which
+    autograd's own would transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(pixels, weight)
+        return torch.bmm(weight, pixels.to(weight.dtype).transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        (gradient,), (pixels, weight) = gradients, ctx.saved_tensors
+        by_pixels = torch.bmm(gradient.transpose(1, 2), weight).to(pixels.dtype) if ctx.needs_input_grad[0] else None
+        by_weight = torch.bmm(gradient, pixels.to(weight.dtype)) if ctx.needs_input_grad[1] else None
+        return by_pixels, by_weight

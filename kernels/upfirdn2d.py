@@ -33,9 +33,17 @@ def upfirdn2d(
     x [N,C,H,W]; kernel [kh,kw], or [k] for the outer product of its taps, run as two 1-D passes; padding (left,
     right, top, bottom), negative crops; flip_filter correlates instead of convolving; gain multiplies the result.
     Returns [N,C,(H*up+pad-kh)//down+1, ...]. Differentiable twice.
-    impl "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel.
+    impl "transposed" upsamples without inserting zeros (a transposed convolution; up > 1, down 1, padding as
+    upsample2d's); "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel.
     """
-    chosen = choose("upfirdn2d", impl, {"separable": kernel.ndim == 1, "reference": True})
+    usable = {
+        "transposed": _can_transpose(kernel, up, down, padding),
+        "separable": kernel.ndim == 1,
+        "reference": True,
+    }
+    chosen = choose("upfirdn2d", impl, usable)
+    if chosen == "transposed":
+        return _transposed(x, kernel.flip(tuple(range(kernel.ndim))) if flip_filter else kernel, up, padding, gain)
     if up > 1:
         x = _insert_zeros(x, up)
     if min(padding) < 0:
@@ -65,6 +73,24 @@ def downsample2d(
     taps = kernel.shape[0]
     before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
     return upfirdn2d(x, kernel, down=down, padding=(before, after, before, after), impl=impl)
+
+
+def _can_transpose(kernel: torch.Tensor, up: int, down: int, padding: tuple[int, int, int, int]) -> bool:
+    left, right, top, bottom = padding
+    same = (left, right) == (top, bottom) and len(set(kernel.shape)) == 1
+    # What a transposed convolution crops before the image, and adds after it, cannot be negative.
+    return up > 1 and down == 1 and same and left < kernel.shape[0] and 0 <= up + right - left - 1 < up
+
+
+def _transposed(
+    x: torch.Tensor, kernel: torch.Tensor, up: int, padding: tuple[int, int, int, int], gain: float
+) -> torch.Tensor:
+    kernel = kernel.to(x.dtype)
+    square = (torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel) * gain
+    weight = square.expand(x.shape[1], 1, -1, -1)
+    left, right = padding[:2]
+    crop, extra = square.shape[0] - 1 - left, up + right - left - 1
+    return F.conv_transpose2d(x, weight, stride=up, padding=crop, output_padding=extra, groups=x.shape[1])
 
 
 def _depthwise(

@@ -12,6 +12,7 @@ from torch import nn
 from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
+from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import setup_filter, upsample2d
 
 NOISE_MODES = ("const", "random", "none")
@@ -214,14 +215,14 @@ class SynthesisLayer(nn.Module):
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor | None = None, noise_mode: str = "const"
     ) -> torch.Tensor:
-        x = modulated_conv2d(x, self.weight, self.affine(w), self.up, self.resample_filter.sum(0))
         if noise is None and noise_mode == "const":
             noise = self.noise_const
         elif noise is None and noise_mode == "random":
             noise = torch.randn(x.shape[0], 1, self.resolution, self.resolution, device=x.device)
         if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return bias_act(x, self.bias, act="lrelu", clamp=self.clamp)
+            noise = noise * self.noise_strength
+        styles, taps = styles_of(self.affine, w), self.resample_filter.sum(0)
+        return modulated_layer(x, self.weight, styles, self.bias, noise, self.up, taps, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -236,5 +237,12 @@ class ToRGB(nn.Module):
         self.weight_gain = 1 / math.sqrt(channels_in)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x = modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
+        x = modulated_conv2d(x, self.weight, styles_of(self.affine, w) * self.weight_gain, demodulate=False)
         return bias_act(x, self.bias, clamp=self.clamp)
+
+
+def styles_of(affine: FullyConnected, w: torch.Tensor) -> torch.Tensor:
+    """A layer's styles [N,Cin] from its latent [N,w_dim], in full precision under autocast too: they cost nothing."""
+    with torch.autocast(w.device.type, enabled=False):
+        styles: torch.Tensor = affine(w.to(affine.weight.dtype))
+    return styles

@@ -32,7 +32,7 @@ class FullyConnected(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.linear(x, self.weight * self.weight_gain)
+        x = F.linear(x * self.weight_gain, self.weight)
         return bias_act(x, self.bias * self.bias_gain, act=self.act)
 
 

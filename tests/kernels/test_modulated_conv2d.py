@@ -48,6 +48,39 @@ def test_first_and_second_derivatives(up, kernel, demodulate, impl):
     assert gradgradcheck(run, (x, weight, styles), fast_mode=True)
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pixelwise_product_equals_per_sample_weights(demodulate, dtype, tolerance, layout):
+    x, weight, styles = inputs(kernel=1, channels_in=6, channels_out=4)
+    results = []
+    for impl, kind in (("grouped", torch.float64), ("pixelwise", dtype)):
+        wide = torch.promote_types(kind, torch.float32)  # weights and styles, as under autocast
+        leaves = [x.to(kind).contiguous(memory_format=layout), weight.to(wide), styles.to(wide)]
+        leaves = [value.requires_grad_() for value in leaves]
+        y = modulated_conv2d(*leaves, demodulate=demodulate, impl=impl)
+        assert y.dtype == kind
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for exact, actual in zip(*results, strict=True):
+        assert (actual.double() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_derivatives_of_the_pixelwise_product(demodulate):
+    leaves = [value.requires_grad_() for value in inputs(1, size=2, channels_in=3, channels_out=2)]
+
+    def run(image: torch.Tensor, filters: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return modulated_conv2d(image, filters, scales, demodulate=demodulate, impl="pixelwise")
+
+    assert gradcheck(run, leaves)
+    assert gradgradcheck(run, leaves, fast_mode=True)
+
+
+def test_pixelwise_product_needs_weights_of_one_pixel():
+    with pytest.raises(ValueError, match="'pixelwise' cannot run"):
+        modulated_conv2d(*inputs(kernel=3), impl="pixelwise")
+
+
 def test_demodulation_is_the_inverse_norm_of_the_scaled_filters():
     _, weight, styles = inputs()
     norms = (weight[None] * styles[:, None, :, None, None]).flatten(2).norm(dim=2)

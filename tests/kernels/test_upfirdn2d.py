@@ -61,6 +61,34 @@ def test_separable_passes_equal_the_square_kernel(up, down):
     torch.testing.assert_close(upfirdn2d(x, taps, impl="reference", **arguments), square)
 
 
+@pytest.mark.parametrize("kernel", [torch.tensor([0.1, 0.4, 0.2, 0.7]), torch.rand(3, 3)], ids=["taps", "square"])
+@pytest.mark.parametrize("up, before, after", [(2, 2, 1), (2, 1, 1), (2, 0, 0), (3, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize("flip_filter", [False, True])
+def test_transposed_convolution_equals_inserted_zeros(kernel, up, before, after, flip_filter):
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    padding = (before, after, before, after)
+    results = []
+    for impl in ("transposed", "reference"):
+        leaf = x.clone().requires_grad_()
+        y = upfirdn2d(leaf, kernel.double(), up, 1, padding, flip_filter, gain=2.0, impl=impl)
+        results.append((y, torch.autograd.grad(y.square().sum(), leaf)[0]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_transposed_convolution_in_lower_precision(dtype, tolerance):
+    x = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = upsample2d(x.double(), TAPS, impl="reference")
+    error = (upsample2d(x, TAPS, impl="transposed").double() - exact).abs().max()
+    assert error <= tolerance * exact.abs().max()
+
+
+def test_what_a_transposed_convolution_cannot_do_is_an_error():
+    for arguments in ({"up": 1}, {"up": 2, "down": 2}, {"up": 2, "padding": (0, 5, 0, 5)}):
+        with pytest.raises(ValueError, match="'transposed' cannot run"):
+            upfirdn2d(torch.zeros(1, 1, 4, 4), TAPS, impl="transposed", **arguments)
+
+
 @pytest.mark.parametrize("kernel", [TAPS, ASYMMETRIC], ids=["taps", "asymmetric"])
 @pytest.mark.parametrize(
     "up, down, padding, flip_filter",

@@ -1,0 +1,238 @@
+"""A whole StyleGAN2 synthesis layer in one operation (Karras et al. 2020, section 2.2): modulated convolution, noise,
+bias, leaky ReLU, clamp."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from stylepairs.kernels.bias_act import bias_act
+from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS, modulated_conv2d
+
+# The fused path knows one size of weights and of filter: StyleGAN2's own.
+_WEIGHT_SIZE, _TAPS = 3, 4
+_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def modulated_layer(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    styles: torch.Tensor,
+    bias: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    up: int = 1,
+    resample_kernel: torch.Tensor | None = None,
+    slope: float = 0.2,
+    gain: float = math.sqrt(2.0),
+    clamp: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """clamp(leaky_relu(modulated_conv2d(x) + noise + bias, slope) * gain).
+
+    x [N,Cin,H,W], weight [Cout,Cin,k,k], styles [N,Cin], bias [Cout]; noise, already scaled, broadcasts to
+    [N,1,H*up,W*up], None leaves it out; up and resample_kernel (1-D taps) as in modulated_conv2d. Returns
+    [N,Cout,H*up,W*up] in x's dtype, or in autocast's. Differentiable twice.
+    impl "reference" composes modulated_conv2d and bias_act; "fused" is one autograd function for frozen 3x3 weights on
+    a CPU, with gradients to x, styles and noise alone; its second derivatives are the reference's.
+    """
+    usable = {"fused": _can_fuse(x, weight, bias, up, resample_kernel), "reference": True}
+    if choose("modulated_layer", impl, usable) == "reference":
+        return _reference(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        settings = (dtype, up, slope, gain, clamp)
+        if torch.is_grad_enabled():
+            out: torch.Tensor = _FusedLayer.apply(x, styles, noise, weight, bias, resample_kernel, settings)
+            return out
+        return _forward(x, styles, noise, weight, bias, resample_kernel, settings, keep=False)[0]
+
+
+def _can_fuse(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, up: int, resample_kernel: torch.Tensor | None
+) -> bool:
+    # Tracing for export must see plain operations, not an autograd function and a cache.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+    filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and not trains
+        and filtered
+        and tuple(weight.shape[2:]) == (_WEIGHT_SIZE, _WEIGHT_SIZE)
+        and dtype in _FUSED_DTYPES
+    )
+
+
+def _reference(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, noise: torch.Tensor | None,
+    up: int, resample_kernel: torch.Tensor | None, slope: float, gain: float, clamp: float | None,
+) -> torch.Tensor:  # fmt: skip
+    x = modulated_conv2d(x, weight, styles, up, resample_kernel)
+    if noise is not None:
+        x = x + noise.to(x.dtype)
+    return bias_act(x, bias, act="lrelu", slope=slope, gain=gain, clamp=clamp)
+
+
+Settings = tuple[torch.dtype, int, float, float, float | None]  # dtype of the convolution, up, slope, gain, clamp
+
+
+class _FusedLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor,
+        bias: torch.Tensor, resample_kernel: torch.Tensor | None, settings: Settings,
+    ) -> torch.Tensor:  # fmt: skip
+        y, u, scale = _forward(x, styles, noise, weight, bias, resample_kernel, settings, keep=True)
+        ctx.save_for_backward(x, styles, noise, weight, bias, resample_kernel, y, u, scale)
+        ctx.settings = settings
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, styles, noise, weight, bias, resample_kernel, y, u, scale = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():  # create_graph=True: a graph of the gradient is wanted
+                by_x, by_styles, by_noise = _backward_by_reference(
+                    gradients[0], (x, styles, noise), needed, weight, bias, resample_kernel, ctx.settings
+                )
+            else:
+                by_x, by_styles, by_noise = _backward(
+                    gradients[0], x, styles, noise, weight, resample_kernel, y, u, scale, ctx.settings, needed
+                )
+        return by_x, by_styles, by_noise, None, None, None, None
+
+
+def _forward(
+    x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor,
+    resample_kernel: torch.Tensor | None, settings: Settings, keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The layer's output y, what the convolution gave u, both [N,Cout,H,W] in channels_last, and y's scale over u
+    [N,Cout]. keep leaves u as it was; else its memory becomes y's."""
+    dtype, up, slope, gain, clamp = settings
+    filters, squares = _prepared(weight, dtype, up)
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    u = x * styles.to(dtype)[:, :, None, None]
+    if up == 1:
+        u = F.conv2d(u, filters, padding=1)
+    else:
+        assert resample_kernel is not None
+        u = _fir(F.conv_transpose2d(u, filters, stride=2), resample_kernel.flip(0), padding=1)
+    # The leaky ReLU is homogeneous: its gain goes into the demodulation, the noise and the bias.
+    scale = (styles.to(squares.dtype).square() @ squares.t() + DEMODULATION_EPS).rsqrt() * gain
+    per_map = scale.to(dtype)[:, :, None, None]
+    y = u * per_map if keep else u.mul_(per_map)
+    _add_noise_and_bias(y, noise, bias, gain)
+    F.leaky_relu_(y, slope)
+    return (y if clamp is None else y.clamp_(-clamp, clamp)), u, scale
+
+
+def _add_noise_and_bias(y: torch.Tensor, noise: torch.Tensor | None, bias: torch.Tensor, gain: float) -> None:
+    """y += (noise + bias) * gain, in place, as one product of rank two: in bfloat16 a broadcast sum takes 10 times as
+    long."""
+    n, channels, height, width = y.shape
+    offset = (bias * gain).to(y.dtype)
+    if noise is None:
+        right = offset.expand(n, 1, channels)
+        left = torch.ones(n, height * width, 1, dtype=y.dtype)
+    else:
+        maps = (noise * gain).to(y.dtype).expand(n, 1, height, width).reshape(n, -1)
+        left = torch.stack((maps, torch.ones_like(maps)), dim=2)
+        right = torch.stack((torch.ones_like(offset), offset)).expand(n, 2, channels)
+    _pixels(y).baddbmm_(left, right)
+
+
+def _backward(
+    gradient: torch.Tensor, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor,
+    resample_kernel: torch.Tensor | None, y: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, settings: Settings,
+    needed: tuple[bool, ...],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    dtype, up, slope, gain, clamp = settings
+    filters, squares = _prepared(weight, dtype, up)
+    gradient = gradient.to(dtype).contiguous(memory_format=torch.channels_last)
+    if clamp is not None:
+        gradient = torch.ops.aten.hardtanh_backward(gradient, y, -clamp, clamp)
+    gradient = torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
+    by_noise = by_styles = by_x = None
+    if needed[2]:
+        assert noise is not None
+        by_noise = _pixels(gradient) @ torch.full((y.shape[1], 1), gain, dtype=dtype)
+        by_noise = by_noise.reshape(y.shape[0], 1, *y.shape[2:]).to(noise.dtype).sum_to_size(noise.shape)
+    if not (needed[0] or needed[1]):
+        return None, None, by_noise
+    by_scale = _dot(gradient, u)
+    gradient *= scale.to(dtype)[:, :, None, None]
+    if up == 1:
+        gradient = F.conv_transpose2d(gradient, filters, padding=1)
+    else:
+        assert resample_kernel is not None
+        gradient = F.conv2d(_fir(gradient, resample_kernel, padding=2), filters, stride=2)
+    if needed[1]:
+        wide = styles.to(squares.dtype)
+        through_scale = wide * ((by_scale.to(squares.dtype) * scale**3) @ squares) / -(gain**2)
+        by_styles = (through_scale + _dot(gradient, x.to(dtype))).to(styles.dtype)
+    if needed[0]:
+        by_x = gradient.mul_(styles.to(dtype)[:, :, None, None]).to(x.dtype)
+    return by_x, by_styles, by_noise
+
+
+def _backward_by_reference(
+    gradient: torch.Tensor, inputs: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...], weight: torch.Tensor,
+    bias: torch.Tensor, resample_kernel: torch.Tensor | None, settings: Settings,
+) -> list[torch.Tensor | None]:  # fmt: skip
+    """First gradients by plain operations, which autograd can differentiate again."""
+    dtype, up, slope, gain, clamp = settings
+    # Aliases: one input may depend on another upstream, and only this layer's own share is wanted.
+    x, styles, noise = (None if value is None else value.view_as(value) for value in inputs)
+    assert x is not None
+    assert styles is not None
+    out = _reference(x.to(dtype), weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
+    wanted = [value for value, need in zip((x, styles, noise), needed, strict=True) if need and value is not None]
+    gradients = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=True))
+    return [next(gradients) if need else None for need in needed]
+
+
+def _fir(x: torch.Tensor, taps: torch.Tensor, padding: int) -> torch.Tensor:
+    """Each channel correlated with the outer product of taps, times 4: what upsampling by two keeps the mean with."""
+    square = (torch.outer(taps, taps) * 4).to(x.dtype)
+    return F.conv2d(x, square.expand(x.shape[1], 1, -1, -1).contiguous(), padding=padding, groups=x.shape[1])
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """[N,C,H,W] in channels_last as [N,H*W,C], the same memory."""
+    return x.permute(0, 2, 3, 1).view(x.shape[0], -1, x.shape[1])
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum over pixels of a*b, [N,C]."""
+    return (a * b).sum((2, 3))
+
+
+_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _prepared(weight: torch.Tensor, dtype: torch.dtype, up: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The convolution's filters in dtype and channels_last (for up 2 [Cin,Cout,3,3], as a transposed convolution takes
+    them), and [Cout,Cin] sums of squared weights; kept for each weight until it changes."""
+    if weight.is_inference():  # has no version to tell a change by
+        return _prepare(weight, dtype, up)
+    key = (dtype, up)
+    stamp = (weight.data_ptr(), weight._version)
+    kept = _cache.setdefault(weight, {})
+    if key not in kept or kept[key][0] != stamp:
+        kept[key] = (stamp, *_prepare(weight, dtype, up))
+    return kept[key][1], kept[key][2]
+
+
+@torch.no_grad()
+def _prepare(weight: torch.Tensor, dtype: torch.dtype, up: int) -> tuple[torch.Tensor, torch.Tensor]:
+    filters = weight if up == 1 else weight.transpose(0, 1)
+    return filters.to(dtype).contiguous(memory_format=torch.channels_last), weight.square().sum((2, 3))
