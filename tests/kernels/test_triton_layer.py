@@ -1,0 +1,117 @@
+"""Triton kernels in Triton's interpreter on the CPU, against the plain references."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are declared
+pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
+
+from stylepairs.kernels.triton_layer import layer_tail, reference_tail
+from stylepairs.kernels.triton_layer import upfirdn2d as triton_upfirdn2d
+from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
+
+# Relative to the largest value: float32 sums in another order; one rounding of the output in the half types, but the
+# reference rounds after every operation.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    assert found.shape == wanted.shape
+    limit = TOLERANCE[dtype] * float(wanted.detach().float().abs().max().clamp_min(1))
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=limit)
+
+
+def image(shape, dtype=torch.float32, layout="nchw", seed=0) -> torch.Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        wide = torch.zeros(*shape[:3], 2 * shape[3], dtype=dtype)
+        wide[..., ::2] = x
+        x = wide[..., ::2]
+    return x.requires_grad_()
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(3, 9), st.integers(3, 9)),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+    st.tuples(*[st.integers(-1, 3)] * 4),
+    st.booleans(),
+    st.sampled_from(["nchw", "channels_last", "strided"]),
+    st.sampled_from([(1, 3, 3, 1), (1, 2), (1, 4, 2)]),
+    st.booleans(),
+)
+def test_upfirdn2d_and_its_gradient_equal_the_reference(shape, up, down, padding, flip, layout, taps, square):
+    kernel = setup_filter(taps) if square else torch.tensor(taps, dtype=torch.float32) / sum(taps)
+    x = image(shape, layout=layout)
+    if min(shape[2] * up + sum(padding[2:]), shape[3] * up + sum(padding[:2])) < len(taps):
+        return
+    wanted = upfirdn2d(x, kernel, up, down, padding, flip, 1.7, impl="reference")
+    found = triton_upfirdn2d(x, kernel, up, down, padding, flip, 1.7)
+    close(found, wanted)
+    g = image(wanted.shape, seed=1).detach()
+    close(torch.autograd.grad(found, x, g)[0], torch.autograd.grad(wanted, x, g)[0])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "strided"])
+@pytest.mark.parametrize("fir", [False, True])
+@pytest.mark.parametrize("clamp", [None, 0.8])
+def test_layer_tail_and_its_gradients_equal_the_reference(dtype, layout, fir, clamp):
+    x, demod = image((2, 3, 5, 7), dtype, layout), image((2, 3, 1, 1), dtype).detach().flatten(1).requires_grad_()
+    taps, padding = (setup_filter() * 4, (1, 2, 2, 1)) if fir else (None, (0, 0, 0, 0))
+    noise, bias = image((1, 1, 5, 7), dtype, seed=2), image((3, 1, 1, 1), seed=3).detach().flatten().requires_grad_()
+    found = layer_tail(x, demod, noise, bias, clamp=clamp, taps=taps, padding=padding)
+    # The reference in float32 on the same rounded inputs: a value near the kink may fall on either side otherwise.
+    inputs = (x, demod, noise, bias)
+    wide = [value.detach().float().requires_grad_() for value in inputs]
+    wanted = reference_tail(*wide, taps, (0.2, 2**0.5, clamp, padding))
+    close(found, wanted, dtype)
+    g = image(wanted.shape, dtype, seed=4).detach()
+    for got, right in zip(
+        torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, wide, g.float()), strict=True
+    ):
+        close(got, right, dtype)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_each_part_of_the_tail_can_be_left_out(missing):
+    x = image((2, 3, 5, 4))
+    parts = [torch.rand(2, 3), image((2, 1, 5, 4), seed=5).detach(), torch.rand(3)]
+    parts[missing] = None
+    close(layer_tail(x, *parts), reference_tail(x, *parts, None, (0.2, 2**0.5, None, (0, 0, 0, 0))))
+
+
+@pytest.mark.parametrize("fir", [False, True])
+def test_second_derivatives_equal_the_reference(fir):
+    taps, padding = (setup_filter(), (1, 2, 1, 2)) if fir else (None, (0, 0, 0, 0))
+
+    def penalty(fused: bool) -> torch.Tensor:
+        x = image((1, 2, 4, 4))
+        demod = x.square().mean((2, 3))  # depends on x: its path must be counted once
+        arguments = (x, demod, None, torch.ones(2))
+        if fused:
+            out = layer_tail(*arguments, taps=taps, padding=padding)
+        else:
+            out = reference_tail(*arguments, taps, (0.2, 2**0.5, None, padding))
+        (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    close(penalty(True), penalty(False))
+
+
+def test_a_sample_has_the_same_bits_whatever_its_neighbours():
+    x, noise = image((3, 4, 17, 17)), torch.rand(3, 1, 17, 17)
+    alone = layer_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4))
+    close(
+        alone, reference_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4), None, (0.2, 2**0.5, None, (0,) * 4))
+    )
+    assert torch.equal(layer_tail(x, torch.ones(3, 4), noise, torch.ones(4))[1:2], alone)
