@@ -39,7 +39,7 @@ def relative_errors(actual, expected):
 
 
 @pytest.mark.parametrize("up", [1, 2])
-@pytest.mark.parametrize("clamp", [None, 2.0])
+@pytest.mark.parametrize("clamp", [None, 4.0])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_fused_equals_plain_operations(dtype, up, clamp):
     arguments = inputs(dtype, up)
