@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stylepairs.datagen.command_line import INTERRUPTED, progress, run_app
+from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from stylepairs.datagen.building import BuildResult, ShardedPlan
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 
 def main() -> None:
+    keep_freed_memory()
     run_app(app)
 
 

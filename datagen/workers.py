@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnContext
 from typing import Any, Generic, TypeVar
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.kernels.memory import keep_freed_memory
 
 Item = TypeVar("Item")
 Event = TypeVar("Event")
@@ -111,6 +112,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _work(prepare: Prepare, items: list[Any], claimed: Any, messages: Any) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    keep_freed_memory()
     try:
         handle = prepare(lambda event: messages.put(("event", event)))
         while (index := _claim(claimed)) < len(items):

@@ -143,13 +143,14 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"noise_mode must be one of {', '.join(NOISE_MODES)}, got {noise_mode!r}")
         x: torch.Tensor | None = None
         image: torch.Tensor | None = None
+        rows = ws.unbind(1)  # sliced layer by layer, the backward pass would add up as many zero-padded gradients
         w_index = noise_index = 0
         for block in self.blocks():
             if max_resolution is not None and block.resolution > max_resolution:
                 break
             count = len(block.convs())
             maps = None if noise is None else noise[noise_index : noise_index + count]
-            x, image = block(x, image, ws[:, w_index : w_index + count + 1], maps, noise_mode, fuse)
+            x, image = block(x, image, rows[w_index : w_index + count + 1], maps, noise_mode, fuse)
             w_index, noise_index = w_index + count, noise_index + count
         assert image is not None
         return image
@@ -179,18 +180,18 @@ class SynthesisBlock(nn.Module):
         self,
         x: torch.Tensor | None,
         image: torch.Tensor | None,
-        ws: torch.Tensor,
+        ws: Sequence[torch.Tensor],
         noise: Sequence[torch.Tensor] | None,
         noise_mode: str,
         fuse: Fuse | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if x is None:
-            x = self.const.expand(ws.shape[0], -1, -1, -1)
+            x = self.const.expand(ws[0].shape[0], -1, -1, -1)
         for index, conv in enumerate(self.convs()):
-            x = conv(x, ws[:, index], None if noise is None else noise[index], noise_mode)
+            x = conv(x, ws[index], None if noise is None else noise[index], noise_mode)
         if fuse is not None:
             x = fuse(self.resolution, x)
-        rgb = at_least_float32(self.torgb(x, ws[:, -1]))
+        rgb = at_least_float32(self.torgb(x, ws[-1]))
         if image is not None:
             rgb = rgb + upsample2d(image, self.resample_filter.sum(0))
         return x, rgb

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 
+from stylepairs.datagen.stylegan import generator as network
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.kernels import modulated_layer as kernel
+from stylepairs.kernels.modulated_conv2d import modulated_conv2d
+from stylepairs.kernels.modulated_layer import modulated_layer
+from stylepairs.kernels.upfirdn2d import upsample2d
 
 
 def latents(generator: Generator, count: int = 2) -> torch.Tensor:
@@ -131,3 +139,45 @@ def test_in_float64_it_makes_the_same_images(small_generator):
     double = small_generator.double()(z.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bits_of_an_image_and_its_gradients_do_not_depend_on_its_neighbours(precision):
+    torch.manual_seed(0)
+    config = GeneratorConfig(z_dim=8, w_dim=16, img_resolution=32, channel_base=512, channel_max=64, mapping_layers=2)
+    generator = with_noise(Generator(config).requires_grad_(False))
+    ws = latents(generator, 4)
+    results = []
+    for rows in (ws, torch.cat((ws.flip(0)[:3] * 1.5, ws[3:]))):
+        rows = rows.clone().requires_grad_()
+        noise = [level.repeat(4, 1, 1, 1).requires_grad_() for level in generator.noise_maps()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            image = generator.synthesis(rows, noise)
+        results.append([image, *torch.autograd.grad(image.float().square().sum(), [rows, *noise])])
+    assert not torch.equal(results[0][0][0], results[1][0][0])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one[3], other[3])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_fast_paths_of_the_whole_generator_equal_the_references(precision, tolerance, monkeypatch):
+    """Root mean square difference to plain operations with per-sample weights in float64, over their own."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(z_dim=8, w_dim=16, img_resolution=32, channel_base=512, channel_max=64, mapping_layers=2)
+    fast = with_noise(Generator(config).requires_grad_(False))
+    plain = copy.deepcopy(fast).double()
+    ws = latents(fast, 2)
+
+    def image_and_gradient(generator, rows, enabled):
+        rows = rows.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            image = generator.synthesis(rows)
+        return image, torch.autograd.grad(image.float().square().sum(), rows)[0]
+
+    actual = image_and_gradient(fast, ws, precision == "bf16")
+    monkeypatch.setattr(network, "modulated_layer", partial(modulated_layer, impl="reference"))
+    monkeypatch.setattr(kernel, "modulated_conv2d", partial(modulated_conv2d, impl="grouped"))
+    monkeypatch.setattr(network, "modulated_conv2d", partial(modulated_conv2d, impl="grouped"))
+    monkeypatch.setattr(network, "upsample2d", partial(upsample2d, impl="reference"))
+    for a, e in zip(actual, image_and_gradient(plain, ws.double(), False), strict=True):
+        assert (a.double() - e).square().mean().sqrt() <= tolerance * e.square().mean().sqrt()
