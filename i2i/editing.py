@@ -7,6 +7,7 @@ where the predicted mask is zero keep their bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import load_feature
@@ -32,7 +34,7 @@ from stylepairs.datagen.portraits.alignment import (
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.conditions import style_of
-from stylepairs.i2i.extension import EditMaps, cut_off, extended, margin_px, reaches_border
+from stylepairs.i2i.extension import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.losses import tightened
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 # Side of the crop that is parsed: what the face analyser was trained at.
 PARSE_PX = 256
+# Of the side: more than a mask's dilation and feather reach.
+ROOM_SHARE = 0.12
 # Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
 STRIP_ROWS = 512
 
@@ -146,24 +150,34 @@ def whole_edit(
     transform = ffhq_transform(points68, maps.side)
     if not reaches_border(maps):
         return cut_off(maps), transform
-    margin = margin_px(maps.side)
-    wide_px = maps.side + 2 * margin
-    wide = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), PARSE_PX, wide_px / maps.side)
     feature_params, _ = split_params(info.feature, params)
-    try:
-        portrait = parsed_portrait(photo, wide, points68, analyser).resized(wide_px)
-        sketch = load_feature(info.feature).sketch(portrait, feature_params)
-    except SketchRefused:
-        return cut_off(maps), transform
-    if sketch.photo_detail == 0:  # new shapes cannot be continued by scaling and shifting the photo
-        return cut_off(maps), transform
-    transform[:, 2] += margin
-    return extended(maps, region_of(sketch)[0].numpy()), transform
+    for share in MARGIN_SHARES:
+        margin = margin_px(maps.side, share)
+        wide_px = maps.side + 2 * margin
+        wide = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), PARSE_PX, wide_px / maps.side)
+        try:
+            portrait = parsed_portrait(photo, wide, points68, analyser).resized(wide_px)
+            sketch = load_feature(info.feature).sketch(portrait, feature_params)
+        except SketchRefused:  # the wider the crop, the less sure its parsing is
+            continue
+        if sketch.photo_detail == 0:  # new shapes cannot be continued by scaling and shifting the photo
+            break
+        transform[:, 2] += margin
+        return extended(maps, region_of(sketch)[0].numpy()), transform
+    return cut_off(maps), transform
 
 
 def region_of(sketch: Sketch) -> torch.Tensor:
-    """Where a sketch edits, [1,H,W]: as the pairs' masks are made, and as training tightens them."""
-    return tightened(region_mask(sketch.edit_mask))
+    """Where a sketch edits, [1,H,W]: as the pairs' masks are made, and as training tightens them.
+
+    With room for the dilation, as one that is cut off at the border would close the gap between round hair and the
+    border; without it where the sketch itself reaches the border, which is no edge of what is edited.
+    """
+    mask = sketch.edit_mask
+    side = mask.shape[-1]
+    room = math.ceil(ROOM_SHARE * side)
+    roomy = tightened(region_mask(F.pad(mask, (room, room, room, room)), side), side)[:, room:-room, room:-room]
+    return torch.maximum(roomy, torch.minimum(tightened(region_mask(mask)), mask))
 
 
 def split_params(feature: str, params: Mapping[str, Any]) -> tuple[Any, float]:

@@ -34,9 +34,12 @@ def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def tightened(mask: torch.Tensor) -> torch.Tensor:
-    """The mask [...,H,W] of a pair without composition's dilation: nearly the feature's own edit mask, soft."""
-    radius = max(1, round(DILATION * mask.shape[-1]))
+def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
+    """The mask [...,H,W] of a pair without composition's dilation: nearly the feature's own edit mask, soft.
+
+    size_px: as in `region_mask`.
+    """
+    radius = max(1, round(DILATION * (size_px or mask.shape[-1])))
     return -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
 
 

@@ -70,9 +70,12 @@ def harmonised(sketch: Sketch, generated: torch.Tensor) -> torch.Tensor:
     return (sketch.image + mask * blurred[:3] / blurred[3:].clamp_min(1e-3)).clamp(-1, 1)
 
 
-def region_mask(edit_mask: torch.Tensor) -> torch.Tensor:
-    """The edit mask [1,H,W] dilated and feathered, in steps of 1/255 so that it is stored as it was used."""
-    size_px = edit_mask.shape[-1]
+def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
+    """The edit mask [1,H,W] dilated and feathered, in steps of 1/255 so that it is stored as it was used.
+
+    size_px: the side that both widths are shares of; None: the mask's own.
+    """
+    size_px = size_px or edit_mask.shape[-1]
     radius = max(1, round(DILATION * size_px))
     wide = F.max_pool2d(edit_mask[None], 2 * radius + 1, 1, radius)
     sigma = max(0.5, FEATHER * size_px)

@@ -60,3 +60,25 @@ def test_nothing_is_left_at_any_border():
         rim = np.concatenate([square.mask[0], square.mask[-1], square.mask[:, 0], square.mask[:, -1]])
         assert rim.max() == 0
     assert border_fade(SIDE)[SIDE // 2, SIDE // 2] == 1
+
+
+def test_background_taken_for_hair_above_a_head_that_ends_below_the_border_is_left_alone():
+    maps, region = long_hair()
+    region[: MARGIN + 20, MARGIN : MARGIN + SIDE] = 1  # as the wide parsing mistakes it, down to the head
+    wide = extended(maps, region)
+    assert wide.mask[: MARGIN + 8].max() < 0.05
+
+
+def test_edit_that_the_wide_parsing_does_not_continue_fades_out_before_the_border():
+    maps, region = long_hair()
+    region[MARGIN + SIDE - 4 :] = 0
+    column = extended(maps, region).mask[:, MARGIN + 17]
+    assert column[MARGIN + 30] > 0.9
+    assert column[MARGIN + SIDE :].max() < 0.05
+    assert np.abs(np.diff(column[MARGIN + 30 :])).max() < 0.7
+
+
+def test_hair_beyond_the_border_does_not_change_what_the_network_left_alone():
+    maps, region = long_hair()
+    region[MARGIN : MARGIN + SIDE, MARGIN + 25 : MARGIN + SIDE] = 1
+    assert extended(maps, region).mask[MARGIN : MARGIN + SIDE, MARGIN + 40 :].max() < 0.05
