@@ -9,7 +9,7 @@ from typing import Any
 import measure
 
 Rows = Mapping[str, Mapping[str, Any]]
-PLAIN = "ours, plain fp32 reference"
+PLAIN, FASTEST = "ours, plain fp32 reference", "ours, bf16"
 # Title, unit of the work that seconds are of, and the row that ratios are counted from.
 TITLES = {
     "forward": ("Generator, forward, 256 px, batch 4", "image", PLAIN),
@@ -43,12 +43,14 @@ def comparison(name: str, result: Mapping[str, Any]) -> list[str]:
                              "accepted_share") if any(key in row for row in rows.values())]  # fmt: skip
     heads = ["", f"s per {unit}, median (quartiles)", f"{unit}s per hour" if name == "pairs" else f"{unit}s/s"]
     heads += [f"against {base}"] if base else []
+    heads += [f"{FASTEST}, against it"] if FASTEST in rows else []
     lines = [f"### {title}", "", f"{len(next(iter(rows.values()))['rounds'])} rounds, {on(result['machine'])}.", ""]
     lines += ["| " + " | ".join([*heads, *(HEADS[key] for key in extra)]) + " |", "|---" * (len(heads + extra)) + "|"]
     for label, row in rows.items():
         rate = f"{3600 * row['rate']:.0f}" if name == "pairs" else f"{row['rate']:.2f}"
         cells = [label, f"{row['seconds']:.3g} ({row['seconds_low']:.3g} to {row['seconds_high']:.3g})", rate]
         cells += [times(measure.ratio(rows[base], row))] if base else []
+        cells += [times(measure.ratio(row, rows[FASTEST]))] if FASTEST in rows else []
         lines.append(
             "| " + " | ".join([*cells, *(FORMATS[key].format(row[key]) if key in row else "" for key in extra)]) + " |"
         )

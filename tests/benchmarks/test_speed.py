@@ -69,7 +69,7 @@ def test_table_shows_ratio_and_overhead_and_replaces_only_what_is_marked(scripts
     text = report.markdown(
         {"forward": {"machine": machine, "rows": rows}, "reconstruction_256": {"machine": machine, "rows": step}}
     )
-    assert "| ours, bf16 | 0.5 (0.5 to 0.5) | 2.00 | 4.00x (4.00 to 4.00) | 1.0e-02 |" in text
+    assert "| ours, bf16 | 0.5 (0.5 to 0.5) | 2.00 | 4.00x (4.00 to 4.00) | 1.00x (1.00 to 1.00) | 1.0e-02 |" in text
     assert "bf16: 20 % (20 to 20)" in text
     page = "before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n"
     assert report.put_between(page, "new") == "before\n<!-- figures -->\nnew\n<!-- end of figures -->\nafter\n"
