@@ -89,6 +89,21 @@ def edit(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
+    out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
+) -> None:
+    """Write the network as one graph that runs without this package; faces are found and pasted by the caller."""
+    with one_line_errors():
+        from stylepairs.i2i.checkpoints import load_model
+        from stylepairs.i2i.export import export as write_graph
+
+        model, info = load_model(run)
+        write_graph(model, info, out)
+        print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
     portraits: Annotated[Path, typer.Option(help="prepared portraits that were not trained on")],
