@@ -3,6 +3,11 @@ raises."""
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
 
 def choose(op: str, impl: str, usable: dict[str, bool]) -> str:
     """Name of the implementation to run.
@@ -17,3 +22,9 @@ def choose(op: str, impl: str, usable: dict[str, bool]) -> str:
     if not usable[impl]:
         raise ValueError(f"{op}: implementation {impl!r} cannot run on this input or machine")
     return impl
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """A block in which operations on this kind of device ("cpu", "cuda") keep the dtypes they are given."""
+    enabled = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.dispatch import choose, without_autocast
 from stylepairs.kernels.upfirdn2d import upfirdn2d
 
 DEMODULATION_EPS = 1e-8
@@ -57,10 +57,9 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
 
     Full precision under autocast: the sums reach 67 000 with the embedded generator, float16 ends at 65 504.
     """
-    if torch.is_autocast_enabled(styles.device.type):
-        with torch.autocast(styles.device.type, enabled=False):
-            return demodulation(weight, styles.to(weight.dtype))
-    return (styles.square() @ weight.square().sum((2, 3)).t() + DEMODULATION_EPS).rsqrt()
+    with without_autocast(styles.device.type):
+        styles = styles.to(weight.dtype)
+        return (styles.square() @ weight.square().sum((2, 3)).t() + DEMODULATION_EPS).rsqrt()
 
 
 def convolve(

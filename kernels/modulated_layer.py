@@ -4,14 +4,14 @@ bias, leaky ReLU, clamp."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylepairs.kernels.bias_act import bias_act
-from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.dispatch import choose, without_autocast
 from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS, modulated_conv2d
 
 # The fused path knows one size of weights and of filter: StyleGAN2's own.
@@ -40,12 +40,12 @@ def modulated_layer(
     impl "reference" composes modulated_conv2d and bias_act; "fused" is one autograd function for frozen 3x3 weights on
     a CPU, with gradients to x, styles and noise alone; its second derivatives are the reference's.
     """
-    usable = {"fused": _can_fuse(x, weight, bias, up, resample_kernel), "reference": True}
+    fuses = gain > 0 and slope >= 0 and _can_fuse(x, weight, bias, up, resample_kernel)
+    usable = {"fused": fuses, "reference": True}
     if choose("modulated_layer", impl, usable) == "reference":
         return _reference(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    with without_autocast("cpu"):
         settings = (dtype, up, slope, gain, clamp)
         if torch.is_grad_enabled():
             out: torch.Tensor = _FusedLayer.apply(x, styles, noise, weight, bias, resample_kernel, settings)
@@ -61,6 +61,7 @@ def _can_fuse(
         return False
     trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
     filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
+    trains |= resample_kernel is not None and resample_kernel.requires_grad
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return (
         x.device.type == weight.device.type == "cpu"
@@ -99,14 +100,14 @@ class _FusedLayer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, styles, noise, weight, bias, resample_kernel, y, u, scale = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast("cpu"):
             if torch.is_grad_enabled():  # create_graph=True: a graph of the gradient is wanted
                 by_x, by_styles, by_noise = _backward_by_reference(
                     gradients[0], (x, styles, noise), needed, weight, bias, resample_kernel, ctx.settings
                 )
             else:
                 by_x, by_styles, by_noise = _backward(
-                    gradients[0], x, styles, noise, weight, resample_kernel, y, u, scale, ctx.settings, needed
+                    gradients[0], x, styles, noise, weight, bias, resample_kernel, y, u, scale, ctx.settings, needed
                 )
         return by_x, by_styles, by_noise, None, None, None, None
 
@@ -118,7 +119,7 @@ def _forward(
     """The layer's output y, what the convolution gave u, both [N,Cout,H,W] in channels_last, and y's scale over u
     [N,Cout]. keep leaves u as it was; else its memory becomes y's."""
     dtype, up, slope, gain, clamp = settings
-    filters, squares = _prepared(weight, dtype, up)
+    filters, squares, offset, floor = _prepared(weight, bias, dtype, up, gain)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     u = x * styles.to(dtype)[:, :, None, None]
     if up == 1:
@@ -127,36 +128,36 @@ def _forward(
         assert resample_kernel is not None
         u = _fir(F.conv_transpose2d(u, filters, stride=2), resample_kernel.flip(0), padding=1)
     # The leaky ReLU is homogeneous: its gain goes into the demodulation, the noise and the bias.
-    scale = (styles.to(squares.dtype).square() @ squares.t() + DEMODULATION_EPS).rsqrt() * gain
-    per_map = scale.to(dtype)[:, :, None, None]
-    y = u * per_map if keep else u.mul_(per_map)
-    _add_noise_and_bias(y, noise, bias, gain)
+    scale = torch.addmm(floor, styles.to(squares.dtype).square(), squares.t()).rsqrt_()
+    y = _scale_and_shift(u, scale.to(dtype)[:, :, None, None], noise, offset, gain, keep)
     F.leaky_relu_(y, slope)
     return (y if clamp is None else y.clamp_(-clamp, clamp)), u, scale
 
 
-def _add_noise_and_bias(y: torch.Tensor, noise: torch.Tensor | None, bias: torch.Tensor, gain: float) -> None:
-    """y += (noise + bias) * gain, in place, as one product of rank two: in bfloat16 a broadcast sum takes 10 times as
-    long."""
+def _scale_and_shift(
+    u: torch.Tensor, scale: torch.Tensor, noise: torch.Tensor | None, offset: torch.Tensor, gain: float, keep: bool
+) -> torch.Tensor:
+    """u * scale + noise * gain + offset [C]."""
+    if u.dtype != torch.bfloat16:
+        y = torch.addcmul(offset[:, None, None], u, scale)
+        return y if noise is None else y.add_(noise, alpha=gain)
+    # In bfloat16 a broadcast sum takes 10 times as long as this product of rank two.
+    y = u * scale if keep else u.mul_(scale)
     n, channels, height, width = y.shape
-    offset = (bias * gain).to(y.dtype)
-    if noise is None:
-        right = offset.expand(n, 1, channels)
-        left = torch.ones(n, height * width, 1, dtype=y.dtype)
-    else:
-        maps = (noise * gain).to(y.dtype).expand(n, 1, height, width).reshape(n, -1)
-        left = torch.stack((maps, torch.ones_like(maps)), dim=2)
-        right = torch.stack((torch.ones_like(offset), offset)).expand(n, 2, channels)
+    left = torch.ones(n, height * width, 2, dtype=y.dtype)
+    left[..., 0] = 0 if noise is None else (noise * gain).expand(n, 1, height, width).reshape(n, -1)
+    right = torch.stack((torch.ones_like(offset), offset)).expand(n, 2, channels)
     _pixels(y).baddbmm_(left, right)
+    return y
 
 
 def _backward(
     gradient: torch.Tensor, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor,
-    resample_kernel: torch.Tensor | None, y: torch.Tensor, u: torch.Tensor, scale: torch.Tensor, settings: Settings,
-    needed: tuple[bool, ...],
+    bias: torch.Tensor, resample_kernel: torch.Tensor | None, y: torch.Tensor, u: torch.Tensor, scale: torch.Tensor,
+    settings: Settings, needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
     dtype, up, slope, gain, clamp = settings
-    filters, squares = _prepared(weight, dtype, up)
+    filters, squares, _, _ = _prepared(weight, bias, dtype, up, gain)
     gradient = gradient.to(dtype).contiguous(memory_format=torch.channels_last)
     if clamp is not None:
         gradient = torch.ops.aten.hardtanh_backward(gradient, y, -clamp, clamp)
@@ -177,8 +178,8 @@ def _backward(
         gradient = F.conv2d(_fir(gradient, resample_kernel, padding=2), filters, stride=2)
     if needed[1]:
         wide = styles.to(squares.dtype)
-        through_scale = wide * ((by_scale.to(squares.dtype) * scale**3) @ squares) / -(gain**2)
-        by_styles = (through_scale + _dot(gradient, x.to(dtype))).to(styles.dtype)
+        through_scale = wide * ((by_scale.to(squares.dtype) * scale**3) @ squares)
+        by_styles = (_dot(gradient, x.to(dtype)) - through_scale).to(styles.dtype)
     if needed[0]:
         by_x = gradient.mul_(styles.to(dtype)[:, :, None, None]).to(x.dtype)
     return by_x, by_styles, by_noise
@@ -216,23 +217,37 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum((2, 3))
 
 
+class _Prepared(NamedTuple):
+    """What a frozen layer's constants come to. With sums [Cout,Cin] of squared weights, and gain, the layer's scale is
+    1 / sqrt(styles^2 @ squares^T + floor)."""
+
+    filters: (
+        torch.Tensor
+    )  # in the convolution's dtype and channels_last; for up 2 as a transposed convolution takes them
+    squares: torch.Tensor  # sums / gain^2
+    offset: torch.Tensor  # bias * gain, [Cout]
+    floor: torch.Tensor  # DEMODULATION_EPS / gain^2, [1]
+
+
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _prepared(weight: torch.Tensor, dtype: torch.dtype, up: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The convolution's filters in dtype and channels_last (for up 2 [Cin,Cout,3,3], as a transposed convolution takes
-    them), and [Cout,Cin] sums of squared weights; kept for each weight until it changes."""
-    if weight.is_inference():  # has no version to tell a change by
-        return _prepare(weight, dtype, up)
-    key = (dtype, up)
-    stamp = (weight.data_ptr(), weight._version)
-    kept = _cache.setdefault(weight, {})
-    if key not in kept or kept[key][0] != stamp:
-        kept[key] = (stamp, *_prepare(weight, dtype, up))
-    return kept[key][1], kept[key][2]
+def _prepared(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, up: int, gain: float) -> _Prepared:
+    """Kept for each weight until it or the bias changes."""
+    if weight.is_inference() or bias.is_inference():  # these have no version to tell a change by
+        return _prepare(weight, bias, dtype, up, gain)
+    stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, up, gain)
+    kept: dict[torch.dtype, tuple[tuple[float, ...], _Prepared]] = _cache.setdefault(weight, {})
+    if dtype not in kept or kept[dtype][0] != stamp:
+        kept[dtype] = (stamp, _prepare(weight, bias, dtype, up, gain))
+    return kept[dtype][1]
 
 
 @torch.no_grad()
-def _prepare(weight: torch.Tensor, dtype: torch.dtype, up: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _prepare(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, up: int, gain: float) -> _Prepared:
     filters = weight if up == 1 else weight.transpose(0, 1)
-    return filters.to(dtype).contiguous(memory_format=torch.channels_last), weight.square().sum((2, 3))
+    squares = weight.square().sum((2, 3)) / gain**2
+    floor = squares.new_full((1,), DEMODULATION_EPS / gain**2)
+    return _Prepared(
+        filters.to(dtype).contiguous(memory_format=torch.channels_last), squares, (bias * gain).to(dtype), floor
+    )

@@ -11,6 +11,7 @@ from torch import nn
 
 from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32
 from stylepairs.kernels.bias_act import bias_act
+from stylepairs.kernels.dispatch import without_autocast
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
 from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import setup_filter, upsample2d
@@ -193,7 +194,8 @@ class SynthesisBlock(nn.Module):
             x = fuse(self.resolution, x)
         rgb = at_least_float32(self.torgb(x, ws[-1]))
         if image is not None:
-            rgb = rgb + upsample2d(image, self.resample_filter.sum(0))
+            with without_autocast(image.device.type):
+                rgb = rgb + upsample2d(image, self.resample_filter.sum(0))
         return x, rgb
 
 
@@ -222,7 +224,7 @@ class SynthesisLayer(nn.Module):
             noise = torch.randn(x.shape[0], 1, self.resolution, self.resolution, device=x.device)
         if noise is not None:
             noise = noise * self.noise_strength
-        styles, taps = styles_of(self.affine, w), self.resample_filter.sum(0)
+        styles, taps = styles_of(self.affine, w), self.resample_filter.sum(0) if self.up > 1 else None
         return modulated_layer(x, self.weight, styles, self.bias, noise, self.up, taps, clamp=self.clamp)
 
 
@@ -244,6 +246,6 @@ class ToRGB(nn.Module):
 
 def styles_of(affine: FullyConnected, w: torch.Tensor) -> torch.Tensor:
     """A layer's styles [N,Cin] from its latent [N,w_dim], in full precision under autocast too: they cost nothing."""
-    with torch.autocast(w.device.type, enabled=False):
+    with without_autocast(w.device.type):
         styles: torch.Tensor = affine(w.to(affine.weight.dtype))
     return styles

@@ -32,8 +32,8 @@ class FullyConnected(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.linear(x * self.weight_gain, self.weight)
-        return bias_act(x, self.bias * self.bias_gain, act=self.act)
+        x = torch.addmm(self.bias, x, self.weight.t(), beta=self.bias_gain, alpha=self.weight_gain)
+        return bias_act(x, act=self.act)
 
 
 class Conv2d(nn.Module):

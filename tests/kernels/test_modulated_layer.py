@@ -146,5 +146,8 @@ def test_other_sizes_take_the_plain_operations():
     assert modulated_layer(x, torch.ones(10, 12, 1, 1), styles, bias).shape == (3, 10, 8, 8)
     with pytest.raises(ValueError, match="'fused' cannot run"):
         modulated_layer(x, torch.ones(10, 12, 5, 5), styles, bias, impl="fused")
+    for settings in ({"gain": -1.0}, {"up": 2, "resample_kernel": TAPS[:3]}, {"up": 2, "resample_kernel": None}):
+        with pytest.raises(ValueError, match="'fused' cannot run"):
+            modulated_layer(x, torch.ones(10, 12, 3, 3), styles, bias, impl="fused", **settings)
     with pytest.raises(ValueError, match="there are: auto"):
         modulated_layer(x, torch.ones(10, 12, 3, 3), styles, bias, impl="cuda")
