@@ -96,7 +96,9 @@ class TrainingSettings(Section):
     )
     ema_halflife_images: float = Field(default=2000, gt=0)
     mixed_precision: Literal["no", "bf16"] | None = Field(default=None, description="None: as accelerate was launched")
-    workers: int = Field(default=0, ge=0)
+    workers: int | None = Field(
+        default=None, ge=0, description="loader processes; None: the cores that a GPU has to itself, on a CPU none"
+    )
     log_every_steps: int = Field(default=20, ge=1)
     sample_every_steps: int = Field(default=250, ge=1)
     checkpoint_every_steps: int = Field(default=250, ge=1)

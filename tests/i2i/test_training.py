@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.i2i import checkpoints
+from stylepairs.i2i.data import PairDataset
 from stylepairs.i2i.run_folder import read_metrics
 from stylepairs.i2i.settings import TrainingSettings
 from stylepairs.i2i.training import schedule, train
@@ -59,6 +60,29 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, s
     assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1]["step"] == 4
     train(settings(), pairs, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_run_goes_on_with_another_number_of_loader_workers(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    train(settings(steps=4, workers=0), pairs, tmp_path / "one")
+
+    def interrupt(line: str) -> None:
+        if "step 3/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(steps=4, workers=2), pairs, tmp_path / "other", say=interrupt)
+    train(settings(steps=4, workers=1), pairs, tmp_path / "other")
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+def test_bad_pair_met_by_a_loader_worker_is_one_line(tmp_path: Path, pairs: Path, settings: Make, monkeypatch) -> None:
+    def fail(self: PairDataset, key: tuple[int, int]) -> None:
+        raise InputError("shard.tar: pair 1 has no mask; build it again")
+
+    monkeypatch.setattr(PairDataset, "__getitem__", fail)
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"^shard\.tar: pair 1 has no mask; build it again$"):
+            train(settings(workers=workers), pairs, tmp_path / "run")
 
 
 def test_run_folder_holds_log_samples_and_a_model_that_loads(tmp_path: Path, pairs: Path, settings: Make) -> None:
@@ -144,7 +168,7 @@ def test_killed_runs_end_like_the_one_that_was_not(tmp_path: Path, pairs: Path, 
 def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Make) -> None:
     chosen = settings(steps=3, batch_size=2, checkpoint_every_steps=3)
     recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613", "-m"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*torchrun, *command(recipe, pairs, tmp_path / "run")],
         env=environment(),
