@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32
 from stylepairs.kernels.bias_act import bias_act
@@ -132,13 +133,16 @@ class SynthesisNetwork(nn.Module):
         noise_mode: str = "const",
         max_resolution: int | None = None,
         fuse: Fuse | None = None,
+        recompute_from: int | None = None,
     ) -> torch.Tensor:
         """Render.
 
         ws [N,L,w_dim]; noise, one map [N,1,r,r] or [1,1,r,r] per convolution (order of `Generator.noise_maps`),
         overrides noise_mode; noise_mode "const" uses the buffers, "random" draws, "none" leaves noise out;
         max_resolution stops the pyramid early and returns that block's RGB image; fuse(resolution, x [N,C,r,r]) -> x
-        edits each block's features before they are shown (ToRGB) and passed on.
+        edits each block's features before they are shown (ToRGB) and passed on; recompute_from: blocks of this
+        resolution and above keep their inputs alone for the backward pass and are computed again in it, to the same
+        bits (gradient checkpointing, Chen et al. 2016); None keeps everything.
         """
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode must be one of {', '.join(NOISE_MODES)}, got {noise_mode!r}")
@@ -151,7 +155,13 @@ class SynthesisNetwork(nn.Module):
                 break
             count = len(block.convs())
             maps = None if noise is None else noise[noise_index : noise_index + count]
-            x, image = block(x, image, rows[w_index : w_index + count + 1], maps, noise_mode, fuse)
+            inputs = (x, image, rows[w_index : w_index + count + 1], maps, noise_mode, fuse)
+            if recompute_from is None or block.resolution < recompute_from:
+                x, image = block(*inputs)
+            else:
+                # Fixed noise draws nothing, and a graph of CUDA kernels cannot be captured while states are read.
+                draws = noise_mode == "random" or fuse is not None
+                x, image = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws)
             w_index, noise_index = w_index + count, noise_index + count
         assert image is not None
         return image

@@ -16,6 +16,14 @@ from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import upsample2d
 
 
+@pytest.fixture
+def medium_generator() -> Generator:
+    """32 px, frozen, with noise."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(z_dim=8, w_dim=16, img_resolution=32, channel_base=512, channel_max=64, mapping_layers=2)
+    return with_noise(Generator(config).requires_grad_(False))
+
+
 def latents(generator: Generator, count: int = 2) -> torch.Tensor:
     z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(3))
     return generator.mapping(z)
@@ -81,6 +89,57 @@ def test_stopping_early_gives_the_lower_levels_image(small_generator):
     assert torch.equal(small_generator.synthesis(ws, max_resolution=8), small_generator.synthesis(ws))
 
 
+def test_stopping_early_gives_the_skip_image_that_the_whole_pass_has_there(medium_generator):
+    ws, seen = latents(medium_generator, 2).requires_grad_(), {}
+    for block in medium_generator.synthesis.blocks():
+        block.register_forward_hook(lambda block, _, out: seen.update({block.resolution: out[1]}))
+    medium_generator.synthesis(ws)
+    whole = dict(seen)
+    for resolution in (4, 8, 16, 32):
+        image = medium_generator.synthesis(ws, max_resolution=resolution)
+        assert torch.equal(image, whole[resolution])
+        (gradient,) = torch.autograd.grad(image.square().sum(), ws)
+        used = 2 * resolution.bit_length() - 4  # rows of W+ up to this level, the image layer's among them
+        assert (gradient[:, :used].abs().sum(2) > 0).all()
+        assert not gradient[:, used:].any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_blocks_give_the_same_bits_and_keep_less(medium_generator, precision):
+    rows, noise = latents(medium_generator), [level.repeat(2, 1, 1, 1) for level in medium_generator.noise_maps()]
+    results, kept = [], []
+    for recompute_from in (None, 16, 4):
+        inputs = [x.clone().requires_grad_() for x in (rows, *noise)]
+        saved = {}
+
+        def pack(x, saved=saved):
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        ):
+            image = medium_generator.synthesis(inputs[0], inputs[1:], recompute_from=recompute_from)
+        results.append([image, *torch.autograd.grad(image.square().sum(), inputs)])
+        kept.append(sum(saved.values()))
+    assert kept[0] > 1.5 * kept[1]
+    assert kept[1] > kept[2]
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_recomputed_blocks_draw_the_same_noise_again(medium_generator):
+    rows, gradients = latents(medium_generator), []
+    for recompute_from in (None, 4):
+        ws = rows.clone().requires_grad_()
+        torch.manual_seed(1)
+        image = medium_generator.synthesis(ws, noise_mode="random", recompute_from=recompute_from)
+        torch.manual_seed(2)
+        gradients.append(torch.autograd.grad(image.square().sum(), ws)[0])
+    assert torch.equal(*gradients)
+
+
 def test_fusion_sees_every_level_and_the_identity_changes_nothing(small_generator):
     ws, seen = latents(small_generator), []
 
@@ -142,11 +201,8 @@ def test_in_float64_it_makes_the_same_images(small_generator):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_bits_of_an_image_and_its_gradients_do_not_depend_on_its_neighbours(precision):
-    torch.manual_seed(0)
-    config = GeneratorConfig(z_dim=8, w_dim=16, img_resolution=32, channel_base=512, channel_max=64, mapping_layers=2)
-    generator = with_noise(Generator(config).requires_grad_(False))
-    ws = latents(generator, 4)
+def test_bits_of_an_image_and_its_gradients_do_not_depend_on_its_neighbours(medium_generator, precision):
+    generator, ws = medium_generator, latents(medium_generator, 4)
     results = []
     for rows in (ws, torch.cat((ws.flip(0)[:3] * 1.5, ws[3:]))):
         rows = rows.clone().requires_grad_()
@@ -160,12 +216,9 @@ def test_bits_of_an_image_and_its_gradients_do_not_depend_on_its_neighbours(prec
 
 
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 3e-2)])
-def test_fast_paths_of_the_whole_generator_equal_the_references(precision, tolerance, monkeypatch):
+def test_fast_paths_of_the_whole_generator_equal_the_references(medium_generator, precision, tolerance, monkeypatch):
     """Root mean square difference to plain operations with per-sample weights in float64, over their own."""
-    torch.manual_seed(0)
-    config = GeneratorConfig(z_dim=8, w_dim=16, img_resolution=32, channel_base=512, channel_max=64, mapping_layers=2)
-    fast = with_noise(Generator(config).requires_grad_(False))
-    plain = copy.deepcopy(fast).double()
+    fast, plain = medium_generator, copy.deepcopy(medium_generator).double()
     ws = latents(fast, 2)
 
     def image_and_gradient(generator, rows, enabled):
