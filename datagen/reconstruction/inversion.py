@@ -74,7 +74,8 @@ def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait, start
 
 def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings) -> Objective:
     def objective(state: State) -> Verdict:
-        image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
+        ws = prior.unwhiten(state.u)
+        image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
         everywhere = torch.ones_like(image[:, :1])
         pixels = pyramid_l1(image, state.targets["photo"], everywhere)
         features = perceptual_distance(perceptual.features(image), stored_features(state.targets))
@@ -92,10 +93,16 @@ def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, sett
     return objective
 
 
-def synthesise(generator: Generator, ws: torch.Tensor, noise: list[torch.Tensor], precision: str) -> torch.Tensor:
-    """The render [N,3,H,W] in float32, its convolutions in bfloat16 if asked for."""
+def synthesise(
+    generator: Generator,
+    ws: torch.Tensor,
+    noise: list[torch.Tensor],
+    precision: str,
+    recompute_from: int | None = None,
+) -> torch.Tensor:
+    """The render [N,3,H,W] in float32, its convolutions in bfloat16 if asked for; recompute_from as in `synthesis`."""
     with torch.autocast(ws.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        image: torch.Tensor = generator.synthesis(ws, noise)
+        image: torch.Tensor = generator.synthesis(ws, noise, recompute_from=recompute_from)
     return image.float()
 
 

@@ -159,7 +159,8 @@ def _objective(
     weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws)
 
     def objective(state: State) -> Verdict:
-        image = synthesise(generator, prior.unwhiten(state.u), state.noise, settings.precision)
+        ws = prior.unwhiten(state.u)
+        image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
         reference, reached = _reference(image, state, settings)
         seen = perceptual.features(image)
         keep = _keep_error(image, seen, state.targets, settings)

@@ -23,6 +23,9 @@ class OptimiserSettings(_Settings):
         4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are"
     )
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute_from_px: int = Field(
+        512, ge=4, description="generator blocks of this side and above are computed twice, not kept: memory for time"
+    )
 
 
 class InversionSettings(OptimiserSettings):

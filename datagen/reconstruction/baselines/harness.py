@@ -46,6 +46,7 @@ def scheduled(
         noise_learning_rate=noise_learning_rate,
         batch=settings.batch,
         precision=settings.precision,
+        recompute_from_px=settings.recompute_from_px,
     )
 
 
