@@ -1,6 +1,6 @@
 """A batch of portraits optimised together, each on its own: those that have converged leave, new ones take their place.
 
-The batch keeps its width; free places hold copies whose results are dropped. Convolutions give the same bits for a
+The batch keeps its width; free places go on idly and their results are dropped. Convolutions give the same bits for a
 sample whatever the others in a batch of one width hold, so a portrait's result does not depend on its neighbours.
 """
 
@@ -21,11 +21,15 @@ Targets = dict[str, torch.Tensor]
 
 @dataclass
 class Job:
-    """One portrait's start and fixed targets (tensors without batch dimension)."""
+    """One portrait's start and fixed targets (tensors without batch dimension).
+
+    targets may be a function: it is called, without gradients, when the portrait enters the batch, so that large
+    targets are in memory for a batch of portraits and not for all of them.
+    """
 
     u: torch.Tensor  # [L,C], whitened latent
     noise: list[torch.Tensor]  # maps [r,r]
-    targets: Targets
+    targets: Targets | Callable[[], Targets]
     multiplier: float = 1.0
 
 
@@ -106,19 +110,20 @@ def optimise_all(
 class _Batch:
     def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings, after_step: AfterStep | None):
         self.jobs, self.settings, self.after_step = jobs, settings, after_step
-        width = settings.batch
-        first = [jobs[min(i, len(jobs) - 1)] for i in range(width)]
-        self.slots: list[int | None] = [i if i < len(jobs) else None for i in range(width)]
-        self.next_job = min(width, len(jobs))
+        width, first, targets = settings.batch, jobs[0], _made(jobs[0])
+        self.slots: list[int | None] = [0, *[None] * (width - 1)]
+        self.next_job = 1
         self.state = State(
-            torch.stack([job.u for job in first]).requires_grad_(),
-            [torch.stack(maps)[:, None].requires_grad_() for maps in zip(*(job.noise for job in first), strict=True)],
-            {key: torch.stack([job.targets[key] for job in first]) for key in first[0].targets},
+            torch.stack([first.u] * width).requires_grad_(),
+            [torch.stack([level] * width)[:, None].requires_grad_() for level in first.noise],
+            {key: torch.stack([value] * width) for key, value in targets.items()},
             torch.zeros(width),
-            torch.tensor([job.multiplier for job in first]),
+            torch.full((width,), first.multiplier),
         )
         self.decay_from = torch.full((width,), float(settings.steps))
         self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.parameters()]
+        for place in range(1, width):
+            self._enter(place)
 
     def alive(self) -> bool:
         return any(slot is not None for slot in self.slots)
@@ -177,17 +182,18 @@ class _Batch:
         return Outcome(self.state.u[place].detach().clone(), noise, int(self.state.step[place]), figures)
 
     def _enter(self, place: int) -> None:
-        """Put the next job in this place; without one, the place starts over idly and its result is dropped."""
-        index = self.next_job if self.next_job < len(self.jobs) else None
-        self.next_job += index is not None
-        self.slots[place] = index
-        job = self.jobs[index if index is not None else -1]
+        """Put the next job in this place; without one, the place goes on with what it holds."""
+        if self.next_job == len(self.jobs):
+            self.slots[place] = None
+            return
+        job, self.slots[place] = self.jobs[self.next_job], self.next_job
+        self.next_job += 1
         state = self.state
         with torch.no_grad():
             state.u[place] = job.u
             for maps, start in zip(state.noise, job.noise, strict=True):
                 maps[place, 0] = start
-            for key, value in job.targets.items():
+            for key, value in _made(job).items():
                 state.targets[key][place] = value
             state.step[place], state.multiplier[place] = 0, job.multiplier
             self.decay_from[place] = float(self.settings.steps)
@@ -196,3 +202,8 @@ class _Batch:
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.state.u, *(self.state.noise if self.settings.noise_learning_rate else [])]
+
+
+@torch.no_grad()
+def _made(job: Job) -> Targets:
+    return job.targets() if callable(job.targets) else job.targets

@@ -10,7 +10,16 @@ import torch
 
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Outcome, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import (
+    Job,
+    Objective,
+    Outcome,
+    Progress,
+    State,
+    Targets,
+    Verdict,
+    optimise_all,
+)
 from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
@@ -63,13 +72,16 @@ def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait, start
     size_px = generator.config.img_resolution
     if portrait.size_px != size_px:
         raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
-    targets = {"photo": portrait.image} | features_of(perceptual, portrait.image)
     shape = (generator.num_ws, generator.config.w_dim)
     if start is None:
         start = torch.zeros(shape, device=portrait.image.device)
     elif tuple(start.shape) != shape:
         raise ValueError(f"{portrait.name}: start is {list(start.shape)}, the generator's latents are {list(shape)}")
-    return Job(start, [level[0, 0].clone() for level in generator.noise_maps()], targets)
+
+    def targets() -> Targets:
+        return {"photo": portrait.image} | features_of(perceptual, portrait.image)
+
+    return Job(start, [level[0, 0] for level in generator.noise_maps()], targets)
 
 
 def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings) -> Objective:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Targets, Verdict, optimise_all
 from stylepairs.datagen.reconstruction.inversion import (
     Inversion,
     features_of,
@@ -82,11 +83,10 @@ def reconstruct(
     # Decided here, once: asking a tensor in each step would make a GPU wait.
     any_lab = any(sketch.space == "lab" for sketch in sketches)
     objective = _objective(generator, perceptual, prior, settings)
-    with torch.no_grad():
-        jobs = [
-            _job(perceptual, prior, portrait, inversion, sketch, settings, any_lab)
-            for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
-        ]
+    jobs = []
+    for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True):
+        targets = partial(_targets, perceptual, prior, portrait, inversion, sketch, settings, any_lab)
+        jobs.append(Job(prior.whiten(inversion.ws), inversion.noise, targets))
     outcomes = optimise_all(jobs, objective, settings, settings.multiplier_rate, progress)
     found = [Found(prior.unwhiten(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
     return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
@@ -121,7 +121,7 @@ def collect(
     return made
 
 
-def _job(
+def _targets(
     perceptual: Perceptual,
     prior: WPrior,
     portrait: Portrait,
@@ -129,12 +129,11 @@ def _job(
     sketch: Sketch,
     settings: ReconstructionSettings,
     any_lab: bool,
-) -> Job:
-    start = prior.whiten(inversion.ws)
+) -> Targets:
     edit_mask = sketch.edit_mask[None]
     targets = {
         "photo": portrait.image,
-        "start": start,
+        "start": prior.whiten(inversion.ws),
         "edit_mask": sketch.edit_mask,
         "keep_mask": sketch.keep_mask,
     }
@@ -150,7 +149,7 @@ def _job(
     batched = {key: value[None] for key, value in targets.items()}
     kept = _keep_error(inversion.image[None], perceptual.features(inversion.image[None]), batched, settings)
     targets["tolerance"] = settings.keep_slack * kept[0]
-    return Job(start, inversion.noise, targets)
+    return targets
 
 
 def _objective(

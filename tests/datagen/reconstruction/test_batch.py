@@ -46,6 +46,25 @@ def test_result_does_not_depend_on_neighbours_or_order():
     assert all(torch.equal(backwards[4 - index].u, together[index].u) for index in range(5))
 
 
+def test_targets_given_as_a_function_are_made_when_the_portrait_enters():
+    jobs, made, seen = [make_job(seed, near=0.02 * seed) for seed in range(7)], [], []
+
+    def later(index: int) -> Job:
+        def targets():
+            made.append(index)
+            return jobs[index].targets
+
+        return Job(jobs[index].u, jobs[index].noise, targets)
+
+    together = {}
+    for index, outcome in optimise([later(index) for index in range(7)], quadratic, SETTINGS):
+        together[index] = outcome
+        seen.append(len(made) - len(together))
+    assert made == list(range(7))
+    assert max(seen) < SETTINGS.batch
+    assert all(torch.equal(outcome.u, together[index].u) for index, outcome in run(jobs).items())
+
+
 def test_a_portrait_that_has_met_its_goal_leaves_early():
     outcomes = run([make_job(1, near=0.5), make_job(1, near=0.0)])
     assert outcomes[0].steps < outcomes[1].steps == SETTINGS.steps + SETTINGS.decay_steps
