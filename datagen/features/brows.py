@@ -2,7 +2,7 @@
 
 The shape is a warp of the brow's own edges (`brow_line`), with eyes, lids' crease and forehead held; density adds hairs
 of the brow's own colour, thrown along it, where skin shows through; shade moves the lightness of the hairs alone.
-Portraits with glasses, and brows under a fringe, are refused.
+Portraits with glasses, as far as they are seen (68 of 70), and brows under a fringe are refused.
 
 Figures of `measure` (of the brows asked for):
   degree          how far the picture has gone along the edit, 0 none, 1 all of it: the degree at which the edited photo
@@ -37,10 +37,10 @@ from stylepairs.datagen.sketching.brow_matte import (
     brow_line,
     brow_matte,
     hidden_share,
-    wears_glasses,
 )
 from stylepairs.datagen.sketching.curves import smoothstep
 from stylepairs.datagen.sketching.fine_hairs import strew_hairs
+from stylepairs.datagen.sketching.glasses import wears_glasses
 from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.soft_mattes import grown, labelled, mean_of
 from stylepairs.datagen.sketching.strands import strand_rng

@@ -27,6 +27,7 @@ from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.sketching.curves import smooth_curve, soft_line
 from stylepairs.datagen.sketching.face_frame import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, FaceFrame
+from stylepairs.datagen.sketching.glasses import wears_glasses
 from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
 from stylepairs.datagen.sketching.warp import changed_region, read_at, unfolded, warp_image
 from stylepairs.datagen.sketching.warped import warped_sketch
@@ -40,8 +41,6 @@ _CREASE_SEEN = 0.06
 _CREASE_TONE = (0.36, 0.44, 0.44)
 # Pixels of the eye's class in the label map, per square of half its width: under this many the eye is hidden.
 _LEAST_SEEN = 0.15
-# The side at which glasses are looked for: what tells them was measured there.
-_LOOK_PX = 128
 
 Side = Literal["both", "left", "right"]
 
@@ -51,9 +50,8 @@ class Params(BaseModel):
 
     size: share by which they grow (negative: shrink). crease: strength of the upper lid's crease, 1 a marked one more,
     -1 what there is smoothed away. side: the subject's. intensity: the degree, 0 none of it, 1 all. Refused are eyes
-    that open by less than min_opening of their width, or that the label map does not see, and glasses: an edge across
-    the bridge of the nose of more than max_bridge_edge, in image units. reference_px: side of the downsampled sketch
-    that reconstruction matches.
+    that open by less than min_opening of their width, or that the label map does not see, and glasses. reference_px:
+    side of the downsampled sketch that reconstruction matches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +61,6 @@ class Params(BaseModel):
     side: Side = "both"
     intensity: float = Field(1.0, ge=0, le=1)
     min_opening: float = Field(0.16, ge=0)
-    max_bridge_edge: float = Field(0.13, ge=0)
     reference_px: int = Field(32, ge=4, le=256)
 
     @model_validator(mode="after")
@@ -199,16 +196,6 @@ def _line_contrast(image: torch.Tensor, line: torch.Tensor) -> float:
     return float((light * line).sum() / line.sum() - (light * beside).sum() / beside.sum().clamp_min(1e-6))
 
 
-def _bridge_edge(portrait: Portrait) -> float:
-    """The strongest edge across the bridge of the nose, in image units: glasses have one there, faces have not."""
-    small = portrait.resized(_LOOK_PX)
-    frame = FaceFrame.of(small.points68)
-    y, x = torch.meshgrid(torch.linspace(-0.3, 0.35, 41), torch.linspace(-0.1, 0.1, 9), indexing="ij")
-    place = frame.pixels(torch.stack([x, y], -1).reshape(-1, 2).to(small.points68))
-    light = read_at(small.image.mean(0, keepdim=True), place).reshape(41, 9)
-    return float((light[2:] - light[:-2]).mean(1).abs().max())
-
-
 def _refuse_unusable(portrait: Portrait, params: Params) -> None:
     seen = portrait.label.long()
     for eye, name in ((RIGHT_EYE, "right"), (LEFT_EYE, "left")):
@@ -223,9 +210,5 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
                 f"{portrait.name}: the {name} eye is open by {opening:.2f} of its width only "
                 f"(min_opening {params.min_opening:g})"
             )
-    edge = _bridge_edge(portrait)
-    if edge > params.max_bridge_edge:
-        raise SketchRefused(
-            f"{portrait.name}: glasses; an edge of {edge:.2f} across the bridge of the nose "
-            f"(max_bridge_edge {params.max_bridge_edge:g})"
-        )
+    if wears_glasses(portrait):
+        raise SketchRefused(f"{portrait.name}: glasses; their frames would be warped with the eyes")

@@ -42,9 +42,6 @@ _TRUST = 0.85
 _SOLID = 1.2
 # Half the height of a brow that the matte does not show, in brow lengths.
 _HALF_HEIGHT = 0.08
-# The bridge of glasses is a dark (or bright) bar of so many L across the nose: of 60 portraits, six with dark frames
-# have 54 to 69, all others 23 and less.
-_BRIDGE_L = 38.0
 
 
 @dataclass(frozen=True)
@@ -102,22 +99,6 @@ def hidden_share(portrait: Portrait, side: Side) -> float:
     places = portrait.points68[_BROW[side]] - _HALF_HEIGHT * length * up
     over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
     return float((read_at(over, places) > 0.5).float().mean())
-
-
-def wears_glasses(portrait: Portrait) -> bool:
-    """Whether the label map has glasses, or a bar across the bridge of the nose shows dark frames."""
-    if float(labelled(portrait, "eye_g").mean()) > 0.002:
-        return True
-    points = portrait.points68
-    right, left = points[_EYE["right"]].mean(0), points[_EYE["left"]].mean(0)
-    across = left - right
-    down = torch.stack([-across[1], across[0]])
-    along = torch.linspace(-0.35, 0.35, 71, device=across.device)[:, None, None] * down
-    wide = torch.linspace(-0.06, 0.06, 7, device=across.device)[None, :, None] * across
-    light = read_at(srgb_to_lab(portrait.image)[:1], (left + right) / 2 + along + wide).mean(1)
-    step = 15  # of 71: 0.15 eye distances above and below
-    bar = (light[: -2 * step] + light[2 * step :]) / 2 - light[step:-step]
-    return float(bar.abs().max()) > _BRIDGE_L
 
 
 def _frame(portrait: Portrait, side: Side) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

@@ -60,6 +60,25 @@ def face(size_px: int = 96, seed: int = 0) -> Portrait:
     return Portrait("drawn", image.clamp(-1, 1), label, torch.zeros(1, size_px, size_px), points, "0" * 64)
 
 
+def with_wire_glasses(portrait: Portrait) -> Portrait:
+    """The drawn face behind round glasses: thin frames, dark with a bright lower edge, a bridge and arms."""
+    size = portrait.size_px
+    image = portrait.image
+    middle = portrait.points68[[27]].mean(0) / size
+    dark, bright = torch.zeros_like(image[:1]), torch.zeros_like(image[:1])
+    for x in (0.375, 0.625):
+        outer, inner = ellipse(size, x, 0.48, 0.1, 0.085), ellipse(size, x, 0.48, 0.088, 0.073)
+        dark = torch.maximum(dark, outer - inner)
+        shine = ellipse(size, x, 0.492, 0.1, 0.085) - outer
+        bright = torch.maximum(bright, shine.clamp_min(0))
+    rows = ((torch.arange(size) / size - middle[1]).abs() < 0.007).float()[:, None]
+    columns = torch.arange(size) / size
+    for start, end in ((0.47, 0.53), (0.25, 0.28), (0.72, 0.75)):
+        dark = torch.maximum(dark, (rows * ((columns > start) & (columns < end)))[None])
+    image = image - 0.5 * dark * (image + 1) + 0.35 * bright * (1 - image)
+    return replace(portrait, image=image)
+
+
 def feather_noise(size_px: int, generator: torch.Generator) -> torch.Tensor:
     """Texture [1,H,W] of freckles, a few hundredths strong."""
     noise = torch.nn.functional.interpolate(
