@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.dispatch import Fits, choose, triton_fits, with_triton
 
+_SLOPES = {"linear": 1.0, "relu": 0.0}
 # Gains that keep the variance of unit Gaussian input, as in the official release.
 DEFAULT_GAIN = {"linear": 1.0, "lrelu": math.sqrt(2.0), "relu": math.sqrt(2.0)}
 
@@ -27,17 +28,30 @@ def bias_act(
 
     x: any shape; bias [x.shape[dim]] or None; act "linear", "relu" or "lrelu" (with slope); gain None takes the
     activation's own (sqrt 2 for the rectifiers); clamp None leaves the range open. Differentiable twice.
+    impl "triton" is one kernel on a GPU, for x [N,C,H,W] and dim 1.
     """
-    choose("bias_act", impl, {"reference": True})
     if act not in DEFAULT_GAIN:
         raise ValueError(f"bias_act: unknown activation {act!r}; there are: {', '.join(DEFAULT_GAIN)}")
+    gain = DEFAULT_GAIN[act] if gain is None else gain
+    usable: dict[str, Fits] = {"reference": True}
+    if act != "linear" or gain != 1 or clamp is not None or impl == "triton":  # a sum alone is one operation as it is
+        usable = with_triton(usable, _triton_fits(x, dim), x.device)
+    if choose("bias_act", impl, usable) == "triton":
+        from stylepairs.kernels.triton_layer import layer_tail
+
+        return layer_tail(x, bias=bias, slope=_SLOPES.get(act, slope), gain=gain, clamp=clamp)
     if bias is not None:
         x = x + bias.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     if act == "lrelu":
         x = F.leaky_relu(x, slope)
     elif act == "relu":
         x = F.relu(x)
-    gain = DEFAULT_GAIN[act] if gain is None else gain
     if gain != 1:
         x = x * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+def _triton_fits(x: torch.Tensor, dim: int) -> Fits:
+    if x.ndim != 4 or dim != 1:
+        return "it takes x [N,C,H,W] and dim 1"
+    return triton_fits(x, x.dtype, x[0].numel() if len(x) else 0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stylepairs.kernels.dispatch import choose, without_autocast
+from stylepairs.kernels.dispatch import autocast_dtype, choose, without_autocast
 from stylepairs.kernels.upfirdn2d import upfirdn2d
 
 DEMODULATION_EPS = 1e-8
@@ -42,7 +42,7 @@ def modulated_conv2d(
     if chosen == "pixelwise":
         per_sample = _per_sample(weight, styles, demodulate)[..., 0, 0]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        product: torch.Tensor = _PixelwiseProduct.apply(pixels, per_sample.to(_product_dtype(x)))
+        product: torch.Tensor = _PixelwiseProduct.apply(pixels, per_sample.to(autocast_dtype(x)))
         return product.unflatten(2, x.shape[2:])
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = convolve(x, weight.to(x.dtype), up, resample_kernel)
@@ -70,13 +70,23 @@ def convolve(
     if up == 1:
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
     assert resample_kernel is not None
+    x = stretch(x, weight, groups)
+    return upfirdn2d(x, resample_kernel, padding=filter_padding(weight, resample_kernel), gain=4)
+
+
+def stretch(x: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """Transposed convolution of stride 2, [N,Cin,H,W] -> [N,Cout,2H-2+k,2W-2+k], to be filtered."""
     size = weight.shape[-1]
     cout, cin = weight.shape[0] // groups, weight.shape[1]
     transposed = weight.reshape(groups, cout, cin, size, size).transpose(1, 2).reshape(groups * cin, cout, size, size)
-    x = F.conv_transpose2d(x, transposed, stride=2, groups=groups)
-    taps = resample_kernel.shape[0]
+    return F.conv_transpose2d(x, transposed, stride=2, groups=groups)
+
+
+def filter_padding(weight: torch.Tensor, resample_kernel: torch.Tensor) -> tuple[int, int, int, int]:
+    """Padding with which the FIR filter after `stretch` gives [N,Cout,2H,2W]."""
+    size, taps = weight.shape[-1], resample_kernel.shape[0]
     before, after = size // 2 + (taps + 1) // 2 - (size - 1), size // 2 + (taps - 2) // 2 - (size - 2)
-    return upfirdn2d(x, resample_kernel, padding=(before, after, before, after), gain=4)
+    return before, after, before, after
 
 
 def _grouped(
@@ -98,11 +108,6 @@ def _per_sample(weight: torch.Tensor, styles: torch.Tensor, demodulate: bool) ->
     if demodulate:
         scaled = scaled * (scaled.square().sum((2, 3, 4), keepdim=True) + DEMODULATION_EPS).rsqrt()
     return scaled
-
-
-def _product_dtype(x: torch.Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class _PixelwiseProduct(torch.autograd.Function):

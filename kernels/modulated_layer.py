@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylepairs.kernels.bias_act import bias_act
-from stylepairs.kernels.dispatch import choose, without_autocast
-from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS, modulated_conv2d
+from stylepairs.kernels.dispatch import Fits, autocast_dtype, choose, triton_fits, with_triton, without_autocast
+from stylepairs.kernels.modulated_conv2d import (
+    DEMODULATION_EPS,
+    demodulation,
+    filter_padding,
+    modulated_conv2d,
+    stretch,
+)
 
 # The fused path knows one size of weights and of filter: StyleGAN2's own.
 _WEIGHT_SIZE, _TAPS = 3, 4
@@ -38,15 +44,19 @@ def modulated_layer(
     [N,1,H*up,W*up], None leaves it out; up and resample_kernel (1-D taps) as in modulated_conv2d. Returns
     [N,Cout,H*up,W*up] in x's dtype, or in autocast's. Differentiable twice.
     impl "reference" composes modulated_conv2d and bias_act; "fused" is one autograd function for frozen 3x3 weights on
-    a CPU, with gradients to x, styles and noise alone; its second derivatives are the reference's.
+    a CPU, with gradients to x, styles and noise alone; "triton" is torch's convolution and one kernel for all that
+    follows it, on a GPU, with gradients to all but the taps. Second derivatives of both are the reference's.
     """
     fuses = gain > 0 and slope >= 0 and _can_fuse(x, weight, bias, up, resample_kernel)
-    usable = {"fused": fuses, "reference": True}
-    if choose("modulated_layer", impl, usable) == "reference":
+    fits = _triton_fits(x, weight, up, resample_kernel)
+    usable = with_triton({"fused": fuses, "reference": True}, fits, x.device)
+    chosen = choose("modulated_layer", impl, usable)
+    if chosen == "reference":
         return _reference(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if chosen == "triton":
+        return _by_triton(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
+    settings = (autocast_dtype(x), up, slope, gain, clamp)
     with without_autocast("cpu"):
-        settings = (dtype, up, slope, gain, clamp)
         if torch.is_grad_enabled():
             out: torch.Tensor = _FusedLayer.apply(x, styles, noise, weight, bias, resample_kernel, settings)
             return out
@@ -62,13 +72,12 @@ def _can_fuse(
     trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
     filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
     trains |= resample_kernel is not None and resample_kernel.requires_grad
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return (
         x.device.type == weight.device.type == "cpu"
         and not trains
         and filtered
         and tuple(weight.shape[2:]) == (_WEIGHT_SIZE, _WEIGHT_SIZE)
-        and dtype in _FUSED_DTYPES
+        and autocast_dtype(x) in _FUSED_DTYPES
     )
 
 
@@ -80,6 +89,34 @@ def _reference(
     if noise is not None:
         x = x + noise.to(x.dtype)
     return bias_act(x, bias, act="lrelu", slope=slope, gain=gain, clamp=clamp)
+
+
+def _triton_fits(x: torch.Tensor, weight: torch.Tensor, up: int, resample_kernel: torch.Tensor | None) -> Fits:
+    if up not in (1, 2) or (up == 2 and resample_kernel is None):
+        return "up must be 1, or 2 with resample_kernel"
+    stretched = weight.shape[0] * math.prod(up * side + weight.shape[-1] for side in x.shape[2:])
+    return triton_fits(x, autocast_dtype(x), stretched, resample_kernel)
+
+
+def _by_triton(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, noise: torch.Tensor | None,
+    up: int, resample_kernel: torch.Tensor | None, slope: float, gain: float, clamp: float | None,
+) -> torch.Tensor:  # fmt: skip
+    from stylepairs.kernels.triton_layer import layer_tail
+
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    taps, padding = None, (0, 0, 0, 0)
+    if up == 1:
+        u = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
+    else:
+        assert resample_kernel is not None
+        u, padding = stretch(x, weight.to(x.dtype)), filter_padding(weight, resample_kernel)
+        square = torch.outer(resample_kernel, resample_kernel) if resample_kernel.ndim == 1 else resample_kernel
+        taps = square.flip((0, 1)) * 4  # 4: what upsampling by two keeps the mean with
+    if noise is not None:  # a view [N or 1,1,H*up,W*up]
+        noise = noise.expand(*noise.shape[:-2], x.shape[2] * up, x.shape[3] * up)
+        noise = noise.reshape(-1, 1, *noise.shape[-2:])
+    return layer_tail(u, demodulation(weight, styles), noise, bias, slope, gain, clamp, taps, padding)
 
 
 Settings = tuple[torch.dtype, int, float, float, float | None]  # dtype of the convolution, up, slope, gain, clamp

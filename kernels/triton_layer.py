@@ -13,7 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Elements of a tile. In channels_last each of a program's 128 threads gets what one load of 16 bytes brings in bfloat16
+# (48 registers a thread with the filter, as compiled for sm_90). Else half as many: pixels cannot be loaded together
+# under the filter, and 1024 would take 163 registers in place of 86.
+_TILE, _TILE_OF_PIXELS = 1024, 512
+_MOST_TILE_CHANNELS = 64  # of a channels-last tile: 128 bytes in bfloat16, a line of the L2 cache
+_MOST_TILE_PIXELS = 256
 Padding = tuple[int, int, int, int]
 
 
@@ -120,10 +125,14 @@ class _Tail(torch.autograd.Function):
         block_c, block_p = _blocks(g)
         c_blocks, p_blocks = triton.cdiv(c, block_c), triton.cdiv(height * width, block_p)
         # Partial sums per tile, added up by torch: atomics would make the bits depend on the order of arrival.
-        by_channel = g.new_empty((2, n, c, p_blocks), dtype=torch.float32)
-        by_pixel = g.new_empty((n, c_blocks, height * width), dtype=torch.float32)
+        sum_channels = (demod is not None and needs[1]) or (bias is not None and needs[3])
+        sum_pixels = noise is not None and needs[2]
+        by_channel = g.new_empty((2, n, c, p_blocks) if sum_channels else (0,), dtype=torch.float32)
+        by_pixel = g.new_empty((n, c_blocks, height * width) if sum_pixels else (0,), dtype=torch.float32)
         noise_stride = _noise_strides(noise)
-        _backward_kernel[(p_blocks, c_blocks, n)](
+        _run(
+            _backward_kernel,
+            (p_blocks, c_blocks, n),
             *(g, x, x if taps is None else taps, x if demod is None else demod.contiguous()),
             *(x if noise is None else noise, x if bias is None else bias.contiguous(), inner, by_channel, by_pixel),
             *(c, x.shape[2], x.shape[3], height, width, left, top, slope, gain, clamp or 0.0, n * c * p_blocks),
@@ -135,6 +144,8 @@ class _Tail(torch.autograd.Function):
             NOISE=noise is not None,
             BIAS=bias is not None,
             CLAMP=clamp is not None,
+            SUM_CHANNELS=sum_channels,
+            SUM_PIXELS=sum_pixels,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
         )
@@ -180,8 +191,18 @@ def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _blocks(x: torch.Tensor) -> tuple[int, int]:
-    """Channels and pixels of a tile, wide along the dimension that is contiguous."""
-    return (64, 8) if _channels_last(x) else (2, 256)
+    """Channels and pixels of a tile, wide along the dimension that is contiguous. They depend on the sample's shape
+    alone, so that its sums have the same bits in any batch."""
+    if _channels_last(x):
+        channels = min(triton.next_power_of_2(x.shape[1]), _MOST_TILE_CHANNELS)
+        return channels, _TILE // channels
+    pixels = min(triton.next_power_of_2(x.shape[2] * x.shape[3]), _MOST_TILE_PIXELS)
+    return min(triton.next_power_of_2(x.shape[1]), _TILE_OF_PIXELS // pixels), pixels
+
+
+def _run(kernel: Any, grid: tuple[int, int, int], x: torch.Tensor, *arguments: Any, **constants: Any) -> None:
+    with torch.cuda.device_of(x):  # Triton launches on the current device; nothing for a tensor on a CPU
+        kernel[grid](x, *arguments, **constants)
 
 
 def _noise_strides(noise: torch.Tensor | None) -> tuple[int, int, int]:
@@ -207,7 +228,9 @@ def _launch(
 ) -> None:
     n, c, height, width = out.shape
     block_c, block_p = _blocks(out)
-    _forward_kernel[(triton.cdiv(height * width, block_p), triton.cdiv(c, block_c), n)](
+    _run(
+        _forward_kernel,
+        (triton.cdiv(height * width, block_p), triton.cdiv(c, block_c), n),
         *(x, x if taps is None else taps, x if demod is None else demod.contiguous()),
         *(x if noise is None else noise, x if bias is None else bias.contiguous(), out),
         *(c, x.shape[2], x.shape[3], height, width, left, top, slope, gain, clamp or 0.0),
@@ -269,8 +292,8 @@ def _forward_kernel(
     if BIAS:
         v += tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32)
     v = tl.where(v > 0, v, v * slope) * gain
-    if CLAMP:
-        v = tl.minimum(tl.maximum(v, -clamp), clamp)
+    if CLAMP:  # tl.minimum would take the clamp for a NaN
+        v = tl.where(v > clamp, clamp, tl.where(v < -clamp, -clamp, v))
     tl.store(out + n * on + ch * oc + oy * oh + ox * ow, v.to(out.dtype.element_ty), mask=ok)
 
 
@@ -280,7 +303,7 @@ def _backward_kernel(
     gn, gc, gh, gw, xn, xc, xh, xw, on, oc, oh, ow, nn, nh, nw,
     KH: tl.constexpr, KW: tl.constexpr, FIR: tl.constexpr,
     DEMOD: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    SUM_CHANNELS: tl.constexpr, SUM_PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -304,11 +327,13 @@ def _backward_kernel(
     if CLAMP:
         y = tl.where(v > 0, v, v * slope) * gain
         grad = tl.where((y >= -clamp) & (y <= clamp), grad, 0.0)
-    row = (n * C + channels) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(by_channel + row, tl.sum(grad * filtered, 1), mask=channels < C)
-    tl.store(by_channel + half + row, tl.sum(grad, 1), mask=channels < C)
-    at = (n * tl.num_programs(1) + tl.program_id(1)) * OH * OW + pixels
-    tl.store(by_pixel + at, tl.sum(grad, 0), mask=pixels < OH * OW)
+    if SUM_CHANNELS:
+        row = (n * C + channels) * tl.num_programs(0) + tl.program_id(0)
+        tl.store(by_channel + row, tl.sum(grad * filtered, 1), mask=channels < C)
+        tl.store(by_channel + half + row, tl.sum(grad, 1), mask=channels < C)
+    if SUM_PIXELS:
+        at = (n * tl.num_programs(1) + tl.program_id(1)) * OH * OW + pixels
+        tl.store(by_pixel + at, tl.sum(grad, 0), mask=pixels < OH * OW)
     if DEMOD:
         grad = grad * d
     tl.store(inner + n * on + ch * oc + oy * oh + ox * ow, grad.to(inner.dtype.element_ty), mask=ok)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.dispatch import choose, triton_fits, with_triton
 
 
 def setup_filter(taps: Sequence[float] = (1, 3, 3, 1), gain: float = 1.0) -> torch.Tensor:
@@ -34,14 +34,21 @@ def upfirdn2d(
     right, top, bottom), negative crops; flip_filter correlates instead of convolving; gain multiplies the result.
     Returns [N,C,(H*up+pad-kh)//down+1, ...]. Differentiable twice.
     impl "transposed" upsamples without inserting zeros (a transposed convolution; up > 1, down 1, padding as
-    upsample2d's); "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel.
+    upsample2d's); "separable" needs a 1-D kernel; "reference" runs the full 2-D kernel; "triton" is one kernel on a
+    GPU, with a gradient to x alone.
     """
     usable = {
         "transposed": _can_transpose(kernel, up, down, padding),
         "separable": kernel.ndim == 1,
         "reference": True,
     }
-    chosen = choose("upfirdn2d", impl, usable)
+    elements = x.shape[1] * (x.shape[2] * up + sum(padding[2:])) * (x.shape[3] * up + sum(padding[:2]))
+    fits = triton_fits(x, x.dtype, elements, kernel)
+    chosen = choose("upfirdn2d", impl, with_triton(usable, fits, x.device))
+    if chosen == "triton":
+        from stylepairs.kernels import triton_layer
+
+        return triton_layer.upfirdn2d(x, kernel, up, down, padding, flip_filter, gain)
     if chosen == "transposed":
         return _transposed(x, kernel.flip(tuple(range(kernel.ndim))) if flip_filter else kernel, up, padding, gain)
     if up > 1:

@@ -1,20 +1,19 @@
-"""Triton kernels in Triton's interpreter on the CPU, against the plain references."""
+"""Triton kernels against the plain references: in Triton's interpreter on a CPU, compiled on a GPU."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are declared
-pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
+pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
 
 from stylepairs.kernels.triton_layer import layer_tail, reference_tail
 from stylepairs.kernels.triton_layer import upfirdn2d as triton_upfirdn2d
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
+
+pytestmark = pytest.mark.usefixtures("on_triton_device")
 
 # Relative to the largest value: float32 sums in another order; one rounding of the output in the half types, but the
 # reference rounds after every operation.
@@ -28,7 +27,8 @@ def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.
 
 
 def image(shape, dtype=torch.float32, layout="nchw", seed=0) -> torch.Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+    x = x.to(torch.get_default_device(), dtype)
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     if layout == "strided":
@@ -115,3 +115,9 @@ def test_a_sample_has_the_same_bits_whatever_its_neighbours():
         alone, reference_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4), None, (0.2, 2**0.5, None, (0,) * 4))
     )
     assert torch.equal(layer_tail(x, torch.ones(3, 4), noise, torch.ones(4))[1:2], alone)
+
+
+@pytest.mark.parametrize("clamp", [None, 0.8])
+def test_what_is_not_a_number_stays_so(clamp):
+    x = torch.full((1, 2, 3, 3), float("nan"))
+    assert layer_tail(x, bias=torch.ones(2), clamp=clamp).isnan().all()
