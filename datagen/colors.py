@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 
 import torch
-from kornia.color import lab_to_rgb, rgb_to_lab
+from kornia.color import lab_to_rgb, rgb_to_linear_rgb
 
 from stylepairs.datagen.errors import InputError
 
@@ -65,8 +66,24 @@ def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
 
 
 def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
-    """sRGB [...,3,H,W] in [-1,1] -> CIE Lab [...,3,H,W] (L 0..100), white point D65, 2 degree observer."""
-    return rgb_to_lab((image + 1) / 2)
+    """sRGB [...,3,H,W] in [-1,1] -> CIE Lab [...,3,H,W] (L 0..100), white point D65, 2 degree observer.
+
+    kornia's rgb_to_lab to the bit, but for its constants: made anew in each call, they would make a GPU wait.
+    """
+    matrix, white = _xyz_constants(image.device, image.dtype)
+    xyz = torch.einsum("oi,...ihw->...ohw", matrix, rgb_to_linear_rgb((image + 1) / 2)) / white
+    curve = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856).pow(1 / 3), 7.787 * xyz + 4 / 29)
+    x, y, z = curve.unbind(-3)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
+
+
+@functools.cache
+def _xyz_constants(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1]."""
+    with torch.inference_mode(False):  # kept for calls that need gradients
+        matrix = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+        white = torch.tensor([0.95047, 1.0, 1.08883], device=device, dtype=dtype)
+        return torch.tensor(matrix, device=device, dtype=dtype), white[:, None, None]
 
 
 def lab_to_srgb(lab: torch.Tensor, clip: bool = True) -> torch.Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kornia.color import rgb_to_lab
 
 from stylepairs.datagen.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.errors import InputError
@@ -92,6 +93,15 @@ def test_lab_has_the_known_values_of_the_srgb_primaries_and_white_point_d65():
     colors = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).T[:, :, None]
     expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86]]
     torch.testing.assert_close(srgb_to_lab(colors)[..., 0].T, torch.tensor(expected), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lab_is_kornias_to_the_bit_and_so_is_its_gradient(dtype):
+    image = torch.rand(2, 3, 5, 7, dtype=dtype, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    image.requires_grad_()
+    ours, theirs = srgb_to_lab(image), rgb_to_lab((image + 1) / 2)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(torch.autograd.grad(lab.square().sum(), image)[0] for lab in (ours, theirs)))
 
 
 def test_lab_round_trip_returns_the_image():
