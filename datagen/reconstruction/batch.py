@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
+from stylepairs.kernels.cuda_graph import graphed
 
 BETAS = (0.9, 0.99)
 EPS = 1e-8
@@ -43,7 +44,8 @@ class Outcome:
 
 @dataclass
 class State:
-    """What the objective sees: leading dimension N, the width of the batch."""
+    """What the objective sees: leading dimension N, the width of the batch, all on one device. The tensors are moved in
+    place, never exchanged."""
 
     u: torch.Tensor  # [N,L,C]
     noise: list[torch.Tensor]  # [N,1,r,r]
@@ -74,20 +76,28 @@ def optimise(
     settings: OptimiserSettings,
     multiplier_rate: float = 0.0,
     after_step: AfterStep | None = None,
+    capturable: bool = True,
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield (job index, outcome) as portraits leave, in order of leaving.
 
     A portrait leaves `decay_steps` after it was met or has used up `steps`; one whose loss is not finite leaves at
     once, with the figure `finite` = 0 and the last state that was finite. after_step may move the state in place after
-    each step (back onto a sphere, ...), each portrait for itself.
+    each step (back onto a sphere, ...), each portrait for itself. capturable False: objective or after_step read
+    values on the host, or do other operations from step to step, so that no CUDA graph can replay them.
     """
     if not jobs:
         return
-    batch = _Batch(jobs, settings, after_step)
-    while batch.alive():
+    batch = _Batch(jobs, settings, multiplier_rate)
+
+    def step() -> None:
         verdict = objective(batch.state)
-        gradients = torch.autograd.grad(verdict.loss.sum(), batch.parameters())
-        yield from batch.advance(verdict, gradients, multiplier_rate)
+        batch.advance(verdict, torch.autograd.grad(verdict.loss.sum(), batch.parameters()), after_step)
+
+    run = graphed(step, batch.state.u.device) if capturable else step
+    while batch.alive():
+        for _ in range(batch.steps_until_one_may_leave()):
+            run()
+        yield from batch.leaving()
 
 
 def optimise_all(
@@ -97,10 +107,11 @@ def optimise_all(
     multiplier_rate: float = 0.0,
     progress: Progress | None = None,
     after_step: AfterStep | None = None,
+    capturable: bool = True,
 ) -> list[Outcome]:
     """The outcomes of `optimise` in the order of the jobs; progress(done, all) is called as portraits leave."""
     outcomes: dict[int, Outcome] = {}
-    for index, outcome in optimise(jobs, objective, settings, multiplier_rate, after_step):
+    for index, outcome in optimise(jobs, objective, settings, multiplier_rate, after_step, capturable):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))
@@ -108,30 +119,37 @@ def optimise_all(
 
 
 class _Batch:
-    def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings, after_step: AfterStep | None):
-        self.jobs, self.settings, self.after_step = jobs, settings, after_step
+    def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings, multiplier_rate: float):
+        self.jobs, self.settings, self.multiplier_rate = jobs, settings, multiplier_rate
         width, first, targets = settings.batch, jobs[0], _made(jobs[0])
         self.slots: list[int | None] = [0, *[None] * (width - 1)]
         self.next_job = 1
+        device = first.u.device
+        self.waits = _waits(device)
         self.state = State(
             torch.stack([first.u] * width).requires_grad_(),
             [torch.stack([level] * width)[:, None].requires_grad_() for level in first.noise],
             {key: torch.stack([value] * width) for key, value in targets.items()},
-            torch.zeros(width),
-            torch.full((width,), first.multiplier),
+            torch.zeros(width, device=device),
+            torch.full((width,), first.multiplier, device=device),
         )
-        self.decay_from = torch.full((width,), float(settings.steps))
+        self.decay_from = torch.full((width,), float(settings.steps), device=device)
+        self.betas = [torch.tensor(beta, device=device) for beta in BETAS]
         self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.parameters()]
+        self.left = torch.zeros(width, dtype=torch.bool, device=device)
+        self.kept: dict[str, torch.Tensor] = {}  # of each portrait that has left: its state and figures as it left
         for place in range(1, width):
             self._enter(place)
+        self.wait = self._fewest_steps([0.0] * width, [float(settings.steps)] * width)
 
     def alive(self) -> bool:
         return any(slot is not None for slot in self.slots)
 
-    def advance(
-        self, verdict: Verdict, gradients: Sequence[torch.Tensor], multiplier_rate: float
-    ) -> Iterator[tuple[int, Outcome]]:
-        """One step for every portrait; yields and replaces those that leave."""
+    def steps_until_one_may_leave(self) -> int:
+        return self.wait if self.waits else 1
+
+    def advance(self, verdict: Verdict, gradients: Sequence[torch.Tensor], after_step: AfterStep | None) -> None:
+        """One step for every portrait; what those that leave have come to is kept."""
         state, settings = self.state, self.settings
         finite = verdict.loss.detach().isfinite()
         for gradient in gradients:
@@ -139,18 +157,34 @@ class _Batch:
         with torch.no_grad():
             state.step += 1
             self._adam(gradients, finite)
-            if self.after_step is not None:
-                self.after_step(state)
-            growth = (multiplier_rate * verdict.violation.detach().clamp(-1, 1)).exp()
-            state.multiplier.mul_(torch.where(finite.cpu(), growth.cpu(), 1.0)).clamp_(0.1, 100.0)
-            met = verdict.met.detach().cpu() & (state.step > settings.warmup_steps)
-            self.decay_from = torch.where(met, torch.minimum(self.decay_from, state.step), self.decay_from)
-        left = (state.step >= self.decay_from + settings.decay_steps) | ~finite.cpu()
-        for place in torch.nonzero(left).flatten().tolist():
+            if after_step is not None:
+                after_step(state)
+            growth = (self.multiplier_rate * verdict.violation.detach().clamp(-1, 1)).exp()
+            state.multiplier.mul_(torch.where(finite, growth, 1.0)).clamp_(0.1, 100.0)
+            met = verdict.met.detach() & (state.step > settings.warmup_steps)
+            self.decay_from.copy_(torch.where(met, torch.minimum(self.decay_from, state.step), self.decay_from))
+            leaves = (state.step >= self.decay_from + settings.decay_steps) | ~finite
+            if self.waits or leaves.any():
+                self._keep(leaves & ~self.left, self._outcomes(verdict, finite))
+            self.left |= leaves
+
+    def leaving(self) -> Iterator[tuple[int, Outcome]]:
+        """The outcomes of those that have left; the next jobs take their places."""
+        rows = torch.stack([self.left.float(), self.state.step, self.decay_from]).tolist()
+        places = [place for place, left in enumerate(rows[0]) if left]
+        for place in places:
             index = self.slots[place]
             if index is not None:
-                yield index, self._outcome(place, verdict, bool(finite[place]))
+                yield index, self._outcome(place)
             self._enter(place)
+            rows[1][place], rows[2][place] = 0.0, float(self.settings.steps)
+        self.wait = self._fewest_steps(rows[1], rows[2])
+
+    def _fewest_steps(self, steps: Sequence[float], decay_from: Sequence[float]) -> int:
+        """Steps after which the first finite portrait may leave: it could be met in the very next one."""
+        ends = [min(start, step + 1) - step for step, start in zip(steps, decay_from, strict=True)]
+        busy = [end for end, slot in zip(ends, self.slots, strict=True) if slot is not None]
+        return max(1, int(min(busy, default=0)) + self.settings.decay_steps)
 
     def _rate(self) -> torch.Tensor:
         """Share of the learning rate [N] at each portrait's own step: linear warm-up, cosine decay."""
@@ -161,7 +195,7 @@ class _Batch:
 
     def _adam(self, gradients: Sequence[torch.Tensor], finite: torch.Tensor) -> None:
         step, rate = self.state.step, self._rate()
-        correct = [1 - torch.tensor(beta).pow(step) for beta in BETAS]
+        correct = [1 - beta.pow(step) for beta in self.betas]
         for index, (x, gradient) in enumerate(zip(self.parameters(), gradients, strict=True)):
             first, second = self.moments[index]
             shape = [-1] + [1] * (x.ndim - 1)
@@ -169,17 +203,30 @@ class _Batch:
             first.lerp_(gradient, 1 - BETAS[0])
             second.lerp_(gradient.square(), 1 - BETAS[1])
             base = self.settings.learning_rate if index == 0 else self.settings.noise_learning_rate
-            scale = (base * rate / correct[0]).to(x.device).view(shape)
-            x -= scale * first / ((second / correct[1].to(x.device).view(shape)).sqrt() + EPS)
+            scale = (base * rate / correct[0]).view(shape)
+            x -= scale * first / ((second / correct[1].view(shape)).sqrt() + EPS)
             if index > 0:  # noise maps keep zero mean and unit variance (StyleGAN2's projector)
                 x -= x.mean((1, 2, 3), keepdim=True)
                 x *= x.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-8).rsqrt()
 
-    def _outcome(self, place: int, verdict: Verdict, finite: bool) -> Outcome:
-        figures = {key: float(value[place]) for key, value in verdict.figures.items()}
-        figures |= {"finite": float(finite), "multiplier": float(self.state.multiplier[place])}
-        noise = [maps[place, 0].detach().clone() for maps in self.state.noise]
-        return Outcome(self.state.u[place].detach().clone(), noise, int(self.state.step[place]), figures)
+    def _outcomes(self, verdict: Verdict, finite: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a portrait would leave with now, [N,...] each; figures by their own names, the rest with a dot."""
+        state = self.state
+        own = {".u": state.u, ".step": state.step, "finite": finite.float(), "multiplier": state.multiplier}
+        noise = {f".noise{level}": maps for level, maps in enumerate(state.noise)}
+        return {key: value.detach() for key, value in verdict.figures.items()} | own | noise
+
+    def _keep(self, places: torch.Tensor, outcomes: dict[str, torch.Tensor]) -> None:
+        for key, value in outcomes.items():
+            if key not in self.kept:
+                self.kept[key] = torch.zeros_like(value)
+            kept = self.kept[key]
+            kept.copy_(torch.where(places.view([-1] + [1] * (kept.ndim - 1)), value, kept))
+
+    def _outcome(self, place: int) -> Outcome:
+        figures = {key: float(value[place]) for key, value in self.kept.items() if not key.startswith(".")}
+        noise = [self.kept[f".noise{level}"][place, 0].clone() for level in range(len(self.state.noise))]
+        return Outcome(self.kept[".u"][place].clone(), noise, int(self.kept[".step"][place]), figures)
 
     def _enter(self, place: int) -> None:
         """Put the next job in this place; without one, the place goes on with what it holds."""
@@ -197,11 +244,18 @@ class _Batch:
                 state.targets[key][place] = value
             state.step[place], state.multiplier[place] = 0, job.multiplier
             self.decay_from[place] = float(self.settings.steps)
+            self.left[place] = False
             for first, second in self.moments:
                 first[place], second[place] = 0, 0
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.state.u, *(self.state.noise if self.settings.noise_learning_rate else [])]
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether asking for a value would hold up the device. A CPU is asked after every step: none is in vain then, and
+    portraits that are not finite leave at once."""
+    return device.type != "cpu"
 
 
 @torch.no_grad()
