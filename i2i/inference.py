@@ -31,6 +31,7 @@ from stylepairs.i2i.models.glean import (
     stretched_sigmoid,
 )
 from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS
+from stylepairs.kernels.precision import fastest_dtype
 from stylepairs.kernels.upfirdn2d import upsample2d
 
 Editor = Union[Glean, "PreparedGlean"]
@@ -49,12 +50,6 @@ def prepare(model: Glean, dtype: torch.dtype | None = None) -> PreparedGlean:
     with torch.no_grad():
         prepared = PreparedGlean(model, dtype or fastest_dtype(device))
     return prepared.eval().requires_grad_(False)
-
-
-def fastest_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 on a CPU with instructions for it, float32 otherwise."""
-    native = torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 class PreparedGlean(nn.Module):

@@ -25,6 +25,7 @@ from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.kernels.precision import fastest_dtype
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, sett
         image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
         everywhere = torch.ones_like(image[:, :1])
         pixels = pyramid_l1(image, state.targets["photo"], everywhere)
-        features = perceptual_distance(perceptual.features(image), stored_features(state.targets))
+        features = perceptual_distance(perceptual.guiding(image), stored_features(state.targets))
         loss = (
             settings.pixel_weight * pixels
             + settings.perceptual_weight * features
@@ -112,8 +113,10 @@ def synthesise(
     precision: str,
     recompute_from: int | None = None,
 ) -> torch.Tensor:
-    """The render [N,3,H,W] in float32, its convolutions in bfloat16 if asked for; recompute_from as in `synthesis`."""
-    with torch.autocast(ws.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    """The render [N,3,H,W] in float32, its convolutions in `precision` (as in OptimiserSettings); recompute_from as in
+    `synthesis`."""
+    bf16 = precision == "bf16" or (precision == "auto" and fastest_dtype(ws.device) == torch.bfloat16)
+    with torch.autocast(ws.device.type, torch.bfloat16, enabled=bf16):
         image: torch.Tensor = generator.synthesis(ws, noise, recompute_from=recompute_from)
     return image.float()
 
@@ -121,7 +124,7 @@ def synthesise(
 @torch.no_grad()
 def features_of(perceptual: Perceptual, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """The perceptual features of one fixed image [3,H,W] as targets feature0, feature1, ..., computed once."""
-    return {f"feature{level}": x[0] for level, x in enumerate(perceptual.features(image[None]))}
+    return {f"feature{level}": x[0] for level, x in enumerate(perceptual.guiding(image[None]))}
 
 
 def stored_features(targets: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -27,31 +27,56 @@ def pyramid_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, le
     return total / levels
 
 
-def reference_error(
-    image: torch.Tensor, reference: torch.Tensor, edit_mask: torch.Tensor, lab: torch.Tensor | None
+def reference_errors(
+    image: torch.Tensor, references: Sequence[torch.Tensor], edit_mask: torch.Tensor, lab: torch.Tensor | None
 ) -> torch.Tensor:
-    """sqrt(|M * (down(G) - s)|^2 / |M|): distance of the low-resolution render from the sketch, root mean square.
+    """sqrt(|M * (down(G) - s)|^2 / |M|) at the size of each reference -> [sizes,N]: distance of the low-resolution
+    render from the sketch, root mean square.
 
-    image [N,3,H,W]; reference [N,3,r,r] as `masked_downsample` gives it; edit_mask [N,1,H,W]; lab [N] bool: compare in
-    Lab / 50 instead of [-1,1] RGB; None where no portrait is, which saves the conversion.
+    image [N,3,H,W]; references, finest first, each [N,3,r,r] of `reference_colors`; edit_mask [N,1,H,W]; lab [N] bool:
+    compare in Lab / 50 instead of [-1,1] RGB; None where no portrait is, which saves the conversion.
     """
-    size_px = reference.shape[-1]
-    small = masked_downsample(image, edit_mask, size_px)
-    error = (small - reference).square().mean(1, keepdim=True)
+    inside, weight = image * edit_mask, edit_mask
+    cells, weights = [], []
+    for reference in references:  # averages of averages: each size is made of the next finer
+        inside, weight = downsample(inside, reference.shape[-1]), downsample(weight, reference.shape[-1])
+        cells.append(_mean_colors(inside, weight).flatten(2))
+        weights.append(weight.flatten(2))
+    small = torch.cat(cells, 2)[:, :, None]  # [N,3,1,cells of all sizes]: one conversion for all
+    wanted = torch.cat([reference.flatten(2) for reference in references], 2)[:, :, None]
+    error = (in_space(small, lab) - wanted).square().mean(1)
     if lab is not None:
-        in_lab = ((srgb_to_lab(small.clamp(-1, 1)) - srgb_to_lab(reference)) / LAB_SCALE).square().mean(1, keepdim=True)
         # Lab knows no colour beyond [-1,1], so it cannot pull back a render that has left it: this does.
-        overshoot = (small - small.clamp(-1, 1)).square().mean(1, keepdim=True)
-        error = torch.where(lab.view(-1, 1, 1, 1), in_lab + overshoot, error)
-    weight = downsample(edit_mask, size_px)
-    mean = (error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)
-    return (mean + 1e-8).sqrt()
+        overshoot = (small - small.clamp(-1, 1)).square().mean(1)
+        error = error + overshoot * lab.view(-1, 1, 1)
+    means = [
+        (part * share[:, 0]).sum(1) / share[:, 0].sum(1).clamp_min(1e-6)
+        for part, share in zip(error[:, 0].split([cell.shape[2] for cell in cells], 1), weights, strict=True)
+    ]
+    return (torch.stack(means) + 1e-8).sqrt()
+
+
+def reference_colors(
+    image: torch.Tensor, mask: torch.Tensor, size_px: int, lab: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What `reference_errors` compares with: `masked_downsample`, in Lab / 50 where lab [N] says so."""
+    return in_space(masked_downsample(image, mask, size_px), lab)
+
+
+def in_space(image: torch.Tensor, lab: torch.Tensor | None) -> torch.Tensor:
+    """image [N,3,H,W] in [-1,1] as it is; in Lab / 50 where lab [N] is True."""
+    if lab is None:
+        return image
+    return torch.where(lab.view(-1, 1, 1, 1), srgb_to_lab(image.clamp(-1, 1)) / LAB_SCALE, image)
 
 
 def masked_downsample(image: torch.Tensor, mask: torch.Tensor, size_px: int) -> torch.Tensor:
     """Each cell's mean colour under the mask: what lies outside does not bleed into the cells on the edge."""
-    weight = downsample(mask, size_px)
-    return downsample(image * mask, size_px) / weight.clamp_min(1e-4) * (weight > 1e-4)
+    return _mean_colors(downsample(image * mask, size_px), downsample(mask, size_px))
+
+
+def _mean_colors(inside: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return inside / weight.clamp_min(1e-4) * (weight > 1e-4)
 
 
 def clamped(error: torch.Tensor, tolerance: float) -> torch.Tensor:
@@ -77,12 +102,18 @@ def anchor_distance(u: torch.Tensor, start: torch.Tensor, weights: torch.Tensor)
 def noise_autocorrelation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Squared neighbour correlation of noise maps [N,1,r,r] over a pyramid (StyleGAN2's projector): noise stays
     noise."""
-    total = torch.zeros(maps[0].shape[0], device=maps[0].device)
-    for noise in maps:
-        while noise.shape[-1] >= 8:
-            for axis in (2, 3):
-                total = total + (noise * noise.roll(1, axis)).mean((1, 2, 3)).square()
-            noise = F.avg_pool2d(noise, 2) * 2  # * 2 keeps unit variance
+    count = maps[0].shape[0]
+    total = torch.zeros(count, device=maps[0].device)
+    size_px = max(noise.shape[-1] for noise in maps)
+    # Maps of one size go through the pyramid together, coarser ones joining on the way: a fifth of the operations.
+    level = maps[0].new_empty(0, 1, size_px, size_px)
+    while size_px >= 8:
+        level = torch.cat([level, *(noise for noise in maps if noise.shape[-1] == size_px)])
+        for axis in (2, 3):
+            correlation = (level * level.roll(1, axis)).mean((1, 2, 3))
+            total = total + correlation.square().view(-1, count).sum(0)
+        level = F.avg_pool2d(level, 2) * 2  # * 2 keeps unit variance
+        size_px //= 2
     return total
 
 

@@ -22,12 +22,12 @@ from stylepairs.datagen.reconstruction.inversion import (
 from stylepairs.datagen.reconstruction.objective import (
     anchor_distance,
     clamped,
-    masked_downsample,
     noise_autocorrelation,
     prior_norm,
     psnr,
     pyramid_l1,
-    reference_error,
+    reference_colors,
+    reference_errors,
     row_spread,
 )
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -139,15 +139,16 @@ def _targets(
     }
     if any_lab:
         targets["lab"] = torch.tensor(sketch.space == "lab", device=portrait.image.device)
+    lab = targets["lab"][None] if any_lab else None
     for size_px in _reference_sizes(sketch.reference_px):
-        targets[f"reference{size_px}"] = masked_downsample(sketch.image[None], edit_mask, size_px)[0]
+        targets[f"reference{size_px}"] = reference_colors(sketch.image[None], edit_mask, size_px, lab)[0]
     targets |= features_of(perceptual, portrait.image)
     if settings.detail_weight:
         drawn = features_of(perceptual, sketch.image)
         targets |= {f"drawn{level.removeprefix('feature')}": value for level, value in drawn.items()}
         targets["detail"] = torch.tensor(settings.detail_weight * sketch.sketch_detail, device=portrait.image.device)
     batched = {key: value[None] for key, value in targets.items()}
-    kept = _keep_error(inversion.image[None], perceptual.features(inversion.image[None]), batched, settings)
+    kept = _keep_error(inversion.image[None], perceptual.guiding(inversion.image[None]), batched, settings)
     targets["tolerance"] = settings.keep_slack * kept[0]
     return targets
 
@@ -155,13 +156,14 @@ def _targets(
 def _objective(
     generator: Generator, perceptual: Perceptual, prior: WPrior, settings: ReconstructionSettings
 ) -> Objective:
-    weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws)
+    device = generator.mapping.w_avg.device  # made there: a copy in each step would make a GPU wait
+    weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws, device=device)
 
     def objective(state: State) -> Verdict:
         ws = prior.unwhiten(state.u)
         image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
         reference, reached = _reference(image, state, settings)
-        seen = perceptual.features(image)
+        seen = perceptual.guiding(image)
         keep = _keep_error(image, seen, state.targets, settings)
         # An edit that leaves nothing to keep has a tolerance of 0.
         violation = keep / state.targets["tolerance"].clamp_min(1e-6) - 1
@@ -170,7 +172,7 @@ def _objective(
             + state.multiplier.to(keep.device) * clamped(keep, 0.0)
             + settings.prior_weight * prior_norm(state.u)
             + settings.row_weight * row_spread(state.u)
-            + anchor_distance(state.u, state.targets["start"], weights.to(state.u.device))
+            + anchor_distance(state.u, state.targets["start"], weights)
         )
         if settings.noise_learning_rate:
             loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
@@ -189,19 +191,16 @@ def _reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each portrait's error at the sketch resolution its own step has come to, and whether that is the final one."""
     targets = state.targets
-    sizes = sorted(int(key.removeprefix("reference")) for key in targets if key.startswith("reference"))
-    errors = torch.stack(
-        [
-            reference_error(image, targets[f"reference{size}"], targets["edit_mask"], targets.get("lab"))
-            for size in sizes
-        ]
-    )  # [sizes,N]
+    sizes = sorted((int(key.removeprefix("reference")) for key in targets if key.startswith("reference")), reverse=True)
+    references = [targets[f"reference{size}"] for size in sizes]
+    errors = reference_errors(image, references, targets["edit_mask"], targets.get("lab"))  # finest first
+    coarsest = len(sizes) - 1
     progress = state.step / max(settings.coarse_to_fine_steps, 1)
-    level = (progress * (len(sizes) - 1)).floor().clamp(max=len(sizes) - 1).long()
+    level = coarsest - (progress * coarsest).floor().clamp(max=coarsest).long()
     if settings.coarse_to_fine_steps == 0:
-        level = torch.full_like(level, len(sizes) - 1)
+        level = torch.zeros_like(level)
     level = level.to(image.device)
-    return errors.gather(0, level[None])[0], level == len(sizes) - 1
+    return errors.gather(0, level[None])[0], level == 0
 
 
 def _keep_error(

@@ -195,3 +195,17 @@ def _lpips(state, a, b):
         unit = [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in pair]
         total += F.conv2d((unit[0] - unit[1]).square(), heads[f"lin{level}.model.1.weight"]).mean((1, 2, 3))
     return total
+
+
+def test_what_guides_is_the_features_from_half_the_size_on(image):
+    model = load("efficientnet-lite0")
+    first, *rest = model.features(image)
+    guiding = model.guiding(image)
+    torch.testing.assert_close(guiding, [first[..., ::2, ::2], *rest])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_large_image_guides_at_256_px(name):
+    model = load(name)
+    image = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    torch.testing.assert_close(model.guiding(image), model.guiding(F.avg_pool2d(image, 2)))

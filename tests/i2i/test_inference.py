@@ -9,8 +9,9 @@ import torch
 
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.checkpoints import load_model
-from stylepairs.i2i.inference import fastest_dtype, prepare
+from stylepairs.i2i.inference import prepare
 from stylepairs.i2i.models.glean import Glean
+from stylepairs.kernels.precision import fastest_dtype
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -95,7 +95,7 @@ def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, prec
     def objective(state: State) -> Verdict:
         ws = prior.unwhiten(torch.stack(frozen_except(state.u.unbind(1), FREE_ROWS), 1))
         image = synthesise(generator, ws, state.noise, precision)
-        seen, targets = perceptual.features(image), state.targets
+        seen, targets = perceptual.guiding(image), state.targets
         photo = stored_features(targets)
         wanted = [targets[f"wanted{level}"] for level in range(len(photo))]
         outside = perceptual_distance(seen, photo, targets["keep_mask"])

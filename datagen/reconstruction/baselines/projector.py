@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
@@ -40,7 +39,6 @@ LEARNING_RATE = 0.1
 RAMPUP, RAMPDOWN = 0.05, 0.25
 NOISE_WEIGHT = 1e5
 EXPLORATION, EXPLORATION_UNTIL = 0.05, 0.75
-MOST_PX = 256
 _W_SAMPLES = 10_000
 
 
@@ -58,7 +56,7 @@ def reconstruct(
     use_channels_last(generator)
     schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
     jobs = [
-        Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, _seen(sketch.image)))
+        Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, sketch.image))
         for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
     ]
     outcomes = optimise_all(jobs, _objective(generator, perceptual, schedule), schedule, progress=progress)
@@ -87,16 +85,7 @@ def _objective(generator: Generator, perceptual: Perceptual, schedule: Optimiser
         scale = exploration_scale(progress_share(state, schedule), w_std).to(state.u.device)
         explored = state.u + gaussian_like(state.u, state.targets["seed"], state.step) * scale.view(-1, 1, 1)
         image = synthesise(generator, explored, state.noise, schedule.precision)
-        distance = perceptual_distance(perceptual.features(_seen(image)), stored_features(state.targets))
+        distance = perceptual_distance(perceptual.guiding(image), stored_features(state.targets))
         return verdict(distance + NOISE_WEIGHT * noise_regularisation(state.noise), {"distance": distance})
 
     return objective
-
-
-def _seen(image: torch.Tensor) -> torch.Tensor:
-    """image [...,3,H,W] at the size at which it is compared."""
-    if image.shape[-1] <= MOST_PX:
-        return image
-    return F.interpolate(image.view(-1, *image.shape[-3:]), size=(MOST_PX, MOST_PX), mode="area").view(
-        *image.shape[:-2], MOST_PX, MOST_PX
-    )

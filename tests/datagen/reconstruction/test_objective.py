@@ -5,13 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stylepairs.datagen.colors import srgb_to_lab
 from stylepairs.datagen.reconstruction.objective import (
+    LAB_SCALE,
     clamped,
+    in_space,
     masked_downsample,
     noise_autocorrelation,
     prior_norm,
     psnr,
-    reference_error,
+    reference_colors,
+    reference_errors,
     row_spread,
 )
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -46,16 +50,29 @@ def test_reference_error_is_small_only_for_the_sketch_and_ignores_detail(in_lab)
     flat = torch.full((2, 3, SIDE, SIDE), 0.2)
     stripes = flat + 0.1 * torch.tensor([1.0, -1.0]).repeat(SIDE // 2)
     lab = torch.tensor([in_lab, in_lab])
-    reference = masked_downsample(flat, mask, 8)
-    assert reference_error(stripes, reference, mask, lab).max() < 1e-3
-    assert reference_error(flat + 0.3, reference, mask, lab).min() > 0.1
+    references = [reference_colors(flat, mask, size, lab) for size in (8, 4)]
+    assert reference_errors(stripes, references, mask, lab).max() < 1e-3
+    assert reference_errors(flat + 0.3, references, mask, lab).min() > 0.1
+
+
+def test_reference_errors_are_those_of_each_size_and_portrait_alone():
+    image, sketch, mask = random_images(1), random_images(2), random_images(3)[:, :1] / 2 + 0.5
+    lab = torch.tensor([True, False])
+    errors = reference_errors(image, [reference_colors(sketch, mask, size, lab) for size in (16, 8, 4)], mask, lab)
+    for row, size in enumerate((16, 8, 4)):
+        weight = torch.nn.functional.avg_pool2d(mask, SIDE // size)
+        small, wanted = masked_downsample(image, mask, size), masked_downsample(sketch, mask, size)
+        difference = torch.stack([(srgb_to_lab(small[0]) - srgb_to_lab(wanted[0])) / LAB_SCALE, small[1] - wanted[1]])
+        expected = ((difference.square().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))).sqrt()
+        torch.testing.assert_close(errors[row], expected)
 
 
 def test_reference_error_pulls_back_a_render_beyond_the_range():
     mask = torch.ones(1, 1, SIDE, SIDE)
     reference = torch.ones(1, 3, 4, 4)
     image = torch.full((1, 3, SIDE, SIDE), 1.5, requires_grad=True)
-    reference_error(image, reference, mask, torch.tensor([True])).sum().backward()
+    lab = torch.tensor([True])
+    reference_errors(image, [in_space(reference, lab)], mask, lab).sum().backward()
     assert (image.grad > 0).all()
 
 
@@ -92,3 +109,14 @@ def test_prior_distance_is_one_for_samples_and_large_far_away(generator):
     assert prior.distance(ws * 3).mean() > 2
     assert prior_norm(prior.whiten(ws)).mean().item() == pytest.approx(1, abs=0.3)
     assert row_spread(prior.whiten(ws)).max() < 1e-6
+
+
+def test_noise_autocorrelation_is_the_sum_over_maps_and_levels():
+    maps = [torch.randn(2, 1, size, size, generator=torch.Generator().manual_seed(size)) for size in (4, 8, 16, 16, 32)]
+    expected = torch.zeros(2)
+    for noise in maps:
+        while noise.shape[-1] >= 8:
+            for axis in (2, 3):
+                expected += (noise * noise.roll(1, axis)).mean((1, 2, 3)).square()
+            noise = torch.nn.functional.avg_pool2d(noise, 2) * 2
+    torch.testing.assert_close(noise_autocorrelation(maps), expected)
