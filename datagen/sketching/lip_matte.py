@@ -10,6 +10,7 @@ from kornia.filters import guided_blur
 
 from stylepairs.datagen.colors import srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import polygon
 from stylepairs.datagen.sketching.soft_mattes import (
     CutOut,
     blur,
@@ -24,9 +25,10 @@ from stylepairs.datagen.sketching.soft_mattes import (
 )
 
 # Shares of the mouth's width: the cut-out beyond it, how far lips may reach beyond the label, where the skin's colour
-# is taken, over what distance that colour may change.
+# is taken, over what distance that colour may change. _SLACK_OF_HEIGHT: the slack at most, as a share of the lips'
+# height.
 _MARGIN = 0.35
-_SLACK = 0.06
+_SLACK, _SLACK_OF_HEIGHT = 0.06, 0.4
 _SKIN_RING = (0.07, 0.22)
 _SKIN_SCALE = 0.25
 # What is between the lips is lip in the shadow of the other, not teeth or the dark, where it is at most so much darker
@@ -34,6 +36,10 @@ _SKIN_SCALE = 0.25
 _SHADOW_LIGHT, _SHADOW_RED = 0.5, 0.75
 # Of the lips' area: where the label map shows more than that between them, the mouth is open, whatever the colours say.
 _PARTED = 0.45
+# Teeth are whiter than lips by so much (in lightness less 1.2 times redness, and in redness a*), and less red than
+# skin; they are between the landmarks' inner lines, which err by this share of the mouth's width.
+_REDNESS, _TEETH_WHITER, _TEETH_LESS_RED, _LESS_RED_THAN_SKIN = 1.2, 10.0, 5.0, 3.5
+_GAP_SLACK = 0.05
 _ROUNDS = 3
 # Lips nearer to the skin's colour than the first of these, in Lab, are not told from it; farther than the second, they
 # are.
@@ -48,8 +54,11 @@ def lip_matte(portrait: Portrait) -> torch.Tensor:
         return torch.zeros_like(lips)
     cut = CutOut.around(lips + inside, width, _MARGIN * width)
     image = cut.magnified(portrait.image, "bicubic").clamp(-1, 1)
-    lips, inside, skin = cut.magnified(torch.cat([lips, inside, labelled(portrait, "skin")])).split(1)
-    return cut.put_back(_told_by_color(image, lips, inside, skin, width * cut.factor), portrait.size_px)
+    gap = torch.maximum(polygon(portrait, portrait.points68[60:68].cpu().numpy()), inside)
+    lips, inside, skin, gap = cut.magnified(torch.cat([lips, inside, labelled(portrait, "skin"), gap])).split(1)
+    matte = _told_by_color(image, lips, inside, skin, width * cut.factor)
+    matte = _without_teeth(srgb_to_lab(image), matte, gap, skin, width * cut.factor)
+    return cut.put_back(matte, portrait.size_px)
 
 
 def mouth_width(portrait: Portrait) -> float:
@@ -108,13 +117,15 @@ def _told_by_color(
     image: torch.Tensor, lips: torch.Tensor, inside: torch.Tensor, skin: torch.Tensor, width: float
 ) -> torch.Tensor:
     """The share of lip [1,h,w] in a magnified cut-out; lips, inside and skin [1,h,w] as labelled, width the mouth's."""
+    # What lips may reach beyond their label goes by their own height: on narrow ones a band as on full ones is a blur.
+    slack = min(_SLACK * width, _SLACK_OF_HEIGHT * float(lips.sum()) / 2 / width)
     lips, inside = blur(lips, 0.025 * width), blur(inside, 0.025 * width)
     mouth = ((lips + inside) > 0.5).float()
     ring = grown(mouth, _SKIN_RING[1] * width) - grown(mouth, _SKIN_RING[0] * width)
     ring = ring * (skin > 0.9)
     lab = srgb_to_lab(image)
     features = relative_to(lab, ring, _SKIN_SCALE * width)
-    allowed = blur(grown(mouth, _SLACK * width), _SLACK / 2 * width)
+    allowed = blur(grown(mouth, slack), slack / 2)
     between = _between(lab, lips, inside)
     lip_now, skin_now, post = (lips > 0.75).float(), ring, lips
     for _ in range(_ROUNDS):
@@ -130,6 +141,28 @@ def _told_by_color(
     told = ((apart - _TOLD[0]) / (_TOLD[1] - _TOLD[0])).clamp(0, 1)
     radius = max(1, round(0.03 * width))
     return told * guided_blur((image[None] + 1) / 2, post[None], 2 * radius + 1, 2e-3)[0].clamp(0, 1)
+
+
+def _without_teeth(
+    lab: torch.Tensor, matte: torch.Tensor, gap: torch.Tensor, skin: torch.Tensor, width: float
+) -> torch.Tensor:
+    """The matte [1,h,w] less what between the lips (gap [1,h,w], and a little around it) is as white as teeth: label
+    maps close mouths that show a narrow row of them."""
+    zone = blur(grown((gap > 0.3).float(), _GAP_SLACK * width), _GAP_SLACK / 2 * width)
+    lip, inner = matte * (matte > 0.8) * (zone < 0.5), zone[0] > 0.5
+    if float(lip.sum()) < 8 or int(inner.sum()) < 8:
+        return matte
+    white = lab[:1] - _REDNESS * lab[1:2]
+    brightest = white[0][inner].topk(max(4, int(inner.sum()) // 8)).indices
+    tooth = lab[:, inner][:, brightest].mean(1)[:, None, None]
+    own = mean_of(lab, lip)
+    whiter, less_red = tooth[0] - _REDNESS * tooth[1] - own[0] + _REDNESS * own[1], own[1] - tooth[1]
+    paler = mean_of(lab, (skin > 0.9).float())[1] - tooth[1]  # highlights on lips are as red as skin
+    if float(whiter) < _TEETH_WHITER or float(less_red) < _TEETH_LESS_RED or float(paler) < _LESS_RED_THAN_SKIN:
+        return matte
+    shares = torch.cat([(white - own[0] + _REDNESS * own[1]) / whiter, (own[1:2] - lab[1:2]) / less_red])
+    toothlike = ((shares.amin(0, keepdim=True) - 0.3) / 0.4).clamp(0, 1)
+    return matte * (1 - zone * toothlike)
 
 
 def _between(lab: torch.Tensor, lips: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:

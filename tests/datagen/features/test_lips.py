@@ -173,3 +173,37 @@ def test_flows_never_fold_and_hold_the_corners(parted, fullness):
     corners = parted.points68[[48, 54]].round().long()
     assert flow[:, corners[:, 1], corners[:, 0]].norm(dim=0).max() < 0.5
     assert flow[:, : round(0.57 * parted.size_px)].abs().max() == 0
+
+
+def test_teeth_stay_out_of_the_matte_where_the_label_map_closes_the_mouth():
+    shown = mouth(0.4)
+    closed_label = torch.where(shown.label == CLASS["mouth"], CLASS["l_lip"], shown.label).to(torch.uint8)
+    matte = lip_matte(replace(shown, label=closed_label))
+    teeth = ellipse(shown.size_px, 0.5, 0.74, 0.06, 0.01)[0] > 0.6
+    assert matte[0][teeth].mean() < 0.1
+    assert matte[0][shown.label == CLASS["u_lip"]].mean() > 0.4
+
+
+def test_a_highlight_on_closed_lips_is_no_tooth(closed):
+    shine = ellipse(closed.size_px, 0.5, 0.74, 0.05, 0.008)
+    pale = torch.tensor([0.8, 0.35, 0.25])[:, None, None]
+    lit = replace(closed, image=closed.image * (1 - 0.8 * shine) + 0.8 * shine * pale)
+    assert lip_matte(lit)[0][shine[0] > 0.6].mean() > 0.7
+
+
+def test_prints_in_one_colour_are_refused_for_a_colour_only(closed):
+    grey = closed.image.mean(0, keepdim=True) * torch.tensor([0.9, 0.9, 1.0])[:, None, None]
+    with pytest.raises(SketchRefused, match="colour of a print"):
+        lips.sketch(replace(closed, image=grey), lips.Params(color="rose"))
+
+
+def test_lips_of_which_one_is_hidden_are_refused(closed, monkeypatch):
+    beard = (closed.label == CLASS["u_lip"])[None].float()
+    monkeypatch.setattr(lips, "lip_matte", lambda portrait: lip_matte(portrait) * (1 - 0.8 * beard))
+    with pytest.raises(SketchRefused, match=r"only 1\d % of the labelled upper lip shows"):
+        lips.sketch(closed, lips.Params())
+
+
+def test_lips_too_narrow_for_the_size_are_refused(closed):
+    with pytest.raises(SketchRefused, match=r"lips only 1\.\d px high each \(1\.5 needed\) in a crop of 40 px"):
+        lips.sketch(closed.resized(40), lips.Params())
