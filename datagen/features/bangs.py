@@ -11,7 +11,8 @@ taken it away):
   forehead_free   share of the rest of the forehead that has not become hair (none: and not ceased to be); higher
   overspill       hair gained beside the wanted region, as a share of that of the full fringe; 0 is perfect
   texture         likeness of the contrast and direction of strands to the own hair's (none: of the contrast to the own
-                  skin's), 1 alike, 0 flat paint or noise
+                  skin's), 1 alike, 0 flat paint or noise; 1 too where the fringe is too narrow to show strands, which
+                  is so up to a degree of about 0.3
   color_delta_e   CIEDE2000 between the mean colour in the wanted region and that of the sketch
   degree          measured share of the full fringe's change (intensity 1), 0 none, 1 all of it
 """
@@ -55,8 +56,16 @@ from stylepairs.datagen.sketching.strands import (
 _TELLABLE = 150.0
 # `across` at which the hairline that a fringe hides turns down.
 _TEMPLE = 0.78
+# `across` of a brow's outer half; hair on more of the forehead just above it is a fringe that hangs on at the side.
+_BESIDE, _MAX_BESIDE = (0.5, 0.75), 0.5
+# Share of the columns of a region of the user's that must begin within so much of the side from hair.
+_MIN_ROOTED, _ROOT_REACH = 0.5, 0.04
 # The degree from which on a fringe that grows, or skin that is bared, is opaque.
 _APPEARS = 0.15
+# A fringe narrower than twice the first, a share of the side, is all edge, and an edge runs across its strands: those
+# are told where so much of the crop lies farther inside. At 128 px, 40 pixels: full fringes have 70 to 870 at degree 1,
+# 40 to 270 at 0.5, and under 40 (where strands as painted measured 0) at 0.2.
+_STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.0024
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
 # Of the side: colours are compared smoothed by this much, so that single strands do not count.
@@ -204,6 +213,12 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
         on_person = float(overall_mean(person, region_mask(params.region, portrait)))
         if on_person < 0.5:
             raise SketchRefused(f"{portrait.name}: {100 * (1 - on_person):.0f} % of the region lies off the person")
+        rooted = _rooted_share(face, region_mask(params.region, portrait))
+        if rooted < _MIN_ROOTED:
+            raise SketchRefused(
+                f"{portrait.name}: {100 * rooted:.0f} % of the region's upper edge lies at the hair "
+                f"({100 * _MIN_ROOTED:g} % needed); bangs there would hang from nothing, let it begin at the hairline"
+            )
         return
     above = (face.across.abs() < 0.6) & (face.up > face.hairline + 0.03) & (face.up < face.hairline + 0.22)
     hairy = float(overall_mean(portrait.hair.clamp(0, 1), above.float()))
@@ -222,6 +237,16 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
             f"{portrait.name}: hair covers {100 * covered:.0f} % of where the bangs would be "
             f"(max_covered {100 * params.max_covered:g} %); there are bangs already"
         )
+
+
+def _rooted_share(face: Forehead, region: torch.Tensor) -> float:
+    """The share of the columns of region [1,H,W] that begin in hair, or a little below it."""
+    size = region.shape[-1]
+    inside = region[0] > 0.5
+    rows = torch.arange(size, device=region.device)[:, None]
+    top = torch.where(inside, rows, size).amin(0)
+    near = inside.any(0) & (((rows - top).abs() <= _ROOT_REACH * size) & (face.hairy[0] > 0.5)).any(0)
+    return float(near.sum() / inside.any(0).sum().clamp_min(1))
 
 
 def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
@@ -246,6 +271,13 @@ def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch
         > 0.3
     ):
         raise SketchRefused(f"{portrait.name}: the fringe hides the brows; what is under it cannot be told")
+    for side in (-1, 1):
+        over = face.across * side
+        beside = (over > _BESIDE[0]) & (over < _BESIDE[1]) & (face.up > 0.04) & (face.up < 0.16)
+        if float(overall_mean(face.hairy, beside.float())) > _MAX_BESIDE:
+            raise SketchRefused(
+                f"{portrait.name}: the fringe runs into the hair beside the face; taken away it would end in a cut"
+            )
     # From its tips upwards.
     uncovered = fringe * (face.up < low + params.intensity * (line - low)).float()
     brows = ((portrait.label == CLASS["l_brow"]) | (portrait.label == CLASS["r_brow"])).float()[None]
@@ -357,7 +389,7 @@ def _texture(
     portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor, palette: HairPalette
 ) -> float:
     core = (wanted > 0.6).float()
-    if float(core.sum()) < _FEWEST_PX:
+    if float(dilate(core, -_STRAND_ROOM).round().mean()) < _ROOM_NEEDED:
         return 1.0
     light = srgb_to_lab(seen.after.image)[:1]
     if params.style == "none":

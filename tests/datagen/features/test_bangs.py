@@ -187,6 +187,12 @@ def test_good_bangs_are_hair_where_wanted_only():
     assert found["color_delta_e"] < 1
 
 
+@pytest.mark.parametrize("intensity", [0.1, 0.2, 0.3, 0.5])
+def test_texture_of_a_narrow_fringe_is_not_counted_against_it(intensity):
+    before, params = portrait(), bangs.Params(intensity=intensity)
+    assert figures(before, bangs.sketch(before, params).image, params)["texture"] > 0.15
+
+
 def test_flat_paint_noise_and_nothing_are_told_from_hair():
     before, sketch, params = portrait(), sketched("full"), bangs.Params()
     painted = (sketch.hair - before.hair).clamp(0, 1)
@@ -237,6 +243,7 @@ def test_bangs_are_taken_away_down_to_the_skin():
         ({"fringe": True}, {}, "there are bangs already"),
         ({}, {"style": "none"}, "no bangs to take away"),
         ({}, {"region": "0,0 0.12,0 0.12,0.2 0,0.2"}, "lies off the person"),
+        ({}, {"region": "0.4,0.34 0.6,0.34 0.6,0.44 0.4,0.44"}, "0 % of the region's upper edge lies at the hair"),
     ],
 )
 def test_refusals_give_the_reason_in_one_line(who, params, reason):
@@ -246,7 +253,7 @@ def test_refusals_give_the_reason_in_one_line(who, params, reason):
 
 
 @settings(max_examples=6, deadline=None)
-@given(left=st.floats(0.25, 0.45), top=st.floats(0.2, 0.3), width=st.floats(0.15, 0.35), height=st.floats(0.08, 0.3))
+@given(left=st.floats(0.25, 0.45), top=st.floats(0.2, 0.25), width=st.floats(0.15, 0.35), height=st.floats(0.08, 0.3))
 def test_a_polygon_is_filled_and_nothing_else(left, top, width, height):
     corners = ((left, top), (left + width, top), (left + width, top + height), (left, top + height))
     before = portrait()
@@ -260,6 +267,16 @@ def test_a_polygon_is_filled_and_nothing_else(left, top, width, height):
     assert float((new[0] * ~inside).max()) < 0.05
     wanted = bangs.region_mask(corners, before) * (1 - before.hair)
     assert float((new * wanted).sum() / wanted.sum()) > 0.6
+
+
+def test_a_fringe_that_runs_into_the_hair_beside_the_face_is_not_taken_away():
+    before = portrait(fringe=True)
+    side = torch.zeros_like(before.hair)
+    side[:, int(0.2 * SIZE) : int(0.6 * SIZE), int(0.2 * SIZE) : int(0.42 * SIZE)] = 1
+    label = torch.where(side[0] > 0.5, CLASS["hair"], before.label.int()).to(torch.uint8)
+    hanging = dataclasses.replace(before, hair=torch.maximum(before.hair, side), label=label)
+    with pytest.raises(SketchRefused, match="runs into the hair beside the face"):
+        bangs.sketch(hanging, bangs.Params(style="none"))
 
 
 def test_a_mask_image_and_the_same_polygon_agree(tmp_path):
