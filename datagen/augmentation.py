@@ -32,7 +32,14 @@ from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.features.base import Seen
 from stylepairs.datagen.images import to_uint8
-from stylepairs.datagen.interpolation import Person, gate_for_share, mixed_params, person_between, with_share
+from stylepairs.datagen.interpolation import (
+    Person,
+    gate_for_share,
+    mixed_params,
+    person_between,
+    with_share,
+    without_limits,
+)
 from stylepairs.datagen.likeness import Likeness, choose_couples, likeness
 from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.pair_maker import Draft, Eyes, Job, Task, finish_pair, sketched
@@ -136,11 +143,16 @@ class AugmentPlan(ShardedPlan):
         whole = mixed_params([parent.params for parent in parents])
         params = with_share(whole, child.t)
         job = Job(shards.pair_id(number), sight.portrait, params, _source(parents))
+        asked_params = feature.Params.model_validate(params)
         if sight.score:
             draft = sketched(job, feature, models, self.recipe.sketch_detail)
+            if draft.refused and len(parents) == 1:
+                # Whom the feature applies to was settled when the parent was made, by another label map perhaps; of the
+                # child, gate and degree decide.
+                job = replace(job, params=without_limits(params, feature.Params))
+                draft = sketched(job, feature, models, self.recipe.sketch_detail)
         else:
-            params_model = feature.Params.model_validate(params)
-            draft = Draft(job, params_model, refused=f"{sight.portrait.name}: no face found")
+            draft = Draft(job, asked_params, refused=f"{sight.portrait.name}: no face found")
         draft.reconstruction = result
         gate = {}
         if not draft.refused:
@@ -149,7 +161,8 @@ class AugmentPlan(ShardedPlan):
             unchanged = feature.measure(draft.job.portrait, Seen(sight.portrait, sight.portrait), asked)
             gate = gate_for_share(self.recipe.gate, child.t, unchanged)
         pair = finish_pair(self._task(gate), draft, feature, models, backend, eyes)
-        return replace(pair, record=_record(pair.record, child, parents))
+        record = replace(pair.record, params=asked_params.model_dump(mode="json"))
+        return replace(pair, record=_record(record, child, parents))
 
     def _task(self, gate: GateSettings) -> Task:
         recipe = self.recipe

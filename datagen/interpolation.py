@@ -4,18 +4,23 @@ way between two."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.quality import GateSettings, Prior, Threshold
 from stylepairs.datagen.reconstruction.rendering import half
 from stylepairs.datagen.shards import Pair
 
+# Figures that are shares of the picture's squared change, and parameters that are limits of whom a feature applies to.
+_POWER_SHARES = "explained"
+_LIMITS = ("min_", "max_")
 # Of the way from no change to a bound: what measuring may be off by.
 _SLACK = 0.1
 
@@ -79,6 +84,19 @@ def with_share(params: Mapping[str, Any], t: float) -> dict[str, Any]:
     return {**params, **nested} | ({"intensity": params["intensity"] * t} if "intensity" in params else {})
 
 
+def without_limits(params: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The parameters with every limit that decides whom a feature refuses (min_..., max_..., nested ones too) as loose
+    as the model allows."""
+    found = dict(params)
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[name] = without_limits(found.get(name, {}), kind)
+        elif name.startswith(_LIMITS):
+            found[name] = _loosest(name, field.metadata)
+    return found
+
+
 def kind_of(params: Mapping[str, Any]) -> str:
     """What two pairs' parameters must have in common to be mixed: all that is no fraction."""
     return json.dumps(_without_fractions(params), sort_keys=True)
@@ -88,7 +106,8 @@ def gate_for_share(gate: GateSettings, t: float, unchanged: Mapping[str, float])
     """The gate for a share t of the edit. unchanged: the feature's own figures of a pair in which nothing was edited.
 
     A bound that such a pair would miss asks for the change itself: it moves to t of the way from that pair's figure to
-    the bound, less a tenth that measuring may be off by. At t = 0 nothing is asked for, and such figures, which may be
+    the bound, less a tenth that measuring may be off by; for what is a share of the picture's squared change see
+    `share_explained`. At t = 0 nothing is asked for, and such figures, which may be
     shares of nothing, are not judged. All other bounds stay; those on figures of an optimisation go, for there was
     none.
     """
@@ -98,8 +117,32 @@ def gate_for_share(gate: GateSettings, t: float, unchanged: Mapping[str, float])
         asks = own is not None and _misses(own, bounds)
         if name.startswith(("inversion_", "reconstruction_")) or (asks and t == 0):
             continue
-        moved[name] = bounds if own is None else _moved(bounds, t * (1 + _SLACK) - _SLACK, own)
+        if name.endswith(_POWER_SHARES) and bounds.min is not None:
+            moved[name] = Threshold(min=share_explained(bounds.min, t), max=bounds.max, optional=bounds.optional)
+        else:
+            moved[name] = bounds if own is None else _moved(bounds, t * (1 + _SLACK) - _SLACK, own)
     return moved
+
+
+def share_explained(full: float, t: float) -> float:
+    """The share of a picture's squared change that an edit done by t has to explain, if the whole edit explains `full`.
+
+    The edit's own change is c t (in root mean square), so c^2 t^2 in square, while the rest, what generator and
+    resampling err by, stays: r^2. From full = c^2 / (c^2 + r^2) follows c^2 t^2 / (c^2 t^2 + r^2), about t^2 full for
+    small t.
+    """
+    return full * t * t / (full * t * t + 1 - full) if 0 < full < 1 else full * t * t
+
+
+def _loosest(name: str, metadata: Sequence[Any]) -> float:
+    """The end of a limit's range at which it refuses nobody, infinite where the range is open."""
+    inclusive, exclusive, step = ("ge", "gt", math.inf) if name.startswith("min_") else ("le", "lt", -math.inf)
+    for bound in metadata:
+        if getattr(bound, inclusive, None) is not None:
+            return float(getattr(bound, inclusive))
+        if getattr(bound, exclusive, None) is not None:
+            return math.nextafter(float(getattr(bound, exclusive)), step)
+    return -step
 
 
 def _misses(value: float, bounds: Threshold) -> bool:

@@ -255,6 +255,44 @@ def test_bounds_that_ask_for_the_change_move_with_its_share_and_others_stay():
     assert broken["degree"].min == 0.8
 
 
+@pytest.mark.parametrize("full", [0.25, 0.35, 0.4])
+def test_what_an_edit_must_explain_grows_with_the_square_of_its_share(full):
+    edit = np.sin(np.arange(4000) * 0.7)
+    rest = np.cos(np.arange(4000) * 1.3) * np.sqrt((1 - full) / full)
+    for t in (0.1, 0.25, 0.5, 1.0):
+        change = t * edit + rest
+        explained = 1 - np.square(change - t * edit).sum() / np.square(change).sum()
+        bound = interpolation.gate_for_share({"brows_explained": Threshold(min=full)}, t, {"brows_explained": 0.0})
+        assert bound["brows_explained"].min == pytest.approx(explained, rel=0.1)
+    assert interpolation.share_explained(full, 1.0) == pytest.approx(full)
+    assert 0 < interpolation.share_explained(full, 0.1) < 0.012
+
+
+def test_an_accepted_parent_s_child_is_not_refused_for_whom_the_feature_applies_to(tmp_path):
+    folder = tmp_path / "pairs"
+    tiny_pairs.write_pairs(folder, limits={"min_hair_share": 0.9})
+    assert make(plan(folder, tmp_path / "more", steps=(0.5,))).complete
+    made = children(tmp_path / "more", people=1)
+    assert made
+    assert all(pair.after is not None for pair in made)
+    assert {pair.record.params["min_hair_share"] for pair in made} == {0.9}
+
+
+def test_limits_are_loosened_to_the_end_of_their_range_and_nothing_else():
+    from stylepairs.datagen.features import density, load_feature, smile
+
+    asked = density.Params(strength=0.5).model_dump()
+    loose = density.Params.model_validate(interpolation.without_limits(asked, density.Params))
+    assert (loose.min_scalp, loose.max_scalp, loose.strength) == (0, 1, 0.5)
+    assert 0 < loose.min_found < 1e-300  # it must be above 0
+    loose = smile.Params.model_validate(interpolation.without_limits(smile.Params().model_dump(), smile.Params))
+    assert loose.min_curve < -1e9 < 1e9 < loose.max_curve
+    both = load_feature("bangs+hair_color").Params
+    loose = both.model_validate(interpolation.without_limits(both().model_dump(), both))
+    assert (loose.bangs.max_hat, loose.bangs.style) == (1, "full")
+    assert loose.hair_color.min_hair_share == 0
+
+
 def test_mixed_parameters_average_fractions_and_keep_the_rest():
     one = {"hair_color": {"color": "red", "intensity": 1.0}, "bangs": {"length": 0.2, "seed": 3, "intensity": 0.5}}
     other = {"hair_color": {"color": "red", "intensity": 0.5}, "bangs": {"length": 0.6, "seed": 3, "intensity": 0.5}}

@@ -68,8 +68,17 @@ def load_models(generator, perceptual, perceptual_weights, device) -> Models:
 BACKEND = Backend(None, None, None, load_models, None, None, compose)  # type: ignore[arg-type]  # nothing else is used
 
 
-def write_pairs(directory: Path, people: int = 3, recipe: dict | None = None, accepted=lambda index: True) -> None:
-    """Two pairs a person, blond and black, as a build leaves them; all on the train side but the last person."""
+def write_pairs(
+    directory: Path,
+    people: int = 3,
+    recipe: dict | None = None,
+    accepted=lambda index: True,
+    limits: dict | None = None,
+) -> None:
+    """Two pairs a person, blond and black, as a build leaves them; all on the train side but the last person.
+
+    limits: more parameters of the pairs.
+    """
     directory.mkdir(parents=True)
     models = load_models("embedded", "pyramid", None, "cpu")
     draw = torch.Generator().manual_seed(1)
@@ -82,7 +91,9 @@ def write_pairs(directory: Path, people: int = 3, recipe: dict | None = None, ac
         for color, w1 in zip(("blond", "black"), ws[1:], strict=True):
             number = len(pairs)
             split = "val" if person == people - 1 else "train"
-            pairs.append(pair(models, number, person, color, (ws[0], w1), noise, split, accepted(number)))
+            made = pair(models, number, person, color, (ws[0], w1), noise, split, accepted(number))
+            made.record.params.update(limits or {})
+            pairs.append(made)
     shards.write_shard(directory / shards.shard_name(0), pairs)
     shards.write_manifest(directory)
     checked = BuildRecipe.model_validate(recipe or RECIPE).model_dump(mode="json", exclude={"perceptual_weights"})
