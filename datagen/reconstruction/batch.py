@@ -89,9 +89,10 @@ def optimise(
         return
     batch = _Batch(jobs, settings, multiplier_rate)
 
+    at_once = settings.at_once(jobs[0].noise[-1].shape[-1])
+
     def step() -> None:
-        verdict = objective(batch.state)
-        batch.advance(verdict, torch.autograd.grad(verdict.loss.sum(), batch.parameters()), after_step)
+        batch.advance(*_evaluated(objective, batch.state, settings, at_once), after_step)
 
     run = graphed(step, batch.state.u.device) if capturable else step
     while batch.alive():
@@ -116,6 +117,44 @@ def optimise_all(
         if progress is not None:
             progress(len(outcomes), len(jobs))
     return [outcomes[index] for index in range(len(jobs))]
+
+
+def _evaluated(
+    objective: Objective, state: State, settings: OptimiserSettings, at_once: int
+) -> tuple[Verdict, list[torch.Tensor]]:
+    """The objective's verdict and its gradients by what moves, `at_once` portraits at a time to bound the memory."""
+    width = state.u.shape[0]
+    verdicts, gradients = [], []
+    for start in range(0, width, at_once):
+        part = state if at_once == width else _rows(state, slice(start, start + at_once))
+        verdict = objective(part)
+        gradients.append(torch.autograd.grad(verdict.loss.sum(), _moving(part, settings)))
+        figures = {key: value.detach() for key, value in verdict.figures.items()}
+        verdicts.append(Verdict(verdict.loss.detach(), verdict.met, verdict.violation.detach(), figures))
+    if len(verdicts) == 1:
+        return verdicts[0], list(gradients[0])
+    whole = Verdict(
+        torch.cat([one.loss for one in verdicts]),
+        torch.cat([one.met for one in verdicts]),
+        torch.cat([one.violation for one in verdicts]),
+        {key: torch.cat([one.figures[key] for one in verdicts]) for key in verdicts[0].figures},
+    )
+    return whole, [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+
+
+def _rows(state: State, rows: slice) -> State:
+    """These portraits of a batch, sharing its memory."""
+    return State(
+        state.u[rows].detach().requires_grad_(),
+        [maps[rows].detach().requires_grad_() for maps in state.noise],
+        {key: value[rows] for key, value in state.targets.items()},
+        state.step[rows],
+        state.multiplier[rows],
+    )
+
+
+def _moving(state: State, settings: OptimiserSettings) -> list[torch.Tensor]:
+    return [state.u, *(state.noise if settings.noise_learning_rate else [])]
 
 
 class _Batch:
@@ -249,7 +288,7 @@ class _Batch:
                 first[place], second[place] = 0, 0
 
     def parameters(self) -> list[torch.Tensor]:
-        return [self.state.u, *(self.state.noise if self.settings.noise_learning_rate else [])]
+        return _moving(self.state, self.settings)
 
 
 def _waits(device: torch.device) -> bool:

@@ -28,6 +28,14 @@ class OptimiserSettings(_Settings):
     recompute_from_px: int = Field(
         512, ge=4, description="generator blocks of this side and above are computed twice, not kept: memory for time"
     )
+    pixels_at_once: int = Field(
+        2 * 1024**2, ge=1, description="of the images that a step renders together; a larger batch goes in equal parts"
+    )
+
+    def at_once(self, size_px: int) -> int:
+        """Portraits of this side whose step is computed together: a divisor of the batch, whatever the machine is."""
+        most = max(1, self.pixels_at_once // size_px**2)
+        return max(count for count in range(1, min(most, self.batch) + 1) if self.batch % count == 0)
 
 
 class InversionSettings(OptimiserSettings):

@@ -47,6 +47,7 @@ def scheduled(
         batch=settings.batch,
         precision=settings.precision,
         recompute_from_px=settings.recompute_from_px,
+        pixels_at_once=settings.pixels_at_once,
     )
 
 

@@ -65,6 +65,36 @@ def test_targets_given_as_a_function_are_made_when_the_portrait_enters():
     assert all(torch.equal(outcome.u, together[index].u) for index, outcome in run(jobs).items())
 
 
+def test_a_batch_in_parts_takes_the_same_steps():
+    """The objective is elementwise here, so that not even its rounding depends on the width."""
+    jobs, widths = [make_job(seed, near=0.02 * seed) for seed in range(7)], set()
+
+    def counted(state: State) -> Verdict:
+        widths.add(len(state.u))
+        pull = sum((maps - 1).square().mean((1, 2, 3)) for maps in state.noise)
+        verdict = quadratic(state)
+        return Verdict(verdict.loss + pull, verdict.met, verdict.violation, verdict.figures)
+
+    for job, seed in zip(jobs, range(7), strict=True):
+        job.noise = [torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))]
+    settings = SETTINGS.model_copy(update={"batch": 4, "noise_learning_rate": 0.1})
+    whole = dict(optimise(jobs, counted, settings, multiplier_rate=0.1))
+    assert widths == {4}
+    widths.clear()
+    parts = dict(optimise(jobs, counted, settings.model_copy(update={"pixels_at_once": 2 * 8 * 8}), 0.1))
+    assert widths == {2}
+    for index, outcome in whole.items():
+        assert torch.equal(outcome.u, parts[index].u)
+        assert torch.equal(outcome.noise[0], parts[index].noise[0])
+        assert (outcome.steps, outcome.figures) == (parts[index].steps, parts[index].figures)
+
+
+def test_parts_of_a_batch_are_equal_and_within_the_bound():
+    assert [OptimiserSettings(batch=4).at_once(size_px) for size_px in (256, 512, 1024, 2048)] == [4, 4, 2, 1]
+    assert OptimiserSettings(batch=3).at_once(1024) == 1  # two and one would round differently
+    assert OptimiserSettings(batch=6, pixels_at_once=5 * 64**2).at_once(64) == 3
+
+
 def test_a_portrait_that_has_met_its_goal_leaves_early():
     outcomes = run([make_job(1, near=0.5), make_job(1, near=0.0)])
     assert outcomes[0].steps < outcomes[1].steps == SETTINGS.steps + SETTINGS.decay_steps
