@@ -236,7 +236,7 @@ def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor,
     u = torch.randn(layer.batch, layer.channels_out, side, side, device=device, dtype=kind)
     u = u.contiguous(memory_format=torch.channels_last).requires_grad_()
     demod = torch.rand(layer.batch, layer.channels_out, device=device).requires_grad_()
-    taps, padding = (setup_filter().to(device) * 4, (1, 1, 1, 1)) if layer.up == 2 else (None, (0, 0, 0, 0))
+    taps, padding = (setup_filter().sum(0).to(device) * 2, (1, 1, 1, 1)) if layer.up == 2 else (None, (0, 0, 0, 0))
 
     def fast() -> torch.Tensor:
         return layer_tail(u, demod, noise, bias, clamp=256.0, taps=taps, padding=padding)

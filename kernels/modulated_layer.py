@@ -14,6 +14,7 @@ from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.dispatch import Fits, autocast_dtype, choose, triton_fits, with_triton, without_autocast
 from stylepairs.kernels.modulated_conv2d import (
     DEMODULATION_EPS,
+    convolve,
     demodulation,
     filter_padding,
     modulated_conv2d,
@@ -102,20 +103,20 @@ def _by_triton(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, noise: torch.Tensor | None,
     up: int, resample_kernel: torch.Tensor | None, slope: float, gain: float, clamp: float | None,
 ) -> torch.Tensor:  # fmt: skip
-    from stylepairs.kernels.triton_layer import layer_tail
+    from stylepairs.kernels.triton_layer import FIR_TAPS, layer_tail
 
+    height, width = x.shape[2] * up, x.shape[3] * up
     x = x * styles.to(x.dtype)[:, :, None, None]
     taps, padding = None, (0, 0, 0, 0)
     if up == 1:
         u = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
+    elif resample_kernel is None or resample_kernel.shape != (FIR_TAPS,):
+        u = convolve(x, weight.to(x.dtype), up, resample_kernel)
     else:
-        assert resample_kernel is not None
         u, padding = stretch(x, weight.to(x.dtype)), filter_padding(weight, resample_kernel)
-        square = torch.outer(resample_kernel, resample_kernel) if resample_kernel.ndim == 1 else resample_kernel
-        taps = square.flip((0, 1)) * 4  # 4: what upsampling by two keeps the mean with
-    if noise is not None:  # a view [N or 1,1,H*up,W*up]
-        noise = noise.expand(*noise.shape[:-2], x.shape[2] * up, x.shape[3] * up)
-        noise = noise.reshape(-1, 1, *noise.shape[-2:])
+        taps = resample_kernel.flip(0) * 2  # 2 along each axis: what upsampling by two keeps the mean with
+    if noise is not None:  # a view [N or 1,1,height,width]
+        noise = noise.expand(*noise.shape[:-2], height, width).reshape(-1, 1, height, width)
     return layer_tail(u, demodulation(weight, styles), noise, bias, slope, gain, clamp, taps, padding)
 
 

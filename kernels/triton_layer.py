@@ -1,7 +1,7 @@
-"""Triton kernels for a StyleGAN2 layer's tail: FIR resampling, demodulation, noise, bias, leaky ReLU, gain and clamp.
+"""Triton operations of a StyleGAN2 layer (Karras et al. 2020), with their gradients: FIR resampling, and all that
+follows the convolution in one pass over memory: FIR filter, demodulation, noise, bias, leaky ReLU, gain, clamp.
 
-One forward kernel serves upfirdn2d, the convolution's epilogue and both fused (StyleGAN2, Karras et al. 2020). Sums run
-in float32. The derivatives of derivatives go through the plain references.
+The derivatives of derivatives of the latter go through the plain references.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
-# Elements of a tile. In channels_last each of a program's 128 threads gets what one load of 16 bytes brings in bfloat16
-# (48 registers a thread with the filter, as compiled for sm_90). Else half as many: pixels cannot be loaded together
-# under the filter, and 1024 would take 163 registers in place of 86.
+from stylepairs.kernels.triton_kernels import tail_backward_kernel, tail_kernel, upfirdn_kernel
+
+FIR_TAPS = 4  # of the filter that the tail holds: StyleGAN2's
+# Elements of a tile. In channels_last each of 128 threads gets what one load of 16 bytes brings in bfloat16.
 _TILE, _TILE_OF_PIXELS = 1024, 512
 _MOST_TILE_CHANNELS = 64  # of a channels-last tile: 128 bytes in bfloat16, a line of the L2 cache
 _MOST_TILE_PIXELS = 256
+# Rows of a strip: the filter reads three more. Short strips for small images, which would not fill a GPU otherwise.
+_ROWS, _FEW_ROWS, _LARGE_PX = 16, 4, 64
 Padding = tuple[int, int, int, int]
 
 
@@ -45,8 +47,13 @@ def layer_tail(
     """clamp(gain * leaky_relu(fir(x) * demod + noise + bias, slope)) in one pass over memory.
 
     x [N,C,H,W] float16, bfloat16 or float32; demod [N,C]; noise [N or 1,1,H',W'] already scaled by its strength; bias
-    [C]; taps [kh,kw] correlated with the padded x (None: no filter), gain already in them. Differentiable twice.
+    [C]; taps [4], without gradient, correlated with the padded x along both axes (None: no filter, no padding).
+    Differentiable twice.
     """
+    if taps is not None and taps.shape != (FIR_TAPS,):
+        raise ValueError(f"layer_tail: taps must be [{FIR_TAPS}], got {list(taps.shape)}")
+    if taps is None and padding != (0, 0, 0, 0):
+        raise ValueError("layer_tail: padding without taps")
     return _Tail.apply(x, demod, noise, bias, taps, (slope, gain, clamp, padding))
 
 
@@ -64,7 +71,7 @@ def reference_tail(
 
     slope, gain, clamp, padding = settings
     if taps is not None:
-        x = plain(x, taps, padding=padding, flip_filter=True, impl="reference")
+        x = plain(x, taps, padding=padding, flip_filter=True, impl="separable")
     if demod is not None:
         x = x * demod.to(x.dtype)[:, :, None, None]
     if noise is not None:
@@ -83,7 +90,18 @@ class _Upfirdn(torch.autograd.Function):
         ctx.save_for_backward(taps)
         ctx.settings = (up, down, padding, tuple(x.shape), (height, width))
         out = _empty(x, height, width)
-        _launch(x, out, taps, up, down, left, top)
+        c, (block_c, block_p) = x.shape[1], _blocks(out, height * width)
+        _run(
+            upfirdn_kernel,
+            (triton.cdiv(height * width, block_p), triton.cdiv(c, block_c), x.shape[0]),
+            *(x, taps, out, c, x.shape[2], x.shape[3], height, width, left, top, *x.stride(), *out.stride()),
+            UP=up,
+            DOWN=down,
+            KH=taps.shape[0],
+            KW=taps.shape[1],
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+        )
         return out
 
     @staticmethod
@@ -103,13 +121,15 @@ class _Upfirdn(torch.autograd.Function):
 class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, demod: Any, noise: Any, bias: Any, taps: Any, settings: Any) -> torch.Tensor:
-        slope, gain, clamp, (left, right, top, bottom) = settings
+        left, right, top, bottom = settings[3]
         taps = None if taps is None else taps.float().contiguous()
         ctx.save_for_backward(x, demod, noise, bias, taps)
         ctx.settings = settings
-        kh, kw = (1, 1) if taps is None else taps.shape
-        out = _empty(x, x.shape[2] + top + bottom - kh + 1, x.shape[3] + left + right - kw + 1)
-        _launch(x, out, taps, 1, 1, left, top, demod, noise, bias, slope, gain, clamp)
+        halo = 0 if taps is None else FIR_TAPS - 1
+        out = _empty(x, x.shape[2] + top + bottom - halo, x.shape[3] + left + right - halo)
+        if min(out.shape[2:]) < 1:
+            raise ValueError(f"layer_tail: {tuple(x.shape)} with padding {settings[3]} is smaller than the filter")
+        _launch(x, out, taps, demod, noise, bias, settings)
         return out
 
     @staticmethod
@@ -122,40 +142,34 @@ class _Tail(torch.autograd.Function):
         g = grads[0]
         n, c, height, width = g.shape
         inner = _empty(x, height, width)  # gradient to fir(x)
-        block_c, block_p = _blocks(g)
-        c_blocks, p_blocks = triton.cdiv(c, block_c), triton.cdiv(height * width, block_p)
-        # Partial sums per tile, added up by torch: atomics would make the bits depend on the order of arrival.
+        block_c, block_x = _blocks(g, width)
+        rows = _rows(height)
+        grid = (triton.cdiv(width, block_x) * triton.cdiv(height, rows), triton.cdiv(c, block_c), n)
+        # Partial sums per strip, added up by torch: atomics would make the bits depend on the order of arrival.
         sum_channels = (demod is not None and needs[1]) or (bias is not None and needs[3])
         sum_pixels = noise is not None and needs[2]
-        by_channel = g.new_empty((2, n, c, p_blocks) if sum_channels else (0,), dtype=torch.float32)
-        by_pixel = g.new_empty((n, c_blocks, height * width) if sum_pixels else (0,), dtype=torch.float32)
-        noise_stride = _noise_strides(noise)
+        by_channel = g.new_empty((2, n, c, grid[0]) if sum_channels else (0,), dtype=torch.float32)
+        by_pixel = g.new_empty((n, grid[1], height * width) if sum_pixels else (0,), dtype=torch.float32)
         _run(
-            _backward_kernel,
-            (p_blocks, c_blocks, n),
-            *(g, x, x if taps is None else taps, x if demod is None else demod.contiguous()),
-            *(x if noise is None else noise, x if bias is None else bias.contiguous(), inner, by_channel, by_pixel),
-            *(c, x.shape[2], x.shape[3], height, width, left, top, slope, gain, clamp or 0.0, n * c * p_blocks),
-            *(*g.stride(), *x.stride(), *inner.stride(), *noise_stride),
-            KH=1 if taps is None else taps.shape[0],
-            KW=1 if taps is None else taps.shape[1],
-            FIR=taps is not None,
-            DEMOD=demod is not None,
-            NOISE=noise is not None,
-            BIAS=bias is not None,
-            CLAMP=clamp is not None,
+            tail_backward_kernel,
+            grid,
+            *(g, x, *_or_x(x, taps, demod, noise, bias), inner, by_channel, by_pixel),
+            *(c, x.shape[2], x.shape[3], height, width, triton.cdiv(width, block_x), left, top, slope, gain),
+            *(clamp or 0.0, n * c * grid[0], *g.stride(), *x.stride(), *inner.stride(), *_noise_strides(noise)),
+            **_flags(taps, demod, noise, bias, clamp),
             SUM_CHANNELS=sum_channels,
             SUM_PIXELS=sum_pixels,
+            ROWS=rows,
             BLOCK_C=block_c,
-            BLOCK_P=block_p,
+            BLOCK_X=block_x,
         )
         d_x = d_demod = d_noise = d_bias = None
         if needs[0]:
             d_x = inner
             if taps is not None:
-                d_x = _empty(x, *x.shape[2:])
-                kh, kw = taps.shape
-                _launch(inner, d_x, taps.flip((0, 1)).contiguous(), 1, 1, kw - 1 - left, kh - 1 - top)
+                d_x, last = _empty(x, *x.shape[2:]), FIR_TAPS - 1
+                adjoint = (last - left, last - right, last - top, last - bottom)
+                _launch(inner, d_x, taps.flip(0).contiguous(), None, None, None, (1.0, 1.0, None, adjoint))
         if demod is not None and needs[1]:
             d_demod = by_channel[0].sum(2).to(demod.dtype)
         if noise is not None and needs[2]:
@@ -190,19 +204,19 @@ def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
-def _blocks(x: torch.Tensor) -> tuple[int, int]:
-    """Channels and pixels of a tile, wide along the dimension that is contiguous. They depend on the sample's shape
-    alone, so that its sums have the same bits in any batch."""
+def _blocks(x: torch.Tensor, pixels: int) -> tuple[int, int]:
+    """Channels and pixels of a tile, of at most `pixels` in a row, wide along the dimension that is contiguous. They
+    depend on the sample's shape alone, so that its sums have the same bits in any batch."""
+    channels, pixels = triton.next_power_of_2(x.shape[1]), triton.next_power_of_2(pixels)
     if _channels_last(x):
-        channels = min(triton.next_power_of_2(x.shape[1]), _MOST_TILE_CHANNELS)
-        return channels, _TILE // channels
-    pixels = min(triton.next_power_of_2(x.shape[2] * x.shape[3]), _MOST_TILE_PIXELS)
-    return min(triton.next_power_of_2(x.shape[1]), _TILE_OF_PIXELS // pixels), pixels
+        channels = min(channels, _MOST_TILE_CHANNELS)
+        return channels, min(pixels, _TILE // channels)
+    pixels = min(pixels, _MOST_TILE_PIXELS)
+    return min(channels, _TILE_OF_PIXELS // pixels), pixels
 
 
-def _run(kernel: Any, grid: tuple[int, int, int], x: torch.Tensor, *arguments: Any, **constants: Any) -> None:
-    with torch.cuda.device_of(x):  # Triton launches on the current device; nothing for a tensor on a CPU
-        kernel[grid](x, *arguments, **constants)
+def _rows(height: int) -> int:
+    return _ROWS if height >= _LARGE_PX else _FEW_ROWS
 
 
 def _noise_strides(noise: torch.Tensor | None) -> tuple[int, int, int]:
@@ -211,129 +225,38 @@ def _noise_strides(noise: torch.Tensor | None) -> tuple[int, int, int]:
     return (noise.stride(0) if noise.shape[0] > 1 else 0), noise.stride(2), noise.stride(3)
 
 
+def _or_x(x: torch.Tensor, taps: Any, demod: Any, noise: Any, bias: Any) -> tuple[torch.Tensor, ...]:
+    """Pointers for the kernel; x for what is left out, which is never read."""
+    small = [taps, None if demod is None else demod.contiguous(), noise, None if bias is None else bias.contiguous()]
+    return tuple(x if one is None else one for one in small)
+
+
+def _flags(taps: Any, demod: Any, noise: Any, bias: Any, clamp: float | None) -> dict[str, bool]:
+    present = {"FIR": taps, "DEMOD": demod, "NOISE": noise, "BIAS": bias, "CLAMP": clamp}
+    return {name: value is not None for name, value in present.items()}
+
+
 def _launch(
-    x: torch.Tensor,
-    out: torch.Tensor,
-    taps: torch.Tensor | None,
-    up: int,
-    down: int,
-    left: int,
-    top: int,
-    demod: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    slope: float = 1.0,
-    gain: float = 1.0,
-    clamp: float | None = None,
-) -> None:
+    x: torch.Tensor, out: torch.Tensor, taps: Any, demod: Any, noise: Any, bias: Any,
+    settings: tuple[float, float, float | None, Padding],
+) -> None:  # fmt: skip
+    slope, gain, clamp, (left, _, top, _) = settings
     n, c, height, width = out.shape
-    block_c, block_p = _blocks(out)
+    block_c, block_x = _blocks(out, width)
+    x_blocks, rows = triton.cdiv(width, block_x), _rows(height)
     _run(
-        _forward_kernel,
-        (triton.cdiv(height * width, block_p), triton.cdiv(c, block_c), n),
-        *(x, x if taps is None else taps, x if demod is None else demod.contiguous()),
-        *(x if noise is None else noise, x if bias is None else bias.contiguous(), out),
-        *(c, x.shape[2], x.shape[3], height, width, left, top, slope, gain, clamp or 0.0),
+        tail_kernel,
+        (x_blocks * triton.cdiv(height, rows), triton.cdiv(c, block_c), n),
+        *(x, *_or_x(x, taps, demod, noise, bias), out),
+        *(c, x.shape[2], x.shape[3], height, width, x_blocks, left, top, slope, gain, clamp or 0.0),
         *(*x.stride(), *out.stride(), *_noise_strides(noise)),
-        UP=up,
-        DOWN=down,
-        KH=1 if taps is None else taps.shape[0],
-        KW=1 if taps is None else taps.shape[1],
-        FIR=taps is not None,
-        DEMOD=demod is not None,
-        NOISE=noise is not None,
-        BIAS=bias is not None,
-        CLAMP=clamp is not None,
+        **_flags(taps, demod, noise, bias, clamp),
+        ROWS=rows,
         BLOCK_C=block_c,
-        BLOCK_P=block_p,
+        BLOCK_X=block_x,
     )
 
 
-@triton.jit
-def _filtered(
-    x, taps, n, ch, oy, ox, ok, H, W, left, top, sn, sc, sh, sw,
-    UP: tl.constexpr, DOWN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FIR: tl.constexpr,
-):  # fmt: skip
-    """Filtered input [BLOCK_C,BLOCK_P] in float32."""
-    base = x + n * sn + ch * sc
-    if FIR:
-        total = tl.zeros(ok.shape, dtype=tl.float32)
-        for ky in tl.static_range(KH):
-            for kx in tl.static_range(KW):
-                y = oy * DOWN + ky - top
-                z = ox * DOWN + kx - left
-                inside = ok & (y >= 0) & (z >= 0) & (y % UP == 0) & (z % UP == 0) & (y // UP < H) & (z // UP < W)
-                value = tl.load(base + (y // UP) * sh + (z // UP) * sw, mask=inside, other=0.0)
-                total += value.to(tl.float32) * tl.load(taps + ky * KW + kx)
-    else:
-        total = tl.load(base + oy * sh + ox * sw, mask=ok, other=0.0).to(tl.float32)
-    return total
-
-
-@triton.jit
-def _forward_kernel(
-    x, taps, demod, noise, bias, out, C, H, W, OH, OW, left, top, slope, gain, clamp,
-    xn, xc, xh, xw, on, oc, oh, ow, nn, nh, nw,
-    UP: tl.constexpr, DOWN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FIR: tl.constexpr,
-    DEMOD: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    ch = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    oy = p // OW
-    ox = p % OW
-    ok = (ch < C) & (p < OH * OW)
-    v = _filtered(x, taps, n, ch, oy, ox, ok, H, W, left, top, xn, xc, xh, xw, UP, DOWN, KH, KW, FIR)
-    if DEMOD:
-        v = v * tl.load(demod + n * C + ch, mask=ch < C, other=0.0).to(tl.float32)
-    if NOISE:
-        v += tl.load(noise + n * nn + oy * nh + ox * nw, mask=p < OH * OW, other=0.0).to(tl.float32)
-    if BIAS:
-        v += tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32)
-    v = tl.where(v > 0, v, v * slope) * gain
-    if CLAMP:  # tl.minimum would take the clamp for a NaN
-        v = tl.where(v > clamp, clamp, tl.where(v < -clamp, -clamp, v))
-    tl.store(out + n * on + ch * oc + oy * oh + ox * ow, v.to(out.dtype.element_ty), mask=ok)
-
-
-@triton.jit
-def _backward_kernel(
-    g, x, taps, demod, noise, bias, inner, by_channel, by_pixel, C, H, W, OH, OW, left, top, slope, gain, clamp, half,
-    gn, gc, gh, gw, xn, xc, xh, xw, on, oc, oh, ow, nn, nh, nw,
-    KH: tl.constexpr, KW: tl.constexpr, FIR: tl.constexpr,
-    DEMOD: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr,
-    SUM_CHANNELS: tl.constexpr, SUM_PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    ch = channels[:, None]
-    p = pixels[None, :]
-    oy = p // OW
-    ox = p % OW
-    ok = (ch < C) & (p < OH * OW)
-    filtered = _filtered(x, taps, n, ch, oy, ox, ok, H, W, left, top, xn, xc, xh, xw, 1, 1, KH, KW, FIR)
-    v = filtered
-    if DEMOD:
-        d = tl.load(demod + n * C + ch, mask=ch < C, other=0.0).to(tl.float32)
-        v = v * d
-    if NOISE:
-        v += tl.load(noise + n * nn + oy * nh + ox * nw, mask=p < OH * OW, other=0.0).to(tl.float32)
-    if BIAS:
-        v += tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32)
-    grad = tl.load(g + n * gn + ch * gc + oy * gh + ox * gw, mask=ok, other=0.0).to(tl.float32) * gain
-    grad = tl.where(v > 0, grad, grad * slope)
-    if CLAMP:
-        y = tl.where(v > 0, v, v * slope) * gain
-        grad = tl.where((y >= -clamp) & (y <= clamp), grad, 0.0)
-    if SUM_CHANNELS:
-        row = (n * C + channels) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(by_channel + row, tl.sum(grad * filtered, 1), mask=channels < C)
-        tl.store(by_channel + half + row, tl.sum(grad, 1), mask=channels < C)
-    if SUM_PIXELS:
-        at = (n * tl.num_programs(1) + tl.program_id(1)) * OH * OW + pixels
-        tl.store(by_pixel + at, tl.sum(grad, 0), mask=pixels < OH * OW)
-    if DEMOD:
-        grad = grad * d
-    tl.store(inner + n * on + ch * oc + oy * oh + ox * ow, grad.to(inner.dtype.element_ty), mask=ok)
+def _run(kernel: Any, grid: tuple[int, int, int], *arguments: Any, **constants: Any) -> None:
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device; nothing for a tensor on a CPU
+        kernel[grid](*arguments, **constants)

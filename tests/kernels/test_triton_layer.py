@@ -13,6 +13,7 @@ from stylepairs.kernels.triton_layer import layer_tail, reference_tail
 from stylepairs.kernels.triton_layer import upfirdn2d as triton_upfirdn2d
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
 
+TAPS = [0.1, 0.4, 0.2, 0.3]  # not symmetric
 pytestmark = pytest.mark.usefixtures("on_triton_device")
 
 # Relative to the largest value: float32 sums in another order; one rounding of the output in the half types, but the
@@ -67,7 +68,7 @@ def test_upfirdn2d_and_its_gradient_equal_the_reference(shape, up, down, padding
 @pytest.mark.parametrize("clamp", [None, 0.8])
 def test_layer_tail_and_its_gradients_equal_the_reference(dtype, layout, fir, clamp):
     x, demod = image((2, 3, 5, 7), dtype, layout), image((2, 3, 1, 1), dtype).detach().flatten(1).requires_grad_()
-    taps, padding = (setup_filter() * 4, (1, 2, 2, 1)) if fir else (None, (0, 0, 0, 0))
+    taps, padding = (2 * torch.tensor(TAPS), (1, 2, 2, 1)) if fir else (None, (0, 0, 0, 0))
     noise, bias = image((1, 1, 5, 7), dtype, seed=2), image((3, 1, 1, 1), seed=3).detach().flatten().requires_grad_()
     found = layer_tail(x, demod, noise, bias, clamp=clamp, taps=taps, padding=padding)
     # The reference in float32 on the same rounded inputs: a value near the kink may fall on either side otherwise.
@@ -82,6 +83,22 @@ def test_layer_tail_and_its_gradients_equal_the_reference(dtype, layout, fir, cl
         close(got, right, dtype)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("height", [9, 66])
+def test_strips_of_rows_meet(layout, height):
+    """More than one strip down the image, short ones and long ones, and more than one tile across."""
+    x = image((1, 33, height, 20) if layout == "channels_last" else (1, 2, height, 260), layout=layout)
+    taps, padding = torch.tensor(TAPS), (1, 2, 2, 1)
+    noise, demod = image((1, 1, *x.shape[2:]), seed=1), torch.linspace(0.5, 2, x.shape[1])[None].requires_grad_()
+    settings = (0.2, 2**0.5, 0.8, padding)
+    found = layer_tail(x, demod, noise, None, clamp=0.8, taps=taps, padding=padding)
+    wanted = reference_tail(x, demod, noise, None, taps, settings)
+    close(found, wanted)
+    g = image(wanted.shape, seed=4).detach()
+    for got, right in zip(*(torch.autograd.grad(y, (x, demod, noise), g) for y in (found, wanted)), strict=True):
+        close(got, right)
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_each_part_of_the_tail_can_be_left_out(missing):
     x = image((2, 3, 5, 4))
@@ -92,7 +109,7 @@ def test_each_part_of_the_tail_can_be_left_out(missing):
 
 @pytest.mark.parametrize("fir", [False, True])
 def test_second_derivatives_equal_the_reference(fir):
-    taps, padding = (setup_filter(), (1, 2, 1, 2)) if fir else (None, (0, 0, 0, 0))
+    taps, padding = (torch.tensor(TAPS), (1, 2, 1, 2)) if fir else (None, (0, 0, 0, 0))
 
     def penalty(fused: bool) -> torch.Tensor:
         x = image((1, 2, 4, 4))

@@ -70,9 +70,9 @@ def test_generators_image_and_gradients(generator, launches, monkeypatch):
     wanted = image_and_gradients(generator, torch.float32, False, monkeypatch)
     assert launches == []
     found = image_and_gradients(generator, torch.float32, True, monkeypatch)
-    assert launches.count("_backward_kernel") == LAYERS + RGB_LAYERS
-    # Forward; the adjoint filters of layers with up 2 and of the image's upsampling.
-    assert launches.count("_forward_kernel") == LAYERS + RGB_LAYERS + RESAMPLINGS + 2 * RESAMPLINGS
+    assert launches.count("tail_backward_kernel") == LAYERS + RGB_LAYERS
+    assert launches.count("tail_kernel") == LAYERS + RGB_LAYERS + RESAMPLINGS  # forward, and the filters' adjoints
+    assert launches.count("upfirdn_kernel") == 2 * RESAMPLINGS  # the image, both ways
     assert max(errors(found, wanted)) <= TOLERANCE
 
 
@@ -105,7 +105,7 @@ def test_generators_weights_train(generator, launches, monkeypatch):
         gradients.append(torch.autograd.grad(image.square().sum(), weights))
         for weight in weights:
             weight.requires_grad_(False)
-    assert "_backward_kernel" in launches
+    assert "tail_backward_kernel" in launches
     assert max(errors(*gradients)) <= TOLERANCE
 
 
@@ -122,7 +122,7 @@ def test_discriminators_penalty_on_its_gradient(launches, monkeypatch):
         (by_image,) = torch.autograd.grad(logits.sum(), leaf, create_graph=True)
         weights = [p for p in network.parameters() if p.ndim > 1]
         results.append([logits, by_image, *torch.autograd.grad(by_image.square().sum(), weights)])
-    assert "_forward_kernel" in launches
+    assert "tail_kernel" in launches
     assert max(errors(*results)) <= TOLERANCE
 
 
@@ -163,15 +163,16 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from stylepairs.kernels import triton_layer
+from stylepairs.kernels import triton_kernels
 
-FLAGS = {"UP": 1, "DOWN": 1, "KH": 4, "KW": 4, "FIR": True, "DEMOD": True, "NOISE": True, "BIAS": True, "CLAMP": True,
-         "SUM_CHANNELS": True, "SUM_PIXELS": True, "BLOCK_C": 64, "BLOCK_P": 16}
+FLAGS = {"FIR": True, "DEMOD": True, "NOISE": True, "BIAS": True, "CLAMP": True, "SUM_CHANNELS": True,
+         "SUM_PIXELS": True, "ROWS": 16, "BLOCK_C": 64, "BLOCK_X": 16,
+         "UP": 2, "DOWN": 1, "KH": 4, "KW": 4, "BLOCK_P": 16}
 TYPES = {"x": "*bf16", "out": "*bf16", "g": "*bf16", "inner": "*bf16", "taps": "*fp32", "demod": "*fp32",
          "noise": "*fp32", "bias": "*fp32", "by_channel": "*fp32", "by_pixel": "*fp32", "slope": "fp32",
          "gain": "fp32", "clamp": "fp32"}
 ONE = {"xc", "oc", "gc"}  # channels_last
-for kernel in (triton_layer._forward_kernel, triton_layer._backward_kernel):
+for kernel in (triton_kernels.tail_kernel, triton_kernels.tail_backward_kernel, triton_kernels.upfirdn_kernel):
     names = kernel.arg_names
     constants = {(i,): FLAGS.get(name, 1) for i, name in enumerate(names) if name in FLAGS or name in ONE}
     signature = {name: "constexpr" if (i,) in constants else TYPES.get(name, "i32") for i, name in enumerate(names)}
