@@ -142,7 +142,9 @@ def test_a_device_that_is_seldom_asked_gives_the_same_bits(monkeypatch):
     assert len(calls) < steps / 2
 
 
-def test_a_recorded_step_gives_the_same_bits(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_recorded_step_gives_the_same_bits(monkeypatch, at_once):
+    monkeypatch.setattr(OptimiserSettings, "at_once", lambda self, resolution: at_once)
     wanted, recorders = run(), []
 
     def recorded(step, device):
