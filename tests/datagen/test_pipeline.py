@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylepairs.datagen import backend, pipeline, shards
+from stylepairs.datagen import backend, pair_maker, pipeline, shards
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.inversion_cache import InversionCache
@@ -93,6 +93,21 @@ def test_the_number_of_workers_does_not_show(tmp_path):
     build(plan(tmp_path, "one"))
     build(plan(tmp_path, "many"), workers=2)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
+
+
+def test_the_number_of_pairs_in_the_making_together_does_not_show(tmp_path, monkeypatch):
+    build(plan(tmp_path, "all"))
+    together, reconstructed = set(), pair_maker._reconstruct
+
+    def noted(task, drafts, *others):
+        together.add(len(drafts))
+        reconstructed(task, drafts, *others)
+
+    monkeypatch.setattr(pair_maker, "PIXELS_IN_HAND", 1)
+    monkeypatch.setattr(pair_maker, "_reconstruct", noted)
+    build(plan(tmp_path, "one"))
+    assert together == {1}
+    assert digests(tmp_path / "all") == digests(tmp_path / "one")
 
 
 def test_ranks_share_the_shards_and_the_last_writes_the_manifest(tmp_path):
