@@ -13,19 +13,19 @@ from torch import nn
 from stylepairs.datagen.portraits.networks import PARSER_CLASSES, PARSER_INPUT_PX
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.batch import State, Verdict
-from stylepairs.datagen.reconstruction.settings import OptimiserSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
 # A noise map's side at which the projector's pyramid ends.
 _COARSEST_NOISE_PX = 8
 
 
-def total_steps(settings: ReconstructionSettings) -> int:
+def total_steps(settings: OptimiserSettings) -> int:
     """The most steps that a portrait gets: what each baseline gets too."""
     return settings.steps + settings.decay_steps
 
 
 def scheduled(
-    settings: ReconstructionSettings,
+    settings: OptimiserSettings,
     learning_rate: float,
     noise_learning_rate: float = 0.0,
     rampup: float = 0.0,

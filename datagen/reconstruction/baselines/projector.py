@@ -13,6 +13,7 @@ portrait; as many steps as ours, not 1000; the perceptual features at hand in pl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -64,6 +65,31 @@ def reconstruct(
     return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
 
 
+def project(
+    generator: Generator,
+    perceptual: Perceptual,
+    portraits: Sequence[Portrait],
+    settings: OptimiserSettings,
+    space: Literal["w", "w+"] = "w",
+    progress: Progress | None = None,
+) -> list[Found]:
+    """The projector as published, stage 0's peer: from the mean latent in W (or, as others use it, W+), to the photo.
+
+    Of the settings only steps + decay_steps (published: 1000), batch and precision count. In the portraits' order.
+    """
+    use_channels_last(generator)
+    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
+    rows = 1 if space == "w" else generator.num_ws
+    start = generator.mapping.w_avg.expand(rows, -1).clone()
+    noise = [maps[0, 0].clone() for maps in generator.noise_maps()]
+    jobs = [Job(start, noise, {"seed": seed_of(one)} | features_of(perceptual, one.image)) for one in portraits]
+    outcomes = optimise_all(jobs, _objective(generator, perceptual, schedule), schedule, progress=progress)
+    return [
+        Found(one.u.expand(generator.num_ws, -1), one.noise, one.figures | {"steps": float(one.steps)})
+        for one in outcomes
+    ]
+
+
 def exploration_scale(progress: torch.Tensor, w_std: float) -> torch.Tensor:
     """Standard deviation of the noise on the latents at `progress` in [0,1]."""
     return w_std * EXPLORATION * (1 - progress / EXPLORATION_UNTIL).clamp_min(0).square()
@@ -84,7 +110,8 @@ def _objective(generator: Generator, perceptual: Perceptual, schedule: Optimiser
     def objective(state: State) -> Verdict:
         scale = exploration_scale(progress_share(state, schedule), w_std).to(state.u.device)
         explored = state.u + gaussian_like(state.u, state.targets["seed"], state.step) * scale.view(-1, 1, 1)
-        image = synthesise(generator, explored, state.noise, schedule.precision)
+        ws = explored.expand(-1, generator.num_ws, -1)  # in W there is one row
+        image = synthesise(generator, ws, state.noise, schedule.precision, schedule.recompute_from_px)
         distance = perceptual_distance(perceptual.guiding(image), stored_features(state.targets))
         return verdict(distance + NOISE_WEIGHT * noise_regularisation(state.noise), {"distance": distance})
 

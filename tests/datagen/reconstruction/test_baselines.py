@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.perceptual import load_perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.baselines import (
     harness,
@@ -24,7 +24,7 @@ from stylepairs.datagen.reconstruction.batch import State
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 32
@@ -257,3 +257,17 @@ def test_direction_stops_where_the_score_is_first_reached():
     assert first(torch.tensor([0.0, 0.4, 0.9, 1.3, 1.0])) == 2
     assert first(torch.tensor([0.0, 0.4, 0.6, 1.1, 0.9])) == 3
     assert first(torch.tensor([0.0, -0.4, 0.3, 0.2])) == 2
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_the_projector_comes_nearer_to_a_photo_and_stays_in_its_space(generator, perceptual, portraits, space):
+    def distances(steps):
+        found = projector.project(generator, perceptual, portraits, OptimiserSettings(steps=steps, batch=2), space)
+        images = [generator.synthesis(one.ws[None], [level[None, None] for level in one.noise]) for one in found]
+        pairs = zip(images, portraits, strict=True)
+        return found, [perceptual_distance(perceptual(x), perceptual(p.image[None])).item() for x, p in pairs]
+
+    found, near = distances(40)
+    assert all(after < before for after, before in zip(near, distances(1)[1], strict=True))
+    for one in found:
+        assert torch.equal(one.ws, one.ws[:1].expand_as(one.ws)) == (space == "w")
