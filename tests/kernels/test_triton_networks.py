@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +160,18 @@ def test_kernels_compile_for_gpus_that_are_not_there():
     assert run.returncode == 0, run.stderr
 
 
+def test_a_tail_takes_no_more_instructions_than_memory_leaves_time_for():
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_instructions.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()[2:]]
+    assert len(rows) == 4
+    for name, instructions, _, spilled, issued, memory in rows:
+        assert 0.1 < float(instructions) < 1.5, name
+        assert spilled == "0"
+        assert float(issued) < float(memory)
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -176,7 +189,7 @@ for kernel in (triton_kernels.tail_kernel, triton_kernels.tail_backward_kernel, 
     names = kernel.arg_names
     constants = {(i,): FLAGS.get(name, 1) for i, name in enumerate(names) if name in FLAGS or name in ONE}
     signature = {name: "constexpr" if (i,) in constants else TYPES.get(name, "i32") for i, name in enumerate(names)}
-    for capability in (80, 90):
+    for capability in (80,) if "tail" in kernel.__name__ else (80, 90):  # the next test compiles the tails for 90
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert len(built.asm["cubin"]) > 1000
