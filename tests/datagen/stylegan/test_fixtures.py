@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -40,6 +42,14 @@ def test_gradient_of_the_latents_matches_the_official_one(ada_generator, referen
     ramp = torch.linspace(-1, 1, image.numel()).reshape(image.shape)
     (image * ramp).sum().backward()
     assert relative_error(ws.grad, reference["ada"]["grad_ws"]) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_gradient_of_the_latents_on_triton_matches_the_official_one(ada_generator, reference, monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
+    monkeypatch.setenv("STYLEPAIRS_TRITON", "1")  # in its interpreter, where there is no GPU
+    test_gradient_of_the_latents_matches_the_official_one(ada_generator, reference)
+    assert "stylepairs.kernels.triton_layer" in sys.modules
 
 
 def test_discriminator_matches_the_official_one(ada_discriminator, reference):
