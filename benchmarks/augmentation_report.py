@@ -37,6 +37,7 @@ from stylepairs.datagen.reconstruction.rendering import half, render
 from stylepairs.datagen.shards import Pair, PairRecord, read_pairs
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128
 ROWS_SHOWN = 12
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="remove the pairs of an earlier run first")
     options = parser.parse_args()
+    keep_freed_memory()
     if options.fresh:
         shutil.rmtree(options.out / "pairs", ignore_errors=True)
     try:

@@ -31,6 +31,7 @@ from stylepairs.datagen.inspection import reason_kind
 from stylepairs.datagen.pipeline import BuildEvent, BuildPlan, BuildRecipe, build_pairs, plan_build
 from stylepairs.datagen.recipes import installed_recipes, load_recipe
 from stylepairs.datagen.shards import Pair, PairRecord, read_pairs
+from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128
 REJECTED = (220, 40, 40)
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="remove the pairs of an earlier run first")
     parser.add_argument("--cell", type=int, default=CELL_PX, help="side of a picture on the sheet in pixels")
     options = parser.parse_args()
+    keep_freed_memory()
     if options.fresh:
         shutil.rmtree(options.out / "pairs", ignore_errors=True)
     try:

@@ -37,6 +37,7 @@ from stylepairs.datagen.reconstruction.compose import compose
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shards import Pair, read_index, read_pairs
+from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128
 
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--recipe")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     try:
         plan = plan_augmentation(options.folder, options.out, steps=[1.0], generator=options.generator)

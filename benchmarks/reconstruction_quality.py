@@ -46,6 +46,7 @@ from stylepairs.datagen.pair_maker import Job, Task, make_pairs, sketched
 from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.recipes import load_recipe
 from stylepairs.datagen.shards import Pair
+from stylepairs.kernels.memory import keep_freed_memory
 
 METHODS = {
     "none": "stage 0, no edit",
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--fresh", action="store_true", help="remove earlier results first")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     if options.fresh:
         shutil.rmtree(options.out / "images", ignore_errors=True)

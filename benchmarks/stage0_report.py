@@ -21,6 +21,7 @@ from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+from stylepairs.kernels.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="inversion settings to change")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     settings = InversionSettings.model_validate(dict(item.split("=", 1) for item in args.set))
     generator, perceptual = load_generator(args.generator), load_perceptual()
