@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 from gpu_kernels import GPUS, put_between
@@ -56,7 +55,7 @@ def compiled(kernel: Any, fir: bool, capability: int) -> bytes:
             attributes[(index,)] = [["tt.divisibility", 16]]
         signature[name] = kind
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": THREADS // 32}
+    options = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
     code: bytes = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     return code
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
 
+from stylepairs.kernels import triton_layer
 from stylepairs.kernels.triton_layer import layer_tail, reference_tail
 from stylepairs.kernels.triton_layer import upfirdn2d as triton_upfirdn2d
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
@@ -62,6 +63,19 @@ def test_upfirdn2d_and_its_gradient_equal_the_reference(shape, up, down, padding
     close(torch.autograd.grad(found, x, g)[0], torch.autograd.grad(wanted, x, g)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("up", [1, 2])
+def test_upfirdn2d_in_half_precision(dtype, up):
+    x, kernel = image((1, 3, 6, 5), dtype, "channels_last"), torch.tensor(TAPS)
+    found = triton_upfirdn2d(x, kernel, up, 1, (2, 1, 2, 1), False, float(up * up))
+    wide = x.detach().float().requires_grad_()
+    wanted = upfirdn2d(wide, kernel, up, 1, (2, 1, 2, 1), False, float(up * up), impl="reference")
+    assert found.dtype == dtype
+    close(found, wanted, dtype)
+    g = image(wanted.shape, dtype, seed=1).detach()
+    close(torch.autograd.grad(found, x, g)[0], torch.autograd.grad(wanted, wide, g.float())[0], dtype)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "strided"])
 @pytest.mark.parametrize("fir", [False, True])
@@ -84,9 +98,11 @@ def test_layer_tail_and_its_gradients_equal_the_reference(dtype, layout, fir, cl
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("height", [9, 66])
-def test_strips_of_rows_meet(layout, height):
+@pytest.mark.parametrize("height", [9, 12])
+def test_strips_of_rows_meet(layout, height, monkeypatch):
     """More than one strip down the image, short ones and long ones, and more than one tile across."""
+    monkeypatch.setattr(triton_layer, "_LARGE_PX", 10)
+    monkeypatch.setattr(triton_layer, "_ROWS", 5)
     x = image((1, 33, height, 20) if layout == "channels_last" else (1, 2, height, 260), layout=layout)
     taps, padding = torch.tensor(TAPS), (1, 2, 2, 1)
     noise, demod = image((1, 1, *x.shape[2:]), seed=1), torch.linspace(0.5, 2, x.shape[1])[None].requires_grad_()

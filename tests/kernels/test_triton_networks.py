@@ -155,7 +155,6 @@ def test_kernels_compile_for_gpus_that_are_not_there():
     """To machine code, without spilling registers: what the interpreter cannot tell. In a process of its own, as the
     kernels are declared interpreted in this one."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_DEFAULT_FP_FUSION"] = "1"
     run = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
 
@@ -191,7 +190,7 @@ for kernel in (triton_kernels.tail_kernel, triton_kernels.tail_backward_kernel, 
     signature = {name: "constexpr" if (i,) in constants else TYPES.get(name, "i32") for i, name in enumerate(names)}
     for capability in (80,) if "tail" in kernel.__name__ else (80, 90):  # the next test compiles the tails for 90
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
         assert len(built.asm["cubin"]) > 1000
         assert ".local" not in built.asm["ptx"]
 """
