@@ -60,7 +60,9 @@ def reconstruct(
         Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, sketch.image))
         for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
     ]
-    outcomes = optimise_all(jobs, _objective(generator, perceptual, schedule), schedule, progress=progress)
+    objective = _objective(generator, perceptual, schedule)
+    # Its noise is drawn on the host, anew in each step.
+    outcomes = optimise_all(jobs, objective, schedule, progress=progress, capturable=False)
     found = [Found(one.u, one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
     return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
 
@@ -83,7 +85,9 @@ def project(
     start = generator.mapping.w_avg.expand(rows, -1).clone()
     noise = [maps[0, 0].clone() for maps in generator.noise_maps()]
     jobs = [Job(start, noise, {"seed": seed_of(one)} | features_of(perceptual, one.image)) for one in portraits]
-    outcomes = optimise_all(jobs, _objective(generator, perceptual, schedule), schedule, progress=progress)
+    objective = _objective(generator, perceptual, schedule)
+    # Its noise is drawn on the host, anew in each step.
+    outcomes = optimise_all(jobs, objective, schedule, progress=progress, capturable=False)
     return [
         Found(one.u.expand(generator.num_ws, -1), one.noise, one.figures | {"steps": float(one.steps)})
         for one in outcomes

@@ -159,6 +159,23 @@ def test_a_recorded_step_gives_the_same_bits(monkeypatch, at_once):
     assert len(recorders) == 1
 
 
+def test_a_recorded_inversion_gives_the_same_bits(monkeypatch):
+    """Stage 0 on real networks: its objective too does the same operations on the same tensors each time."""
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)
+    prior, perceptual = WPrior(torch.zeros(8), torch.eye(8), torch.ones(8)), load_perceptual("efficientnet-lite0")
+    photos = [SimpleNamespace(image=torch.rand(3, 32, 32) * 2 - 1, size_px=32, name=str(i)) for i in range(3)]
+    settings = InversionSettings(batch=2, steps=6, decay_steps=3, warmup_steps=2)
+    wanted = inversion.invert(generator, perceptual, photos, settings, prior)
+    monkeypatch.setattr(batch, "_waits", lambda device: True)
+    monkeypatch.setattr(batch, "graphed", lambda step, device: GraphedStep(step, Recorder()))
+    found = inversion.invert(generator, perceptual, photos, settings, prior)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.ws, other.ws)
+        assert one.figures == other.figures
+        assert all(torch.equal(*maps) for maps in zip(one.noise, other.noise, strict=True))
+
+
 def test_the_recorder_notices_what_a_graph_cannot_hold():
     x = torch.zeros(3)
     steps = {"asks the host": [lambda: x.add_(float(x.sum())), lambda: x.add_(torch.tensor([1.0, 2.0, 3.0]))]}
