@@ -53,6 +53,9 @@ def triton_fits(x: torch.Tensor, dtype: torch.dtype, sample_elements: int, taps:
     sample of what they read or write, and taps their FIR filter. Triton itself is not imported."""
     if x.device.type != "cuda" and not (x.device.type == "cpu" and _interpreting()):
         return f"it needs a CUDA device, or TRITON_INTERPRET=1 in the environment on a CPU; this is {x.device.type}"
+    # Tracing for export must see plain operations, and no question about a size.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "it cannot be traced"
     if not _triton_installed():
         return "triton is not installed; pip install 'stylepairs[triton]'"
     if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < _TRITON_CAPABILITY:
@@ -63,8 +66,7 @@ def triton_fits(x: torch.Tensor, dtype: torch.dtype, sample_elements: int, taps:
         return "the batch is too large for its 32-bit indices"
     if taps is not None and taps.requires_grad and torch.is_grad_enabled():
         return "it has no gradient to the filter's taps"
-    # Tracing for export must see plain operations.
-    return "it cannot be traced" if torch.compiler.is_compiling() or torch.jit.is_tracing() else True
+    return True
 
 
 def _interpreting() -> bool:

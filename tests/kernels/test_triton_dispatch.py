@@ -72,6 +72,11 @@ def test_an_older_gpu_and_a_missing_package_are_named(monkeypatch):
     assert "pip install 'stylepairs[triton]'" in triton_fits(on_gpu(), torch.float32, 192)
 
 
+def test_a_traced_call_sees_plain_operations(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert "traced" in triton_fits(SimpleNamespace(device=GPU), torch.float32, 192)
+
+
 def test_an_explicit_choice_that_cannot_run_says_why(monkeypatch):
     x, styles = torch.zeros(1, 3, 4, 4), torch.ones(1, 3)
     calls = [
