@@ -80,6 +80,7 @@ def main() -> None:
     use_channels_last(generator)
     setting = Setting(generator, perceptual, WPrior.fit(generator), chosen(generator, options.portraits, options.limit))
     runs: dict[str, Callable[[int], list[dict[str, float]]]] = {"mean face": lambda steps: adam(setting, steps, None)}
+    starts: list[torch.Tensor] | None = None
     if options.encoder is not None:
         encoder = load_encoder(options.encoder, generator, generator_digest(generator))
         starts = predict_starts(encoder, [portrait.image for portrait in setting.portraits])
@@ -88,6 +89,8 @@ def main() -> None:
     if options.probes:
         curvature = cached_curvature(setting, options.probes, options.out / "curvature.pt")
         runs["preconditioned"] = lambda steps: preconditioned(setting, steps, curvature)
+        if starts is not None:
+            runs["encoder, preconditioned"] = lambda steps: preconditioned(setting, steps, curvature, starts)
     rows = measured(runs, options.steps, options.out / "encoder_steps.json")
     if options.docs is not None:
         plot(rows, options.docs / "images" / "encoder_steps.png")
@@ -133,22 +136,27 @@ def adam(setting: Setting, steps: int, starts: list[torch.Tensor] | None) -> lis
     ]
 
 
-def preconditioned(setting: Setting, steps: int, curvature: Curvature) -> list[dict[str, float]]:
+def preconditioned(
+    setting: Setting, steps: int, curvature: Curvature, starts: list[torch.Tensor] | None = None
+) -> list[dict[str, float]]:
     """The same objective by momentum on preconditioned gradients, each portrait's and each noise map's brought to unit
     size."""
-    settings = InversionSettings()
+    settings, generator = InversionSettings(), setting.generator
+    mean = torch.zeros(generator.num_ws, generator.config.w_dim)
+    begins = [mean] * len(setting.portraits) if starts is None else starts
     figures = []
-    for start in range(0, len(setting.portraits), settings.batch):
-        figures += _descend(setting, setting.portraits[start : start + settings.batch], settings, steps, curvature)
+    for start in range(0, len(begins), settings.batch):
+        part = slice(start, start + settings.batch)
+        figures += _descend(setting, setting.portraits[part], begins[part], settings, steps, curvature)
     return figures
 
 
-def _descend(setting, portraits, settings, steps, curvature) -> list[dict[str, float]]:
+def _descend(setting, portraits, begins, settings, steps, curvature) -> list[dict[str, float]]:
     generator, prior = setting.generator, setting.prior
     photo = torch.stack([portrait.image for portrait in portraits])
     stored = [features_of(setting.perceptual, image) for image in photo]
     wanted = stored_features({key: torch.stack([one[key] for one in stored]) for key in stored[0]})
-    u = torch.zeros(len(photo), generator.num_ws, generator.config.w_dim)
+    u = torch.stack(begins)
     noise = [level.repeat(len(photo), 1, 1, 1) for level in generator.noise_maps()]
     momentum = [torch.zeros_like(x) for x in (u, *noise)]
     for step in range(steps):
