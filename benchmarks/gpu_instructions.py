@@ -31,7 +31,7 @@ ROWS, CHANNELS, COLUMNS, THREADS = 16, 64, 16, 128
 ISSUED_PER_SECOND = 132 * 4 * 1.755e9  # of an H100 SXM: multiprocessors, warp instructions a cycle, boost clock
 BF16, FP32 = {"x", "out", "g", "inner"}, {"taps", "demod", "noise", "bias", "by_channel", "by_pixel"}
 CONTIGUOUS = {"xc", "oc", "gc"}  # channels_last
-MULTIPLES_OF_16 = {"C", "OH", "OW", "xn", "xh", "xw", "on", "oh", "ow", "gn", "gh", "gw", "nn", "nh"}
+MULTIPLES_OF_16 = {"C", "OW", "xn", "xh", "xw", "on", "oh", "ow", "gn", "gh", "gw", "nn", "nh"}
 # Name, kernel, with the filter, bytes of an element read and written.
 KERNELS = (
     ("tail with filter, forward", triton_kernels.tail_kernel, True, 4),

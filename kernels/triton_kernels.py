@@ -10,8 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Compiled once for all values of these, of which a generator has many; the strides decide how memory is read.
+SIZES = ["H", "W", "OH", "x_blocks", "left", "top", "half"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def upfirdn_kernel(
     x, taps, out, C, H, W, OH, OW, left, top, xn, xc, xh, xw, on, oc, oh, ow,
     UP: tl.constexpr, DOWN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -54,7 +57,7 @@ def _row(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, FIR: tl.constexpr)
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tail_kernel(
     x, taps, demod, noise, bias, out, C, H, W, OH, OW, x_blocks, left, top, slope, gain, clamp,
     xn, xc, xh, xw, on, oc, oh, ow, nn, nh, nw,
@@ -100,7 +103,7 @@ def tail_kernel(
         tl.store(out + n * on + ch * oc + oy * oh + ox * ow, v.to(out.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tail_backward_kernel(
     g, x, taps, demod, noise, bias, inner, by_channel, by_pixel,
     C, H, W, OH, OW, x_blocks, left, top, slope, gain, clamp, half,
