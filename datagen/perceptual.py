@@ -7,6 +7,7 @@ needs no weights. A figure made with one is not comparable with a figure made wi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -250,10 +251,16 @@ def _for_imagenet(image: torch.Tensor) -> torch.Tensor:
 
 
 def _binomial(x: torch.Tensor) -> torch.Tensor:
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
-    kernel = kernel.expand(x.shape[1], 1, 1, 5)
+    kernel = _binomial_kernel(x.device, x.dtype).expand(x.shape[1], 1, 1, 5)
     x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel, groups=x.shape[1])
     return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.transpose(2, 3), groups=x.shape[1])
+
+
+@functools.cache
+def _binomial_kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Kept, so that no call makes a GPU wait for a constant."""
+    with torch.inference_mode(False):
+        return torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device, dtype=dtype) / 16
 
 
 def _installed_efficientnet() -> Path | None:
