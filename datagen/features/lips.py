@@ -71,14 +71,6 @@ _SHINE, _SHARPEN = 13.0, 1.2
 _FLATTEN = 0.8
 # Squared Lab distance of two colours at which a degree between them can be half told.
 _TELLABLE = 25.0
-# Lips whose matte holds less than this share of the label's lips are hidden or not to be told from skin or beard;
-# likewise each of both lips: coloured in patches, or alone, they look like a mistake.
-_MIN_FOUND, _MIN_FOUND_EACH = 0.35, 0.3
-# Lips lower than so many pixels, each in the mean over the mouth's width, are all edge: a colour on them is a blur.
-_MIN_HEIGHT_PX = 1.5
-# Redness a* of the face under which a photo is a print in one colour: of 260 portraits, 13 prints have 3.7 and less,
-# all others 5.7 and more.
-_MIN_REDNESS = 4.5
 
 
 class Params(BaseModel):
@@ -86,8 +78,13 @@ class Params(BaseModel):
 
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"), "own" to leave it. fullness: height to gain, as
     a share of each lip's own. finish: "natural" leaves the highlights. intensity: the degree, 0 none, 1 all of it.
-    Portraits are refused whose lips cover less than min_lip_share of the crop. reference_px: side of the downsampled
-    sketch that reconstruction matches.
+    Portraits are refused whose lips cover less than min_lip_share of the crop; of whose labelled lips less than
+    min_found, or less than min_found_each of one of both, shows a colour of its own (hidden, or not to be told from
+    skin or beard: coloured in patches, or one lip alone, they look like a mistake); whose lips are lower than
+    min_height_px in the mean (all edge: a colour on them is a blur); and, for a colour, whose face's redness a* is less
+    than min_redness, as in a print in one colour (of 260 portraits, 13 prints have 3.7 and less, all others 5.7 and
+    more).
+    reference_px: side of the downsampled sketch that reconstruction matches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +94,10 @@ class Params(BaseModel):
     finish: Literal["matte", "natural", "gloss"] = "natural"
     intensity: float = Field(1.0, ge=0, le=1)
     min_lip_share: float = Field(0.002, ge=0, lt=1)
+    min_found: float = Field(0.35, ge=0, lt=1)
+    min_found_each: float = Field(0.3, ge=0, lt=1)
+    min_height_px: float = Field(1.5, ge=0)
+    min_redness: float = Field(4.5, ge=-128, le=127)
     reference_px: int = Field(32, ge=4, le=256)
 
     @field_validator("color")
@@ -283,28 +284,29 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
         )
     if lip_color(params.color) is not None:
         redness = float(mean_of(srgb_to_lab(portrait.image), labelled(portrait, "skin"))[1])
-        if redness < _MIN_REDNESS:
+        if redness < params.min_redness:
             raise SketchRefused(
-                f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, {_MIN_REDNESS:g} "
-                f"needed); a colour on its lips would be a patch"
+                f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
+                f"min_redness {params.min_redness:g}); a colour on its lips would be a patch"
             )
     # Fully seen lips hold some of the skin's edge too, so that the whole may be more than the label's.
     upper, lower = labelled(portrait, "u_lip"), labelled(portrait, "l_lip")
-    for name, found, least in (
-        ("lips show", matte.sum() / lips.sum(), _MIN_FOUND),
-        ("upper lip shows", (matte * upper).sum() / upper.sum().clamp_min(1), _MIN_FOUND_EACH),
-        ("lower lip shows", (matte * lower).sum() / lower.sum().clamp_min(1), _MIN_FOUND_EACH),
+    for name, found, limit in (
+        ("lips show", matte.sum() / lips.sum(), "min_found"),
+        ("upper lip shows", (matte * upper).sum() / upper.sum().clamp_min(1), "min_found_each"),
+        ("lower lip shows", (matte * lower).sum() / lower.sum().clamp_min(1), "min_found_each"),
     ):
+        least = getattr(params, limit)
         if float(found) < least:
             raise SketchRefused(
                 f"{portrait.name}: only {100 * float(found):.0f} % of the labelled {name} a colour of its own "
-                f"({100 * least:g} % needed); hidden, or not to be told from skin and beard"
+                f"({limit} {100 * least:g} %); hidden, or not to be told from skin and beard"
             )
     height = float(matte.sum()) / 2 / max(mouth_width(portrait), 1e-6)
-    if height < _MIN_HEIGHT_PX:
+    if height < params.min_height_px:
         raise SketchRefused(
-            f"{portrait.name}: lips only {height:.1f} px high each ({_MIN_HEIGHT_PX:g} needed) in a crop of "
-            f"{portrait.size_px} px; too narrow to edit at this size"
+            f"{portrait.name}: lips only {height:.1f} px high each (min_height_px {params.min_height_px:g}) in a crop "
+            f"of {portrait.size_px} px; too narrow to edit at this size"
         )
 
 

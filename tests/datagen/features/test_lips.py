@@ -205,5 +205,5 @@ def test_lips_of_which_one_is_hidden_are_refused(closed, monkeypatch):
 
 
 def test_lips_too_narrow_for_the_size_are_refused(closed):
-    with pytest.raises(SketchRefused, match=r"lips only 1\.\d px high each \(1\.5 needed\) in a crop of 40 px"):
+    with pytest.raises(SketchRefused, match=r"lips only 1\.\d px high each \(min_height_px 1\.5\) in a crop of 40 px"):
         lips.sketch(closed.resized(40), lips.Params())
