@@ -219,14 +219,10 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
                 f"{portrait.name}: {100 * rooted:.0f} % of the region's upper edge lies at the hair "
                 f"({100 * _MIN_ROOTED:g} % needed); bangs there would hang from nothing, let it begin at the hairline"
             )
+        # A matte that takes a bald head's shine for roots.
+        _refuse_bald(portrait, face, (region_mask(params.region, portrait)[0] > 0.5).any(0), params)
         return
-    above = (face.across.abs() < 0.6) & (face.up > face.hairline + 0.03) & (face.up < face.hairline + 0.22)
-    hairy = float(overall_mean(portrait.hair.clamp(0, 1), above.float()))
-    if hairy < params.min_hair_above:
-        raise SketchRefused(
-            f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
-            f"(min_hair_above {100 * params.min_hair_above:g} %); no bangs to be had from it"
-        )
+    _refuse_bald(portrait, face, face.across.abs() < 0.6, params)
     front = fringe.region * (face.up < face.hairline - 0.05)
     # By what the parser saw as hair well below the hairline that is usual for this face.
     usual = usual_hairline(face.across) * 0.95 * face.third_px / face.height_px
@@ -236,6 +232,17 @@ def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params:
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * covered:.0f} % of where the bangs would be "
             f"(max_covered {100 * params.max_covered:g} %); there are bangs already"
+        )
+
+
+def _refuse_bald(portrait: Portrait, face: Forehead, where: torch.Tensor, params: Params) -> None:
+    """Refuse where there is too little hair above the hairline, in the pixels (or columns) `where`."""
+    above = where & (face.up > face.hairline + 0.03) & (face.up < face.hairline + 0.22)
+    hairy = float(overall_mean(portrait.hair.clamp(0, 1), above.float()))
+    if hairy < params.min_hair_above:
+        raise SketchRefused(
+            f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
+            f"(min_hair_above {100 * params.min_hair_above:g} %); no bangs to be had from it"
         )
 
 

@@ -253,7 +253,7 @@ def test_refusals_give_the_reason_in_one_line(who, params, reason):
 
 
 @settings(max_examples=6, deadline=None)
-@given(left=st.floats(0.25, 0.45), top=st.floats(0.2, 0.25), width=st.floats(0.15, 0.35), height=st.floats(0.08, 0.3))
+@given(left=st.floats(0.3, 0.45), top=st.floats(0.2, 0.22), width=st.floats(0.15, 0.25), height=st.floats(0.12, 0.3))
 def test_a_polygon_is_filled_and_nothing_else(left, top, width, height):
     corners = ((left, top), (left + width, top), (left + width, top + height), (left, top + height))
     before = portrait()
@@ -307,6 +307,16 @@ def test_a_mask_image_and_the_same_polygon_agree(tmp_path):
 def test_regions_that_cannot_be_are_refused_in_one_line(region, reason):
     with pytest.raises(ValidationError, match=reason):
         bangs.Params(region=region)
+
+
+def test_a_region_that_begins_at_the_rim_of_a_bald_head_is_refused():
+    before = portrait()
+    rows = torch.arange(SIZE)[:, None].expand(SIZE, SIZE)
+    shine = dataclasses.replace(before, hair=before.hair * (rows >= int(0.2 * SIZE)), digest="1" * 64)
+    region = [[0.38, 0.21], [0.62, 0.21], [0.62, 0.34], [0.38, 0.34]]
+    bangs.sketch(before, bangs.Params(region=region))
+    with pytest.raises(SketchRefused, match="of the place that a fringe falls from"):
+        bangs.sketch(shine, bangs.Params(region=region))
 
 
 @pytest.mark.parametrize(
