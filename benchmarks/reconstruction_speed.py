@@ -11,6 +11,7 @@ from the stored float16 latents: PSNR and perceptual distance to the photo, dist
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import sys
@@ -63,7 +64,8 @@ def main() -> None:
     portraits = [file.load().resized(generator.config.img_resolution) for file in chosen]
     prior = WPrior.fit(generator)
     runs = contestants(generator, perceptual, prior, options.projector_steps)
-    results = {"machine": measure.machine(), "portraits": len(portraits), "perceptual": perceptual.name}
+    machine = measure.machine() | {"date": datetime.date.today().isoformat()}
+    results = {"machine": machine, "portraits": len(portraits), "perceptual": perceptual.name}
     rows, pictures = compare(runs, portraits, generator, perceptual, prior)
     results["rows"] = rows
     options.out.mkdir(parents=True, exist_ok=True)
