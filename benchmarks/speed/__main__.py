@@ -28,6 +28,7 @@ import stages
 import torch
 
 from stylepairs.datagen.stylegan.checkpoints import load_generator
+from stylepairs.kernels.memory import keep_freed_memory
 
 CHANNEL_BASE, SIZE_PX, BATCH = 16384, 256, 4
 
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="small networks, two rounds: shows that all of it runs")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     path = options.out / "speed.json"
     options.out.mkdir(parents=True, exist_ok=True)
