@@ -98,6 +98,7 @@ def on(machine: Mapping[str, str]) -> str:
         f"{machine['threads']} threads",
         f"load {machine['load before']} at the start",
         f"torch {machine['torch']}, Python {machine['Python']}",
+        *([f"freed memory {machine['freed memory']}"] if "freed memory" in machine else []),
         machine["date"],
     ]
     return ", ".join(parts)
