@@ -39,6 +39,13 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 _SPELLINGS = {"gray": "grey", "blonde": "blond", "ginger": "red", "violet": "purple", "turquoise": "teal"}
 
 
+_TO_XYZ = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
+    dtype=torch.float64,
+)
+_WHITE_XYZ = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)[:, None, None]
+
+
 def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
     """The sRGB colour (r, g, b), each 0..255, of a palette name, "#rrggbb", "#rgb", "r,g,b" or three integers.
 
@@ -77,13 +84,18 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
 
 
-@functools.cache
 def _xyz_constants(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1]."""
+    # Kept for devices that would wait for them; on a CPU a mode in force (fake tensors) would be kept with them.
+    if device.type != "cpu":
+        return _kept_xyz_constants(device, dtype)
+    return _TO_XYZ.to(dtype), _WHITE_XYZ.to(dtype)
+
+
+@functools.cache
+def _kept_xyz_constants(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode(False):  # kept for calls that need gradients
-        matrix = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-        white = torch.tensor([0.95047, 1.0, 1.08883], device=device, dtype=dtype)
-        return torch.tensor(matrix, device=device, dtype=dtype), white[:, None, None]
+        return _TO_XYZ.to(device, dtype), _WHITE_XYZ.to(device, dtype)
 
 
 def lab_to_srgb(lab: torch.Tensor, clip: bool = True) -> torch.Tensor:

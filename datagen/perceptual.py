@@ -23,6 +23,7 @@ from stylepairs.datagen.errors import InputError
 GUIDING_PX = 256
 # Added to the squared norm before dividing by it: where all channels are silent, noise must not become signal.
 _NORM_FLOOR = 1e-2
+_BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16  # exact in any type
 
 
 class Perceptual(nn.Module):
@@ -256,11 +257,15 @@ def _binomial(x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.transpose(2, 3), groups=x.shape[1])
 
 
-@functools.cache
 def _binomial_kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Kept, so that no call makes a GPU wait for a constant."""
-    with torch.inference_mode(False):
-        return torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device, dtype=dtype) / 16
+    # Kept for devices that would wait for it; on a CPU a mode in force (fake tensors) would be kept with it.
+    return _BINOMIAL.to(dtype) if device.type == "cpu" else _kept_binomial_kernel(device, dtype)
+
+
+@functools.cache
+def _kept_binomial_kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # kept for calls that need gradients
+        return _BINOMIAL.to(device, dtype)
 
 
 def _installed_efficientnet() -> Path | None:
