@@ -21,7 +21,8 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
-from gpu_kernels import GPUS, put_between
+from gpu_kernels import GPUS  # which puts the folder of `pages` on the path
+from pages import put_between
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = table(options.capability)
     print(found)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), "instructions", found))
+        options.docs.write_text(put_between(options.docs.read_text(), found, "instructions"))
     return 0
 
 

@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+
 import torch
+from pages import put_between
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
@@ -322,12 +325,6 @@ def measured_table(gpu: Gpu, resolutions: Sequence[int], batch: int, dtype: str,
     return "\n".join(lines)
 
 
-def put_between(page: str, mark: str, table: str) -> str:
-    """The page with what is between <!-- mark --> and <!-- end of mark --> replaced."""
-    start, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    return page[: page.index(start) + len(start)] + "\n" + table + "\n" + page[page.index(end) :]
-
-
 def gpu_at_hand(options: argparse.Namespace) -> Gpu:
     """The GPU whose peaks count: the one named, or found by its name; single peaks may be given."""
     name = torch.cuda.get_device_name().lower()
@@ -364,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mark, table = "times", measured_table(gpu, options.resolutions, options.batch, options.dtype, options.rounds)
     print(table)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), mark, table))
+        options.docs.write_text(put_between(options.docs.read_text(), table, mark))
     return 0
 
 

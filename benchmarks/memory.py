@@ -29,7 +29,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+
 import torch
+from pages import put_between
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -269,9 +272,7 @@ def main() -> int:
     found = markdown([compared(*one, options) for one in combinations], options)
     print(found)
     if options.docs is not None:
-        page = options.docs.read_text()
-        start, end = "<!-- figures -->", "<!-- end of figures -->"
-        options.docs.write_text(page[: page.index(start) + len(start)] + f"\n{found}\n" + page[page.index(end) :])
+        options.docs.write_text(put_between(options.docs.read_text(), found))
     return 0
 
 

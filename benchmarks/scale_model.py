@@ -17,6 +17,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+
+from pages import put_between
+
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 GPU_COUNTS = (8, 32, 64, 128, 256)
@@ -188,9 +192,7 @@ def main() -> int:
     found = markdown(results, assumed)
     print(found)
     if options.docs is not None:
-        page = options.docs.read_text()
-        start, end = "<!-- figures -->", "<!-- end of figures -->"
-        options.docs.write_text(page[: page.index(start) + len(start)] + f"\n{found}\n" + page[page.index(end) :])
+        options.docs.write_text(put_between(options.docs.read_text(), found))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import torch
 from kornia.color import lab_to_rgb, rgb_to_linear_rgb
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.kernels.constants import Constant
 
 # Mean sRGB over the hair of a portrait in even light, shading and highlights included: darker and greyer than a swatch.
 # The natural ones lie inside what 340 portraits show (5th to 95th percentile: L 11 to 69, a 2 to 13, b -5 to 18),
@@ -39,11 +39,9 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 _SPELLINGS = {"gray": "grey", "blonde": "blond", "ginger": "red", "violet": "purple", "turquoise": "teal"}
 
 
-_TO_XYZ = torch.tensor(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
-    dtype=torch.float64,
-)
-_WHITE_XYZ = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)[:, None, None]
+# Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1].
+_TO_XYZ = Constant([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 
 
 def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
@@ -77,25 +75,11 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
 
     kornia's rgb_to_lab to the bit, but for its constants: made anew in each call, they would make a GPU wait.
     """
-    matrix, white = _xyz_constants(image.device, image.dtype)
-    xyz = torch.einsum("oi,...ihw->...ohw", matrix, rgb_to_linear_rgb((image + 1) / 2)) / white
+    xyz = torch.einsum("oi,...ihw->...ohw", _TO_XYZ.like(image), rgb_to_linear_rgb((image + 1) / 2))
+    xyz = xyz / _WHITE_XYZ.like(image)
     curve = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856).pow(1 / 3), 7.787 * xyz + 4 / 29)
     x, y, z = curve.unbind(-3)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
-
-
-def _xyz_constants(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1]."""
-    # Kept for devices that would wait for them; on a CPU a mode in force (fake tensors) would be kept with them.
-    if device.type != "cpu":
-        return _kept_xyz_constants(device, dtype)
-    return _TO_XYZ.to(dtype), _WHITE_XYZ.to(dtype)
-
-
-@functools.cache
-def _kept_xyz_constants(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.inference_mode(False):  # kept for calls that need gradients
-        return _TO_XYZ.to(device, dtype), _WHITE_XYZ.to(device, dtype)
 
 
 def lab_to_srgb(lab: torch.Tensor, clip: bool = True) -> torch.Tensor:

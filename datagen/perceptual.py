@@ -7,7 +7,6 @@ needs no weights. A figure made with one is not comparable with a figure made wi
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.errors import InputError
+from stylepairs.kernels.constants import Constant
 
 # What an optimiser follows is read from an image of at most this size, as StyleGAN2's projector reads LPIPS.
 GUIDING_PX = 256
 # Added to the squared norm before dividing by it: where all channels are silent, noise must not become signal.
 _NORM_FLOOR = 1e-2
-_BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16  # exact in any type
+_BINOMIAL = Constant([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])
 
 
 class Perceptual(nn.Module):
@@ -252,20 +252,9 @@ def _for_imagenet(image: torch.Tensor) -> torch.Tensor:
 
 
 def _binomial(x: torch.Tensor) -> torch.Tensor:
-    kernel = _binomial_kernel(x.device, x.dtype).expand(x.shape[1], 1, 1, 5)
+    kernel = _BINOMIAL.like(x).expand(x.shape[1], 1, 1, 5)
     x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel, groups=x.shape[1])
     return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.transpose(2, 3), groups=x.shape[1])
-
-
-def _binomial_kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    # Kept for devices that would wait for it; on a CPU a mode in force (fake tensors) would be kept with it.
-    return _BINOMIAL.to(dtype) if device.type == "cpu" else _kept_binomial_kernel(device, dtype)
-
-
-@functools.cache
-def _kept_binomial_kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # kept for calls that need gradients
-        return _BINOMIAL.to(device, dtype)
 
 
 def _installed_efficientnet() -> Path | None:

@@ -23,6 +23,7 @@ from typing import Any
 import generators
 import large
 import measure
+import pages
 import report
 import stages
 import torch
@@ -120,7 +121,7 @@ def write(results: dict[str, Any], out: Path, docs: Path | None) -> None:
     if docs is not None:
         (docs / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
         page = docs / "speed.md"
-        page.write_text(report.put_between(page.read_text(), table))
+        page.write_text(pages.put_between(page.read_text(), table))
 
 
 if __name__ == "__main__":

@@ -143,11 +143,3 @@ def plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
         figure.savefig(written[-1])
         pyplot.close(figure)
     return written
-
-
-def put_between(page: str, table: str) -> str:
-    """The page with what is between the two marks replaced."""
-    start, end = "<!-- figures -->", "<!-- end of figures -->"
-    if start not in page or end not in page:
-        raise ValueError(f"the page lacks {start} ... {end}")
-    return page[: page.index(start) + len(start)] + "\n" + table + "\n" + page[page.index(end) :]

@@ -209,18 +209,19 @@ def _fringe(portrait: Portrait, face: Forehead, params: Params, grown: float) ->
 
 def _refuse_unusable(portrait: Portrait, face: Forehead, fringe: Fringe, params: Params) -> None:
     if params.region is not None:
+        region = region_mask(params.region, portrait)
         person = (portrait.label != CLASS["background"]).float()[None]
-        on_person = float(overall_mean(person, region_mask(params.region, portrait)))
+        on_person = float(overall_mean(person, region))
         if on_person < 0.5:
             raise SketchRefused(f"{portrait.name}: {100 * (1 - on_person):.0f} % of the region lies off the person")
-        rooted = _rooted_share(face, region_mask(params.region, portrait))
+        rooted = _rooted_share(face, region)
         if rooted < _MIN_ROOTED:
             raise SketchRefused(
                 f"{portrait.name}: {100 * rooted:.0f} % of the region's upper edge lies at the hair "
                 f"({100 * _MIN_ROOTED:g} % needed); bangs there would hang from nothing, let it begin at the hairline"
             )
         # A matte that takes a bald head's shine for roots.
-        _refuse_bald(portrait, face, (region_mask(params.region, portrait)[0] > 0.5).any(0), params)
+        _refuse_bald(portrait, face, (region[0] > 0.5).any(0), params)
         return
     _refuse_bald(portrait, face, face.across.abs() < 0.6, params)
     front = fringe.region * (face.up < face.hairline - 0.05)

@@ -11,7 +11,7 @@ import torch
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("generators", "measure", "peers", "report", "scale_model")
+NAMES = ("generators", "measure", "pages", "peers", "report", "scale_model")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,10 @@ def test_table_shows_ratio_and_overhead_and_replaces_only_what_is_marked(scripts
     assert "| ours, bf16 | 0.5 (0.5 to 0.5) | 2.00 | 4.00x (4.00 to 4.00) | 1.00x (1.00 to 1.00) | 1.0e-02 |" in text
     assert "bf16: 20 % (20 to 20)" in text
     page = "before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n"
-    assert report.put_between(page, "new") == "before\n<!-- figures -->\nnew\n<!-- end of figures -->\nafter\n"
+    put_between = scripts["pages"].put_between
+    assert put_between(page, "new") == "before\n<!-- figures -->\nnew\n<!-- end of figures -->\nafter\n"
     with pytest.raises(ValueError, match="lacks"):
-        report.put_between("no marks", "new")
+        put_between("no marks", "new")
 
 
 def test_peers_that_are_not_installed_are_none(scripts, tmp_path):

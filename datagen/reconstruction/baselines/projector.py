@@ -54,16 +54,11 @@ def reconstruct(
     progress: Progress | None = None,
 ) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings only steps, decay_steps, batch and precision count."""
-    use_channels_last(generator)
-    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
     jobs = [
         Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, sketch.image))
         for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
     ]
-    objective = _objective(generator, perceptual, schedule)
-    # Its noise is drawn on the host, anew in each step.
-    outcomes = optimise_all(jobs, objective, schedule, progress=progress, capturable=False)
-    found = [Found(one.u, one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
+    found = _found(generator, perceptual, jobs, settings, progress)
     return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
 
 
@@ -79,12 +74,22 @@ def project(
 
     Of the settings only steps + decay_steps (published: 1000), batch and precision count. In the portraits' order.
     """
-    use_channels_last(generator)
-    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
     rows = 1 if space == "w" else generator.num_ws
     start = generator.mapping.w_avg.expand(rows, -1).clone()
     noise = [maps[0, 0].clone() for maps in generator.noise_maps()]
     jobs = [Job(start, noise, {"seed": seed_of(one)} | features_of(perceptual, one.image)) for one in portraits]
+    return _found(generator, perceptual, jobs, settings, progress)
+
+
+def _found(
+    generator: Generator,
+    perceptual: Perceptual,
+    jobs: Sequence[Job],
+    settings: OptimiserSettings,
+    progress: Progress | None,
+) -> list[Found]:
+    use_channels_last(generator)
+    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, RAMPDOWN)
     objective = _objective(generator, perceptual, schedule)
     # Its noise is drawn on the host, anew in each step.
     outcomes = optimise_all(jobs, objective, schedule, progress=progress, capturable=False)

@@ -215,7 +215,7 @@ def on_meta(monkeypatch):
     autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **settings: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
-    colors._xyz_constants(META, torch.float32)
+    colors.srgb_to_lab(torch.zeros(3, 1, 1, device=META))
     for module in (inversion, reconstruct):
         monkeypatch.setattr(module, "optimise_all", checks_a_step)
     generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)

@@ -1,0 +1,11 @@
+"""Figures put into a page of the documentation."""
+
+from __future__ import annotations
+
+
+def put_between(page: str, table: str, mark: str = "figures") -> str:
+    """The page with what is between <!-- mark --> and <!-- end of mark --> replaced."""
+    start, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    if start not in page or end not in page:
+        raise ValueError(f"the page lacks {start} ... {end}")
+    return page[: page.index(start) + len(start)] + "\n" + table + "\n" + page[page.index(end) :]
