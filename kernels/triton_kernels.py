@@ -57,6 +57,53 @@ def _row(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, FIR: tl.constexpr)
     return total
 
 
+@triton.jit
+def _place(C, OW, x_blocks, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr):
+    """What a program makes: n, channels [BLOCK_C,1], columns [1,BLOCK_X], the first row, and which of them exist."""
+    n = tl.program_id(2).to(tl.int64)
+    ch = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+    ox = ((tl.program_id(0) % x_blocks) * BLOCK_X + tl.arange(0, BLOCK_X))[None, :]
+    first = (tl.program_id(0) // x_blocks) * ROWS
+    return n, ch, ox, first, (ch < C) & (ox < OW)
+
+
+@triton.jit
+def _factors(taps, demod, bias, n, ch, C, FIR: tl.constexpr, DEMOD: tl.constexpr, BIAS: tl.constexpr):
+    """Demodulation and bias of the channels ch [BLOCK_C,1], and the four taps."""
+    d = tl.load(demod + n * C + ch, mask=ch < C, other=0.0).to(tl.float32) if DEMOD else 1.0
+    offset = tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32) if BIAS else 0.0
+    t0 = tl.load(taps) if FIR else 0.0
+    t1 = tl.load(taps + 1) if FIR else 0.0
+    t2 = tl.load(taps + 2) if FIR else 0.0
+    t3 = tl.load(taps + 3) if FIR else 0.0
+    return d, offset, t0, t1, t2, t3
+
+
+@triton.jit
+def _filtered(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, one, two, three, FIR: tl.constexpr):
+    """The output row that row y of the input completes, and what the three after it have got so far."""
+    v = _row(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, FIR)
+    if FIR:
+        row = v
+        v = one + row * t3
+        one = two + row * t2
+        two = three + row * t1
+        three = row * t0
+    return v, one, two, three
+
+
+@triton.jit
+def _preactivation(v, d, offset, noise, ox, nw, inside, DEMOD: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr):
+    """v demodulated, with the row of noise and the bias added: what the activation is applied to."""
+    if DEMOD:
+        v = v * d
+    if NOISE:
+        v += tl.load(noise + ox * nw, mask=inside, other=0.0).to(tl.float32)
+    if BIAS:
+        v += offset
+    return v
+
+
 @triton.jit(do_not_specialize=SIZES)
 def tail_kernel(
     x, taps, demod, noise, bias, out, C, H, W, OH, OW, x_blocks, left, top, slope, gain, clamp,
@@ -64,39 +111,20 @@ def tail_kernel(
     FIR: tl.constexpr, DEMOD: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    ch = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    ox = ((tl.program_id(0) % x_blocks) * BLOCK_X + tl.arange(0, BLOCK_X))[None, :]
-    first = (tl.program_id(0) // x_blocks) * ROWS
-    ok = (ch < C) & (ox < OW)
+    n, ch, ox, first, ok = _place(C, OW, x_blocks, ROWS, BLOCK_C, BLOCK_X)
     base = x + n * xn + ch * xc
-    d = tl.load(demod + n * C + ch, mask=ch < C, other=0.0).to(tl.float32) if DEMOD else 1.0
-    offset = tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32) if BIAS else 0.0
-    t0 = tl.load(taps) if FIR else 0.0
-    t1 = tl.load(taps + 1) if FIR else 0.0
-    t2 = tl.load(taps + 2) if FIR else 0.0
-    t3 = tl.load(taps + 3) if FIR else 0.0
+    d, offset, t0, t1, t2, t3 = _factors(taps, demod, bias, n, ch, C, FIR, DEMOD, BIAS)
     HALO: tl.constexpr = 3 if FIR else 0
     one = tl.zeros(ok.shape, dtype=tl.float32)  # what the next output row has got so far, the one after it, ...
     two = one
     three = one
     for r in range(tl.minimum(ROWS, OH - first) + HALO):
-        row = _row(base, first + r - top, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, FIR)
-        v = row
-        if FIR:
-            v = one + row * t3
-            one = two + row * t2
-            two = three + row * t1
-            three = row * t0
+        y = first + r - top
+        v, one, two, three = _filtered(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, one, two, three, FIR)
         oy = first + r - HALO
         inside = ox < tl.where(oy >= first, OW, 0)  # the first rows with a filter only fill it
         valid = ok & inside
-        if DEMOD:
-            v = v * d
-        if NOISE:
-            v += tl.load(noise + n * nn + oy * nh + ox * nw, mask=inside, other=0.0).to(tl.float32)
-        if BIAS:
-            v += offset
+        v = _preactivation(v, d, offset, noise + n * nn + oy * nh, ox, nw, inside, DEMOD, NOISE, BIAS)
         v = tl.where(v > 0, v, v * slope) * gain
         if CLAMP:  # tl.minimum would take the clamp for a NaN
             v = tl.where(v > clamp, clamp, tl.where(v < -clamp, -clamp, v))
@@ -112,59 +140,37 @@ def tail_backward_kernel(
     SUM_CHANNELS: tl.constexpr, SUM_PIXELS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    columns = (tl.program_id(0) % x_blocks) * BLOCK_X + tl.arange(0, BLOCK_X)
-    first = (tl.program_id(0) // x_blocks) * ROWS
-    ch = channels[:, None]
-    ox = columns[None, :]
-    ok = (ch < C) & (ox < OW)
+    n, ch, ox, first, ok = _place(C, OW, x_blocks, ROWS, BLOCK_C, BLOCK_X)
     base = x + n * xn + ch * xc
-    d = tl.load(demod + n * C + ch, mask=ch < C, other=0.0).to(tl.float32) if DEMOD else 1.0
-    offset = tl.load(bias + ch, mask=ch < C, other=0.0).to(tl.float32) if BIAS else 0.0
-    t0 = tl.load(taps) if FIR else 0.0
-    t1 = tl.load(taps + 1) if FIR else 0.0
-    t2 = tl.load(taps + 2) if FIR else 0.0
-    t3 = tl.load(taps + 3) if FIR else 0.0
+    d, offset, t0, t1, t2, t3 = _factors(taps, demod, bias, n, ch, C, FIR, DEMOD, BIAS)
     HALO: tl.constexpr = 3 if FIR else 0
-    one = tl.zeros(ok.shape, dtype=tl.float32)
+    one = tl.zeros(ok.shape, dtype=tl.float32)  # as in the forward kernel
     two = one
     three = one
     by_demod = one
     by_bias = one
     for r in range(tl.minimum(ROWS, OH - first) + HALO):
-        row = _row(base, first + r - top, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, FIR)
-        filtered = row
-        if FIR:
-            filtered = one + row * t3
-            one = two + row * t2
-            two = three + row * t1
-            three = row * t0
+        y = first + r - top
+        filtered, one, two, three = _filtered(base, y, ox, ok, H, W, left, xh, xw, t0, t1, t2, t3, one, two, three, FIR)
         oy = first + r - HALO
         inside = ox < tl.where(oy >= first, OW, 0)  # the first rows with a filter only fill it
         valid = ok & inside
-        v = filtered
-        if DEMOD:
-            v = v * d
-        if NOISE:
-            v += tl.load(noise + n * nn + oy * nh + ox * nw, mask=inside, other=0.0).to(tl.float32)
-        if BIAS:
-            v += offset
+        v = _preactivation(filtered, d, offset, noise + n * nn + oy * nh, ox, nw, inside, DEMOD, NOISE, BIAS)
         grad = tl.load(g + n * gn + ch * gc + oy * gh + ox * gw, mask=valid, other=0.0).to(tl.float32) * gain
         grad = tl.where(v > 0, grad, grad * slope)
         if CLAMP:
-            y = tl.where(v > 0, v, v * slope) * gain
-            grad = tl.where((y >= -clamp) & (y <= clamp), grad, 0.0)
+            activated = tl.where(v > 0, v, v * slope) * gain
+            grad = tl.where((activated >= -clamp) & (activated <= clamp), grad, 0.0)
         if SUM_CHANNELS:
             by_demod += grad * filtered
             by_bias += grad
         if SUM_PIXELS:
-            at = ((n * tl.num_programs(1) + tl.program_id(1)) * OH + oy) * OW + columns
-            tl.store(by_pixel + at, tl.sum(grad, 0), mask=columns < tl.where(oy >= first, OW, 0))
+            at = ((n * tl.num_programs(1) + tl.program_id(1)) * OH + oy) * OW + ox
+            tl.store(by_pixel + at, tl.sum(grad, 0, keep_dims=True), mask=inside)
         if DEMOD:
             grad = grad * d
         tl.store(inner + n * on + ch * oc + oy * oh + ox * ow, grad.to(inner.dtype.element_ty), mask=valid)
     if SUM_CHANNELS:
-        at = (n * C + channels) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(by_channel + at, tl.sum(by_demod, 1), mask=channels < C)
-        tl.store(by_channel + half + at, tl.sum(by_bias, 1), mask=channels < C)
+        at = (n * C + ch) * tl.num_programs(0) + tl.program_id(0)
+        tl.store(by_channel + at, tl.sum(by_demod, 1, keep_dims=True), mask=ch < C)
+        tl.store(by_channel + half + at, tl.sum(by_bias, 1, keep_dims=True), mask=ch < C)
