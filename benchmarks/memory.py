@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -32,6 +31,8 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
+from drawn import drawn, exactly, patch, random_generator
+from measure import processor
 from pages import put_between
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,15 +40,13 @@ from torch.utils._pytree import tree_leaves
 
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, load_perceptual
-from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction import inversion as stage0
 from stylepairs.datagen.reconstruction import reconstruct as stage1
 from stylepairs.datagen.reconstruction.batch import Job, Objective, State, Verdict, optimise
-from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 from stylepairs.datagen.stylegan import generator as network
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels import modulated_layer as layers
 from stylepairs.kernels.memory import keep_freed_memory
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
@@ -56,7 +55,7 @@ from stylepairs.kernels.modulated_layer import modulated_layer
 GB = 1e9
 KEEP_ALL = 4096  # recompute_from_px above every resolution
 NO_BOUND = 2**40  # pixels_at_once above every batch's
-NEVER = 1_000_000  # warm-up during which no portrait may leave early
+FFHQ_CHANNELS = 32768
 DEFAULTS = OptimiserSettings.model_validate({})
 
 
@@ -77,16 +76,12 @@ class Case:
         kind = ReconstructionSettings if self.stage else InversionSettings
         names = ("batch", "precision", "recompute_from_px", "pixels_at_once")
         changed = {name: getattr(self, name) for name in names}
-        return kind(steps=self.steps - 1, decay_steps=1, warmup_steps=NEVER, **changed)
+        return kind(**exactly(self.steps), **changed)
 
 
 def ffhq_like(size_px: int) -> Generator:
     """Random weights, as wide as FFHQ's of 1024 px at each resolution."""
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(img_resolution=size_px)).eval().requires_grad_(False)
-    for layer in generator.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.1)
-    return generator
+    return random_generator(size_px, FFHQ_CHANNELS)
 
 
 def run(case: Case, generator: Generator, perceptual: Perceptual) -> None:
@@ -95,27 +90,17 @@ def run(case: Case, generator: Generator, perceptual: Perceptual) -> None:
         width = generator.config.w_dim
         prior = WPrior(torch.zeros(width), torch.eye(width), torch.ones(width))
         ws = torch.randn(case.batch, generator.num_ws, width)
-        images = [generator.synthesis(w[None])[0].clamp(-1, 1) for w in ws]
-    portraits = [portrait_of(str(index), image) for index, image in enumerate(images)]
+    portraits, inversions = drawn(generator, ws)
     if case.stage == 0:
         stage0.invert(generator, perceptual, portraits, case.settings(), prior)
         return
-    noise = [level[0, 0] for level in generator.noise_maps()]
-    inversions = [Inversion(w, noise, image, {}) for w, image in zip(ws, images, strict=True)]
-    sketches = [sketch_of(image) for image in images]
+    sketches = [sketch_of(portrait.image) for portrait in portraits]
     stage1.reconstruct(generator, perceptual, prior, portraits, inversions, sketches, case.settings())
 
 
-def portrait_of(name: str, image: torch.Tensor) -> Portrait:
-    blank = image.new_zeros(image.shape[1:], dtype=torch.uint8)
-    return Portrait(name, image, blank, blank[None].float(), torch.zeros(68, 2), name)
-
-
 def sketch_of(image: torch.Tensor) -> Sketch:
-    """A patch over the upper third with detail of its own, compared in Lab: all terms of the objective are there."""
-    size = image.shape[-1]
-    mask = image.new_zeros(1, size, size)
-    mask[:, size // 8 : size // 3, size // 4 : 3 * size // 4] = 1
+    """A patch with detail of its own, compared in Lab: all terms of the objective are there."""
+    mask = patch(image)
     return Sketch(image * (1 - 0.5 * mask), mask, 1 - mask, 16, "lab", sketch_detail=1.0)
 
 
@@ -243,13 +228,6 @@ def markdown(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
         cells = [row["stage"], row["size_px"], row["batch"], *ram, ratio, *tensors]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> int:

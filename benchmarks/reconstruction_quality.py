@@ -30,9 +30,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+
 import cv2
 import numpy as np
 import torch
+from measure import processor
 
 from stylepairs.datagen import quality
 from stylepairs.datagen.backend import Backend, Models, load_models, real_backend
@@ -331,9 +334,7 @@ def shown(row: Row) -> str:
 
 @functools.cache
 def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"one core of {model}"
+    return f"one core of {processor()}"
 
 
 def versions() -> str:

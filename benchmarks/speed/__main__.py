@@ -27,6 +27,7 @@ import pages
 import report
 import stages
 import torch
+from drawn import random_generator
 
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -83,7 +84,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     chosen: dict[str, Callable[[], Any]] = {
         "forward": lambda: generators.compare("forward", size, CHANNEL_BASE, BATCH, rounds),
         "forward_backward": lambda: generators.compare("forward_backward", size, CHANNEL_BASE, BATCH, rounds),
-        "reconstruction_256": lambda: steps(generators.random_generator(size, CHANNEL_BASE)),
+        "reconstruction_256": lambda: steps(random_generator(size, CHANNEL_BASE)),
         "reconstruction_embedded": lambda: steps(load_generator("embedded")),
         "editor_256": lambda: stages.editor_inference(size, CHANNEL_BASE, 1, rounds),
         "editor_512": lambda: stages.editor_inference(64 if quick else 512, 2 * CHANNEL_BASE, 1, rounds),

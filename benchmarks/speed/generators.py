@@ -8,10 +8,11 @@ from typing import Any
 import measure
 import peers
 import torch
+from drawn import random_generator
 
 from stylepairs.datagen.reconstruction.inversion import synthesise
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig, SynthesisLayer, ToRGB
+from stylepairs.datagen.stylegan.generator import Generator, SynthesisLayer, ToRGB
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
 from stylepairs.kernels.upfirdn2d import upsample2d
@@ -19,16 +20,6 @@ from stylepairs.kernels.upfirdn2d import upsample2d
 Rows = dict[str, dict[str, Any]]
 PLAIN, FP32, BF16 = "ours, plain fp32 reference", "ours, fp32", "ours, bf16"
 Render = Callable[[torch.Tensor], torch.Tensor]
-
-
-def random_generator(resolution: int, channel_base: int, seed: int = 0) -> Generator:
-    """Frozen, with random weights, its noise switched on as in a trained one."""
-    torch.manual_seed(seed)
-    generator = Generator(GeneratorConfig(img_resolution=resolution, channel_base=channel_base))
-    generator.eval().requires_grad_(False)
-    for layer in generator.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.1)
-    return generator
 
 
 def plain_synthesis(generator: Generator, ws: torch.Tensor) -> torch.Tensor:

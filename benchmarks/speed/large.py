@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import generators
 import measure
 import stages
 import torch
 import torch.nn.functional as F
+from drawn import random_generator
 
 from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.perceptual import load_perceptual
@@ -23,7 +23,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 def measured(resolution: int, channel_base: int) -> dict[str, dict[str, Any]]:
     """Operations, activations and processor time of a step; bytes and encoding time of a pair of two kinds of
     images."""
-    generator = generators.random_generator(resolution, channel_base)
+    generator = random_generator(resolution, channel_base)
     bench = stages.Bench(generator, 1, load_perceptual())
     gflop, seconds = {}, {}
     for steps in (2, 3):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ def ratio(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> tuple[float, floa
 
 def counted_gflop(run: Callable[[], object]) -> float:
     """10^9 floating-point operations (2 per multiply-add) of convolutions and matrix products, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode  # 70 MB, which `memory.py` would weigh too
+
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
@@ -95,15 +96,24 @@ def peak_memory_mb() -> float:
 
 def machine() -> dict[str, str]:
     """What a figure depends on: processor, cores, threads, load, versions."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    field = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     return {
-        "processor": field.get("model name", platform.machine()),
-        "bf16 instructions": "yes" if "avx512_bf16" in field.get("flags", "") else "no",
+        "processor": processor(),
+        "bf16 instructions": "yes" if "avx512_bf16" in _cpuinfo().get("flags", "") else "no",
         "cores": str(len(os.sched_getaffinity(0))),
         "threads": str(torch.get_num_threads()),
         "load before": f"{os.getloadavg()[0]:.1f}",
         "torch": torch.__version__,
         "Python": platform.python_version(),
     }
+
+
+def processor() -> str:
+    """Its name, or its architecture where the system does not say."""
+    return _cpuinfo().get("model name", platform.machine())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the last core."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}

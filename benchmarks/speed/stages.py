@@ -14,12 +14,11 @@ import generators
 import measure
 import peers
 import torch
+from drawn import drawn, exactly, patch, random_generator
 
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, load_perceptual
-from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import region_mask
-from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
@@ -28,7 +27,6 @@ from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 Rows = dict[str, dict[str, Any]]
-NEVER = 1_000_000  # warm-up during which no portrait may leave early
 
 
 class Bench:
@@ -37,34 +35,22 @@ class Bench:
     def __init__(self, generator: Generator, count: int, perceptual: Perceptual):
         self.generator, self.perceptual = generator, perceptual
         self.prior = WPrior.fit(generator, samples=2000)
-        noise = [level[0, 0] for level in generator.noise_maps()]
         z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             ws = generator.mapping(z)
-            images = [generator.synthesis(w[None])[0].clamp(-1, 1) for w in ws]
-        self.inversions = [Inversion(w, noise, image, {}) for w, image in zip(ws, images, strict=True)]
-        self.portraits = [portrait_of(str(index), image) for index, image in enumerate(images)]
-        self.sketches = [sketch_of(image) for image in images]
+        self.portraits, self.inversions = drawn(generator, ws)
+        self.sketches = [sketch_of(portrait.image) for portrait in self.portraits]
 
     def reconstruct(self, count: int, steps: int, batch: int, precision: str) -> object:
         """Reconstruct the first `count` portraits in exactly `steps` steps each."""
-        settings = ReconstructionSettings(
-            steps=steps - 1, decay_steps=1, warmup_steps=NEVER, batch=batch, precision=precision
-        )
+        settings = ReconstructionSettings(**exactly(steps), batch=batch, precision=precision)
         lists = (self.portraits[:count], self.inversions[:count], self.sketches[:count])
         return reconstruct(self.generator, self.perceptual, self.prior, *lists, settings)
 
 
-def portrait_of(name: str, image: torch.Tensor) -> Portrait:
-    blank = torch.zeros(image.shape[1:], dtype=torch.uint8)
-    return Portrait(name, image, blank, blank[None].float(), torch.zeros(68, 2), name)
-
-
 def sketch_of(image: torch.Tensor) -> Sketch:
-    """A reddish patch over the upper third, compared in Lab as hair colour is."""
-    size = image.shape[-1]
-    mask = torch.zeros(1, size, size)
-    mask[:, size // 8 : size // 3, size // 4 : 3 * size // 4] = 1
+    """A reddish patch, compared in Lab as hair colour is."""
+    mask = patch(image)
     color = torch.tensor([0.3, -0.4, -0.4])[:, None, None]
     return Sketch(image.lerp(color, 0.7 * mask), mask, 1 - region_mask(mask), 16, "lab")
 
@@ -123,7 +109,7 @@ def editor_inference(size_px: int, channel_base: int, batch: int, rounds: int) -
     from stylepairs.i2i.inference import prepare
     from stylepairs.i2i.models.glean import Glean, GleanConfig
 
-    model = Glean(generators.random_generator(size_px, channel_base), GleanConfig()).eval()
+    model = Glean(random_generator(size_px, channel_base), GleanConfig()).eval()
     roughened(model)
     inputs = (torch.rand(batch, 3, size_px, size_px) * 2 - 1, torch.ones(batch, 1, size_px, size_px))
     inputs += (torch.ones(batch), torch.zeros(batch, model.config.style_channels))

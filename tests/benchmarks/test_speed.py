@@ -11,7 +11,7 @@ import torch
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("generators", "measure", "pages", "peers", "report", "scale_model")
+NAMES = ("drawn", "generators", "measure", "pages", "peers", "report", "scale_model")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def scripts():
 
 def test_plain_reference_gives_the_generators_images_and_gradients(scripts):
     generators = scripts["generators"]
-    plain, fast = (generators.random_generator(32, 1024) for _ in range(2))
+    plain, fast = (scripts["drawn"].random_generator(32, 1024) for _ in range(2))
     use_channels_last(fast)
     ws = torch.randn(2, fast.num_ws, fast.config.w_dim)
     renders = [lambda ws: generators.plain_synthesis(plain, ws), fast.synthesis]
