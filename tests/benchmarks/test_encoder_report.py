@@ -1,9 +1,6 @@
 """What the encoder's benchmark adds to stage 0: directions that renders answer to, steps scaled by them, kept runs."""
 
-import importlib
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +9,6 @@ from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction.encoder_training import draw_samples
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @dataclass
@@ -29,11 +24,8 @@ class Picture:
 
 
 @pytest.fixture(scope="module")
-def report():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("encoder_report")
-    sys.path.remove(str(BENCHMARKS))
-    sys.modules.pop("encoder_report")
+def report(import_script):
+    return import_script("encoder_report")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,17 +12,10 @@ from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.kernels.modulated_conv2d import filter_padding, stretch
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_kernels.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("gpu_kernels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_kernels"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu_kernels"]
+def script(import_script):
+    return import_script("gpu_kernels")
 
 
 def size(*tensors: torch.Tensor) -> int:

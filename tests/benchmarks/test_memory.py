@@ -1,24 +1,15 @@
 """What the memory benchmark counts: tensors as they come and go, a step's own, less where blocks are recomputed."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def memory():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("memory")
-    sys.path.remove(str(BENCHMARKS))
-    sys.modules.pop("memory")
+def memory(import_script):
+    return import_script("memory")
 
 
 def test_tensors_count_while_they_exist_and_views_once(memory):

@@ -1,31 +1,18 @@
 """What the speed benchmark claims: its reference is the generator, its turns alternate, its cost model adds up."""
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("drawn", "generators", "measure", "pages", "peers", "report", "scale_model")
 
 
 @pytest.fixture(scope="module")
-def scripts():
-    """The scripts, which import each other by plain name, as when run."""
-    held = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    folders = [str(BENCHMARKS / "speed"), str(BENCHMARKS)]
-    sys.path[:0] = folders
-    yield {name: importlib.import_module(name) for name in NAMES}
-    for folder in folders:
-        sys.path.remove(folder)
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    sys.modules.update(held)
+def scripts(import_script):
+    return {name: import_script(name) for name in NAMES}
 
 
 def test_plain_reference_gives_the_generators_images_and_gradients(scripts):
