@@ -89,14 +89,20 @@ def test_efficientnet_levels_start_at_full_resolution_and_equal_the_original_net
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         expected = F.relu6(original._bn0(original._conv_stem((image * 127.5 + 0.5) / 128)))
-        actual = F.relu6(model.stem(F.pad((image * 127.5 + 0.5) / 128, (0, 2, 0, 2))))[..., ::2, ::2]
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-        for block in original._blocks[:5]:
-            expected = block(expected)
-        for stage in model.stages:
-            actual = stage(actual)
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
-        assert [level.shape[-1] for level in model.features(image)] == [64, 32, 16, 8]
+        actual = model.features(image)
+        assert [level.shape[-1] for level in actual] == [64, 32, 16, 8]
+        torch.testing.assert_close(actual[0][..., ::2, ::2], _half_unit(expected), rtol=1e-4, atol=1e-5)
+        for level, blocks in zip(actual[1:], ([0], [1, 2], [3, 4]), strict=True):
+            for index in blocks:
+                expected = original._blocks[index](expected)
+            norms = [original._blocks[index]._bn2 for index in blocks]
+            mean = sum(norm.bias for norm in norms)[:, None, None]
+            deviation = sum(norm.weight.square() for norm in norms).sqrt()[:, None, None]
+            torch.testing.assert_close(level, _half_unit((expected - mean) / deviation), rtol=1e-4, atol=1e-5)
+
+
+def _half_unit(x):
+    return 0.5 * x / (x.square().sum(1, keepdim=True) + 0.01).sqrt()
 
 
 def test_vgg16_distance_is_the_published_lpips_formula(tmp_path):
@@ -197,11 +203,44 @@ def _lpips(state, a, b):
     return total
 
 
-def test_what_guides_is_the_features_from_half_the_size_on(image):
+# Relative to the norm, of the levels and of the gradient of a distance to the image.
+GUIDING_TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (0.02, 0.25)}
+
+
+@pytest.mark.parametrize("dtype", GUIDING_TOLERANCES)
+def test_what_guides_is_the_features_from_half_the_size_on(image, dtype, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.perceptual.fastest_dtype", lambda device: dtype)
     model = load("efficientnet-lite0")
-    first, *rest = model.features(image)
-    guiding = model.guiding(image)
-    torch.testing.assert_close(guiding, [first[..., ::2, ::2], *rest])
+
+    def whole(image):
+        first, *rest = model.features(image)
+        return [first[..., ::2, ::2], *rest]
+
+    near = image + 0.1 * image.roll(1, 3)
+    found, wanted = (levels_and_gradient(method, near, image) for method in (model.guiding, whole))
+    levels_off, gradient_off = GUIDING_TOLERANCES[dtype]
+    for level, expected in zip(found[0], wanted[0], strict=True):
+        assert (level - expected).norm() <= levels_off * expected.norm()
+    assert (found[1] - wanted[1]).norm() <= gradient_off * wanted[1].norm()
+
+
+def levels_and_gradient(method, image, target):
+    image = image.clone().requires_grad_()
+    levels = method(image)
+    with torch.no_grad():
+        target = method(target)
+    return levels, torch.autograd.grad(perceptual_distance(levels, target).sum(), image)[0]
+
+
+def test_what_guides_has_the_same_bits_in_every_place_and_company(image):
+    model = load("efficientnet-lite0")
+    found = []
+    for place in range(4):
+        batch = torch.cat([image, -image]).flip(0) * (0.5 + place / 4)
+        batch[place] = image[0]
+        levels, gradient = levels_and_gradient(model.guiding, batch, torch.zeros_like(batch))
+        found.append([level[place] for level in levels] + [gradient[place]])
+    assert all(torch.equal(*pair) for other in found for pair in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", SOURCES)
