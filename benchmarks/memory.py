@@ -41,6 +41,7 @@ from torch.utils._pytree import tree_leaves
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.reconstruction import inversion as stage0
+from stylepairs.datagen.reconstruction import phases
 from stylepairs.datagen.reconstruction import reconstruct as stage1
 from stylepairs.datagen.reconstruction.batch import Job, Objective, State, Verdict, optimise
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -159,7 +160,7 @@ def counted(case: Case) -> dict[str, int]:
     weights = sum(x.nbytes for net in (generator, perceptual) for x in (*net.parameters(), *net.buffers()))
     module = stage1 if case.stage else stage0
     plain = {
-        (module, "optimise_all"): count,
+        (phases, "optimise_all"): count,
         (module, "use_channels_last"): lambda _: None,  # tensors without content cannot change their layout in place
         (network, "modulated_layer"): partial(modulated_layer, impl="reference"),
         (network, "modulated_conv2d"): partial(modulated_conv2d, impl="shared"),

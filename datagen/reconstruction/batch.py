@@ -18,6 +18,7 @@ from stylepairs.kernels.cuda_graph import graphed
 BETAS = (0.9, 0.99)
 EPS = 1e-8
 Targets = dict[str, torch.Tensor]
+Moments = list[tuple[torch.Tensor, torch.Tensor]]  # Adam's first and second, of u and of each noise map that moves
 
 
 @dataclass
@@ -25,21 +26,27 @@ class Job:
     """One portrait's start and fixed targets (tensors without batch dimension).
 
     targets may be a function: it is called, without gradients, when the portrait enters the batch, so that large
-    targets are in memory for a batch of portraits and not for all of them.
+    targets are in memory for a batch of portraits and not for all of them. step and moments go on from an outcome that
+    was paused; moments None: none yet.
     """
 
     u: torch.Tensor  # [L,C], whitened latent
     noise: list[torch.Tensor]  # maps [r,r]
     targets: Targets | Callable[[], Targets]
     multiplier: float = 1.0
+    step: int = 0
+    moments: Moments | None = None
 
 
 @dataclass
 class Outcome:
+    """What a portrait has come to, without batch dimension; moments of one that was paused, else None."""
+
     u: torch.Tensor
     noise: list[torch.Tensor]
     steps: int
     figures: dict[str, float]
+    moments: Moments | None = None
 
 
 @dataclass
@@ -77,17 +84,19 @@ def optimise(
     multiplier_rate: float = 0.0,
     after_step: AfterStep | None = None,
     capturable: bool = True,
+    pause_at: int | None = None,
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield (job index, outcome) as portraits leave, in order of leaving.
 
     A portrait leaves `decay_steps` after it was met or has used up `steps`; one whose loss is not finite leaves at
     once, with the figure `finite` = 0 and the last state that was finite. after_step may move the state in place after
     each step (back onto a sphere, ...), each portrait for itself. capturable False: objective or after_step read
-    values on the host, or do other operations from step to step, so that no CUDA graph can replay them.
+    values on the host, or do other operations from step to step, so that no CUDA graph can replay them. pause_at: all
+    leave after this step, at their full rate and whether met or not; jobs made of their outcomes go on from there.
     """
     if not jobs:
         return
-    batch = _Batch(jobs, settings, multiplier_rate)
+    batch = _Batch(jobs, settings, multiplier_rate, pause_at)
 
     at_once = settings.at_once(jobs[0].noise[-1].shape[-1])
 
@@ -109,10 +118,11 @@ def optimise_all(
     progress: Progress | None = None,
     after_step: AfterStep | None = None,
     capturable: bool = True,
+    pause_at: int | None = None,
 ) -> list[Outcome]:
     """The outcomes of `optimise` in the order of the jobs; progress(done, all) is called as portraits leave."""
     outcomes: dict[int, Outcome] = {}
-    for index, outcome in optimise(jobs, objective, settings, multiplier_rate, after_step, capturable):
+    for index, outcome in optimise(jobs, objective, settings, multiplier_rate, after_step, capturable, pause_at):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))
@@ -158,8 +168,14 @@ def _moving(state: State, settings: OptimiserSettings) -> list[torch.Tensor]:
 
 
 class _Batch:
-    def __init__(self, jobs: Sequence[Job], settings: OptimiserSettings, multiplier_rate: float):
-        self.jobs, self.settings, self.multiplier_rate = jobs, settings, multiplier_rate
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        settings: OptimiserSettings,
+        multiplier_rate: float,
+        pause_at: int | None = None,
+    ):
+        self.jobs, self.settings, self.multiplier_rate, self.pause_at = jobs, settings, multiplier_rate, pause_at
         width, first, targets = settings.batch, jobs[0], _made(jobs[0])
         self.slots: list[int | None] = [0, *[None] * (width - 1)]
         self.next_job = 1
@@ -170,16 +186,19 @@ class _Batch:
             [torch.stack([level] * width)[:, None].requires_grad_() for level in first.noise],
             {key: torch.stack([value] * width) for key, value in targets.items()},
             torch.zeros(width, device=device),
-            torch.full((width,), first.multiplier, device=device),
+            torch.ones(width, device=device),
         )
-        self.decay_from = torch.full((width,), float(settings.steps), device=device)
+        self.decay_from = torch.zeros(width, device=device)
         self.betas = [torch.tensor(beta, device=device) for beta in BETAS]
         self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.parameters()]
         self.left = torch.zeros(width, dtype=torch.bool, device=device)
         self.kept: dict[str, torch.Tensor] = {}  # of each portrait that has left: its state and figures as it left
+        for place in range(width):
+            self._begin(place, first)
         for place in range(1, width):
             self._enter(place)
-        self.wait = self._fewest_steps([0.0] * width, [float(settings.steps)] * width)
+        begun = [0 if slot is None else jobs[slot].step for slot in self.slots]
+        self.wait = self._fewest_steps(begun, [float(settings.steps)] * width)
 
     def alive(self) -> bool:
         return any(slot is not None for slot in self.slots)
@@ -200,9 +219,12 @@ class _Batch:
                 after_step(state)
             growth = (self.multiplier_rate * verdict.violation.detach().clamp(-1, 1)).exp()
             state.multiplier.mul_(torch.where(finite, growth, 1.0)).clamp_(0.1, 100.0)
-            met = verdict.met.detach() & (state.step > settings.warmup_steps)
-            self.decay_from.copy_(torch.where(met, torch.minimum(self.decay_from, state.step), self.decay_from))
-            leaves = (state.step >= self.decay_from + settings.decay_steps) | ~finite
+            if self.pause_at is None:
+                met = verdict.met.detach() & (state.step > settings.warmup_steps)
+                self.decay_from.copy_(torch.where(met, torch.minimum(self.decay_from, state.step), self.decay_from))
+                leaves = (state.step >= self.decay_from + settings.decay_steps) | ~finite
+            else:
+                leaves = (state.step >= self.pause_at) | ~finite
             if self.waits or leaves.any():
                 self._keep(leaves & ~self.left, self._outcomes(verdict, finite))
             self.left |= leaves
@@ -216,14 +238,20 @@ class _Batch:
             if index is not None:
                 yield index, self._outcome(place)
             self._enter(place)
-            rows[1][place], rows[2][place] = 0.0, float(self.settings.steps)
+            entered = self.slots[place]
+            rows[1][place] = 0.0 if entered is None else float(self.jobs[entered].step)
+            rows[2][place] = float(self.settings.steps)
         self.wait = self._fewest_steps(rows[1], rows[2])
 
     def _fewest_steps(self, steps: Sequence[float], decay_from: Sequence[float]) -> int:
         """Steps after which the first finite portrait may leave: it could be met in the very next one."""
-        ends = [min(start, step + 1) - step for step, start in zip(steps, decay_from, strict=True)]
-        busy = [end for end, slot in zip(ends, self.slots, strict=True) if slot is not None]
-        return max(1, int(min(busy, default=0)) + self.settings.decay_steps)
+        if self.pause_at is None:
+            decays = [min(start, step + 1) for step, start in zip(steps, decay_from, strict=True)]
+            ends = [start + self.settings.decay_steps for start in decays]
+        else:
+            ends = [float(self.pause_at)] * len(steps)
+        left = [end - step for end, step, slot in zip(ends, steps, self.slots, strict=True) if slot is not None]
+        return max(1, int(min(left, default=0)))
 
     def _rate(self) -> torch.Tensor:
         """Share of the learning rate [N] at each portrait's own step: linear warm-up, cosine decay."""
@@ -252,8 +280,10 @@ class _Batch:
         """What a portrait would leave with now, [N,...] each; figures by their own names, the rest with a dot."""
         state = self.state
         own = {".u": state.u, ".step": state.step, "finite": finite.float(), "multiplier": state.multiplier}
-        noise = {f".noise{level}": maps for level, maps in enumerate(state.noise)}
-        return {key: value.detach() for key, value in verdict.figures.items()} | own | noise
+        own |= {f".noise{level}": maps for level, maps in enumerate(state.noise)}
+        if self.pause_at is not None:
+            own |= {f".moment{i}.{order}": self.moments[i][order] for i in range(len(self.moments)) for order in (0, 1)}
+        return {key: value.detach() for key, value in (verdict.figures | own).items()}
 
     def _keep(self, places: torch.Tensor, outcomes: dict[str, torch.Tensor]) -> None:
         for key, value in outcomes.items():
@@ -265,7 +295,11 @@ class _Batch:
     def _outcome(self, place: int) -> Outcome:
         figures = {key: float(value[place]) for key, value in self.kept.items() if not key.startswith(".")}
         noise = [self.kept[f".noise{level}"][place, 0].clone() for level in range(len(self.state.noise))]
-        return Outcome(self.kept[".u"][place].clone(), noise, int(self.kept[".step"][place]), figures)
+        moments = None
+        if self.pause_at is not None:
+            one = {key: value[place].clone() for key, value in self.kept.items() if key.startswith(".moment")}
+            moments = [(one[f".moment{i}.0"], one[f".moment{i}.1"]) for i in range(len(self.moments))]
+        return Outcome(self.kept[".u"][place].clone(), noise, int(self.kept[".step"][place]), figures, moments)
 
     def _enter(self, place: int) -> None:
         """Put the next job in this place; without one, the place goes on with what it holds."""
@@ -281,11 +315,15 @@ class _Batch:
                 maps[place, 0] = start
             for key, value in _made(job).items():
                 state.targets[key][place] = value
-            state.step[place], state.multiplier[place] = 0, job.multiplier
-            self.decay_from[place] = float(self.settings.steps)
-            self.left[place] = False
-            for first, second in self.moments:
-                first[place], second[place] = 0, 0
+            self._begin(place, job)
+
+    @torch.no_grad()
+    def _begin(self, place: int, job: Job) -> None:
+        self.state.step[place], self.state.multiplier[place] = job.step, job.multiplier
+        self.decay_from[place] = float(self.settings.steps)
+        self.left[place] = False
+        for index, (first, second) in enumerate(self.moments):
+            first[place], second[place] = job.moments[index] if job.moments else (0.0, 0.0)
 
     def parameters(self) -> list[torch.Tensor]:
         return _moving(self.state, self.settings)

@@ -5,25 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import (
-    Job,
-    Objective,
-    Outcome,
-    Progress,
-    State,
-    Targets,
-    Verdict,
-    optimise_all,
+from stylepairs.datagen.reconstruction.batch import Objective, Outcome, Progress, State, Targets, Verdict
+from stylepairs.datagen.reconstruction.objective import (
+    downsample,
+    noise_autocorrelation,
+    prior_norm,
+    psnr,
+    pyramid_l1,
+    row_spread,
 )
-from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
+from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_phases, phases_of, whole_latent
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
-from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.precision import fastest_dtype
 
@@ -57,9 +57,12 @@ def invert(
     """
     use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
-    begins = [None] * len(portraits) if starts is None else starts
-    jobs = [_job(generator, perceptual, *pair) for pair in zip(portraits, begins, strict=True)]
-    outcomes = optimise_all(jobs, _objective(generator, perceptual, prior, settings), settings, progress=progress)
+    begun = [None] * len(portraits) if starts is None else starts
+    begins = [_start(generator, perceptual, *pair) for pair in zip(portraits, begun, strict=True)]
+    objective = partial(_objective, generator, perceptual, prior, settings)
+    phases = phases_of(settings, generator.config.img_resolution)
+    render_one = partial(rendered, generator, prior, settings)
+    outcomes = optimise_in_phases(begins, phases, objective, render_one, settings, progress=progress)
     ws = [half(prior.unwhiten(outcome.u)) for outcome in outcomes]
     noise = [[half(level) for level in outcome.noise] for outcome in outcomes]
     images = render(generator, ws, noise, settings.batch)
@@ -69,34 +72,37 @@ def invert(
     ]
 
 
-def _job(generator: Generator, perceptual: Perceptual, portrait: Portrait, start: torch.Tensor | None) -> Job:
+def _start(generator: Generator, perceptual: Perceptual, portrait: Portrait, u: torch.Tensor | None) -> Start:
     size_px = generator.config.img_resolution
     if portrait.size_px != size_px:
         raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
     shape = (generator.num_ws, generator.config.w_dim)
-    if start is None:
-        start = torch.zeros(shape, device=portrait.image.device)
-    elif tuple(start.shape) != shape:
-        raise ValueError(f"{portrait.name}: start is {list(start.shape)}, the generator's latents are {list(shape)}")
+    if u is None:
+        u = torch.zeros(shape, device=portrait.image.device)
+    elif tuple(u.shape) != shape:
+        raise ValueError(f"{portrait.name}: start is {list(u.shape)}, the generator's latents are {list(shape)}")
 
-    def targets() -> Targets:
-        return {"photo": portrait.image} | features_of(perceptual, portrait.image)
+    def targets(phase: Phase) -> Targets:
+        photo = downsample(portrait.image, phase.size_px)
+        return {"photo": photo} | features_of(perceptual, photo)
 
-    return Job(start, [level[0, 0] for level in generator.noise_maps()], targets)
+    return Start(u, [level[0, 0] for level in generator.noise_maps()], targets)
 
 
-def _objective(generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings) -> Objective:
+def _objective(
+    generator: Generator, perceptual: Perceptual, prior: WPrior, settings: InversionSettings, phase: Phase
+) -> Objective:
     def objective(state: State) -> Verdict:
-        ws = prior.unwhiten(state.u)
-        image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
+        ws, u = prior.unwhiten(state.u), whole_latent(state)
+        image = seen_render(generator, ws, state, settings, phase)
         everywhere = torch.ones_like(image[:, :1])
         pixels = pyramid_l1(image, state.targets["photo"], everywhere)
         features = perceptual_distance(perceptual.guiding(image), stored_features(state.targets))
         loss = (
             settings.pixel_weight * pixels
             + settings.perceptual_weight * features
-            + settings.prior_weight * prior_norm(state.u)
-            + settings.row_weight * row_spread(state.u)
+            + settings.prior_weight * prior_norm(u)
+            + settings.row_weight * row_spread(u)
         )
         if settings.noise_learning_rate:
             loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
@@ -112,13 +118,37 @@ def synthesise(
     noise: list[torch.Tensor],
     precision: str,
     recompute_from: int | None = None,
+    size_px: int | None = None,
 ) -> torch.Tensor:
     """The render [N,3,H,W] in float32, its convolutions in `precision` (as in OptimiserSettings); recompute_from as in
-    `synthesis`."""
+    `synthesis`; size_px: the pyramid stops there, None is the generator's own."""
     bf16 = precision == "bf16" or (precision == "auto" and fastest_dtype(ws.device) == torch.bfloat16)
     with torch.autocast(ws.device.type, torch.bfloat16, enabled=bf16):
-        image: torch.Tensor = generator.synthesis(ws, noise, recompute_from=recompute_from)
+        image: torch.Tensor = generator.synthesis(ws, noise, max_resolution=size_px, recompute_from=recompute_from)
     return image.float()
+
+
+def seen_render(
+    generator: Generator, ws: torch.Tensor, state: State, settings: OptimiserSettings, phase: Phase
+) -> torch.Tensor:
+    """The render [N,3,H,W] that a phase's losses read: the lower blocks' own, and what the finer ones add at the
+    start."""
+    image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px, phase.size_px)
+    return image + state.targets["finer"] if "finer" in state.targets else image
+
+
+@torch.no_grad()
+def rendered(
+    generator: Generator,
+    prior: WPrior,
+    settings: OptimiserSettings,
+    u: torch.Tensor,
+    noise: list[torch.Tensor],
+    size_px: int,
+) -> torch.Tensor:
+    """One render [3,r,r] of whitened latents u [L,C] and maps [r,r], as a step computes it."""
+    maps = [level[None, None] for level in noise]
+    return synthesise(generator, prior.unwhiten(u)[None], maps, settings.precision, size_px=size_px)[0]
 
 
 @torch.no_grad()

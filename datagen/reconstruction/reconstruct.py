@@ -12,16 +12,18 @@ import torch
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Targets, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import Objective, Progress, State, Targets, Verdict
 from stylepairs.datagen.reconstruction.inversion import (
     Inversion,
     features_of,
+    rendered,
+    seen_render,
     stored_features,
-    synthesise,
 )
 from stylepairs.datagen.reconstruction.objective import (
     anchor_distance,
     clamped,
+    downsample,
     noise_autocorrelation,
     prior_norm,
     psnr,
@@ -30,6 +32,7 @@ from stylepairs.datagen.reconstruction.objective import (
     reference_errors,
     row_spread,
 )
+from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_phases, phases_of, whole_latent
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
@@ -82,12 +85,21 @@ def reconstruct(
         settings = settings.model_copy(update={"detail_weight": 0.0})  # saves the time; the sum is the same
     # Decided here, once: asking a tensor in each step would make a GPU wait.
     any_lab = any(sketch.space == "lab" for sketch in sketches)
-    objective = _objective(generator, perceptual, prior, settings)
-    jobs = []
+    objective = partial(_objective, generator, perceptual, prior, settings, sketches[0].reference_px if sketches else 0)
+    starts = []
     for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True):
         targets = partial(_targets, perceptual, prior, portrait, inversion, sketch, settings, any_lab)
-        jobs.append(Job(prior.whiten(inversion.ws), inversion.noise, targets))
-    outcomes = optimise_all(jobs, objective, settings, settings.multiplier_rate, progress)
+        starts.append(Start(prior.whiten(inversion.ws), inversion.noise, targets))
+    phases = phases_of(settings, generator.config.img_resolution)
+    outcomes = optimise_in_phases(
+        starts,
+        phases,
+        objective,
+        partial(rendered, generator, prior, settings),
+        settings,
+        settings.multiplier_rate,
+        progress,
+    )
     found = [Found(prior.unwhiten(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
     return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
 
@@ -129,40 +141,48 @@ def _targets(
     sketch: Sketch,
     settings: ReconstructionSettings,
     any_lab: bool,
+    phase: Phase,
 ) -> Targets:
     edit_mask = sketch.edit_mask[None]
+    photo, inverted = downsample(portrait.image, phase.size_px), downsample(inversion.image, phase.size_px)
     targets = {
-        "photo": portrait.image,
+        "photo": photo,
         "start": prior.whiten(inversion.ws),
-        "edit_mask": sketch.edit_mask,
-        "keep_mask": sketch.keep_mask,
+        "edit_mask": downsample(sketch.edit_mask, phase.size_px),
+        "keep_mask": downsample(sketch.keep_mask, phase.size_px),
     }
     if any_lab:
         targets["lab"] = torch.tensor(sketch.space == "lab", device=portrait.image.device)
     lab = targets["lab"][None] if any_lab else None
     for size_px in _reference_sizes(sketch.reference_px):
-        targets[f"reference{size_px}"] = reference_colors(sketch.image[None], edit_mask, size_px, lab)[0]
-    targets |= features_of(perceptual, portrait.image)
+        if size_px <= phase.size_px:
+            targets[f"reference{size_px}"] = reference_colors(sketch.image[None], edit_mask, size_px, lab)[0]
+    targets |= features_of(perceptual, photo)
     if settings.detail_weight:
-        drawn = features_of(perceptual, sketch.image)
+        drawn = features_of(perceptual, downsample(sketch.image, phase.size_px))
         targets |= {f"drawn{level.removeprefix('feature')}": value for level, value in drawn.items()}
         targets["detail"] = torch.tensor(settings.detail_weight * sketch.sketch_detail, device=portrait.image.device)
     batched = {key: value[None] for key, value in targets.items()}
-    kept = _keep_error(inversion.image[None], perceptual.guiding(inversion.image[None]), batched, settings)
+    kept = _keep_error(inverted[None], perceptual.guiding(inverted[None]), batched, settings)
     targets["tolerance"] = settings.keep_slack * kept[0]
     return targets
 
 
 def _objective(
-    generator: Generator, perceptual: Perceptual, prior: WPrior, settings: ReconstructionSettings
+    generator: Generator,
+    perceptual: Perceptual,
+    prior: WPrior,
+    settings: ReconstructionSettings,
+    reference_px: int,
+    phase: Phase,
 ) -> Objective:
     device = generator.mapping.w_avg.device  # made there: a copy in each step would make a GPU wait
     weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws, device=device)
 
     def objective(state: State) -> Verdict:
-        ws = prior.unwhiten(state.u)
-        image = synthesise(generator, ws, state.noise, settings.precision, settings.recompute_from_px)
-        reference, reached = _reference(image, state, settings)
+        ws, u = prior.unwhiten(state.u), whole_latent(state)
+        image = seen_render(generator, ws, state, settings, phase)
+        reference, reached = _reference(image, state, settings, reference_px)
         seen = perceptual.guiding(image)
         keep = _keep_error(image, seen, state.targets, settings)
         # An edit that leaves nothing to keep has a tolerance of 0.
@@ -170,9 +190,9 @@ def _objective(
         loss = (
             settings.reference_weight * clamped(reference, settings.reference_tolerance)
             + state.multiplier.to(keep.device) * clamped(keep, 0.0)
-            + settings.prior_weight * prior_norm(state.u)
-            + settings.row_weight * row_spread(state.u)
-            + anchor_distance(state.u, state.targets["start"], weights)
+            + settings.prior_weight * prior_norm(u)
+            + settings.row_weight * row_spread(u)
+            + anchor_distance(u, state.targets["start"], weights)
         )
         if settings.noise_learning_rate:
             loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
@@ -187,20 +207,20 @@ def _objective(
 
 
 def _reference(
-    image: torch.Tensor, state: State, settings: ReconstructionSettings
+    image: torch.Tensor, state: State, settings: ReconstructionSettings, reference_px: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each portrait's error at the sketch resolution its own step has come to, and whether that is the final one."""
-    targets = state.targets
-    sizes = sorted((int(key.removeprefix("reference")) for key in targets if key.startswith("reference")), reverse=True)
+    targets, sizes = state.targets, _reference_sizes(reference_px)
+    unread = sum(size > image.shape[-1] for size in sizes)  # finer than a coarse phase renders
+    sizes, coarsest = sizes[unread:], len(sizes) - 1
     references = [targets[f"reference{size}"] for size in sizes]
     errors = reference_errors(image, references, targets["edit_mask"], targets.get("lab"))  # finest first
-    coarsest = len(sizes) - 1
     progress = state.step / max(settings.coarse_to_fine_steps, 1)
     level = coarsest - (progress * coarsest).floor().clamp(max=coarsest).long()
     if settings.coarse_to_fine_steps == 0:
         level = torch.zeros_like(level)
     level = level.to(image.device)
-    return errors.gather(0, level[None])[0], level == 0
+    return errors.gather(0, (level - unread).clamp_min(0)[None])[0], level == 0
 
 
 def _keep_error(

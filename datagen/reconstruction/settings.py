@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LEAST_COARSE_PX = 32  # below it the perceptual features have hardly a pixel left
 
 
 class _Settings(BaseModel):
@@ -38,7 +40,31 @@ class OptimiserSettings(_Settings):
         return max(count for count in range(1, min(most, self.batch) + 1) if self.batch % count == 0)
 
 
-class InversionSettings(OptimiserSettings):
+class PhasedSettings(OptimiserSettings):
+    """An optimiser whose first steps may render at a lower resolution."""
+
+    coarse_share: float = Field(
+        0.0, ge=0, le=1, description="share of `steps`, the first ones, that are rendered at a lower resolution"
+    )
+    coarse_divisor: int = Field(
+        2, ge=2, description="power of two: of the generator's side, gives theirs (32 px at least; else they are full)"
+    )
+
+    @field_validator("coarse_divisor")
+    @classmethod
+    def _power_of_two(cls, divisor: int) -> int:
+        if divisor & (divisor - 1):
+            raise ValueError(
+                f"{divisor} is not a power of two; the generator renders at 1/2, 1/4, 1/8, ... of its side"
+            )
+        return divisor
+
+    def coarse_px(self, size_px: int) -> int:
+        """Side of the coarse steps' render for a generator of this side."""
+        return min(size_px, max(size_px // self.coarse_divisor, LEAST_COARSE_PX))
+
+
+class InversionSettings(PhasedSettings):
     """Stage 0: reconstruct the portrait itself."""
 
     # 26.2 dB on 12 held-out portraits in 3.9 s of one core each (EPYC 9004, 128 px).
@@ -53,7 +79,7 @@ class InversionSettings(OptimiserSettings):
     noise_weight: float = Field(0.01, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
 
 
-class ReconstructionSettings(OptimiserSettings):
+class ReconstructionSettings(PhasedSettings):
     """Stage 1: meet the sketch inside at low resolution and the photo outside at full resolution."""
 
     # Half the time of 120 + 40 steps at rate 0.05, for the same colour and 0.1 dB outside.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylepairs.datagen import colors
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import load_perceptual
-from stylepairs.datagen.reconstruction import batch, inversion, reconstruct
+from stylepairs.datagen.reconstruction import batch, inversion, phases, reconstruct
 from stylepairs.datagen.reconstruction.batch import Job, State, Verdict, optimise
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -216,8 +216,7 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **settings: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     colors.srgb_to_lab(torch.zeros(3, 1, 1, device=META))
-    for module in (inversion, reconstruct):
-        monkeypatch.setattr(module, "optimise_all", checks_a_step)
+    monkeypatch.setattr(phases, "optimise_all", checks_a_step)
     generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)
     prior = WPrior(torch.zeros(8), torch.eye(8), torch.ones(8)).to(META)
     portrait = SimpleNamespace(image=torch.zeros(3, 32, 32, device=META), size_px=32, name="portrait")
