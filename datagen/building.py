@@ -22,6 +22,7 @@ from stylepairs.datagen import shards
 from stylepairs.datagen.backend import Backend, Models, real_backend
 from stylepairs.datagen.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.inversion_cache import SAME_BITS
 from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.workers import run_workers
 
@@ -53,9 +54,10 @@ class ShardedPlan(abc.ABC):
 
     def common_identity(self, recipe: BaseModel, seed: int, device: str, models: Models) -> dict[str, Any]:
         """What the identity of every plan holds."""
+        left_out: dict[str, Any] = {"perceptual_weights": True, "inversion": SAME_BITS, "reconstruction": SAME_BITS}
         return {
             "code_version": code_version(),
-            "recipe": recipe.model_dump(mode="json", exclude={"perceptual_weights"}),
+            "recipe": recipe.model_dump(mode="json", exclude=left_out),
             "generator_digest": models.digest,
             "instruments": {**models.instruments.names, **models.digests},
             "pairs": self.job_count,

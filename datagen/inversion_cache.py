@@ -21,6 +21,8 @@ from stylepairs.datagen.reconstruction.inversion import Inversion
 
 # Raised whenever the same inputs would be inverted differently.
 INVERSION_VERSION = 1
+# Settings of inversion and reconstruction that take memory or time and change no bit of the result.
+SAME_BITS = {"recompute_from_px"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class InversionCache:
         identity = {
             "portrait": portrait_key(portrait),
             "generator": self.generator_digest,
-            "settings": self.settings,
+            "settings": {name: value for name, value in self.settings.items() if name not in SAME_BITS},
             "context": self.context,
             "version": INVERSION_VERSION,
         }

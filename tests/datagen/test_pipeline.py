@@ -299,6 +299,21 @@ def test_shards_that_no_build_made_are_not_touched(tmp_path, synthetic_pairs):
         build(plan(tmp_path))
 
 
+def test_what_is_recomputed_to_save_memory_makes_no_other_build(tmp_path):
+    cache = tmp_path / "cache"
+    build(plan(tmp_path, cache=cache))
+    kept = sorted(cache.rglob("*.safetensors"))
+    less = {"recompute_from_px": 16}
+    changed = plan(tmp_path, recipe={"inversion": less, "reconstruction": less}, cache=cache)
+    build(changed)  # a build of other settings in the same folder would be refused
+    build(replace(changed, out=tmp_path / "other"))  # and other inversions would be missed
+    assert sorted(cache.rglob("*.safetensors")) == kept
+    for name in ("batch", "precision", "pixels_at_once"):  # these round differently
+        value = "bf16" if name == "precision" else 1
+        with pytest.raises(InputError, match=rf"recipe\.inversion\.{name} was"):
+            build(plan(tmp_path, recipe={"inversion": {name: value}}, cache=cache))
+
+
 def test_limit_takes_the_first_portraits_by_name(tmp_path):
     assert plan(tmp_path, limit=2).names == ("portrait_000", "portrait_001")
 

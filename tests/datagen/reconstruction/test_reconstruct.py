@@ -75,6 +75,19 @@ def test_inversion_does_not_depend_on_neighbours(generator, perceptual, portrait
     assert torch.equal(alone.image, inversions[2].image)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, perceptual, portraits, precision):
+    prior, sketches, results = WPrior.fit(generator), [paint_top(portraits[0])], []
+    for recompute_from_px in (4, 16, 2 * SIDE):  # every block, the finer ones, none
+        changed = {"precision": precision, "recompute_from_px": recompute_from_px, "steps": 3, "decay_steps": 2}
+        stage0, stage1 = (settings.model_copy(update=changed) for settings in (STAGE0, STAGE1))
+        found = invert(generator, perceptual, portraits[:1], stage0, prior)
+        made = reconstruct(generator, perceptual, prior, portraits[:1], found, sketches, stage1)
+        tensors = [tensor for one in found for tensor in (one.ws, one.image, *one.noise)]
+        results.append([*tensors, *(tensor for one in made for tensor in (one.ws_after, one.generated_after))])
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
 def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, perceptual, portraits, inversions):
     prior = WPrior.fit(generator)
     few = STAGE0.model_copy(update={"steps": 4, "decay_steps": 4, "warmup_steps": 1})
