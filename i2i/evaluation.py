@@ -18,7 +18,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.pair_codec import encode_png
 from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import Analyser, look_at
+from stylepairs.datagen.quality import PSNR_IDENTICAL_DB, Analyser, look_at, psnr_db
 from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.conditions import decode_color
@@ -26,9 +26,6 @@ from stylepairs.i2i.data import PairDataset, Sample
 from stylepairs.i2i.inference import Editor
 from stylepairs.i2i.losses import mean_color, tightened
 from stylepairs.i2i.models.glean import Edit
-
-# PSNR of equal images would be infinite; this stands for "identical".
-PSNR_IDENTICAL_DB = 100.0
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def pair_figures(model: Editor, dataset: PairDataset, perceptual: Perceptual, de
         rows.append(
             {
                 "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
-                "psnr_outside_db": psnr_db(output, sample["photo"], (mask == 0).float()),
+                "psnr_outside_db": psnr_outside_db(output[0], sample["photo"][0], mask[0]),
                 "mask_l1": float((edit.mask - tightened(mask)).abs().mean()),
                 "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
                 **wanted,
@@ -99,8 +96,8 @@ def portrait_figures(
             own, degree = split_params(info.feature, chosen)
             if "intensity" in type(own).model_fields:  # what is measured is what was asked for, by either name
                 own = own.model_copy(update={"intensity": degree})
-            allowed = region_mask(feature.sketch(before, own).edit_mask)
-            after, outside = edit.output[0], (allowed == 0).float().to(edit.output.device)
+            after = edit.output[0]
+            allowed = region_mask(feature.sketch(before, own).edit_mask).to(after.device)
             fid.update(after[None], real=False)
             seen = Seen(*(look_at(before, image, analyser).portrait for image in (before.image, after)))
             rows.append(
@@ -108,8 +105,8 @@ def portrait_figures(
                     "portrait": portrait.name,
                     "params": dict(chosen),
                     **feature.measure(before, seen, own),
-                    "psnr_outside_db": psnr_db(after, before.image, outside),
-                    "changed_outside": float(((after - before.image).abs() * outside).max()),
+                    "psnr_outside_db": psnr_outside_db(after, before.image, allowed),
+                    "changed_outside": float(((after - before.image).abs() * (allowed == 0)).max()),
                 }
             )
     names = [name for name, value in rows[0].items() if isinstance(value, float)] if rows else []
@@ -159,7 +156,7 @@ def run_sample(model: Editor, sample: Sample) -> Edit:
     return edit
 
 
-def psnr_db(image: torch.Tensor, reference: torch.Tensor, weight: torch.Tensor) -> float:
-    """Peak signal to noise ratio over the weighted pixels, images in [-1,1]; at most PSNR_IDENTICAL_DB."""
-    error = ((image - reference).square() * weight).sum() / (image.shape[-3] * weight.sum()).clamp_min(1e-6)
-    return float((10 * torch.log10(4 / error.clamp_min(4e-10))).clamp_max(PSNR_IDENTICAL_DB))
+def psnr_outside_db(edited: torch.Tensor, photo: torch.Tensor, region: torch.Tensor) -> float:
+    """PSNR of images [3,H,W] in [-1,1] where region [1,H,W] is 0; where it leaves nothing over, nothing has changed."""
+    outside = (region == 0).float()
+    return psnr_db(edited, photo, outside) if outside.any() else PSNR_IDENTICAL_DB

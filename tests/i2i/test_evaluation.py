@@ -15,7 +15,7 @@ from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.i2i.checkpoints import ModelInfo
 from stylepairs.i2i.data import PairDataset, read_records
-from stylepairs.i2i.evaluation import frechet_distance, pair_figures, portrait_figures, psnr_db, sample_sheet
+from stylepairs.i2i.evaluation import frechet_distance, pair_figures, portrait_figures, psnr_outside_db, sample_sheet
 from stylepairs.i2i.models.glean import Glean
 
 INFO = ModelInfo("hair_color", "color", {})
@@ -81,10 +81,11 @@ def test_frechet_distance_is_zero_between_equal_sets_and_grows_with_noise() -> N
 
 
 def test_psnr_by_hand() -> None:
-    zero = torch.zeros(1, 3, 2, 2)
-    weight = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
-    assert psnr_db(zero, zero, weight) == 100
-    assert psnr_db(zero + 0.2, zero, weight) == pytest.approx(20)
+    zero, region = torch.zeros(3, 2, 2), torch.ones(1, 2, 2)
+    region[0, 0, 0] = 0
+    assert psnr_outside_db(zero, zero, region) == 100
+    assert psnr_outside_db(zero + 0.2, zero, region) == pytest.approx(20)
+    assert psnr_outside_db(zero + 0.2, zero, torch.ones(1, 2, 2)) == 100  # nothing is outside
 
 
 def test_sample_sheet_is_a_grid_of_seven_columns(pairs: Path, model: Glean) -> None:
