@@ -19,7 +19,6 @@ taken it away):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -39,6 +38,7 @@ from stylepairs.datagen.sketching.foreheads import (
     usual_hairline,
 )
 from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
+from stylepairs.datagen.sketching.hairness import Told, hairness, smooth_lab
 from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
 from stylepairs.datagen.sketching.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.strands import (
@@ -52,8 +52,6 @@ from stylepairs.datagen.sketching.strands import (
     strand_rng,
 )
 
-# Squared Lab distance between hair and skin at which colour can half tell them apart.
-_TELLABLE = 150.0
 # `across` at which the hairline that a fringe hides turns down.
 _TEMPLE = 0.78
 # `across` of a brow's outer half; hair on more of the forehead just above it is a fringe that hangs on at the side.
@@ -68,8 +66,6 @@ _APPEARS = 0.15
 _STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.0024
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
-# Of the side: colours are compared smoothed by this much, so that single strands do not count.
-_COMPARE_SIGMA = 0.008
 
 
 class Params(BaseModel):
@@ -138,21 +134,21 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
     removed = params.style == "none"
     seen = Seen(seen.before.resized(portrait.size_px), seen.after.resized(portrait.size_px))
-    before, after = (_compared(image) for image in (portrait.image, seen.after.image))
+    before, after = (smooth_lab(image) for image in (portrait.image, seen.after.image))
     wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
-    told = _Told(
+    told = Told(
         skin=skin_tone(portrait, face, wanted_full),
         palette=hair_palette(portrait),
         fringe=before if removed else None,
     )
-    had, has = _hairness(before, seen.before.hair, told), _hairness(after, seen.after.hair, told)
+    had, has = hairness(before, seen.before.hair, told), hairness(after, seen.after.hair, told)
     gained = (had - has if removed else has - had).clamp(0, 1)
     beside = dilate((made.edit_mask > 0.02).float(), 0.03) * (1 - dilate((wanted > 0.1).float(), 0.012))
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
     skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
     rest = skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
     reached = float(overall_mean(1 - has if removed else has, wanted))
-    sketched, obtained = (mean_of(lab, wanted) for lab in (_compared(made.image), after))
+    sketched, obtained = (mean_of(lab, wanted) for lab in (smooth_lab(made.image), after))
     return {
         "coverage": reached,
         "coverage_gain": reached - float(overall_mean(1 - had if removed else had, wanted)),
@@ -162,7 +158,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
         "texture": _texture(portrait, face, seen, params, wanted, told.palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
-        "degree": _degree(before, after, _compared(full.image), wanted_full),
+        "degree": _degree(before, after, smooth_lab(full.image), wanted_full),
     }
 
 
@@ -354,43 +350,6 @@ def _changed(portrait: Portrait, made: Sketch, removed: bool) -> torch.Tensor:
     change = own - made.hair if removed else made.hair - own
     # Label and matte differ along the whole outline of the hair; only what was edited counts.
     return change.clamp(0, 1) * (made.edit_mask > 0.05)
-
-
-def _compared(image: torch.Tensor) -> torch.Tensor:
-    """Lab, smoothed so that single strands do not count."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(0.5, _COMPARE_SIGMA * image.shape[-1])
-    size = 2 * max(1, round(3 * sigma)) + 1
-    return gaussian_blur2d(srgb_to_lab(image)[None], (size, size), (sigma, sigma))[0]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What hair is told from skin by: the skin's smooth Lab [3,H,W], the hair's palette, and the Lab [3,H,W] of the
-    fringe that is to go (None: one is to come)."""
-
-    skin: torch.Tensor
-    palette: HairPalette
-    fringe: torch.Tensor | None
-
-
-def _hairness(lab: torch.Tensor, matte: torch.Tensor, told: _Told) -> torch.Tensor:
-    """How much each pixel of lab [3,H,W] is hair [1,H,W]: nearer to the own hair's colours than to the skin's; by the
-    matte where the two are too alike."""
-    if told.fringe is None:
-        low, mean, high = (
-            color.to(lab)[:, None, None] for color in (told.palette.shadow, told.palette.mean, told.palette.highlight)
-        )
-        axis = high - low
-        at = (((lab - low) * axis).sum(0, keepdim=True) / axis.square().sum().clamp_min(1.0)).clamp(0, 1)
-        near, usual = low + at * axis, mean
-    else:
-        near = usual = told.fringe
-    pairs = ((lab, near), (lab, told.skin), (usual, told.skin))
-    from_hair, from_skin, apart = ((one - other).square().sum(0, keepdim=True) for one, other in pairs)
-    trust = apart / (apart + _TELLABLE)
-    return trust * from_skin / (from_skin + from_hair).clamp_min(1.0) + (1 - trust) * matte
 
 
 def _texture(
