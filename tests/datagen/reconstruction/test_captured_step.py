@@ -15,6 +15,7 @@ from stylepairs.datagen import colors
 from stylepairs.datagen.features.base import Sketch
 from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction import batch, inversion, phases, reconstruct
+from stylepairs.datagen.reconstruction import settings as reconstruction_settings
 from stylepairs.datagen.reconstruction.batch import Job, State, Verdict, optimise
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -159,13 +160,15 @@ def test_a_recorded_step_gives_the_same_bits(monkeypatch, at_once):
     assert len(recorders) == 1
 
 
-def test_a_recorded_inversion_gives_the_same_bits(monkeypatch):
+@pytest.mark.parametrize("coarse_share", [0.0, 0.5])
+def test_a_recorded_inversion_gives_the_same_bits(monkeypatch, coarse_share):
     """Stage 0 on real networks: its objective too does the same operations on the same tensors each time."""
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)
     prior, perceptual = WPrior(torch.zeros(8), torch.eye(8), torch.ones(8)), load_perceptual("efficientnet-lite0")
     photos = [SimpleNamespace(image=torch.rand(3, 32, 32) * 2 - 1, size_px=32, name=str(i)) for i in range(3)]
-    settings = InversionSettings(batch=2, steps=6, decay_steps=3, warmup_steps=2)
+    settings = InversionSettings(batch=2, steps=10, decay_steps=3, warmup_steps=2, coarse_share=coarse_share)
+    monkeypatch.setattr(reconstruction_settings, "LEAST_COARSE_PX", 16)
     wanted = inversion.invert(generator, perceptual, photos, settings, prior)
     monkeypatch.setattr(batch, "_waits", lambda device: True)
     monkeypatch.setattr(batch, "graphed", lambda step, device: GraphedStep(step, Recorder()))
@@ -199,9 +202,9 @@ class Checked(Exception):
     """The step was taken; there is nothing to render."""
 
 
-def checks_a_step(jobs, objective, settings, *args, **more):
+def checks_a_step(jobs, objective, settings, *args, pause_at):
     """In place of optimise_all: one step that may ask nothing."""
-    running = batch._Batch(jobs, settings, 0.03)
+    running = batch._Batch(jobs, settings, 0.03, pause_at)
     # A dispatch mode does not see how torch.tensor takes a constant to a device.
     with NoHost(), mock.patch.object(torch, "tensor", side_effect=RuntimeError("takes a constant from the host")):
         verdict = objective(running.state)
@@ -217,22 +220,28 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     colors.srgb_to_lab(torch.zeros(3, 1, 1, device=META))
     monkeypatch.setattr(phases, "optimise_all", checks_a_step)
+    monkeypatch.setattr(reconstruction_settings, "LEAST_COARSE_PX", 16)
     generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)
     prior = WPrior(torch.zeros(8), torch.eye(8), torch.ones(8)).to(META)
     portrait = SimpleNamespace(image=torch.zeros(3, 32, 32, device=META), size_px=32, name="portrait")
     return generator.to(META), load_perceptual("efficientnet-lite0").to(META), prior, portrait
 
 
-def test_stage_0_asks_nothing_of_the_host(on_meta):
+@pytest.mark.parametrize("coarse_share", [0.0, 0.5])
+def test_stage_0_asks_nothing_of_the_host(on_meta, coarse_share):
     generator, perceptual, prior, portrait = on_meta
+    settings = InversionSettings(batch=2, coarse_share=coarse_share)
     with pytest.raises(Checked):
-        inversion.invert(generator, perceptual, [portrait], InversionSettings(batch=2), prior)
+        inversion.invert(generator, perceptual, [portrait], settings, prior)
 
 
 @pytest.mark.parametrize("noise_rate, detail, space", [(0.0, 0.3, "lab"), (0.1, 0.0, "rgb")])
-def test_stage_1_asks_nothing_of_the_host(on_meta, noise_rate, detail, space):
+@pytest.mark.parametrize("coarse_share", [0.0, 0.5])
+def test_stage_1_asks_nothing_of_the_host(on_meta, noise_rate, detail, space, coarse_share):
     generator, perceptual, prior, portrait = on_meta
-    settings = ReconstructionSettings(batch=2, noise_learning_rate=noise_rate, detail_weight=detail)
+    settings = ReconstructionSettings(
+        batch=2, noise_learning_rate=noise_rate, detail_weight=detail, coarse_share=coarse_share
+    )
     mask = torch.zeros(1, 32, 32, device=META)
     noise = [level[0, 0] for level in generator.noise_maps()]
     inverted = Inversion(torch.zeros(generator.num_ws, 8, device=META), noise, portrait.image, {})
