@@ -243,6 +243,14 @@ def test_what_guides_has_the_same_bits_in_every_place_and_company(image):
     assert all(torch.equal(*pair) for other in found for pair in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_image_is_not_finite_for_what_guides_and_harms_no_other(image, value):
+    model = load("efficientnet-lite0")
+    broken = torch.stack([image[0], torch.full_like(image[0], value)])
+    found = perceptual_distance(model.guiding(broken), model.guiding(image))
+    assert torch.isfinite(found).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_large_image_guides_at_256_px(name):
     model = load(name)
