@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual, perceptual_distance
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.perceptual import perceptual_distance
 from stylepairs.datagen.reconstruction.baselines import (
     harness,
     latent_direction,
@@ -25,7 +24,6 @@ from stylepairs.datagen.reconstruction.compose import region_mask
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 32
 SETTINGS = ReconstructionSettings(steps=9, decay_steps=3, batch=2)
@@ -39,15 +37,6 @@ class BrightIsHair(nn.Module):
         return 4 * image.mean(1, keepdim=True).expand(-1, 20, -1, -1)
 
 
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(16, 24, SIDE, 3, 512, 32, 2)).eval().requires_grad_(False)
-    for layer in generator.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.05)
-    return generator
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_samples():
     with pytest.MonkeyPatch.context() as patch:
@@ -56,20 +45,8 @@ def few_samples():
 
 
 @pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("pyramid")
-
-
-@pytest.fixture(scope="module")
 def prior(generator) -> WPrior:
     return WPrior.fit(generator, samples=4000)
-
-
-@pytest.fixture(scope="module")
-def portraits(generator) -> list[Portrait]:
-    images = generator(torch.randn(3, 16, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
-    blank = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-    return [Portrait(str(i), x, blank, blank[None].float(), torch.zeros(68, 2), str(i)) for i, x in enumerate(images)]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.recipes import load_recipe
@@ -21,7 +20,7 @@ from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_p
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.datagen.stylegan.generator import Generator
 
 SIDE, HALF = 64, 32
 STAGE0 = InversionSettings(steps=8, decay_steps=4, warmup_steps=2, batch=2, learning_rate=0.1)
@@ -31,29 +30,8 @@ PHASES = [Phase(HALF, 6), Phase(SIDE)]
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(16, 24, SIDE, 3, 512, 32, 2)).eval().requires_grad_(False)
-    for layer in generator.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.05)
-    return generator
-
-
-@pytest.fixture(scope="module")
 def prior(generator) -> WPrior:
     return WPrior.fit(generator, samples=2000)
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("pyramid")
-
-
-@pytest.fixture(scope="module")
-def portraits(generator) -> list[Portrait]:
-    images = generator(torch.randn(3, 16, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
-    blank = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-    return [Portrait(str(i), x, blank, blank[None].float(), torch.zeros(68, 2), str(i)) for i, x in enumerate(images)]
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual, perceptual_distance
+from stylepairs.datagen.perceptual import perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.compose import compose, laplacian_blend, region_mask
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 32
 STAGE0 = InversionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1)
@@ -22,27 +21,6 @@ STAGE1 = ReconstructionSettings(
     steps=40, decay_steps=10, batch=2, learning_rate=0.1, coarse_to_fine_steps=10,
     reference_weight=1.0, prior_weight=0.004, multiplier_rate=0.1,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(16, 24, SIDE, 3, 512, 32, 2)).eval().requires_grad_(False)
-    for layer in generator.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.05)
-    return generator
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("pyramid")
-
-
-@pytest.fixture(scope="module")
-def portraits(generator) -> list[Portrait]:
-    images = generator(torch.randn(3, 16, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
-    blank = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-    return [Portrait(str(i), x, blank, blank[None].float(), torch.zeros(68, 2), str(i)) for i, x in enumerate(images)]
 
 
 @pytest.fixture(scope="module")
