@@ -22,7 +22,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
 from gpu_kernels import GPUS  # which puts the folder of `pages` on the path
-from pages import put_between
+from pages import put_into
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = table(options.capability)
     print(found)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), found, "instructions"))
+        put_into(options.docs, found, "instructions")
     return 0
 
 

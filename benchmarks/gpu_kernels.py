@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
-from pages import put_between
+from pages import put_into
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mark, table = "times", measured_table(gpu, options.resolutions, options.batch, options.dtype, options.rounds)
     print(table)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), table, mark))
+        put_into(options.docs, table, mark)
     return 0
 
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 import torch
 from drawn import drawn, exactly, patch, random_generator
 from measure import processor
-from pages import put_between
+from pages import put_into
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -251,7 +251,7 @@ def main() -> int:
     found = markdown([compared(*one, options) for one in combinations], options)
     print(found)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), found))
+        put_into(options.docs, found)
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
-from pages import put_between
+from pages import put_into
 
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
@@ -192,7 +192,7 @@ def main() -> int:
     found = markdown(results, assumed)
     print(found)
     if options.docs is not None:
-        options.docs.write_text(put_between(options.docs.read_text(), found))
+        put_into(options.docs, found)
     return 0
 
 

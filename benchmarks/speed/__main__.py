@@ -121,8 +121,7 @@ def write(results: dict[str, Any], out: Path, docs: Path | None) -> None:
         print(f"no plots: {error}; pip install 'stylepairs[bench]'", file=sys.stderr)
     if docs is not None:
         (docs / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-        page = docs / "speed.md"
-        page.write_text(pages.put_between(page.read_text(), table))
+        pages.put_into(docs / "speed.md", table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+
+def put_into(page: Path, table: str, mark: str = "figures") -> None:
+    """Replace what is between the marks in the file `page`."""
+    page.write_text(put_between(page.read_text(), table, mark))
+
 
 def put_between(page: str, table: str, mark: str = "figures") -> str:
     """The page with what is between <!-- mark --> and <!-- end of mark --> replaced."""
