@@ -27,10 +27,10 @@ from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.encoder import load_encoder, predict_starts
 from stylepairs.datagen.reconstruction.encoder_training import draw_samples
-from stylepairs.datagen.reconstruction.inversion import features_of, invert, stored_features, synthesise
+from stylepairs.datagen.reconstruction.inversion import features_of, invert, stored_features
 from stylepairs.datagen.reconstruction.objective import noise_autocorrelation, prior_norm, psnr, pyramid_l1, row_spread
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
+from stylepairs.datagen.reconstruction.rendering import half, render, synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator

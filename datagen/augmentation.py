@@ -285,7 +285,7 @@ def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | Non
 def _load_models(
     recipe: BuildRecipe, generator: str, device: str, records: Mapping[str, PairRecord], backend: Backend
 ) -> Models:
-    models = backend.load_models(generator, recipe.perceptual, recipe.perceptual_weights, device)
+    models = backend.load_models(generator, recipe.perceptual, recipe.perceptual_weights, device, "none")
     made_with = next(iter(records.values())).generator_digest
     if models.digest != made_with:
         raise InputError(

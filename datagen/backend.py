@@ -24,10 +24,11 @@ _AGAIN = "; make it again"
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen networks of a build; digest is the generator's, device where they are.
+    """The frozen networks of a build; digest is the generator's, device where they are; start(photo, precision=...) is
+    where stage 0 begins, see `invert`.
 
-    digests: sha256 of the weights that the instruments' names do not tell: `analyser`, and `perceptual_weights` where a
-    file of them was given.
+    digests: sha256 of the weights that the instruments' names do not tell: `analyser`, `perceptual_weights` where a
+    file of them was given, `encoder` where stage 0 starts at one's predictions.
     """
 
     generator: Any
@@ -35,6 +36,7 @@ class Models:
     image_px: int
     instruments: Instruments
     device: str = "cpu"
+    start: Callable[..., Any] | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -42,12 +44,12 @@ class Models:
 class Backend:
     """list_portraits(folder) -> names; load_portrait(folder, name) -> portrait, digest of the photo it was cut from;
     digest_portraits(folder, names) -> digest of all that is read of them; load_models(generator, perceptual,
-    perceptual_weights, device); invert, reconstruct and compose as in `reconstruction`."""
+    perceptual_weights, device, encoder); invert, reconstruct and compose as in `reconstruction`."""
 
     list_portraits: Callable[[Path], list[str]]
     load_portrait: Callable[[Path, str], tuple[Portrait, str]]
     digest_portraits: Callable[[Path, Sequence[str]], str]
-    load_models: Callable[[str, str, str | None, str], Models]
+    load_models: Callable[[str, str, str | None, str, str], Models]
     invert: Callable[..., list[Any]]
     reconstruct: Callable[..., list[Any]]
     compose: Callable[..., Any]
@@ -91,11 +93,14 @@ def digest_portraits(folder: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def load_models(generator: str, perceptual: str, perceptual_weights: str | None, device: str) -> Models:
-    """Load a build's networks on `device`. Raises InputError for a checkpoint that is none."""
+def load_models(
+    generator: str, perceptual: str, perceptual_weights: str | None, device: str, encoder: str = "auto"
+) -> Models:
+    """Load a build's networks on `device`; encoder as in `find_encoder`. Raises InputError."""
     import torch
 
     from stylepairs.datagen.perceptual import load_perceptual
+    from stylepairs.datagen.reconstruction.encoder import encoder_digest, find_encoder, predict_start
     from stylepairs.datagen.reconstruction.prior import WPrior
     from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 
@@ -106,8 +111,14 @@ def load_models(generator: str, perceptual: str, perceptual_weights: str | None,
     if perceptual_weights is not None:
         digests["perceptual_weights"] = file_digest(Path(perceptual_weights), _AGAIN)
     # Fitted where it is the same on every machine, then moved.
-    instruments = Instruments(features, WPrior.fit(network).to(torch.device(device)), analyser)
-    return Models(network.to(device), digest, network.config.img_resolution, instruments, device, digests)
+    prior = WPrior.fit(network).to(torch.device(device))
+    starter, start = find_encoder(encoder, network, digest), None
+    network.to(device)
+    if starter is not None:
+        digests["encoder"] = encoder_digest(starter)
+        start = functools.partial(predict_start, starter.to(device), network, prior)
+    instruments = Instruments(features, prior, analyser)
+    return Models(network, digest, network.config.img_resolution, instruments, device, start, digests)
 
 
 def _analyser() -> tuple[Analyser | None, dict[str, str]]:

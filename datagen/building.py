@@ -54,7 +54,12 @@ class ShardedPlan(abc.ABC):
 
     def common_identity(self, recipe: BaseModel, seed: int, device: str, models: Models) -> dict[str, Any]:
         """What the identity of every plan holds."""
-        left_out: dict[str, Any] = {"perceptual_weights": True, "inversion": SAME_BITS, "reconstruction": SAME_BITS}
+        left_out: dict[str, Any] = {
+            "perceptual_weights": True,
+            "encoder": True,
+            "inversion": SAME_BITS,
+            "reconstruction": SAME_BITS,
+        }
         return {
             "code_version": code_version(),
             "recipe": recipe.model_dump(mode="json", exclude=left_out),

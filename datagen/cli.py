@@ -116,18 +116,17 @@ def train_encoder(
     generator: Annotated[str, typer.Argument(help="embedded, or a StyleGAN2 checkpoint")],
     portraits: Annotated[Path, typer.Option(help="folder that `prepare` made; keep those out that you measure on")],
     out: Annotated[Path, typer.Option(help="the encoder to write; what a stopped run left beside it is continued")],
-    sample_steps: Annotated[int, typer.Option(min=0, help="steps on the generator's own samples alone")] = 2000,
-    portrait_steps: Annotated[int, typer.Option(min=0, help="steps on samples and portraits")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 9000,
+    begin: Annotated[Path | None, typer.Option(help="an encoder of this generator to go on from")] = None,
     perceptual: Annotated[str, typer.Option(help="auto, efficientnet-lite0 or pyramid")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses samples and order")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses portraits, samples and their order")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Train an encoder from photos to a generator's latents: where stage 0 may start instead of the mean face."""
-    from stylepairs.datagen.errors import InputError
+    """Train an encoder from photos to latents and noise maps: stage 0 then starts there and needs few steps."""
+    from stylepairs.datagen.pipeline import choose_device
     from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
 
-    if sample_steps + portrait_steps == 0:
-        raise InputError("train-encoder: no steps at all; raise --sample-steps or --portrait-steps")
-    training = EncoderTraining(sample_steps=sample_steps, portrait_steps=portrait_steps, seed=seed)
+    training = EncoderTraining(steps=steps, seed=seed)
     counted = 0
     try:
         with progress(training.steps, "steps") as shown:
@@ -140,7 +139,7 @@ def train_encoder(
                 shown.advance(step - counted, f"loss {loss:.3f}")
                 counted = step
 
-            train_to_file(generator, portraits, out, training, perceptual, report)
+            train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +132,22 @@ def _check_gate(task: Task, drafts: list[Draft], feature: Any, models: Models) -
 
 def _invert(task: Task, drafts: list[Draft], models: Models, backend: Backend, advance: Advance) -> None:
     """Give every draft its inversion: from the cache, or made now and kept there."""
-    settings = task.inversion.model_dump(mode="json")
+    instruments = models.instruments
+    settings, start = task.inversion, None
+    if models.start is not None:
+        settings = settings.near()
+        start = partial(models.start, precision=settings.precision)
     context = models.instruments.names | {"device": models.device.partition(":")[0]}
-    if "perceptual_weights" in models.digests:
-        context["perceptual_weights"] = models.digests["perceptual_weights"]
-    cache = InversionCache(task.cache_folder, models.digest, settings, context)
+    context |= {key: models.digests[key] for key in ("perceptual_weights", "encoder") if key in models.digests}
+    cache = InversionCache(task.cache_folder, models.digest, settings.model_dump(mode="json"), context)
     portraits = {draft.job.portrait.name: draft.job.portrait for draft in drafts if not draft.refused}
     inversions = {name: cache.load(portrait) for name, portrait in portraits.items()}
     wanted = [portraits[name] for name, inversion in inversions.items() if inversion is None]
-    instruments, progress = models.instruments, _share(advance, INVERSION_SHARE * len(drafts), len(wanted))
+    progress = _share(advance, INVERSION_SHARE * len(drafts), len(wanted))
     made: list[Any] = []
     if wanted:
         made = backend.invert(
-            models.generator, instruments.perceptual, wanted, task.inversion, instruments.prior, progress
+            models.generator, instruments.perceptual, wanted, settings, instruments.prior, progress, start
         )
     for portrait, inversion in zip(wanted, made, strict=True):
         inversions[portrait.name] = inversion

@@ -37,6 +37,7 @@ class BuildRecipe(BaseModel):
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
     that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
+    encoder: where stage 0 starts, see `find_encoder`: "auto", "none" or a file that `datagen train-encoder` wrote.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.
     """
@@ -48,6 +49,7 @@ class BuildRecipe(BaseModel):
     pairs_per_portrait: Literal["all"] | PositiveInt = "all"
     perceptual: str = "auto"
     perceptual_weights: str | None = None
+    encoder: str = "auto"
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
     sketch_detail: float = Field(1.0, ge=0, le=1)
@@ -87,7 +89,8 @@ class BuildPlan(ShardedPlan):
 
     def load_models(self, backend: Backend) -> Models:
         recipe = self.recipe
-        return backend.load_models(self.generator, recipe.perceptual, recipe.perceptual_weights, self.device)
+        weights = recipe.perceptual_weights
+        return backend.load_models(self.generator, recipe.perceptual, weights, self.device, recipe.encoder)
 
     def identity(self, models: Models) -> dict[str, Any]:
         own_code = code_digest(self.recipe.feature)

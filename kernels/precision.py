@@ -9,3 +9,9 @@ def fastest_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 on a CPU with instructions for it, float32 otherwise (on a GPU the choice was not measured)."""
     native = torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """A context for convolutions in `precision`: "fp32", "bf16", or "auto" for the device's fastest."""
+    bf16 = precision == "bf16" or (precision == "auto" and fastest_dtype(device) == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -10,8 +10,7 @@ import peers
 import torch
 from drawn import random_generator
 
-from stylepairs.datagen.reconstruction.inversion import synthesise
-from stylepairs.datagen.reconstruction.rendering import use_channels_last
+from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.stylegan.generator import Generator, SynthesisLayer, ToRGB
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d

@@ -1,5 +1,5 @@
-"""Trains the stage-0 encoder on the generator's own samples, whose latents are known, then also on portraits, which it
-must render again (e4e, Tov et al. 2021, with the whitened prior in place of its latent discriminator)."""
+"""Trains the stage-0 encoder: each of its passes must bring the render nearer to portraits, and to the generator's own
+samples, by stage 0's own objective."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ import torch
 
 from stylepairs.datagen.durable import make_folder, replace_file
 from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual, perceptual_distance
+from stylepairs.datagen.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
-from stylepairs.datagen.reconstruction.encoder import Encoder, EncoderConfig, save_encoder
-from stylepairs.datagen.reconstruction.objective import prior_norm, pyramid_l1, row_spread
+from stylepairs.datagen.reconstruction.curvature import fit_curvature
+from stylepairs.datagen.reconstruction.encoder import (
+    Encoder,
+    EncoderConfig,
+    empty_start,
+    encoder_digest,
+    load_encoder,
+    save_encoder,
+)
+from stylepairs.datagen.reconstruction.inversion import inversion_loss
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.rendering import use_channels_last
+from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
+from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
+
+# Stage 0's weights, but for the prior: a prediction leans on it more than 170 steps do.
+OBJECTIVE = InversionSettings.model_validate({"prior_weight": 0.025})
 
 
 @dataclass(frozen=True)
 class EncoderTraining:
-    """Steps on samples alone, then on samples and portraits; weights as in stage 0, whose start is sought."""
+    """steps of Adam, each of so many portraits and samples; probes: gradients that the curvature is fitted to."""
 
-    sample_steps: int = 2000
-    portrait_steps: int = 2000
-    sample_batch: int = 16
-    portrait_batch: int = 4
+    steps: int = 9000
+    portraits: int = 3
+    samples: int = 1
     learning_rate: float = 1e-3
-    perceptual_weight: float = 0.6
-    prior_weight: float = 0.015
-    row_weight: float = 0.004
-    latent_weight: float = 0.3  # of the samples' latents while portraits are trained on
+    probes: int = 3200
     seed: int = 0
     checkpoint_every: int = 200
-
-    @property
-    def steps(self) -> int:
-        return self.sample_steps + self.portrait_steps
 
 
 Report = Callable[[int, float], None]
@@ -55,21 +59,28 @@ def train_to_file(
     out: Path,
     training: EncoderTraining,
     perceptual: str = "auto",
+    device: str = "cpu",
+    begin: Path | None = None,
     report: Report = lambda step, loss: None,
 ) -> None:
     """Train an encoder for a checkpoint (or "embedded") on a prepared folder, and write it to `out`.
 
-    The checkpoint lies beside `out` until the encoder is written. Raises InputError.
+    begin: an encoder of the same generator to go on from, in place of random weights. The checkpoint lies beside `out`
+    until the encoder is written. Raises InputError.
     """
     network = load_generator(generator)
     photos = load_photos(portraits, network.config.img_resolution)
-    features = load_perceptual(perceptual)
     digest = generator_digest(network)
     make_folder(out.parent)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
+    earlier = None if begin is None else load_encoder(begin, network, digest)
+    prior = WPrior.fit(network).to(torch.device(device))
+    features = load_perceptual(perceptual).to(device)
     identity = f"generator {digest}, portraits {photos_digest(photos)}, perceptual {features.name}"
-    prior = WPrior.fit(network)
-    encoder = train_encoder(network, features, prior, photos, training, checkpoint, identity, report)
+    if earlier is not None:
+        identity += f", from encoder {encoder_digest(earlier)}"
+    network.to(device)
+    encoder = train_encoder(network, features, prior, photos, training, checkpoint, identity, earlier, report)
     save_encoder(out, encoder, digest)
     checkpoint.unlink(missing_ok=True)
 
@@ -82,29 +93,37 @@ def train_encoder(
     training: EncoderTraining,
     checkpoint: Path,
     identity: str,
+    earlier: Encoder | None = None,
     report: Report = lambda step, loss: None,
 ) -> Encoder:
-    """Train to the end, from `checkpoint` where it is there; report(step, loss) after each step.
+    """Train to the end, from `checkpoint` where it is there, else from `earlier`; report(step, loss) after each step.
 
     portraits uint8 [M,3,R,R] at the generator's resolution. identity: of generator and portraits; a checkpoint of
     another one, or of other settings, raises InputError. A step's draws follow from (seed, step) alone, so a resumed
     run ends as an unbroken one.
     """
-    torch.manual_seed(training.seed)
-    encoder = Encoder(EncoderConfig(generator.num_ws, generator.config.w_dim))
     use_channels_last(generator)
+    config = EncoderConfig.of(generator)
+    device = generator.mapping.w_avg.device
+    torch.manual_seed(training.seed)
+    encoder = Encoder(config)
+    if earlier is not None:
+        encoder.load_state_dict(earlier.state_dict())
+    elif not checkpoint.exists():
+        encoder.know(fit_curvature(generator, perceptual, prior, config.rank, training.probes, training.seed))
+    encoder.to(device)
     optimizer = torch.optim.Adam(encoder.parameters(), training.learning_rate, betas=(0.9, 0.99))
-    whole = {"identity": identity, "training": asdict(training), "encoder": asdict(encoder.config)}
+    whole = {"identity": identity, "training": asdict(training), "encoder": asdict(config)}
     first = _resume(checkpoint, encoder, optimizer, whole) if checkpoint.exists() else 0
     for step in range(first, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * _rate(step, training.steps)
-        loss = _loss(encoder, generator, perceptual, prior, portraits, training, step)
+        photo = _photos(generator, prior, portraits, training, step)
         optimizer.zero_grad()
-        loss.backward()
+        loss = _accumulate(encoder, generator, perceptual, prior, photo)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
-        report(step + 1, float(loss.detach()))
+        report(step + 1, loss)
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
             _save(checkpoint, encoder, optimizer, whole, step + 1)
     return encoder.eval().requires_grad_(False)
@@ -124,58 +143,74 @@ def _as_bytes(image: torch.Tensor) -> torch.Tensor:
     return ((image + 1) * 127.5).round().to(torch.uint8)
 
 
-def _loss(
-    encoder: Encoder,
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: torch.Tensor,
-    training: EncoderTraining,
-    step: int,
+def _photos(
+    generator: Generator, prior: WPrior, portraits: torch.Tensor, training: EncoderTraining, step: int
 ) -> torch.Tensor:
+    """What a step learns from: portraits, varied a little, and samples [N,3,R,R]."""
     draw = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-    image, u = draw_samples(generator, prior, training.sample_batch, draw)
-    latent = (encoder(photometric(image, draw)) - u).square().mean()
-    if step < training.sample_steps:
-        return latent
-    rows = torch.randint(len(portraits), (training.portrait_batch,), generator=draw)
-    photo = portraits[rows].float() / 127.5 - 1
-    flip = torch.rand(len(rows), generator=draw) < 0.5
-    photo = torch.where(flip.view(-1, 1, 1, 1), photo.flip(3), photo)
-    found = encoder(photo)
-    render = generator.synthesis(prior.unwhiten(found), noise_mode="const")
-    features = perceptual_distance(perceptual.features(render), perceptual.features(photo))
-    likeness = pyramid_l1(render, photo, torch.ones_like(photo[:, :1])) + training.perceptual_weight * features
-    pull = training.prior_weight * prior_norm(found) + training.row_weight * row_spread(found)
-    return (likeness + pull).mean() + training.latent_weight * latent
+    rows = torch.randint(len(portraits), (training.portraits,), generator=draw)
+    photo = varied(portraits[rows].float() / 127.5 - 1, draw).to(generator.mapping.w_avg.device)
+    if not training.samples:
+        return photo
+    return torch.cat([photo, draw_samples(generator, prior, training.samples, draw)])
+
+
+def _accumulate(
+    encoder: Encoder, generator: Generator, perceptual: Perceptual, prior: WPrior, photo: torch.Tensor
+) -> float:
+    """Add the gradients of each pass, each by itself, to the encoder's; their mean loss."""
+    with torch.no_grad():
+        wanted = perceptual.guiding(photo)
+        u, noise = empty_start(encoder, generator, len(photo))
+        render = synthesise(generator, prior.unwhiten(u), noise, "auto")
+    total = 0.0
+    for _ in range(encoder.config.passes):
+        u, noise = encoder(photo, render, u, noise)
+        render = synthesise(generator, prior.unwhiten(u), noise, "auto")
+        loss = inversion_loss(perceptual, render, photo, wanted, u, noise, OBJECTIVE).mean()
+        loss.backward()
+        total += float(loss.detach()) / encoder.config.passes
+        u, noise, render = u.detach(), [level.detach() for level in noise], render.detach()
+    return total
 
 
 @torch.no_grad()
-def draw_samples(
-    generator: Generator, prior: WPrior, count: int, draw: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [N,3,R,R] and their whitened latents [N,L,C]: spread from mean to full, half of them style-mixed, with
-    fresh noise."""
-    config = generator.config
-    w = generator.mapping.to_w(torch.randn(2 * count, config.z_dim, generator=draw))
-    spread = 0.5 + 0.5 * torch.rand(2 * count, 1, generator=draw)
+def draw_samples(generator: Generator, prior: WPrior, count: int, draw: torch.Generator) -> torch.Tensor:
+    """Images [N,3,R,R] of the generator: latents spread from mean to full, half of them style-mixed, with fresh
+    noise."""
+    config, device = generator.config, generator.mapping.w_avg.device
+    w = generator.mapping.to_w(torch.randn(2 * count, config.z_dim, generator=draw).to(device))
+    spread = 0.5 + 0.5 * torch.rand(2 * count, 1, generator=draw).to(device)
     one, other = (prior.whiten(w) * spread)[:, None].expand(-1, generator.num_ws, -1).split(count)
     crossover = torch.randint(1, 2 * generator.num_ws, (count, 1, 1), generator=draw)  # half beyond the last row
-    u = torch.where(torch.arange(generator.num_ws).view(1, -1, 1) < crossover, one, other)
-    noise = [torch.randn(count, *level.shape[1:], generator=draw) for level in generator.noise_maps()]
-    return generator.synthesis(prior.unwhiten(u), noise).clamp(-1, 1), u
+    rows = torch.arange(generator.num_ws).view(1, -1, 1)
+    u = torch.where((rows < crossover).to(device), one, other)
+    noise = [torch.randn(count, *level.shape[1:], generator=draw).to(device) for level in generator.noise_maps()]
+    image: torch.Tensor = generator.synthesis(prior.unwhiten(u), noise)
+    return image.clamp(-1, 1)
 
 
-def photometric(image: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Slight gain, offset and grain per image [N,3,H,W]: photos are never quite the generator's own."""
-    gain, offset = torch.rand(2, len(image), 1, 1, 1, generator=draw)
-    grain = torch.randn(image.shape, generator=draw)
-    return image * (0.95 + 0.1 * gain) + 0.06 * (offset - 0.5) + 0.02 * grain
+def varied(photo: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """Photos [N,3,R,R] mirrored, slightly turned, scaled and moved, in other light, by chance each."""
+    from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
+    count, side = len(photo), photo.shape[-1]
+    chance = torch.rand(count, 8, generator=draw)
+    mirrored, moved = chance[:, 0] < 0.5, chance[:, 1] < 0.5
+    photo = torch.where(mirrored.view(-1, 1, 1, 1), photo.flip(3), photo)
+    centre = torch.full((count, 2), (side - 1) / 2)
+    scale = (0.9 + 0.2 * chance[:, 2:3]).expand(-1, 2)
+    affine = get_affine_matrix2d((chance[:, 3:5] - 0.5) * 0.08 * side, centre, scale, (chance[:, 5] - 0.5) * 16)
+    warped = warp_affine(photo, affine[:, :2], (side, side), padding_mode="reflection")
+    photo = torch.where(moved.view(-1, 1, 1, 1), warped, photo)
+    gain = 0.9 + 0.2 * torch.rand(count, 3, 1, 1, generator=draw)
+    return (photo * gain + 0.1 * (chance[:, 6] - 0.5).view(-1, 1, 1, 1)).clamp(-1, 1)
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate: a short linear warm-up, cosine decay to a hundredth."""
-    return min(1.0, (step + 1) / 50) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+    """Share of the learning rate: a short linear warm-up, cosine decay to a fiftieth."""
+    warm = min(1.0, (step + 1) / min(50, -(-steps // 10)))
+    return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def _save(path: Path, encoder: Encoder, optimizer: torch.optim.Adam, whole: dict[str, Any], step: int) -> None:

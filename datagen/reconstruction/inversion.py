@@ -3,7 +3,7 @@ Karras et al. 2020, in W+ and with a latent prior). Every feature starts from it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +22,11 @@ from stylepairs.datagen.reconstruction.objective import (
 )
 from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_phases, phases_of, whole_latent
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
+from stylepairs.datagen.reconstruction.rendering import half, render, synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings
 from stylepairs.datagen.stylegan.generator import Generator
-from stylepairs.kernels.precision import fastest_dtype
+
+StartOf = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,19 @@ def invert(
     settings: InversionSettings,
     prior: WPrior | None = None,
     progress: Progress | None = None,
-    starts: Sequence[torch.Tensor] | None = None,
+    start: StartOf | None = None,
 ) -> list[Inversion]:
     """Invert portraits (at the generator's resolution), in their order.
 
-    prior None is fitted here. starts: one whitened latent [L,C] (`prior.whiten`) per portrait, as an encoder finds
-    them; None starts at the mean latent. progress(done, all) is called as portraits leave. A portrait whose
-    optimisation broke down has figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and
-    perceptual distance of the render, prior_distance (1 is typical), steps.
+    prior None is fitted here. start: gives a photo [3,H,W] the whitened latent [L,C] (`prior.whiten`) and the noise
+    maps [r,r] to begin at, as an encoder finds them; None begins at the mean latent and the generator's own noise.
+    progress(done, all) is called as portraits leave. A portrait whose optimisation broke down has
+    figures["finite"] == 0 and the last state that was finite. Figures: psnr (dB) and perceptual distance of the render,
+    prior_distance (1 is typical), steps.
     """
     use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
-    begun = [None] * len(portraits) if starts is None else starts
-    begins = [_start(generator, perceptual, *pair) for pair in zip(portraits, begun, strict=True)]
+    begins = [_begun(generator, perceptual, portrait, start) for portrait in portraits]
     objective = partial(_objective, generator, perceptual, prior, settings)
     phases = phases_of(settings, generator.config.img_resolution)
     render_one = partial(rendered, generator, prior, settings)
@@ -72,21 +73,24 @@ def invert(
     ]
 
 
-def _start(generator: Generator, perceptual: Perceptual, portrait: Portrait, u: torch.Tensor | None) -> Start:
+def _begun(generator: Generator, perceptual: Perceptual, portrait: Portrait, start: StartOf | None) -> Start:
     size_px = generator.config.img_resolution
     if portrait.size_px != size_px:
         raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
     shape = (generator.num_ws, generator.config.w_dim)
-    if u is None:
+    if start is None:
         u = torch.zeros(shape, device=portrait.image.device)
-    elif tuple(u.shape) != shape:
+        noise = [level[0, 0] for level in generator.noise_maps()]
+    else:
+        u, noise = start(portrait.image)
+    if tuple(u.shape) != shape:
         raise ValueError(f"{portrait.name}: start is {list(u.shape)}, the generator's latents are {list(shape)}")
 
     def targets(phase: Phase) -> Targets:
         photo = downsample(portrait.image, phase.size_px)
         return {"photo": photo} | features_of(perceptual, photo)
 
-    return Start(u, [level[0, 0] for level in generator.noise_maps()], targets)
+    return Start(u, noise, targets)
 
 
 def _objective(
@@ -95,37 +99,36 @@ def _objective(
     def objective(state: State) -> Verdict:
         ws, u = prior.unwhiten(state.u), whole_latent(state)
         image = seen_render(generator, ws, state, settings, phase)
-        everywhere = torch.ones_like(image[:, :1])
-        pixels = pyramid_l1(image, state.targets["photo"], everywhere)
-        features = perceptual_distance(perceptual.guiding(image), stored_features(state.targets))
-        loss = (
-            settings.pixel_weight * pixels
-            + settings.perceptual_weight * features
-            + settings.prior_weight * prior_norm(u)
-            + settings.row_weight * row_spread(u)
-        )
-        if settings.noise_learning_rate:
-            loss = loss + settings.noise_weight * noise_autocorrelation(state.noise)
+        wanted = stored_features(state.targets)
+        loss = inversion_loss(perceptual, image, state.targets["photo"], wanted, u, state.noise, settings)
         never = torch.zeros_like(loss, dtype=torch.bool)
         return Verdict(loss, never, torch.zeros_like(loss))
 
     return objective
 
 
-def synthesise(
-    generator: Generator,
-    ws: torch.Tensor,
+def inversion_loss(
+    perceptual: Perceptual,
+    image: torch.Tensor,
+    photo: torch.Tensor,
+    wanted: list[torch.Tensor],
+    u: torch.Tensor,
     noise: list[torch.Tensor],
-    precision: str,
-    recompute_from: int | None = None,
-    size_px: int | None = None,
+    settings: InversionSettings,
 ) -> torch.Tensor:
-    """The render [N,3,H,W] in float32, its convolutions in `precision` (as in OptimiserSettings); recompute_from as in
-    `synthesis`; size_px: the pyramid stops there, None is the generator's own."""
-    bf16 = precision == "bf16" or (precision == "auto" and fastest_dtype(ws.device) == torch.bfloat16)
-    with torch.autocast(ws.device.type, torch.bfloat16, enabled=bf16):
-        image: torch.Tensor = generator.synthesis(ws, noise, max_resolution=size_px, recompute_from=recompute_from)
-    return image.float()
+    """What stage 0 minimises, [N]: distance of renders from photos [N,3,H,W] in pixels and in features (wanted: the
+    photos' guiding ones), of latents u [N,L,C] from the prior, of noise maps from noise."""
+    pixels = pyramid_l1(image, photo, torch.ones_like(image[:, :1]))
+    features = perceptual_distance(perceptual.guiding(image), wanted)
+    loss = (
+        settings.pixel_weight * pixels
+        + settings.perceptual_weight * features
+        + settings.prior_weight * prior_norm(u)
+        + settings.row_weight * row_spread(u)
+    )
+    if settings.noise_learning_rate:
+        loss = loss + settings.noise_weight * noise_autocorrelation(noise)
+    return loss
 
 
 def seen_render(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.kernels.precision import in_precision
 
 
 @torch.no_grad()
@@ -22,6 +23,21 @@ def render(
         out = generator.synthesis(torch.stack([ws[row] for row in rows]), maps)
         images.extend(out[: len(ws) - start].unbind())
     return images
+
+
+def synthesise(
+    generator: Generator,
+    ws: torch.Tensor,
+    noise: list[torch.Tensor],
+    precision: str,
+    recompute_from: int | None = None,
+    size_px: int | None = None,
+) -> torch.Tensor:
+    """The render [N,3,H,W] in float32, its convolutions in `precision` (as in OptimiserSettings); recompute_from as in
+    `synthesis`; size_px: the pyramid stops there, None is the generator's own."""
+    with in_precision(precision, ws.device):
+        image: torch.Tensor = generator.synthesis(ws, noise, max_resolution=size_px, recompute_from=recompute_from)
+    return image.float()
 
 
 def use_channels_last(generator: Generator) -> None:

@@ -64,6 +64,10 @@ class PhasedSettings(OptimiserSettings):
         return min(size_px, max(size_px // self.coarse_divisor, LEAST_COARSE_PX))
 
 
+# Of stage 0 from an encoder's start; tuned on 12 held-out portraits (docs/encoder.md).
+NEAR = {"steps": 9, "decay_steps": 8, "warmup_steps": 2, "learning_rate": 0.02, "noise_learning_rate": 0.1}
+
+
 class InversionSettings(PhasedSettings):
     """Stage 0: reconstruct the portrait itself."""
 
@@ -77,6 +81,10 @@ class InversionSettings(PhasedSettings):
     prior_weight: float = Field(0.015, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
     row_weight: float = Field(0.004, ge=0, description="squared distance of the rows of W+ to their mean")
     noise_weight: float = Field(0.01, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
+
+    def near(self) -> InversionSettings:
+        """These settings for a start that an encoder found: what nobody set takes a near start's values."""
+        return self.model_copy(update={key: value for key, value in NEAR.items() if key not in self.model_fields_set})
 
 
 class ReconstructionSettings(PhasedSettings):

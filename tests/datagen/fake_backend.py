@@ -53,13 +53,15 @@ def digest_portraits(folder: Path, names) -> str:
     return hashlib.sha256(f"{names} {os.environ.get(PORTRAITS)}".encode()).hexdigest()
 
 
-def load_models(generator: str, perceptual: str, perceptual_weights: str | None, device: str) -> Models:
+def load_models(
+    generator: str, perceptual: str, perceptual_weights: str | None, device: str, encoder: str = "none"
+) -> Models:
     instruments = Instruments(load_perceptual("pyramid"), FakePrior())
     digests = {} if perceptual_weights is None else {"perceptual_weights": Path(perceptual_weights).read_text()}
-    return Models(None, os.environ.get(DIGEST, "f" * 64), SIZE_PX, instruments, device, digests)
+    return Models(None, os.environ.get(DIGEST, "f" * 64), SIZE_PX, instruments, device, None, digests)
 
 
-def invert(generator, perceptual, portraits, settings, prior, progress) -> list[Inversion]:
+def invert(generator, perceptual, portraits, settings, prior, progress, start=None) -> list[Inversion]:
     made = []
     for done, portrait in enumerate(portraits, 1):
         time.sleep(float(os.environ.get(PAUSE, "0")))

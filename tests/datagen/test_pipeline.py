@@ -17,6 +17,7 @@ from stylepairs.datagen import backend, pair_maker, pipeline, shards
 from stylepairs.datagen.draws import combinations, draw
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.inversion_cache import InversionCache
+from stylepairs.datagen.reconstruction.settings import InversionSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_backend
@@ -137,6 +138,30 @@ def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(tmp_path
     build(plan(tmp_path, "two", cache=cache))
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert sorted(cache.rglob("*.safetensors")) == kept
+
+
+def test_an_encoder_gives_stage_0_its_start_few_steps_and_cached_inversions_of_its_own(tmp_path):
+    called = []
+
+    def invert(generator, perceptual, portraits, settings, prior, progress, start):
+        called.append((settings.steps, start and start(portraits[0].image)))
+        return fake_backend.invert(generator, perceptual, portraits, settings, prior, progress)
+
+    def load_models(*arguments):
+        models = fake_backend.load_models(*arguments)
+        if arguments[-1] == "none":
+            return models
+        return replace(models, start=lambda photo, precision: precision, digests={"encoder": arguments[-1]})
+
+    steps = replace(fake_backend.BACKEND, invert=invert, load_models=load_models)
+    for name in ("none", "some", "other"):
+        settings = plan(tmp_path, name, cache=tmp_path / "cache", recipe={"encoder": name}, limit=1)
+        pipeline.build_pairs(settings, backend=steps)
+        identity = json.loads((tmp_path / name / "build.json").read_text())
+        assert identity["instruments"].get("encoder", "none") == name
+        assert "encoder" not in identity["recipe"]
+    usual = InversionSettings.model_validate({})
+    assert called == [(usual.steps, None), (usual.near().steps, "auto"), (usual.near().steps, "auto")]
 
 
 @pytest.mark.parametrize("figures", ["[" * 100_000, "[]", "null", '{"psnr_db": []}'])

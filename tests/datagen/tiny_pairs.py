@@ -52,7 +52,7 @@ class Analyser:
 
 
 @lru_cache(maxsize=1)
-def load_models(generator, perceptual, perceptual_weights, device) -> Models:
+def load_models(generator, perceptual, perceptual_weights, device, encoder="none") -> Models:
     torch.manual_seed(0)
     config = GeneratorConfig(
         z_dim=16, w_dim=16, img_resolution=SIZE_PX, channel_base=256, channel_max=8, mapping_layers=2

@@ -28,10 +28,10 @@ from stylepairs.datagen.reconstruction.baselines.harness import (
     verdict,
 )
 from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
-from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features, synthesise
+from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
-from stylepairs.datagen.reconstruction.rendering import use_channels_last
+from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 

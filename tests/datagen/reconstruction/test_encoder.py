@@ -1,6 +1,8 @@
-"""The stage-0 encoder: learns a small generator's latents, resumes to the bit, and is refused where it does not fit."""
+"""The stage-0 encoder: learns a small generator's latents and noise, resumes to the bit, is refused where it does not
+fit."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,29 +13,36 @@ from stylepairs.datagen.cli import app
 from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.images import write_png
 from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.reconstruction import encoder as encoder_module
+from stylepairs.datagen.reconstruction import encoder_training
 from stylepairs.datagen.reconstruction.encoder import (
+    COARSEST_MAP_PX,
     Encoder,
     EncoderConfig,
+    empty_start,
     encoder_digest,
+    find_encoder,
     load_encoder,
-    predict_starts,
+    predict_start,
     save_encoder,
 )
-from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, draw_samples, train_encoder
+from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, draw_samples, train_encoder, varied
 from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
-SIDE = 32
-TRAINING = EncoderTraining(
-    sample_steps=80, portrait_steps=6, sample_batch=8, portrait_batch=2, learning_rate=3e-3, checkpoint_every=33
-)
+SIDE = 64
+TRAINING = EncoderTraining(steps=18, portraits=2, learning_rate=3e-3, probes=160, checkpoint_every=8)
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     torch.manual_seed(0)
-    return Generator(GeneratorConfig(16, 24, SIDE, 3, 512, 32, 2)).eval().requires_grad_(False)
+    network = Generator(GeneratorConfig(16, 16, SIDE, 3, 512, 16, 2)).eval().requires_grad_(False)
+    for layer in network.synthesis.noisy_layers():
+        layer.noise_strength.fill_(0.1)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def prior(generator) -> WPrior:
 
 @pytest.fixture(scope="module")
 def photos(generator, prior) -> torch.Tensor:
-    images, _ = draw_samples(generator, prior, 4, torch.Generator().manual_seed(5))
+    images = draw_samples(generator, prior, 8, torch.Generator().manual_seed(5))
     return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -51,8 +60,8 @@ def photos(generator, prior) -> torch.Tensor:
 def train(generator, prior, photos):
     perceptual = load_perceptual("pyramid")
 
-    def run(checkpoint, training=TRAINING, report=lambda step, loss: None, identity="same"):
-        return train_encoder(generator, perceptual, prior, photos, training, checkpoint, identity, report)
+    def run(checkpoint, training=TRAINING, report=lambda step, loss: None, identity="same", earlier=None):
+        return train_encoder(generator, perceptual, prior, photos, training, checkpoint, identity, earlier, report)
 
     return run
 
@@ -64,16 +73,36 @@ def trained(train, tmp_path_factory):
     return encoder, losses
 
 
-def test_trained_encoder_is_nearer_to_unseen_latents_than_the_mean(generator, prior, trained):
-    images, u = draw_samples(generator, prior, 16, torch.Generator().manual_seed(99))
-    found = torch.stack(predict_starts(trained[0], list(images)))
-    assert (found - u).square().mean() < 0.9 * u.square().mean()
-    assert len(trained[1]) == TRAINING.steps
+def distance(generator, prior, starts, images) -> float:
+    found = render(generator, [prior.unwhiten(u) for u, _ in starts], [noise for _, noise in starts], 4)
+    return float((torch.stack(found) - images).square().mean())
+
+
+def test_renders_of_its_starts_are_nearer_to_unseen_photos_than_the_mean_face(generator, prior, trained):
+    encoder, losses = trained
+    images = draw_samples(generator, prior, 8, torch.Generator().manual_seed(99))
+    starts = [predict_start(encoder, generator, prior, image) for image in images]
+    u, noise = empty_start(encoder, generator, 1)
+    mean = [(u[0], [level[0, 0] for level in noise])] * len(images)
+    assert distance(generator, prior, starts, images) < 0.6 * distance(generator, prior, mean, images)
+    assert len(losses) == TRAINING.steps
+
+
+def test_predicted_noise_maps_are_standardised_and_the_coarse_ones_left_alone(generator, prior, trained):
+    image = draw_samples(generator, prior, 1, torch.Generator().manual_seed(98))[0]
+    _, noise = predict_start(trained[0], generator, prior, image)
+    for level, own in zip(noise, generator.noise_maps(), strict=True):
+        if level.shape[-1] < COARSEST_MAP_PX:
+            assert torch.equal(level, own[0, 0])
+        else:
+            assert abs(float(level.mean())) < 1e-4
+            assert abs(float(level.square().mean()) - 1) < 1e-3
+            assert not torch.equal(level, own[0, 0])
 
 
 def test_interrupted_training_ends_as_an_unbroken_one(train, trained, tmp_path):
     def stop(step, loss):
-        if step == 40:
+        if step == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +114,7 @@ def test_interrupted_training_ends_as_an_unbroken_one(train, trained, tmp_path):
 
 
 def test_checkpoint_of_another_run_is_refused(train, tmp_path):
-    short = replace(TRAINING, sample_steps=1, portrait_steps=0)
+    short = replace(TRAINING, steps=1)
     train(tmp_path / "run.ckpt", short)
     with pytest.raises(InputError, match="another run"):
         train(tmp_path / "run.ckpt", replace(short, seed=1))
@@ -93,20 +122,41 @@ def test_checkpoint_of_another_run_is_refused(train, tmp_path):
         train(tmp_path / "run.ckpt", short, identity="other")
 
 
-def test_untrained_encoder_predicts_one_row_for_all_layers_and_fits_any_photo_size():
-    u = Encoder(EncoderConfig(num_ws=6, w_dim=24))(torch.rand(2, 3, 96, 96))
-    assert u.shape == (2, 6, 24)
-    assert torch.equal(u, u[:, :1].expand_as(u))
+def test_training_goes_on_from_an_earlier_encoder(train, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_training, "fit_curvature", None)  # is taken over
+    losses = []
+    train(tmp_path / "run.ckpt", replace(TRAINING, steps=2), lambda step, loss: losses.append(loss), "on", trained[0])
+    assert losses[0] < 0.96 * trained[1][0]  # the same photos
 
 
-def test_saved_encoder_comes_back_and_predicts_each_photo_by_itself(generator, trained, photos, tmp_path):
+def test_untrained_encoder_keeps_the_latent_it_is_given():
+    config = EncoderConfig(num_ws=10, w_dim=24, maps=(4, 8, 8, 16, 16, 32, 32, 64, 64), rank=5)
+    u = torch.randn(2, 10, 24)
+    noise = [torch.randn(2, 1, side, side) for side in config.maps]
+    found, maps = Encoder(config)(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), u, noise, "fp32")
+    assert torch.equal(found, u)
+    assert [level.shape for level in maps] == [level.shape for level in noise]
+
+
+def test_varied_photos_stay_in_range_follow_their_draw_and_differ():
+    photo = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    one, again, other = (varied(photo, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.abs().max() <= 1
+
+
+def test_saved_encoder_comes_back_and_predicts_each_photo_by_itself(generator, prior, trained, photos, tmp_path):
     path, digest = tmp_path / "encoder.safetensors", generator_digest(generator)
     save_encoder(path, trained[0], digest)
     loaded = load_encoder(path, generator, digest)
-    images = list(photos.float() / 127.5 - 1)
-    together = predict_starts(loaded, images)
-    assert torch.equal(predict_starts(loaded, images[2:3])[0], together[2])
-    assert torch.allclose(together[2], predict_starts(trained[0], images)[2], atol=0.02)  # float16 on disk
+    assert loaded.config == trained[0].config
+    photo = photos[2].float() / 127.5 - 1
+    u, noise = predict_start(loaded, generator, prior, photo, "fp32")
+    same, _ = predict_start(trained[0], generator, prior, photo, "fp32")
+    assert torch.allclose(u, same, atol=0.05)  # float16 on disk
+    assert torch.equal(u, predict_start(loaded, generator, prior, photo, "fp32")[0])
+    assert all(level.dim() == 2 for level in noise)
 
 
 def test_wrong_files_are_refused_in_one_line(generator, trained, tmp_path):
@@ -122,18 +172,36 @@ def test_wrong_files_are_refused_in_one_line(generator, trained, tmp_path):
         load_encoder(path, generator, digest)
 
 
-def test_train_encoder_command_end_to_end(generator, photos, tmp_path):
+def test_a_build_finds_its_encoder_by_name(generator, trained, tmp_path, monkeypatch):
+    digest, path = generator_digest(generator), tmp_path / "encoder.safetensors"
+    monkeypatch.setattr(encoder_module, "EMBEDDED_WEIGHTS", path)
+    assert find_encoder("none", generator, digest) is None
+    assert find_encoder("auto", generator, digest) is None  # none is installed
+    save_encoder(path, trained[0], digest)
+    found = find_encoder("auto", generator, digest)
+    assert encoder_digest(found) == encoder_digest(find_encoder(str(path), generator, digest))
+    assert find_encoder("auto", generator, "another") is None
+    with pytest.raises(InputError, match="is for generator"):
+        find_encoder(str(path), generator, "another")
+
+
+def test_train_encoder_command_end_to_end(generator, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_training, "EncoderTraining", partial(EncoderTraining, probes=160))
     checkpoint, folder, out = tmp_path / "tiny.safetensors", tmp_path / "portraits", tmp_path / "out" / "tiny-encoder"
     save_generator(checkpoint, generator)
     write_prepared(folder, photos)
     arguments = ["train-encoder", str(checkpoint), "--portraits", str(folder), "--out", str(out)]
-    arguments += ["--sample-steps", "2", "--portrait-steps", "2", "--perceptual", "pyramid"]
+    arguments += ["--steps", "2", "--perceptual", "pyramid"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "4 steps" in result.output
+    assert "2 steps" in result.output
     assert [path.name for path in out.parent.iterdir()] == [out.name]  # no checkpoint is left
     encoder = load_encoder(out, generator, generator_digest(generator))
     assert encoder.config.num_ws == generator.num_ws
+    further = out.with_name("further")
+    result = CliRunner().invoke(app, [*arguments[:5], str(further), *arguments[6:], "--begin", str(out)])
+    assert result.exit_code == 0, result.output
+    assert encoder_digest(load_encoder(further, generator, generator_digest(generator))) != encoder_digest(encoder)
 
 
 def write_prepared(folder, photos):

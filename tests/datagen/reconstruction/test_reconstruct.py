@@ -13,7 +13,7 @@ from stylepairs.datagen.reconstruction.compose import compose, laplacian_blend, 
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction, reconstruct
-from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, ReconstructionSettings
 
 SIDE = 32
 STAGE0 = InversionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1)
@@ -69,12 +69,25 @@ def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, percep
 def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, perceptual, portraits, inversions):
     prior = WPrior.fit(generator)
     few = STAGE0.model_copy(update={"steps": 4, "decay_steps": 4, "warmup_steps": 1})
-    starts = [prior.whiten(inversion.ws) for inversion in inversions]
+    known = {id(portrait.image): found for portrait, found in zip(portraits, inversions, strict=True)}
+
+    def start(photo):
+        return prior.whiten(known[id(photo)].ws), known[id(photo)].noise
+
     cold = invert(generator, perceptual, portraits, few, prior)
-    warm = invert(generator, perceptual, portraits, few, prior, starts=starts)
+    warm = invert(generator, perceptual, portraits, few, prior, start=start)
     assert all(w.figures["psnr"] > c.figures["psnr"] for w, c in zip(warm, cold, strict=True))
     with pytest.raises(ValueError, match="start is"):
-        invert(generator, perceptual, portraits[:1], few, prior, starts=[starts[0][:1]])
+        invert(generator, perceptual, portraits[:1], few, prior, start=lambda photo: (start(photo)[0][:1], []))
+
+
+def test_a_near_start_takes_few_steps_unless_told_otherwise():
+    near = InversionSettings.model_validate({"steps": 33}).near()
+    assert (near.steps, near.decay_steps, near.learning_rate) == (33, NEAR["decay_steps"], NEAR["learning_rate"])
+    assert near.near() == near
+    assert (
+        InversionSettings.model_validate({}).near().steps == NEAR["steps"] < InversionSettings.model_validate({}).steps
+    )
 
 
 def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
