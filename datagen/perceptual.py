@@ -130,7 +130,8 @@ class EfficientNetFeatures(Perceptual):
                 _take_normalised(block.expand, mean, deviation)
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        fine = F.relu6(self.stem(F.pad(image, (0, 2, 0, 2), value=_IMAGENET_ZERO)))
+        image = F.pad(image, (0, 2, 0, 2), value=_IMAGENET_ZERO).contiguous(memory_format=torch.channels_last)
+        fine = F.relu6(self.stem(image))
         return self._levels(fine, fine[..., ::2, ::2])
 
     def guiding(self, image: torch.Tensor) -> list[torch.Tensor]:
