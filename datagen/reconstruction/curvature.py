@@ -33,8 +33,11 @@ def fit_curvature(
     features by the whitened latent.
 
     The matrix is the mean outer product of J^T v for white noise v, over `probes` of them at samples of the generator
-    with some noise on their latents. No portrait is needed; the same seed gives the same curvature.
+    with some noise on their latents, as many as directions at least. No portrait is needed; the same seed gives the
+    same curvature.
     """
+    if probes < rank:
+        raise ValueError(f"fit_curvature: {probes} probes do not tell {rank} directions")
     draw = torch.Generator().manual_seed(seed)
     gradients = []
     for _ in range(-(-probes // BATCH)):
