@@ -3,7 +3,8 @@
     python benchmarks/reconstruction_speed.py PORTRAITS --out DIR [--limit 8] [--docs docs] [--threads 1]
 
 Both methods see the same photos, generator, perceptual features, precision and batch. The projector runs as published
-(1000 steps, in W from the mean latent) and in W+, as it is used on real photos; ours runs with fewer and fewer steps.
+(1000 steps, in W from the mean latent) and in W+, as it is used on real photos; ours runs with fewer and fewer steps,
+and from an encoder's start where the generator has one.
 A batch of portraits goes through every run before the next batch does. Figures are of the final render in float32
 from the stored float16 latents: PSNR and perceptual distance to the photo, distance from the latent prior.
 """
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
@@ -30,17 +32,19 @@ from stylepairs.datagen.perceptual import Perceptual, load_perceptual, perceptua
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.baselines import projector
+from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.objective import psnr
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render
-from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings
-from stylepairs.datagen.stylegan.checkpoints import load_generator
+from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, OptimiserSettings
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
 
 PUBLISHED_STEPS = 1000
 OURS_STEPS = (170, 85, 45, 30, 20, 14)
+ENCODER_STEPS = (34, 17, 8)
 PUBLISHED = "projector, W, {} steps"
 IN_W_PLUS = "projector, W+, {} steps"
 Latents = tuple[list[torch.Tensor], list[list[torch.Tensor]]]
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=8, help="evenly spaced portraits, by name")
     parser.add_argument("--generator", default="embedded")
+    parser.add_argument("--encoder", default="auto", help="as in a recipe: auto, none or a file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--projector-steps", type=int, default=PUBLISHED_STEPS)
     parser.add_argument("--docs", type=Path, help="also write images/stage0_speed.png there")
@@ -64,6 +69,9 @@ def main() -> None:
     portraits = [file.load().resized(generator.config.img_resolution) for file in chosen]
     prior = WPrior.fit(generator)
     runs = contestants(generator, perceptual, prior, options.projector_steps)
+    encoder = find_encoder(options.encoder, generator, generator_digest(generator))
+    if encoder is not None:
+        runs |= from_encoder(generator, perceptual, prior, encoder)
     machine = measure.machine() | {"date": datetime.date.today().isoformat()}
     results = {"machine": machine, "portraits": len(portraits), "perceptual": perceptual.name}
     rows, pictures = compare(runs, portraits, generator, perceptual, prior)
@@ -100,6 +108,24 @@ def contestants(
 
     runs = {PUBLISHED.format(projector_steps): projected("w"), IN_W_PLUS.format(projector_steps): projected("w+")}
     return runs | {f"ours, {steps} steps": ours(shortened(steps)) for steps in OURS_STEPS}
+
+
+def from_encoder(
+    generator: Generator, perceptual: Perceptual, prior: WPrior, encoder: Encoder
+) -> dict[str, Callable[[Sequence[Portrait]], Latents]]:
+    start = partial(predict_start, encoder, generator, prior)
+
+    def ours(steps, portraits):
+        found = invert(generator, perceptual, portraits, near(steps), prior, start=start)
+        return [one.ws for one in found], [one.noise for one in found]
+
+    return {f"ours, encoder, {steps} steps": partial(ours, steps) for steps in ENCODER_STEPS}
+
+
+def near(total: int) -> InversionSettings:
+    """The settings from an encoder's start at `total` steps, its phases in proportion."""
+    decay = round(total * NEAR["decay_steps"] / (NEAR["steps"] + NEAR["decay_steps"]))
+    return InversionSettings.model_validate({"steps": total - decay, "decay_steps": decay}).near()
 
 
 def shortened(total: int) -> InversionSettings:
@@ -199,8 +225,15 @@ def plot(rows, path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for axis, key, label in zip(axes, ("psnr", "perceptual"), ("PSNR, dB", "perceptual distance"), strict=True):
-        ours = sorted((row["cpu_seconds"], row[key]) for name, row in rows.items() if name.startswith("ours"))
-        axis.plot(*zip(*ours, strict=True), "o-", label="ours, 14 to 170 steps")
+        ours = {name: row for name, row in rows.items() if name.startswith("ours")}
+        for start in ("mean face", "encoder"):
+            points = [
+                (row["cpu_seconds"], row[key])
+                for name, row in ours.items()
+                if ("encoder" in name) == (start == "encoder")
+            ]
+            if points:
+                axis.plot(*zip(*sorted(points), strict=True), "o-", label=f"ours, from the {start}")
         for name, row in rows.items():
             if name.startswith("projector"):
                 axis.plot(row["cpu_seconds"], row[key], "s", label=name)

@@ -11,6 +11,7 @@ import argparse
 import resource
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,9 @@ import torch
 from stylepairs.datagen.images import to_uint8, write_png
 from stylepairs.datagen.perceptual import load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
+from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--limit", type=int, default=20, help="evenly spaced portraits, by name")
     parser.add_argument("--sheet", type=Path, help="write a PNG of portraits above their inversions")
+    parser.add_argument("--encoder", default="auto", help="as in a recipe: auto, none or a file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="inversion settings to change")
     args = parser.parse_args()
@@ -40,8 +44,12 @@ def main() -> None:
     files = load_portraits(args.portraits)
     chosen = files[:: max(1, len(files) // args.limit)][: args.limit]
     portraits = [file.load().resized(generator.config.img_resolution) for file in chosen]
+    prior, start = WPrior.fit(generator), None
+    encoder = find_encoder(args.encoder, generator, generator_digest(generator))
+    if encoder is not None:
+        settings, start = settings.near(), partial(predict_start, encoder, generator, prior)
     wall, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    found = invert(generator, perceptual, portraits, settings)
+    found = invert(generator, perceptual, portraits, settings, prior, start=start)
     wall = time.perf_counter() - wall
     cpu = resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu
     print(f"{len(found)} portraits, generator {generator_digest(generator)[:12]}, {generator.config.img_resolution} px")
