@@ -66,7 +66,7 @@ def seconds_per_step(generator: Generator, perceptual: Perceptual, batch: int, s
     def run(divisor: int, count: int) -> object:
         share = 0.0 if divisor == 1 else 1.0  # then all but the last step are coarse
         changed = {"coarse_share": share, "coarse_divisor": max(divisor, 2), "batch": batch}
-        settings = ReconstructionSettings(**exactly(count), **changed)
+        settings = ReconstructionSettings(**exactly(count) | changed)
         return reconstruct(generator, perceptual, prior, *lists, settings)
 
     calls = [(divisor, count) for divisor in DIVISORS for count in (2, 2 + steps)]

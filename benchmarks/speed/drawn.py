@@ -44,8 +44,8 @@ def patch(image: torch.Tensor) -> torch.Tensor:
 
 
 def exactly(steps: int) -> dict[str, Any]:
-    """Settings with which every portrait leaves after so many steps."""
-    return {"steps": steps - 1, "decay_steps": 1, "warmup_steps": _NEVER}
+    """Settings with which every portrait leaves after so many steps, all of them at full resolution."""
+    return {"steps": steps - 1, "decay_steps": 1, "warmup_steps": _NEVER, "coarse_share": 0.0}
 
 
 def _portrait(name: str, image: torch.Tensor) -> Portrait:

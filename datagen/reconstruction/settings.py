@@ -94,6 +94,8 @@ class ReconstructionSettings(PhasedSettings):
     steps: int = 70
     decay_steps: int = 25
     learning_rate: float = 0.12
+    # 0.84 of the time of full steps alone with prior_weight 0.05, all figures as good (docs/reconstruction.md).
+    coarse_share: float = Field(0.75, ge=0, le=1)
     noise_learning_rate: float = Field(0.0, ge=0, description="0 keeps the noise maps of stage 0")
     reference_weight: float = Field(2.0, ge=0)
     reference_tolerance: float = Field(
@@ -108,8 +110,9 @@ class ReconstructionSettings(PhasedSettings):
     detail_weight: float = Field(
         0.3, ge=0, description="perceptual pull to the sketch's own detail inside, times its sketch_detail"
     )
-    # Ten times stage 0's pull per unit costs 0.1 dB outside and holds the prior distance at 1.1 instead of 1.4.
-    prior_weight: float = Field(0.05, ge=0)
+    # Several times stage 0's pull costs 0.1 dB outside and holds the prior distance at 1.1 instead of 1.4; coarse steps
+    # do not pull on the finest rows, so the rest makes up for it.
+    prior_weight: float = Field(0.07, ge=0)
     row_weight: float = Field(0.004, ge=0)
     anchor_coarse: float = Field(0.02, ge=0, description="pull of the first row of W+ to its stage-0 value")
     anchor_fine: float = Field(0.002, ge=0, description="pull of the last row; rows between are interpolated")

@@ -24,7 +24,9 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 SIDE, HALF = 64, 32
 STAGE0 = InversionSettings(steps=8, decay_steps=4, warmup_steps=2, batch=2, learning_rate=0.1)
-STAGE1 = ReconstructionSettings(steps=8, decay_steps=4, warmup_steps=2, batch=2, coarse_to_fine_steps=4)
+STAGE1 = ReconstructionSettings(
+    steps=8, decay_steps=4, warmup_steps=2, batch=2, coarse_to_fine_steps=4, coarse_share=0.0
+)
 COARSE = {"coarse_share": 0.5}
 PHASES = [Phase(HALF, 6), Phase(SIDE)]
 
