@@ -20,7 +20,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
 
 # Raised whenever the same inputs would be inverted differently.
-INVERSION_VERSION = 1
+INVERSION_VERSION = 2
 # Settings of inversion and reconstruction that take memory or time and change no bit of the result.
 SAME_BITS = {"recompute_from_px"}
 
