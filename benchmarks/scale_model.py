@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 from pages import put_into
 
-from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import InversionSettings, PhasedSettings, ReconstructionSettings
 
 GPU_COUNTS = (8, 32, 64, 128, 256)
 BYTES_PER_ELEMENT = 2  # bf16
@@ -40,6 +40,8 @@ class Assumptions:
     bandwidth_share: float = 0.6
     # Reads and writes of each activation in a step: 6 forward (convolution, filter, epilogue), twice that backward.
     passes: float = 18.0
+    coarse_cost: float = 0.66  # of a step at half the side, in whole steps: measured at 512 px on a CPU
+    encoder: int = 0  # 1: stage 0 starts at an encoder's prediction
     other_share: float = 0.25  # of the step's time on top: sketch, gate, composition, rendering
     price: float = 2.0  # per GPU-hour, any currency
     efficiency: float = 0.9  # of many GPUs: stragglers, starts, the last shards
@@ -70,18 +72,24 @@ class Cost:
     encoder_cores: float  # busy with PNG, all together
 
 
-def measured_of(results: Mapping[str, Any], images: str = "noise_images") -> Measured:
+def measured_of(results: Mapping[str, Any], assumed: Assumptions, images: str = "noise_images") -> Measured:
     """From speed.json; images: which of the two kinds the bytes are of. Steps are those that the settings allow."""
     rows = results["scale_inputs"]["rows"]
-    stage0, stage1 = InversionSettings(), ReconstructionSettings()
+    stage0 = InversionSettings().near() if assumed.encoder else InversionSettings()
     return Measured(
         rows["step"]["gflop"],
         rows["step"]["activations_millions"],
         rows[images]["bytes_per_pair"],
         rows[images]["encode_seconds"],
-        stage0.steps + stage0.decay_steps,
-        stage1.steps + stage1.decay_steps,
+        whole_steps(stage0, assumed),
+        whole_steps(ReconstructionSettings(), assumed),
     )
+
+
+def whole_steps(settings: PhasedSettings, assumed: Assumptions) -> float:
+    """Steps at the generator's side that take as long as all of them."""
+    coarse = settings.coarse_share * settings.steps
+    return settings.steps + settings.decay_steps - coarse * (1 - assumed.coarse_cost)
 
 
 def step_seconds(measured: Measured, assumed: Assumptions) -> tuple[float, float]:
@@ -138,7 +146,7 @@ def markdown(results: Mapping[str, Any], assumed: Assumptions) -> str:
     """The page's tables: inputs with where they come from, cost, storage."""
     rows, by_images = results["scale_inputs"]["rows"], {}
     for images in ("noise_images", "smooth_images"):
-        by_images[images] = measured_of(results, images)
+        by_images[images] = measured_of(results, assumed, images)
     measured = by_images["noise_images"]
     operations, traffic = (1e3 * seconds for seconds in step_seconds(measured, assumed))
     estimate = "given" if assumed.pairs_per_gpu_hour else "**estimate, not measured**"
@@ -153,7 +161,7 @@ def markdown(results: Mapping[str, Any], assumed: Assumptions) -> str:
         f"| ... of these, noise maps | {rows['noise_images']['noise_bytes'] / 1e6:.1f} MB | measured |",
         f"| encoding a pair | {measured.encode_seconds:.2f} core-s | measured |",
         f"| steps of stage 0, of a pair | {measured.steps_per_portrait:.0f}, {measured.steps_per_pair:.0f} "
-        "| settings: the most that are taken |",
+        "| settings: the most that are taken, in whole steps |",
         f"| a step on the GPU, by operations | {operations:.1f} ms | **estimate, not measured** |",
         f"| ... by memory traffic (the larger counts) | {traffic:.1f} ms | **estimate, not measured** |",
         f"| pairs per GPU-hour | {pairs_per_gpu_hour(measured, assumed):,.0f} | {estimate} |",

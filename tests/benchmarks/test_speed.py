@@ -97,3 +97,9 @@ def test_scale_model_efficiency_and_measured_rate(scripts):
     one, many = (model.cost(measured, assumed, gpus) for gpus in (1, 256))
     assert one.gpu_hours == pytest.approx(assumed.pairs / assumed.accepted_share / 500)
     assert many.money == pytest.approx(one.money / 0.8)
+
+
+def test_scale_model_counts_coarse_steps_by_their_cost(scripts):
+    model = scripts["scale_model"]
+    settings = model.ReconstructionSettings(steps=80, decay_steps=20, coarse_share=0.5)
+    assert model.whole_steps(settings, model.Assumptions(coarse_cost=0.7)) == pytest.approx(100 - 40 * 0.3)
