@@ -15,6 +15,7 @@ from torch import nn
 
 from stylepairs.datagen.durable import replace_file
 from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.pair_codec import DAMAGE
 from stylepairs.datagen.reconstruction.curvature import Curvature
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
@@ -261,8 +262,9 @@ def _read(path: Path) -> tuple[Encoder, str]:
                 f"{path}: is not a stage-0 encoder of this version; train one with `datagen train-encoder`"
             )
         config = json.loads(metadata["config"])
-        encoder = Encoder(EncoderConfig(**config | {"maps": tuple(config["maps"])}))
-        encoder.load_state_dict(tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        with torch.device("meta"):  # whatever sizes the file claims, memory is that of its tensors
+            encoder = Encoder(EncoderConfig(**config | {"maps": tuple(config["maps"])}))
+        encoder.load_state_dict(tensors, assign=True)
+    except (SafetensorError, RuntimeError, OSError, *DAMAGE) as error:
         raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:120]}); train the encoder again") from error
     return encoder.eval().requires_grad_(False), metadata["generator"]

@@ -1,7 +1,8 @@
 """The stage-0 encoder: learns a small generator's latents and noise, resumes to the bit, is refused where it does not
 fit."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -168,6 +169,21 @@ def test_wrong_files_are_refused_in_one_line(generator, trained, tmp_path):
     with pytest.raises(InputError, match="is for generator"):
         load_encoder(path, generator, digest)
     path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="damaged"):
+        load_encoder(path, generator, digest)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden": 10**12}, {"maps": "x"}, {"rank": -1}, {"width": None}, {"maps": [2**40]}, {}]
+)
+def test_a_hostile_configuration_is_refused_without_its_memory(generator, trained, tmp_path, change):
+    from safetensors.torch import load_file, save_file
+
+    path, digest = tmp_path / "encoder.safetensors", generator_digest(generator)
+    save_encoder(path, trained[0], digest)
+    config = json.dumps(asdict(trained[0].config) | change) if change else "[" * 100_000
+    metadata = {"kind": encoder_module._KIND, "generator": digest, "config": config}
+    save_file(load_file(path), path, metadata)
     with pytest.raises(InputError, match="damaged"):
         load_encoder(path, generator, digest)
 
