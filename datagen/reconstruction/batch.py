@@ -15,7 +15,7 @@ import torch
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 from stylepairs.kernels.cuda_graph import graphed
 
-BETAS = (0.9, 0.99)
+SECOND_MOMENTUM = 0.99
 EPS = 1e-8
 Targets = dict[str, torch.Tensor]
 Moments = list[tuple[torch.Tensor, torch.Tensor]]  # Adam's first and second, of u and of each noise map that moves
@@ -189,7 +189,8 @@ class _Batch:
             torch.ones(width, device=device),
         )
         self.decay_from = torch.zeros(width, device=device)
-        self.betas = [torch.tensor(beta, device=device) for beta in BETAS]
+        momenta = (settings.momentum, SECOND_MOMENTUM)
+        self.betas = [torch.tensor(beta, device=device) for beta in momenta]
         self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.parameters()]
         self.left = torch.zeros(width, dtype=torch.bool, device=device)
         self.kept: dict[str, torch.Tensor] = {}  # of each portrait that has left: its state and figures as it left
@@ -267,8 +268,8 @@ class _Batch:
             first, second = self.moments[index]
             shape = [-1] + [1] * (x.ndim - 1)
             gradient = torch.where(finite.view(shape), gradient, 0.0)
-            first.lerp_(gradient, 1 - BETAS[0])
-            second.lerp_(gradient.square(), 1 - BETAS[1])
+            first.lerp_(gradient, 1 - self.settings.momentum)
+            second.lerp_(gradient.square(), 1 - SECOND_MOMENTUM)
             base = self.settings.learning_rate if index == 0 else self.settings.noise_learning_rate
             scale = (base * rate / correct[0]).view(shape)
             x -= scale * first / ((second / correct[1].view(shape)).sqrt() + EPS)

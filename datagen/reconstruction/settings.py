@@ -21,6 +21,7 @@ class OptimiserSettings(_Settings):
     warmup_steps: int = Field(10, ge=1)
     learning_rate: float = Field(0.05, gt=0, description="per step, in standard deviations of the latent")
     noise_learning_rate: float = Field(0.02, ge=0, description="0 freezes the noise maps")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay; lower forgets sooner")
     batch: int = Field(
         4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are"
     )
@@ -65,7 +66,14 @@ class PhasedSettings(OptimiserSettings):
 
 
 # Of stage 0 from an encoder's start; tuned on 12 held-out portraits (docs/encoder.md).
-NEAR = {"steps": 9, "decay_steps": 8, "warmup_steps": 2, "learning_rate": 0.02, "noise_learning_rate": 0.1}
+NEAR = {
+    "steps": 9,
+    "decay_steps": 8,
+    "warmup_steps": 2,
+    "learning_rate": 0.02,
+    "noise_learning_rate": 0.1,
+    "momentum": 0.7,
+}
 
 
 class InversionSettings(PhasedSettings):

@@ -14,7 +14,7 @@ from stylepairs.datagen import pipeline, shards
 from stylepairs.datagen.images import to_uint8
 from stylepairs.datagen.portraits.prepare import prepare_photos
 from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 PHOTOS = sorted((Path(__file__).parents[2] / "recipes" / "photos" / "heldout").glob("*.jpg"))[:3]
@@ -130,3 +130,22 @@ def test_the_number_of_workers_does_not_show_with_the_embedded_generator(portrai
     build(portraits, "embedded", tmp_path / "one", tmp_path / "cache-one")
     build(portraits, "embedded", tmp_path / "two", tmp_path / "cache-two", workers=2)
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_the_embedded_encoder_starts_near_people_it_has_not_seen(portraits):
+    from stylepairs.datagen.portraits.folders import load_portraits
+    from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
+    from stylepairs.datagen.reconstruction.objective import psnr
+    from stylepairs.datagen.reconstruction.prior import WPrior
+    from stylepairs.datagen.reconstruction.rendering import render
+
+    generator = load_generator("embedded").eval()
+    encoder = find_encoder("auto", generator, generator_digest(generator))
+    assert encoder is not None
+    prior = WPrior.fit(generator)
+    for file in load_portraits(portraits):
+        photo = file.load().resized(generator.config.img_resolution).image
+        u, noise = predict_start(encoder, generator, prior, photo, "fp32")
+        image = render(generator, [prior.unwhiten(u)], [noise], 1)[0][None]
+        assert psnr(image, photo[None], torch.ones_like(image[:, :1])) > 23
+        assert prior.distance(prior.unwhiten(u)) < 1.3
