@@ -27,7 +27,14 @@ from stylepairs.datagen.reconstruction.encoder import (
     predict_start,
     save_encoder,
 )
-from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, draw_samples, train_encoder, varied
+from stylepairs.datagen.reconstruction.encoder_training import (
+    MOST_KURTOSIS,
+    EncoderTraining,
+    draw_samples,
+    noise_tails,
+    train_encoder,
+    varied,
+)
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, save_generator
@@ -137,6 +144,14 @@ def test_untrained_encoder_keeps_the_latent_it_is_given():
     found, maps = Encoder(config)(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), u, noise, "fp32")
     assert torch.equal(found, u)
     assert [level.shape for level in maps] == [level.shape for level in noise]
+
+
+def test_spiky_noise_maps_cost_and_gaussian_ones_do_not():
+    gaussian = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    spiky = torch.zeros_like(gaussian)
+    spiky[:, :, ::8, ::8] = 8.0  # unit variance, all of it in one pixel of 64
+    assert noise_tails([gaussian]).tolist() == [0, 0]
+    assert torch.allclose(noise_tails([gaussian, spiky]), torch.full((2,), 64.0 - MOST_KURTOSIS))
 
 
 def test_varied_photos_stay_in_range_follow_their_draw_and_differ():
