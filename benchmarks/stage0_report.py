@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--limit", type=int, default=20, help="evenly spaced portraits, by name")
     parser.add_argument("--sheet", type=Path, help="write a PNG of portraits above their inversions")
-    parser.add_argument("--encoder", default="auto", help="as in a recipe: auto, none or a file")
+    parser.add_argument("--encoder", default="none", help="as in a recipe: auto, none or a file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="inversion settings to change")
     args = parser.parse_args()

@@ -94,7 +94,7 @@ def digest_portraits(folder: Path, names: Sequence[str]) -> str:
 
 
 def load_models(
-    generator: str, perceptual: str, perceptual_weights: str | None, device: str, encoder: str = "auto"
+    generator: str, perceptual: str, perceptual_weights: str | None, device: str, encoder: str = "none"
 ) -> Models:
     """Load a build's networks on `device`; encoder as in `find_encoder`. Raises InputError."""
     import torch

@@ -37,7 +37,7 @@ class BuildRecipe(BaseModel):
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
     that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
-    encoder: where stage 0 starts, see `find_encoder`: "auto", "none" or a file that `datagen train-encoder` wrote.
+    encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.
     """
@@ -49,7 +49,7 @@ class BuildRecipe(BaseModel):
     pairs_per_portrait: Literal["all"] | PositiveInt = "all"
     perceptual: str = "auto"
     perceptual_weights: str | None = None
-    encoder: str = "auto"
+    encoder: str = "none"
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
     sketch_detail: float = Field(1.0, ge=0, le=1)
