@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
 from pages import put_into
+from reconstruction_speed import near
 
 from stylepairs.datagen.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
@@ -31,7 +32,7 @@ from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, pre
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
-from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings
+from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -96,10 +97,8 @@ def from_mean(setting: Setting, steps: int) -> list[Inversion]:
 def from_encoder(setting: Setting, encoder: Encoder, steps: int) -> list[Inversion]:
     """The rates that builds take from an encoder's start; for 0 steps, one too short to show."""
     start = partial(predict_start, encoder, setting.generator, setting.prior)
-    decay = round(steps * NEAR["decay_steps"] / (NEAR["steps"] + NEAR["decay_steps"]))
-    counts = {"steps": max(1, steps - decay), "decay_steps": max(1, decay)}
-    still = {} if steps else {"learning_rate": 1e-9, "noise_learning_rate": 0.0}
-    settings = InversionSettings.model_validate(counts | still).near()
+    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0}
+    settings = near(steps) if steps else InversionSettings.model_validate(still).near()
     return invert(setting.generator, setting.perceptual, setting.portraits, settings, setting.prior, start=start)
 
 

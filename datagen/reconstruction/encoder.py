@@ -227,8 +227,10 @@ def find_encoder(name: str, generator: Generator, generator_digest: str) -> Enco
         return None
     if name != "auto":
         return load_encoder(name, generator, generator_digest)
-    fits = EMBEDDED_WEIGHTS.is_file() and _read(EMBEDDED_WEIGHTS)[1] == generator_digest
-    return load_encoder(EMBEDDED, generator, generator_digest) if fits else None
+    if not EMBEDDED_WEIGHTS.is_file():
+        return None
+    encoder, trained_for = _read(EMBEDDED_WEIGHTS)
+    return _fitting(EMBEDDED, encoder, generator) if trained_for == generator_digest else None
 
 
 def load_encoder(source: str | Path, generator: Generator, generator_digest: str) -> Encoder:
@@ -242,6 +244,11 @@ def load_encoder(source: str | Path, generator: Generator, generator_digest: str
             f"{source}: this encoder is for generator {trained_for[:12]}, not {generator_digest[:12]}; "
             "train one with `datagen train-encoder`, or do without"
         )
+    return _fitting(source, encoder, generator)
+
+
+def _fitting(source: str | Path, encoder: Encoder, generator: Generator) -> Encoder:
+    """The encoder, if its sizes are those of the generator; else InputError."""
     fitting, found = EncoderConfig.of(generator), encoder.config
     if (found.num_ws, found.w_dim, found.maps) != (fitting.num_ws, fitting.w_dim, fitting.maps):
         raise InputError(f"{source}: its latents do not fit the generator's; the file is damaged, train it again")
