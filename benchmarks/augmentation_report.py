@@ -26,15 +26,15 @@ import torch
 from feature_report import REJECTED, accepted_share, cell, tidy
 from scipy.stats import spearmanr
 
-from stylepairs.datagen.augmentation import GRID_STEPS, Child, plan_augmentation
-from stylepairs.datagen.building import build_pairs
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import to_uint8
-from stylepairs.datagen.inspection import reason_kind
-from stylepairs.datagen.interpolation import person_between
+from stylepairs.datagen.augment.interpolation import person_between
+from stylepairs.datagen.augment.plan import GRID_STEPS, Child, plan_augmentation
+from stylepairs.datagen.build.shard_runner import build_pairs
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.pairs.inspection import reason_kind
+from stylepairs.datagen.pairs.shards import Pair, PairRecord, read_pairs
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render
-from stylepairs.datagen.shards import Pair, PairRecord, read_pairs
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory

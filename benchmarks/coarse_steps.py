@@ -23,7 +23,7 @@ import torch
 from drawn import drawn, exactly, random_generator
 from stages import sketch_of
 
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings

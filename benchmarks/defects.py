@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
 
-from stylepairs.datagen.features.base import Sketch
+from stylepairs.datagen.build.quality import Images, Prior
+from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import Images, Prior
-from stylepairs.datagen.reconstruction.compose import compose
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 
 # Of the crop's side.

@@ -25,7 +25,7 @@ import torch
 from pages import put_into
 from reconstruction_speed import near
 
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, predict_start

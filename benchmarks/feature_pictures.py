@@ -23,16 +23,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.backend import Models, list_portraits, load_models, load_portrait
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import to_uint8, write_png
-from stylepairs.datagen.inversion_cache import InversionCache
-from stylepairs.datagen.pipeline import BuildEvent, BuildRecipe, build_pairs, plan_build
-from stylepairs.datagen.portraits.analyser import load_analyser
+from stylepairs.datagen.build.inversion_cache import InversionCache
+from stylepairs.datagen.build.models import Models, list_portraits, load_models, load_portrait
+from stylepairs.datagen.build.plan import BuildEvent, BuildRecipe, build_pairs, plan_build
+from stylepairs.datagen.images.files import to_uint8, write_png
+from stylepairs.datagen.pairs.shards import Pair, read_pairs
+from stylepairs.datagen.portraits.analysis.analyser import load_analyser
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shards import Pair, read_pairs
+from stylepairs.datagen.shell.errors import InputError
 
 # What each picture shows of its feature: overrides of the recipe.
 SHOWN = {
@@ -186,7 +186,7 @@ def write_people(people: list[Person], folder: Path, analyser, kept: InversionCa
 def picture(feature: str, work: Path, cache: Path, out: Path, more: list[str]) -> str:
     """Build the feature's pairs, one person after the other until enough are accepted, and write its picture; what
     happened, in a line. more: further overrides of the recipe."""
-    from stylepairs.datagen.recipes import load_recipe
+    from stylepairs.datagen.recipe import load_recipe
 
     overrides = [f"params.{setting}" for setting in SHOWN[feature]] + ["pairs_per_portrait=1"]
     if feature == "facial_features":  # parts of people who do not exist either

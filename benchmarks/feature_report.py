@@ -25,12 +25,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.build.plan import BuildEvent, BuildPlan, BuildRecipe, build_pairs, plan_build
 from stylepairs.datagen.features import feature_names
-from stylepairs.datagen.inspection import reason_kind
-from stylepairs.datagen.pipeline import BuildEvent, BuildPlan, BuildRecipe, build_pairs, plan_build
-from stylepairs.datagen.recipes import installed_recipes, load_recipe
-from stylepairs.datagen.shards import Pair, PairRecord, read_pairs
+from stylepairs.datagen.pairs.inspection import reason_kind
+from stylepairs.datagen.pairs.shards import Pair, PairRecord, read_pairs
+from stylepairs.datagen.recipe import installed_recipes, load_recipe
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128

@@ -22,21 +22,21 @@ from augmentation_report import evenly
 from defects import DEFECTS, Candidate
 from feature_report import REJECTED, cell, recipe_of
 
-from stylepairs.datagen import quality
-from stylepairs.datagen.augmentation import plan_augmentation
-from stylepairs.datagen.backend import Models, real_backend
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.augment.interpolation import person_between
+from stylepairs.datagen.augment.plan import plan_augmentation
+from stylepairs.datagen.build import quality
+from stylepairs.datagen.build.models import Models, real_backend
+from stylepairs.datagen.build.quality import GateSettings
+from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.features.base import Seen, SketchRefused
-from stylepairs.datagen.images import to_uint8
-from stylepairs.datagen.inspection import reason_kind
-from stylepairs.datagen.interpolation import person_between
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.pairs.inspection import reason_kind
+from stylepairs.datagen.pairs.shards import Pair, read_index, read_pairs
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import GateSettings
-from stylepairs.datagen.reconstruction.compose import compose
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import render
-from stylepairs.datagen.shards import Pair, read_index, read_pairs
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from stylepairs.datagen.recipes import load_recipe
+from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.stylegan.checkpoints import generator_digest
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i import training
-from stylepairs.i2i.checkpoints import load_model
-from stylepairs.i2i.data import PairDataset, read_records
-from stylepairs.i2i.inference import prepare
+from stylepairs.i2i.models.checkpoints import load_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
-from stylepairs.i2i.settings import TrainingSettings
+from stylepairs.i2i.models.prepared_glean import prepare
+from stylepairs.i2i.train import training
+from stylepairs.i2i.train.data import PairDataset, read_records
+from stylepairs.i2i.train.settings import TrainingSettings
 
 # FFHQ's generators: this many channels times the side, at the finest resolution (config-f at 1024, its half at 256).
 FFHQ_CHANNEL_BASE = {256: 16384, 512: 32768, 1024: 32768}

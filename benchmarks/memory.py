@@ -38,8 +38,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction import inversion as stage0
 from stylepairs.datagen.reconstruction import phases
 from stylepairs.datagen.reconstruction import reconstruct as stage1

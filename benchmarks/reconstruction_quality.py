@@ -37,18 +37,18 @@ import numpy as np
 import torch
 from measure import processor
 
-from stylepairs.datagen import quality
-from stylepairs.datagen.backend import Backend, Models, load_models, real_backend
-from stylepairs.datagen.building import code_version
-from stylepairs.datagen.draws import combinations, draw
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.build import quality
+from stylepairs.datagen.build.draws import combinations, draw
+from stylepairs.datagen.build.models import Backend, Models, load_models, real_backend
+from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs, sketched
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.shard_runner import code_version
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.features.base import Seen
-from stylepairs.datagen.images import to_float
-from stylepairs.datagen.pair_maker import Job, Task, make_pairs, sketched
-from stylepairs.datagen.pipeline import BuildRecipe
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.shards import Pair
+from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.pairs.shards import Pair
+from stylepairs.datagen.portraits.sketch import Seen
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
 
 METHODS = {
@@ -192,8 +192,8 @@ class Clock:
 def reconstruct_of(method: str) -> Callable[..., list[Any]]:
     if method == "none":
         return unedited
-    folder = "stylepairs.datagen.reconstruction"
-    module = importlib.import_module(f"{folder}.reconstruct" if method == "ours" else f"{folder}.baselines.{method}")
+    ours = "stylepairs.datagen.reconstruction.reconstruct"
+    module = importlib.import_module(ours if method == "ours" else f"baselines.{method}")
     function: Callable[..., list[Any]] = module.reconstruct
     return function
 

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 import measure
 import report
 import torch
+from baselines import projector
 
-from stylepairs.datagen.images import to_uint8, write_png
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual, perceptual_distance
+from stylepairs.datagen.images.files import to_uint8, write_png
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual, perceptual_distance
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.baselines import projector
 from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.objective import psnr

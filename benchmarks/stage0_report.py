@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from stylepairs.datagen.images import to_uint8, write_png
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.files import to_uint8, write_png
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert

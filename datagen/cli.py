@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stylepairs.datagen.command_line import INTERRUPTED, progress, run_app
+from stylepairs.datagen.shell.command_line import INTERRUPTED, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from stylepairs.datagen.building import BuildResult, ShardedPlan
+    from stylepairs.datagen.build.shard_runner import BuildResult, ShardedPlan
 
 app = typer.Typer(
     add_completion=False,
@@ -84,9 +84,9 @@ def build(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
-    from stylepairs.datagen import pipeline
-    from stylepairs.datagen.errors import InputError
-    from stylepairs.datagen.recipes import load_combined_recipe, load_recipe
+    from stylepairs.datagen.build import plan as pipeline
+    from stylepairs.datagen.recipe import load_combined_recipe, load_recipe
+    from stylepairs.datagen.shell.errors import InputError
 
     if (recipe is None) == (features is None):
         raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
@@ -123,7 +123,7 @@ def train_encoder(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Train an encoder from photos to latents and noise maps: stage 0 then starts there and needs few steps."""
-    from stylepairs.datagen.pipeline import choose_device
+    from stylepairs.datagen.build.plan import choose_device
     from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
 
     training = EncoderTraining(steps=steps, seed=seed)
@@ -169,7 +169,8 @@ def augment(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
-    from stylepairs.datagen import augmentation, pipeline
+    from stylepairs.datagen.augment import plan as augmentation
+    from stylepairs.datagen.build import plan as pipeline
 
     rank, world = pipeline.rank_and_world()
     place = pipeline.choose_device(device)
@@ -192,7 +193,7 @@ def augment(
 
 def _shares(text: str) -> list[float]:
     """ "0,.5,1" as numbers."""
-    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.shell.errors import InputError
 
     try:
         return [] if text.strip() == "none" else [float(part) for part in text.split(",")]
@@ -215,7 +216,7 @@ def _run(plan: ShardedPlan, workers: int, rank: int, world: int) -> None:
 
 
 def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult:
-    from stylepairs.datagen.building import BuildEvent, build_pairs
+    from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 
     accepted = rejected = 0
     mine = sum(len(plan.shard_jobs(index)) for index in range(rank, plan.shard_count, world))
@@ -240,7 +241,7 @@ def inspect(
     thumbnail: Annotated[int, typer.Option(min=32, max=512, help="side of a picture in pixels")] = 128,
 ) -> None:
     """Show pairs, rejections and figures on one HTML page that needs no network; brings the manifest up to date."""
-    from stylepairs.datagen import inspection, shards
+    from stylepairs.datagen.pairs import inspection, shards
 
     shards.update_manifest(pairs)
     shown = inspection.write_report(pairs, out, max_pairs, thumbnail)
@@ -255,8 +256,8 @@ def export(
     split: Annotated[str | None, typer.Option(help="train or val; default: both")] = None,
 ) -> None:
     """Write accepted pairs as plain PNG files."""
-    from stylepairs.datagen.errors import InputError
-    from stylepairs.datagen.export import export_pairs
+    from stylepairs.datagen.pairs.export import export_pairs
+    from stylepairs.datagen.shell.errors import InputError
 
     if split not in (None, "train", "val"):
         raise InputError(f"--split {split}: unknown; choose train or val")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stylepairs.datagen.command_line import run_app
+from stylepairs.datagen.shell.command_line import run_app
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
@@ -36,11 +36,11 @@ def train(
 ) -> None:
     """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
     with one_line_errors():
-        from stylepairs.datagen.recipes import load_recipe
-        from stylepairs.i2i.settings import TrainingSettings
+        from stylepairs.datagen.recipe import load_recipe
+        from stylepairs.i2i.train.settings import TrainingSettings
 
         settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
-        from stylepairs.i2i.training import train as run_training
+        from stylepairs.i2i.train.training import train as run_training
 
         run_training(settings, pairs, out, say=print_on_main)
 
@@ -62,12 +62,12 @@ def edit(
     with one_line_errors():
         params = parsed_params(overrides or [])
         suffix = checked_suffix(format)
-        from stylepairs.datagen.errors import InputError
-        from stylepairs.datagen.pipeline import choose_device
-        from stylepairs.datagen.portraits.analyser import load_analyser
-        from stylepairs.i2i.checkpoints import load_model
-        from stylepairs.i2i.editing import edit_file, split_params
-        from stylepairs.i2i.inference import prepare
+        from stylepairs.datagen.build.plan import choose_device
+        from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+        from stylepairs.datagen.shell.errors import InputError
+        from stylepairs.i2i.edit.editor import edit_file, split_params
+        from stylepairs.i2i.models.checkpoints import load_model
+        from stylepairs.i2i.models.prepared_glean import prepare
 
         run_own_feature(own_feature)
         trained, info = load_model(run)
@@ -95,8 +95,8 @@ def export(
 ) -> None:
     """Write the network as one graph that runs without this package; faces are found and pasted by the caller."""
     with one_line_errors():
-        from stylepairs.i2i.checkpoints import load_model
-        from stylepairs.i2i.export import export as write_graph
+        from stylepairs.i2i.models.checkpoints import load_model
+        from stylepairs.i2i.models.export import export as write_graph
 
         model, info = load_model(run)
         write_graph(model, info, out)
@@ -116,12 +116,12 @@ def evaluate(
     """Edit held-out portraits and measure them; a list gives several edits each: --set color=[black,blond,red]."""
     with one_line_errors():
         params = combinations(parsed_params(overrides or []))
-        from stylepairs.datagen.perceptual import load_perceptual
-        from stylepairs.datagen.portraits.analyser import load_analyser
+        from stylepairs.datagen.images.perceptual import load_perceptual
+        from stylepairs.datagen.portraits.analysis.analyser import load_analyser
         from stylepairs.datagen.portraits.folders import load_portraits
-        from stylepairs.i2i.checkpoints import load_model
         from stylepairs.i2i.evaluation import portrait_figures
-        from stylepairs.i2i.inference import prepare
+        from stylepairs.i2i.models.checkpoints import load_model
+        from stylepairs.i2i.models.prepared_glean import prepare
 
         run_own_feature(own_feature)
         trained, info = load_model(run)
@@ -132,7 +132,7 @@ def evaluate(
             model, info, loaded, params, load_perceptual(perceptual), say=print, analyser=load_analyser()
         )
         if out is not None:
-            from stylepairs.datagen.durable import make_folder, replace_file
+            from stylepairs.datagen.shell.durable import make_folder, replace_file
 
             make_folder(out.parent)
             text = json.dumps({"summary": summary, "edits": rows}, indent=1)
@@ -151,7 +151,7 @@ def run_own_feature(path: Path | None) -> None:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """InputError becomes one line on stderr and exit code 2."""
-    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.shell.errors import InputError
 
     try:
         yield
@@ -164,7 +164,7 @@ def parsed_params(overrides: list[str]) -> dict[str, Any]:
     """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML. Raises InputError."""
     import yaml
 
-    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.shell.errors import InputError
 
     params: dict[str, Any] = {}
     for override in overrides:
@@ -189,7 +189,7 @@ def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
 
 def checked_suffix(format: str) -> str | None:
     """ ".png" for "png"; None for "same"."""
-    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.shell.errors import InputError
 
     if format == "same":
         return None
@@ -203,7 +203,7 @@ def targets(photos: list[Path], out: Path, suffix: str | None) -> Iterator[tuple
 
     Raises InputError before anything is written if a file would take a photo's place.
     """
-    from stylepairs.datagen.errors import InputError
+    from stylepairs.datagen.shell.errors import InputError
 
     originals = {path.resolve() for path in photos}
     taken: set[Path] = set()

@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.colors import delta_e_2000
+from stylepairs.datagen.build.quality import PSNR_IDENTICAL_DB, Analyser, look_at, psnr_db
+from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.pair_codec import encode_png
-from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.images.colors import delta_e_2000
+from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.pairs.codec import encode_png
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.quality import PSNR_IDENTICAL_DB, Analyser, look_at, psnr_db
-from stylepairs.datagen.reconstruction.compose import region_mask
-from stylepairs.i2i.checkpoints import ModelInfo
-from stylepairs.i2i.conditions import decode_color
-from stylepairs.i2i.data import PairDataset, Sample
-from stylepairs.i2i.inference import Editor
-from stylepairs.i2i.losses import mean_color, tightened
+from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.models.glean import Edit
+from stylepairs.i2i.models.prepared_glean import Editor
+from stylepairs.i2i.train.data import PairDataset, Sample
+from stylepairs.i2i.train.losses import mean_color, tightened
 
 
 @torch.no_grad()
@@ -78,8 +78,8 @@ def portrait_figures(
     which the feature does not apply are said and left out. analyser: looks at photos and edits, for features that are
     measured by label maps or landmarks; None: those of the portrait are taken for both.
     """
-    from stylepairs.datagen.features.base import Seen, SketchRefused
-    from stylepairs.i2i.editing import edit_portrait, split_params
+    from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+    from stylepairs.i2i.edit.editor import edit_portrait, split_params
 
     feature = load_feature(info.feature)
     fid = frechet_distance(perceptual)

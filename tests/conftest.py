@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylepairs.datagen import shards
+from stylepairs.datagen.pairs import shards
 
 # Triton's kernels run in its interpreter where there is no GPU. Read when triton is imported, which some of torch does.
 if not torch.cuda.is_available():

@@ -32,7 +32,7 @@ def python_files() -> list[Path]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_loads(path):
-    from stylepairs.datagen.recipes import load_recipe
+    from stylepairs.datagen.recipe import load_recipe
 
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == {"datagen", "i2i"}
     for section, model in recipe_models().items():
@@ -41,8 +41,8 @@ def test_every_recipe_loads(path):
 
 
 def recipe_models() -> dict[str, type]:
-    from stylepairs.datagen.pipeline import BuildRecipe
-    from stylepairs.i2i.settings import TrainingSettings
+    from stylepairs.datagen.build.plan import BuildRecipe
+    from stylepairs.i2i.train.settings import TrainingSettings
 
     return {"datagen": BuildRecipe, "i2i": TrainingSettings}
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from drawn import random_generator
 
-from stylepairs.datagen.images import to_uint8
-from stylepairs.datagen.perceptual import load_perceptual
-from stylepairs.datagen.shards import Pair, PairRecord, write_shard
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.pairs.shards import Pair, PairRecord, write_shard
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 

@@ -16,13 +16,13 @@ import peers
 import torch
 from drawn import drawn, exactly, patch, random_generator
 
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual
-from stylepairs.datagen.reconstruction.compose import region_mask
+from stylepairs.datagen.compositing.compose import region_mask
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.pairs.shards import read_index
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
-from stylepairs.datagen.shards import read_index
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -106,8 +106,8 @@ def sweep_portraits(counts: list[int], steps: int, rounds: int) -> dict[str, Row
 
 def editor_inference(size_px: int, channel_base: int, batch: int, rounds: int) -> Rows:
     """One photo through the editor, as trained and as prepared for production, beside GFPGAN's network."""
-    from stylepairs.i2i.inference import prepare
     from stylepairs.i2i.models.glean import Glean, GleanConfig
+    from stylepairs.i2i.models.prepared_glean import prepare
 
     model = Glean(random_generator(size_px, channel_base), GleanConfig()).eval()
     roughened(model)
@@ -144,9 +144,9 @@ def roughened(model: torch.nn.Module) -> None:
 
 def training_step(rounds: int, batch_size: int) -> Rows:
     """One pair of a training step of the hair-colour recipe, discriminator included, on made-up pairs."""
-    from stylepairs.datagen.recipes import load_recipe
-    from stylepairs.i2i import training
-    from stylepairs.i2i.settings import TrainingSettings
+    from stylepairs.datagen.recipe import load_recipe
+    from stylepairs.i2i.train import training
+    from stylepairs.i2i.train.settings import TrainingSettings
 
     recipe = load_recipe("hair_color", "i2i", TrainingSettings, [])
     runs: dict[str, Callable[[], Any]] = {}

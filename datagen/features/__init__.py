@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.shell.errors import InputError
 
 SEPARATOR = "+"  # of the features of a combination
 _NOT_FEATURES = ("base", "combination")

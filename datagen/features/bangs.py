@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.sketching.foreheads import (
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
+from stylepairs.datagen.sketching.hair.foreheads import (
     Forehead,
     continue_skin,
     forehead,
@@ -37,11 +38,9 @@ from stylepairs.datagen.sketching.foreheads import (
     sure_skin,
     usual_hairline,
 )
-from stylepairs.datagen.sketching.fringes import Fringe, custom_fringe, hat_share, styled_fringe
-from stylepairs.datagen.sketching.hairness import Told, hairness, smooth_lab
-from stylepairs.datagen.sketching.regions_given import Region, checked_region, region_mask
-from stylepairs.datagen.sketching.soft_mattes import mean_of, overall_mean
-from stylepairs.datagen.sketching.strands import (
+from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, hat_share, styled_fringe
+from stylepairs.datagen.sketching.hair.hairness import Told, hairness, smooth_lab
+from stylepairs.datagen.sketching.hair.strands import (
     HairPalette,
     contrast_likeness,
     grow_hair,
@@ -51,6 +50,7 @@ from stylepairs.datagen.sketching.strands import (
     strand_likeness,
     strand_rng,
 )
+from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
 
 # `across` at which the hairline that a fringe hides turns down.
 _TEMPLE = 0.78

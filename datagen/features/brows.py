@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.sketching.brow_matte import (
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.face.brow_matte import (
     SIDES,
     BrowLine,
     Side,
@@ -38,14 +38,14 @@ from stylepairs.datagen.sketching.brow_matte import (
     brow_matte,
     hidden_share,
 )
-from stylepairs.datagen.sketching.curves import smoothstep
-from stylepairs.datagen.sketching.fine_hairs import strew_hairs
-from stylepairs.datagen.sketching.glasses import wears_glasses
-from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.soft_mattes import grown, labelled, mean_of
-from stylepairs.datagen.sketching.strands import strand_rng
-from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_label
-from stylepairs.datagen.sketching.warped import warped_sketch
+from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
+from stylepairs.datagen.sketching.face.glasses import wears_glasses
+from stylepairs.datagen.sketching.face.soft_mattes import grown, labelled, mean_of
+from stylepairs.datagen.sketching.hair.strands import strand_rng
+from stylepairs.datagen.sketching.tools.curves import smoothstep
+from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label
+from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # Where along the brow its arch is highest, and how wide the arch is, in brow lengths.
 _PEAK, _PEAK_WIDTH = 0.64, 0.42

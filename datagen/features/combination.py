@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused, settled_params
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused, settled_params
 
 
 def combine(features: dict[str, Any]) -> Any:
@@ -85,7 +85,7 @@ def _with_edit(feature: Any, params: BaseModel, portrait: Portrait, seen: Portra
     A part is judged against the portrait with all the other edits made, so that neither hides the other: a fringe in
     hair that was recoloured has the new colour.
     """
-    from stylepairs.datagen.reconstruction.compose import with_part
+    from stylepairs.datagen.compositing.compose import with_part
 
     try:
         sketch = feature.sketch(portrait, params)

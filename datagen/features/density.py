@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.sketching.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
-from stylepairs.datagen.sketching.strands import grow_hair, own_flow, strand_rng
-from stylepairs.datagen.sketching.texture import LOCKS, blurred, inner_contrast
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
+from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow, strand_rng
+from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, inner_contrast
 
 # Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
 _LINE_SOFTNESS, _OUTLINE_SOFTNESS = 0.028, 0.012

@@ -23,14 +23,14 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.face_frame import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, FaceFrame
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.sketching.curves import smooth_curve, soft_line
-from stylepairs.datagen.sketching.face_frame import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, FaceFrame
-from stylepairs.datagen.sketching.glasses import wears_glasses
-from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
-from stylepairs.datagen.sketching.warp import changed_region, read_at, unfolded, warp_image
-from stylepairs.datagen.sketching.warped import warped_sketch
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.face.glasses import wears_glasses
+from stylepairs.datagen.sketching.tools.curves import smooth_curve, soft_line
+from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.warp import changed_region, read_at, unfolded, warp_image
+from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # Reach of the scaling across and down, in half eye widths: all of it inside the first ellipse, none outside the second.
 _WHOLE, _NONE = (1.0, 0.6), (1.9, 1.45)

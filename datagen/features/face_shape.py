@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE, FaceFrame
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.sketching.curves import smooth_curve, smoothstep
-from stylepairs.datagen.sketching.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE, FaceFrame
-from stylepairs.datagen.sketching.matching import blurred, detail_ratio, match_degree
-from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_points
-from stylepairs.datagen.sketching.warped import warped_sketch
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep
+from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_points
+from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # Of the side: how far outside the jaw line the picture moves at least, and how much further for each pixel of the
 # largest move (less and the surroundings would be torn along).

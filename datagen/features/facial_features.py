@@ -32,12 +32,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather, polygon
-from stylepairs.datagen.recipes import nearest
-from stylepairs.datagen.sketching.face_parts import (
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.recipe import nearest
+from stylepairs.datagen.sketching.face.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
     MIN_BROW_CONTRAST,
     MIN_EYE_CONTRAST,
@@ -53,9 +53,9 @@ from stylepairs.datagen.sketching.face_parts import (
     part_hulls,
     widened,
 )
-from stylepairs.datagen.sketching.references import BUNDLED, draw_reference, named_reference
-from stylepairs.datagen.sketching.soft_mattes import blur, labelled, mean_of
-from stylepairs.datagen.sketching.warp import point_flow, warp_image
+from stylepairs.datagen.sketching.face.references import BUNDLED, draw_reference, named_reference
+from stylepairs.datagen.sketching.face.soft_mattes import blur, labelled, mean_of
+from stylepairs.datagen.sketching.tools.warp import point_flow, warp_image
 
 # Eye corners, the nose's ridge and base, the upper lip: what lays one face over another, whatever its expression.
 _STABLE = [36, 39, 42, 45, 27, 28, 29, 30, 33, 51]

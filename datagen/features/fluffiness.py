@@ -24,24 +24,24 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.features.hair_color import hair_matte, refuse_untrusted_matte
+from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
-from stylepairs.datagen.sketching.background import continue_background
-from stylepairs.datagen.sketching.curves import smoothstep
-from stylepairs.datagen.sketching.flyaways import loose_strands
-from stylepairs.datagen.sketching.hair_outline import (
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
+from stylepairs.datagen.sketching.hair.background import continue_background
+from stylepairs.datagen.sketching.hair.flyaways import loose_strands
+from stylepairs.datagen.sketching.hair.hair_outline import (
     HairOutline,
     hair_outline,
     head_width_px,
     outline_flow,
     sample_rays,
 )
-from stylepairs.datagen.sketching.soft_mattes import overall_mean
-from stylepairs.datagen.sketching.strands import strand_rng
-from stylepairs.datagen.sketching.warp import warp_image
+from stylepairs.datagen.sketching.hair.strands import strand_rng
+from stylepairs.datagen.sketching.tools.curves import smoothstep
+from stylepairs.datagen.sketching.tools.warp import warp_image
 
 # Of the hair's thickness between hairline and outline: how far it may be stretched, and how far pressed together.
 _MAX_STRETCH = 0.5

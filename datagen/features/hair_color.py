@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from kornia.filters import guided_blur
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
-from stylepairs.datagen.filters import blurred
+from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.sketching.soft_mattes import mean_of
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
 # rim of the old colour is.

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.colors import delta_e_2000, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.sketching.hairline_curve import (
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.hair.hairline_curve import (
     ANGLES,
     FRONT,
     Hairline,
@@ -36,8 +36,8 @@ from stylepairs.datagen.sketching.hairline_curve import (
     sampled,
     smoothed,
 )
-from stylepairs.datagen.sketching.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
-from stylepairs.datagen.sketching.warp import changed_region, warp_image, warp_label
+from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
+from stylepairs.datagen.sketching.tools.warp import changed_region, warp_image, warp_label
 
 # Of the angle that the shift reaches: up to here the line moves by all of it, from here on it eases off.
 _FULL_SHARE = 0.4

@@ -28,15 +28,15 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stylepairs.datagen.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.compositing.detail import transfer_detail
+from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.reconstruction.detail import transfer_detail
-from stylepairs.datagen.sketching.lip_matte import LipOutline, lip_matte, lip_outline, mouth_width
-from stylepairs.datagen.sketching.matching import match_degree
-from stylepairs.datagen.sketching.soft_mattes import blur, grown, labelled, mean_of
-from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image, warp_label, warp_points
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline, mouth_width
+from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, labelled, mean_of
+from stylepairs.datagen.sketching.tools.matching import match_degree
+from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label, warp_points
 
 # Mean sRGB over the lips of a portrait in even light, creases and highlights included: duller than a lipstick's swatch.
 PALETTE: dict[str, tuple[int, int, int]] = {

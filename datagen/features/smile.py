@@ -22,13 +22,13 @@ from functools import partial
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.face_frame import BROWS, MOUTH, NOSE, FaceFrame
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.sketching.curves import soft_line
-from stylepairs.datagen.sketching.face_frame import BROWS, MOUTH, NOSE, FaceFrame
-from stylepairs.datagen.sketching.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.warp import changed_region, point_flow, warp_image
-from stylepairs.datagen.sketching.warped import warped_sketch
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.tools.curves import soft_line
+from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image
+from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # In eye distances, for a smile of 1: how far the mouth's corners go up and out, the cheeks and the lower lids up.
 _UP, _OUT, _CHEEK, _LID = 0.13, 0.075, 0.05, 0.02

@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
-from stylepairs.datagen.sketching.face_parts import eye_distance, widened
-from stylepairs.datagen.sketching.soft_mattes import blur, mean_of
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.sketching.face.face_parts import eye_distance, widened
+from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 
 # The white of the light: this share of the cast of the eyes' whites, which are a little yellow and red themselves.
 _WHITE_SHARE = 0.5

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import read_image, to_float
-from stylepairs.datagen.pair_codec import DAMAGE, checked_npz
+from stylepairs.datagen.images.files import read_image, to_float
+from stylepairs.datagen.pairs.codec import DAMAGE, checked_npz
 from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.shell.errors import InputError
 
 _MAX_NAME_BYTES = 200
 

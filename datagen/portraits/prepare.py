@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from stylepairs.datagen.durable import file_digest, make_folder, replace_file
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import read_image, write_png
+from stylepairs.datagen.images.files import read_image, write_png
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
-from stylepairs.datagen.portraits.analyser import Face, FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.analysis.analyser import Face, FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.folders import checked_name
+from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file
+from stylepairs.datagen.shell.errors import InputError
 
 MIN_SCORE = 0.5
 _MAX_SIZE_PX = 4096

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.perceptual import Perceptual
+from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
 from stylepairs.datagen.stylegan.generator import Generator

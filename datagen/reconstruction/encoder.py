@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.durable import replace_file
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.pair_codec import DAMAGE
+from stylepairs.datagen.pairs.codec import DAMAGE
 from stylepairs.datagen.reconstruction.curvature import Curvature
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
+from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.precision import in_precision
 

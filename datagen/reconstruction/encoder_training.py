@@ -14,9 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.durable import make_folder, replace_file
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.reconstruction.curvature import fit_curvature
 from stylepairs.datagen.reconstruction.encoder import (
@@ -31,6 +29,8 @@ from stylepairs.datagen.reconstruction.inversion import inversion_loss
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.batch import Objective, Outcome, Progress, State, Targets, Verdict
 from stylepairs.datagen.reconstruction.objective import (

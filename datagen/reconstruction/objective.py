@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.colors import srgb_to_lab
+from stylepairs.datagen.images.colors import srgb_to_lab
 
 LAB_SCALE = 50.0  # Lab distances divided by it are of the size of [-1,1] RGB distances
 

@@ -9,9 +9,9 @@ from functools import partial
 
 import torch
 
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Objective, Progress, State, Targets, Verdict
 from stylepairs.datagen.reconstruction.inversion import (
     Inversion,

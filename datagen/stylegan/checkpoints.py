@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
 
 # What a full blush adds to the skin's colour in Lab: a little darker, much redder, a touch yellower.
 _TINT = torch.tensor([-4.0, 16.0, 4.0])[:, None, None]

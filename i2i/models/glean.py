@@ -84,7 +84,7 @@ class Glean(nn.Module):
         """Edit a batch of aligned photos.
 
         photo [N,3,H,W] in [-1,1]; region [N,1,H,W] in [0,1] says where; degree [N] in [0,1] how much; style
-        [N,style_channels] which kind (see `stylepairs.i2i.conditions`). H = W = size_px.
+        [N,style_channels] which kind (see `stylepairs.i2i.models.conditions`). H = W = size_px.
         """
         n, _, h, w = photo.shape
         if h != self.size_px or w != self.size_px:

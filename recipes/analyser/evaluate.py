@@ -30,7 +30,7 @@ from stylepairs.datagen.portraits.alignment import (
     invert_transform,
     warp,
 )
-from stylepairs.datagen.portraits.analyser import FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 
 GROUPS = {  # the classes that the figure counts, sides merged
     "background": [0],

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from training import save_average
 
-from stylepairs.datagen.portraits.analyser import NETWORKS
+from stylepairs.datagen.portraits.analysis.analyser import NETWORKS
 
 
 def main() -> None:

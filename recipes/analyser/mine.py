@@ -20,7 +20,7 @@ from textures import PAINTERS, paint
 from train import read_negatives
 
 from stylepairs.datagen.portraits.alignment import eyes_and_mouth, square_transform, warp
-from stylepairs.datagen.portraits.analyser import load_analyser
+from stylepairs.datagen.portraits.analysis.analyser import load_analyser
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from stylepairs.datagen.portraits.alignment import (
     transform_scale,
     warp,
 )
-from stylepairs.datagen.portraits.networks import DETECTOR_STRIDE_PX, DETECTOR_UNIT_PX, LANDMARK_INPUT_PX
+from stylepairs.datagen.portraits.analysis.networks import DETECTOR_STRIDE_PX, DETECTOR_UNIT_PX, LANDMARK_INPUT_PX
 
 CANVAS_PX = 160  # of the detector's training pictures: two and a half of the largest faces it answers for
 FACE_PX = (16.0, 56.0)  # sides of half the FFHQ square that one pyramid level answers for; levels are a factor 2 apart

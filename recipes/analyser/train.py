@@ -20,7 +20,7 @@ from samples import detector_sample, landmark_sample, parser_sample
 from torch import nn
 from training import Batch, to_input, train
 
-from stylepairs.datagen.portraits.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
+from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
 
 SETTINGS = {  # steps, batch, learning rate
     "detector": (3000, 48, 2e-3),

@@ -14,7 +14,7 @@ import numpy as np
 from demo import call
 from PIL import Image
 
-from stylepairs.datagen.shards import Pair, read_pairs
+from stylepairs.datagen.pairs.shards import Pair, read_pairs
 
 COLORS = ("black", "auburn", "blond", "blue")
 # Truncation (Karras et al. 2019): nearer to the mean face there is less variety and less that went wrong.
@@ -47,7 +47,7 @@ def draw_people(folder: Path, seeds: list[int]) -> None:
     """Save a generated face for each seed as a PNG photo, twice as large as it was made."""
     import torch
 
-    from stylepairs.datagen.images import to_uint8
+    from stylepairs.datagen.images.files import to_uint8
     from stylepairs.datagen.stylegan.checkpoints import load_generator
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.small_generator import generator, perceptual, portraits
+
+__all__ = ["generator", "import_script", "perceptual", "portraits"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FOLDERS = [BENCHMARKS / "speed", BENCHMARKS]

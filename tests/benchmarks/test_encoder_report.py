@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction.encoder import Encoder, EncoderConfig
 from stylepairs.datagen.reconstruction.encoder_training import draw_samples
 from stylepairs.datagen.reconstruction.prior import WPrior

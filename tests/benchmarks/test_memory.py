@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 

@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import fake_backend
 
-from stylepairs.datagen import building, cli, pipeline
-from stylepairs.datagen.command_line import Progress, progress
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_backend
+from stylepairs.datagen import cli
+from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build import shard_runner as building
+from stylepairs.datagen.shell.command_line import Progress, progress
 
 RECIPE = """
 datagen:
@@ -66,7 +65,7 @@ def test_build_inspect_and_export_work_together(datagen, tmp_path):
 def test_export_writes_the_pixels_of_the_pairs(datagen, tmp_path, synthetic_pairs):
     from PIL import Image
 
-    from stylepairs.datagen import shards
+    from stylepairs.datagen.pairs import shards
 
     synthetic_pairs(tmp_path / "pairs", count=6)
     code, out, _ = datagen("export pairs --out plain")
@@ -144,7 +143,7 @@ def test_an_error_of_the_code_is_not_dressed_up_as_bad_input(datagen, monkeypatc
 
 
 def test_progress_off_a_terminal_is_plain_lines(capsys, monkeypatch):
-    monkeypatch.setattr("stylepairs.datagen.command_line._PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("stylepairs.datagen.shell.command_line._PLAIN_INTERVAL_S", 0.0)
     shown = Progress(4, "pairs")
     shown.advance(1.5, "1 accepted, 0 rejected")
     shown.note("pairs-00000.tar: damaged")

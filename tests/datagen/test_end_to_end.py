@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from stylepairs.datagen import pipeline, shards
-from stylepairs.datagen.images import to_uint8
+from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.prepare import prepare_photos
-from stylepairs.datagen.recipes import load_recipe
+from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 

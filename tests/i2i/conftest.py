@@ -12,7 +12,7 @@ import torch
 from stylepairs.datagen.stylegan.checkpoints import save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.glean import Glean, GleanConfig
-from stylepairs.i2i.settings import TrainingSettings
+from stylepairs.i2i.train.settings import TrainingSettings
 
 SIZE_PX = 32
 CONFIG = GeneratorConfig(z_dim=16, w_dim=16, img_resolution=SIZE_PX, channel_base=256, channel_max=16, mapping_layers=2)

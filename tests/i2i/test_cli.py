@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.cli import app, checked_suffix, combinations, parsed_params, targets
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.i2i.checkpoints import ModelInfo
-from stylepairs.i2i.data import PairDataset, read_records
 from stylepairs.i2i.evaluation import frechet_distance, pair_figures, portrait_figures, psnr_outside_db, sample_sheet
+from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.train.data import PairDataset, read_records
 
 INFO = ModelInfo("hair_color", "color", {})
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import color_to_lab, lab_to_srgb
 from stylepairs.datagen.features import bangs, load_feature
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.images.colors import color_to_lab, lab_to_srgb
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.sketching.foreheads import forehead
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.sketching.hair.foreheads import forehead
 
 SIZE = 80
 STYLES = ("full", "side_left", "side_right", "curtain", "wispy", "micro")
@@ -81,7 +81,7 @@ def figures(before, after, params):
 
 
 def test_the_feature_and_its_recipe_are_found_by_name():
-    from stylepairs.datagen.pipeline import BuildRecipe
+    from stylepairs.datagen.build.plan import BuildRecipe
 
     assert load_feature("bangs") is bangs
     recipe = load_recipe("bangs", "datagen", BuildRecipe)

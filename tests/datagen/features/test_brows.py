@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.warped_faces import face, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import srgb_to_lab
 from stylepairs.datagen.features import brows
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.sketching.brow_matte import SIDES, brow_line, brow_matte
-from stylepairs.datagen.sketching.fine_hairs import strew_hairs
-from stylepairs.datagen.sketching.strands import strand_rng
-
-sys.path.insert(0, str(Path(__file__).parent))
-from warped_faces import face, seen
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.sketching.face.brow_matte import SIDES, brow_line, brow_matte
+from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
+from stylepairs.datagen.sketching.hair.strands import strand_rng
 
 CASES = [{"arch": 0.15}, {"arch": 0, "density": 1.0}, {"arch": 0.1, "thickness": 0.3, "density": 0.8, "shade": 10}]
 each_case = pytest.mark.parametrize("asked", CASES, ids=lambda asked: "-".join(name for name in asked if asked[name]))
@@ -133,7 +129,7 @@ def test_parameters_have_bounds():
     share=st.floats(0.05, 1.0),
 )
 def test_flows_never_fold_and_stay_around_the_brow(portrait, lift, arch, thickness, share):
-    from stylepairs.datagen.sketching.warp import jacobian_determinant
+    from stylepairs.datagen.sketching.tools.warp import jacobian_determinant
 
     params = brows.Params(lift=lift, arch=arch, thickness=thickness)
     line = brow_line(portrait, "left", brow_matte(portrait, "left"))

@@ -10,15 +10,15 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stylepairs.datagen.draws import combinations
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.build.draws import combinations
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import hair_color, load_feature
-from stylepairs.datagen.features.base import Seen, Sketch, SketchRefused
 from stylepairs.datagen.features.combination import combine
-from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.recipes import load_combined_recipe
-from stylepairs.datagen.reconstruction.compose import compose
+from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.recipe import load_combined_recipe
+from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 32
 

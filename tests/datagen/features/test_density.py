@@ -1,26 +1,22 @@
 """Density: scalp is found where it shows and nowhere else, goes when filled, and paint is not hair."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.hairline_faces import OUTLINE, head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import srgb_to_lab
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import density
-from stylepairs.datagen.features.base import Seen, SketchRefused
-from stylepairs.datagen.pipeline import BuildRecipe
-from stylepairs.datagen.quality import judge
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.sketching.hairline_curve import find_hairline
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hairline_faces import OUTLINE, head
+from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
 
 OWN_FIGURES = ("scalp_removed", "texture_kept", "fill_delta_e", "degree")
 

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.warped_faces import face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import facial_features, load_feature
-from stylepairs.datagen.features.base import Seen, SketchRefused, settled_params
-from stylepairs.datagen.images import to_uint8, write_png
-from stylepairs.datagen.pipeline import BuildRecipe
+from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.quality import judge
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.sketching import references
-from stylepairs.datagen.sketching.warp import point_flow, warp_image, warp_label
-
-sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
-from warped_faces import face
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused, settled_params
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.sketching.face import references
+from stylepairs.datagen.sketching.tools.warp import point_flow, warp_image, warp_label
 
 SIZE = 96
 PHOTO = Path(__file__).parents[3] / "recipes/photos/train/portrait_001.jpg"

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import fluffiness
-from stylepairs.datagen.features.base import Seen, SketchRefused
-from stylepairs.datagen.pipeline import BuildRecipe
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.quality import judge
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.sketching.hair_outline import hair_outline, head_width_px, outline_flow, sample_rays
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.sketching.hair.hair_outline import hair_outline, head_width_px, outline_flow, sample_rays
 
 SIZE = 96
 

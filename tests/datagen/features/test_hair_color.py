@@ -7,11 +7,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import feature_names, hair_color, load_feature
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.images.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 64
 

@@ -1,26 +1,22 @@
 """Hairline: the line is found, moves as far as asked with its shape, and bad edits do not pass for good ones."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.hairline_faces import LINE, OUTLINE, head, mirrored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import hairline
-from stylepairs.datagen.features.base import Seen, SketchRefused
-from stylepairs.datagen.pipeline import BuildRecipe
-from stylepairs.datagen.quality import judge
-from stylepairs.datagen.recipes import load_recipe
-from stylepairs.datagen.sketching.hairline_curve import ANGLES, FRONT, find_hairline, line_flow
-from stylepairs.datagen.sketching.warp import jacobian_determinant, warp_image, warp_label
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hairline_faces import LINE, OUTLINE, head, mirrored
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find_hairline, line_flow
+from stylepairs.datagen.sketching.tools.warp import jacobian_determinant, warp_image, warp_label
 
 FRONTAL = np.abs(ANGLES) <= FRONT
 OWN_FIGURES = ("displacement", "line_match", "shape_deviation", "double_edge", "strip_detail", "degree")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.warped_faces import ellipse, face, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.colors import color_to_lab, delta_e_2000, srgb_to_lab
-from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.features import lips
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.sketching.lip_matte import lip_matte, lip_outline
-from stylepairs.datagen.sketching.warp import jacobian_determinant
-
-sys.path.insert(0, str(Path(__file__).parent))
-from warped_faces import ellipse, face, seen
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.sketching.face.lip_matte import lip_matte, lip_outline
+from stylepairs.datagen.sketching.tools.warp import jacobian_determinant
 
 
 def mouth(open_share: float = 0.0):

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import fake_backend
 
-from stylepairs.datagen import features, pipeline, shards
-from stylepairs.datagen.augmentation import plan_augmentation
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen import features
+from stylepairs.datagen.augment.plan import plan_augmentation
+from stylepairs.datagen.build import plan as pipeline
 from stylepairs.datagen.features import feature_names, load_feature
-from stylepairs.datagen.features.base import Seen, SketchRefused
+from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.recipes import load_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import fake_backend
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = "docs/examples/blush.py"

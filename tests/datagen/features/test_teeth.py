@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.warped_faces import ellipse, face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylepairs.datagen.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import teeth
-from stylepairs.datagen.features.base import Seen, SketchRefused
-from stylepairs.datagen.pipeline import BuildRecipe
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.quality import judge
-from stylepairs.datagen.recipes import load_recipe
-
-sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
-from warped_faces import ellipse, face
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.recipe import load_recipe
 
 SIZE = 96
 OWN_GATE = ("degree", "color_delta_e", "spill_delta_e", "detail_kept")

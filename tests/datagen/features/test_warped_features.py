@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.warped_faces import face, mirrored, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stylepairs.datagen.features import eyes, face_shape, smile
-from stylepairs.datagen.features.base import Seen, SketchRefused
 from stylepairs.datagen.portraits.portrait import CLASS
-
-sys.path.insert(0, str(Path(__file__).parent))
-from warped_faces import face, mirrored, seen
+from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
 
 CASES = [
     (face_shape, {"jaw": 0.12}),

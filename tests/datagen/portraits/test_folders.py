@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylepairs.datagen.errors import InputError
 from stylepairs.datagen.portraits.alignment import MESH_TO_68
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
+from stylepairs.datagen.shell.errors import InputError
 
 
 def write_training_layout(folder: Path, size: int = 256) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stylepairs.datagen import colors
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images import colors
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction import batch, inversion, phases, reconstruct
 from stylepairs.datagen.reconstruction import settings as reconstruction_settings
 from stylepairs.datagen.reconstruction.batch import Job, State, Verdict, optimise

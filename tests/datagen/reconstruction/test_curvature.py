@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction.curvature import fit_curvature
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig

@@ -11,9 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from stylepairs.datagen.cli import app
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.images import write_png
-from stylepairs.datagen.perceptual import load_perceptual
+from stylepairs.datagen.images.files import write_png
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction import encoder as encoder_module
 from stylepairs.datagen.reconstruction import encoder_training
 from stylepairs.datagen.reconstruction.encoder import (
@@ -37,6 +36,7 @@ from stylepairs.datagen.reconstruction.encoder_training import (
 )
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylepairs.datagen.colors import srgb_to_lab
+from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.reconstruction.objective import (
     LAB_SCALE,
     clamped,

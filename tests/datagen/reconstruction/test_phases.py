@@ -7,11 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stylepairs.datagen.errors import InputError
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.pipeline import BuildRecipe
+from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.recipes import load_recipe
+from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction import inversion as stage0
 from stylepairs.datagen.reconstruction.batch import State, Verdict
 from stylepairs.datagen.reconstruction.inversion import invert, rendered, seen_render
@@ -20,6 +19,7 @@ from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_p
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 
 SIDE, HALF = 64, 32

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stylepairs.datagen.features.base import Sketch
-from stylepairs.datagen.perceptual import perceptual_distance
+from stylepairs.datagen.compositing.compose import compose, laplacian_blend, region_mask
+from stylepairs.datagen.images.perceptual import perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.compose import compose, laplacian_blend, region_mask
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction, reconstruct

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan import checkpoints
 from stylepairs.datagen.stylegan.checkpoints import (
     export_rosinality,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
-from stylepairs.datagen.errors import InputError
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 

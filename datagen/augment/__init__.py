@@ -1,0 +1,1 @@
+"""More pairs from accepted ones: degrees and people in between."""

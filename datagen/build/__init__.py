@@ -1,0 +1,1 @@
+"""From portraits to pairs: plan, workers, quality gate."""

@@ -1,0 +1,308 @@
+"""The quality gate: figures of a pair, and the judgement that the recipe's thresholds make of them.
+
+Figures that `measure_pair` gives, besides the feature's own (NAME is that of the perceptual features, which the value
+depends on; no face-recognition weights are assumed, so identity is judged with the same features):
+
+outside_psnr_db           generated after vs photo over the keep mask, before composing; higher is better
+outside_perceptual_NAME   the same with masked perceptual distance; lower is better
+identity_NAME             mean cosine of deep features, generated before vs after, over the face outside the edit
+prior_before, prior_after latent's distance in the generator's Gaussianised W; lower is more usual
+seam_energy               gradient along the mask's edge beyond that of both images composed; 0 is seamless
+rim_delta_e               mean CIEDE2000 between before and after in a ring around what was edited; 0 is no spill
+eyes_kept                 contrast of lightness inside the eyes, after / before, of the eye that lost more; 1 keeps it
+                          all, closed or painted-over eyes have under 0.3
+face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
+landmark_shift            mean shift of the 51 inner landmarks, before to after, in eye distances (likewise)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.recipe import nearest
+from stylepairs.datagen.shell.errors import InputError
+
+NOT_FINITE = "not finite"
+# PSNR of equal images would be infinite; this stands for "identical".
+PSNR_IDENTICAL_DB = 100.0
+FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
+
+_LEAST_ERROR = 4e-10  # mean square, which gives PSNR_IDENTICAL_DB
+_COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
+_COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
+# Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
+_FIND_SIZE_PX = 256
+# The lowest score at which a face still counts as there; the gate's threshold is usually higher.
+_FIND_MIN_SCORE = 0.05
+_INNER_POINTS = slice(17, 68)
+_LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
+# Of the crop's side: the width of the ring around an edit in which nothing is to change.
+_RIM = 0.05
+# Half axes of the ellipse in which eyes are compared, in eye widths: iris and white, hardly any lid.
+_EYE_AXES = (0.6, 0.3)
+# Contrast below which an eye shows nothing to begin with, in [-1,1]: dark glasses, deep shadow.
+_LEAST_CONTRAST = 0.02
+
+
+class Threshold(BaseModel):
+    """The bounds of one figure. `optional`: passes where the figure was not computed (weights not installed)."""
+
+    model_config = ConfigDict(extra="forbid")
+    min: float | None = None
+    max: float | None = None
+    optional: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Threshold:
+        if self.min is None and self.max is None:
+            raise ValueError("needs min, max or both")
+        return self
+
+
+GateSettings = dict[str, Threshold]
+
+
+class Analyser(Protocol):
+    """What is used of a face analyser: faces in a photo [H,W,3] uint8, best first or not, with score and points68;
+    label maps and hair mattes of aligned crops [N,3,H,W]."""
+
+    def find(self, photo: Any, min_score: float) -> list[Any]: ...
+
+    def parse(self, aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Prior(Protocol):
+    """What is used of the latent prior: ws [N,L,C] -> distances [N]; and coordinates in which it is Gaussian."""
+
+    def distance(self, ws: torch.Tensor) -> torch.Tensor: ...
+
+    def whiten(self, w: torch.Tensor) -> torch.Tensor: ...
+
+    def unwhiten(self, u: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What figures are measured with; analyser None: none is installed, and its figures are left out."""
+
+    perceptual: Perceptual
+    prior: Prior
+    analyser: Analyser | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"perceptual": self.perceptual.name, "analyser": "none" if self.analyser is None else "embedded"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A pair's images at one size: generated as rendered, `after` composed; [3,H,W] in [-1,1]; mask [1,H,W]."""
+
+    generated_before: torch.Tensor
+    generated_after: torch.Tensor
+    after: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A portrait as the face analyser sees it. score: the detector's; 0: no face was found, and the points are those
+    that were given; None: nothing was looked for."""
+
+    portrait: Portrait
+    score: float | None
+
+
+@torch.no_grad()
+def look_at(portrait: Portrait, image: torch.Tensor, analyser: Analyser | None) -> Sight:
+    """`image` [3,H,W], a picture of the person of `portrait`, with label map, matte and landmarks found anew.
+
+    analyser None: none is installed, and those of `portrait` are taken over.
+    """
+    seen = replace(portrait, image=image)
+    if analyser is None:
+        return Sight(seen, None)
+    device = image.device
+    label, hair = (part[0].to(device) for part in analyser.parse(image[None].cpu()))
+    found = _best_face(image, analyser)
+    if found is None:
+        return Sight(replace(seen, label=label, hair=hair), 0.0)
+    return Sight(replace(seen, label=label, hair=hair, points68=found[1].to(device)), found[0])
+
+
+@torch.no_grad()
+def measure_pair(
+    portrait: Portrait,
+    sketch: Sketch,
+    images: Images,
+    latents: tuple[torch.Tensor, torch.Tensor] | None,
+    instruments: Instruments,
+    sights: tuple[Sight, Sight] | None = None,
+) -> dict[str, float]:
+    """All figures of the module's list that apply. portrait and sketch at the images' size.
+
+    latents: those of before and after, [L,C] each; None makes their figures NaN. sights: `look_at` of before and the
+    composed after, where that was done already.
+    """
+    name = instruments.perceptual.name.replace("-", "_")
+    feats = instruments.perceptual.features
+    photo, before, after = (
+        feats(image[None].clamp(-1, 1)) for image in (portrait.image, images.generated_before, images.generated_after)
+    )
+    prior = [math.nan] * 2 if latents is None else instruments.prior.distance(torch.stack(latents)).tolist()
+    figures = {
+        "outside_psnr_db": psnr_db(images.generated_after, portrait.image, sketch.keep_mask),
+        f"outside_perceptual_{name}": float(perceptual_distance(after, photo, sketch.keep_mask[None])),
+        f"identity_{name}": _masked_cosine(before[-1], after[-1], face_mask(portrait, sketch)),
+        "prior_before": prior[0],
+        "prior_after": prior[1],
+        "seam_energy": seam_energy(portrait.image, images.generated_after, images.after, images.mask),
+        "rim_delta_e": rim_delta_e(portrait.image, images.after, sketch.edit_mask),
+        "eyes_kept": eyes_kept(portrait, sketch, images.after),
+    }
+    if instruments.analyser is not None:
+        analyser = instruments.analyser
+        looks = (look_at(portrait, image, analyser) for image in (portrait.image, images.after))
+        figures |= _face_figures(*(sights or looks))
+    return figures
+
+
+def judge(figures: dict[str, float], gate: GateSettings) -> tuple[bool, list[str]]:
+    """Whether a pair passes, and a reason per threshold it fails: "hair_delta_e 12.3 > 8".
+
+    Raises InputError when the gate names a figure that was not measured and is not optional.
+    """
+    check_gate(gate, figures)
+    reasons = []
+    for name, threshold in gate.items():
+        if name not in figures:
+            continue
+        value = figures[name]
+        if not math.isfinite(value):
+            reasons.append(f"{name} {NOT_FINITE}")
+        elif threshold.min is not None and value < threshold.min:
+            reasons.append(f"{name} {value:.4g} < {threshold.min:g}")
+        elif threshold.max is not None and value > threshold.max:
+            reasons.append(f"{name} {value:.4g} > {threshold.max:g}")
+    return not reasons, reasons
+
+
+def check_gate(gate: GateSettings, measured: Collection[str]) -> None:
+    """InputError when the gate names a figure that is not among those measured, unless it is optional."""
+    for name, threshold in gate.items():
+        if name not in measured and not threshold.optional:
+            known = f"measured are {', '.join(sorted(measured))}"
+            raise InputError(f"gate: no figure {name!r} was measured{nearest(name, measured)}; {known}")
+
+
+def is_common(figure: str) -> bool:
+    """Whether a figure is measured of every pair, whatever its feature."""
+    return figure in _COMMON_NAMES or figure.startswith(_COMMON)
+
+
+# Apart from `objective.psnr`, which is of a batch and has no cap: here an empty mask must show, and 0 must not divide.
+def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
+    """PSNR over a soft mask [1,H,W], images [3,H,W] in [-1,1]; PSNR_IDENTICAL_DB at most, NaN if the mask is empty."""
+    total = float(mask.sum())
+    if total == 0:
+        return math.nan
+    error = float(((image.clamp(-1, 1) - target).square().mean(0) * mask[0]).sum()) / total
+    return 10 * math.log10(4 / max(error, _LEAST_ERROR)) if math.isfinite(error) else math.nan
+
+
+def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> float:
+    """Gradient of `after` beyond the larger of `before` and `generated`, meaned over the mask's edge; images [3,H,W].
+
+    A blend of two images can be steeper than both only where it joins them: that is the seam. Per pixel step, in image
+    units (a hard step between black and white in one channel is 2/3); 0 where the mask has no edge.
+    """
+    inside = (mask > 0.5).float()[None]
+    edge = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2)  # dilation minus erosion: 1 within 2 px
+    excess = _gradient(after) - torch.maximum(_gradient(before), _gradient(generated))
+    return float((excess.clamp_min(0) * edge[0]).sum() / edge.sum().clamp_min(1))
+
+
+def rim_delta_e(before: torch.Tensor, after: torch.Tensor, edit_mask: torch.Tensor) -> float:
+    """Mean CIEDE2000 between images [3,H,W] in the ring around edit_mask [1,H,W]; 0 where the mask leaves no ring."""
+    radius = max(1, round(_RIM * edit_mask.shape[-1]))
+    edited = (edit_mask > 0.02).float()[None]
+    ring = (F.max_pool2d(edited, 2 * radius + 1, 1, radius) - F.max_pool2d(edited, 3, 1, 1))[0, 0]
+    change = delta_e_2000(srgb_to_lab(before), srgb_to_lab(after))
+    return float((change * ring).sum() / ring.sum().clamp_min(1))
+
+
+def eyes_kept(portrait: Portrait, sketch: Sketch, after: torch.Tensor) -> float:
+    """Spread of lightness inside the eyes, after / before, the lesser of both; where the edit moves the eyes, there."""
+    moved = portrait.points68 if sketch.points68 is None else sketch.points68
+    kept = [
+        (_spread_inside(after, moved[eye]) + _LEAST_CONTRAST)
+        / (_spread_inside(portrait.image, portrait.points68[eye]) + _LEAST_CONTRAST)
+        for eye in (_LEFT_EYE, _RIGHT_EYE)
+    ]
+    return float(torch.stack(kept).min())
+
+
+def _spread_inside(image: torch.Tensor, eye: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of lightness of image [3,H,W] in the ellipse over an eye's landmarks [6,2]."""
+    centre, width = eye.mean(0), (eye[:, 0].max() - eye[:, 0].min()).clamp_min(4)
+    y, x = torch.meshgrid(*(torch.arange(side, device=image.device).float() for side in image.shape[1:]), indexing="ij")
+    across, down = (x - centre[0]) / (_EYE_AXES[0] * width), (y - centre[1]) / (_EYE_AXES[1] * width)
+    inside = (across.square() + down.square() < 1).float()
+    light, count = image.mean(0), inside.sum().clamp_min(1)
+    mean = (light * inside).sum() / count
+    return (((light - mean).square() * inside).sum() / count).sqrt()
+
+
+def face_mask(portrait: Portrait, sketch: Sketch) -> torch.Tensor:
+    """[1,H,W]: the face's inner classes, less what is edited."""
+    classes = torch.tensor([CLASS[name] for name in FACE_CLASSES], device=portrait.label.device)
+    return torch.isin(portrait.label, classes)[None].float() * (sketch.edit_mask < 0.5)
+
+
+def _gradient(image: torch.Tensor) -> torch.Tensor:
+    """[3,H,W] -> [1,H,W]: forward differences, the larger of both directions, meaned over channels."""
+    padded = F.pad(image[None], (0, 1, 0, 1), mode="replicate")[0]
+    across = (padded[:, :-1, 1:] - padded[:, :-1, :-1]).abs().mean(0, keepdim=True)
+    down = (padded[:, 1:, :-1] - padded[:, :-1, :-1]).abs().mean(0, keepdim=True)
+    return torch.maximum(across, down)
+
+
+def _masked_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean cosine over positions of [1,C,h,w] features, weighted by mask [1,H,W]; NaN where it is empty."""
+    weight = F.interpolate(mask[None], size=a.shape[-2:], mode="area")[0, 0]
+    total = float(weight.sum())
+    return float((F.cosine_similarity(a, b, dim=1)[0] * weight).sum()) / total if total > 0 else math.nan
+
+
+def _face_figures(before: Sight, after: Sight) -> dict[str, float]:
+    if not after.score:
+        return {"face_score": 0.0, "landmark_shift": math.nan}
+    points_before, points_after = before.portrait.points68, after.portrait.points68
+    shift = (points_after - points_before)[_INNER_POINTS].norm(dim=-1).mean()
+    eyes = (points_before[_LEFT_EYE].mean(0) - points_before[_RIGHT_EYE].mean(0)).norm()
+    return {"face_score": after.score, "landmark_shift": float(shift / eyes.clamp_min(1e-6))}
+
+
+def _best_face(image: torch.Tensor, analyser: Analyser) -> tuple[float, torch.Tensor] | None:
+    """Score and points68 [68,2], in the image's own pixels, of the best face found."""
+    size_px = max(image.shape[-1], _FIND_SIZE_PX)
+    scale = size_px / image.shape[-1]
+    larger = F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", align_corners=False)
+    pixels = ((larger[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    faces = analyser.find(pixels, _FIND_MIN_SCORE)
+    if not faces:
+        return None
+    best = max(faces, key=lambda face: float(face.score))
+    points = torch.as_tensor(best.points68, dtype=torch.float32)
+    return float(best.score), (points + 0.5) / scale - 0.5

@@ -1,0 +1,276 @@
+"""Makes the shards of a plan that are not there yet, in one process or several, whole or not at all.
+
+What a plan is of, pairs from portraits (`pipeline`) or from other pairs (`augmentation`), it says itself: how many jobs
+it has, and how to make a range of them. Finished shards are skipped and an unfinished one is made again from its start,
+so that neither kills nor the number of workers and ranks show in the result.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from stylepairs.datagen.build.inversion_cache import SAME_BITS
+from stylepairs.datagen.build.models import Backend, Models, real_backend
+from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.codec import DAMAGE
+from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.workers import run_workers
+
+BUILD_FILE = "build.json"
+# Raised whenever the same build would give other pairs.
+BUILD_VERSION = 9
+# On a CPU each worker computes with one thread: sums split over threads round differently, and the bytes would show it.
+THREADS = 1
+
+
+class ShardedPlan(abc.ABC):
+    """Jobs cut into shards of `shard_size`, in the folder `out`; plans must be picklable, for worker processes."""
+
+    out: Path
+    shard_size: int
+
+    @property
+    @abc.abstractmethod
+    def job_count(self) -> int:
+        """How many pairs there will be, accepted or not."""
+
+    @abc.abstractmethod
+    def load_models(self, backend: Backend) -> Models:
+        """The networks that `make` needs. Raises InputError."""
+
+    @abc.abstractmethod
+    def identity(self, models: Models) -> dict[str, Any]:
+        """All that shows in the bytes of the pairs, as JSON holds it; files by what they hold, wherever they are."""
+
+    def common_identity(self, recipe: BaseModel, seed: int, device: str, models: Models) -> dict[str, Any]:
+        """What the identity of every plan holds."""
+        left_out: dict[str, Any] = {
+            "perceptual_weights": True,
+            "encoder": True,
+            "inversion": SAME_BITS,
+            "reconstruction": SAME_BITS,
+        }
+        return {
+            "code_version": code_version(),
+            "recipe": recipe.model_dump(mode="json", exclude=left_out),
+            "generator_digest": models.digest,
+            "instruments": {**models.instruments.names, **models.digests},
+            "pairs": self.job_count,
+            "seed": seed,
+            "shard_size": self.shard_size,
+            "device": device.partition(":")[0],
+        }
+
+    @abc.abstractmethod
+    def make(
+        self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]
+    ) -> Iterator[shards.Pair]:
+        """The pairs of these jobs, in order; advance(x) reports x pairs' worth of work done."""
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.job_count // self.shard_size)
+
+    def shard_path(self, index: int) -> Path:
+        return self.out / shards.shard_name(index)
+
+    def shard_jobs(self, index: int) -> range:
+        return range(index * self.shard_size, min((index + 1) * self.shard_size, self.job_count))
+
+
+@dataclass(frozen=True)
+class BuildEvent:
+    """What a build reports as it goes. work: pairs' worth of it done since the last event; the rest are messages."""
+
+    work: float = 0.0
+    shard: str = ""  # the shard just finished, with its counts
+    accepted: int = 0
+    rejected: int = 0
+    note: str = ""
+    resumed: bool = False  # the work was done by an earlier run
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """pairs and accepted count all finished shards; complete: no shard is missing, and the manifest is written."""
+
+    pairs: int
+    accepted: int
+    complete: bool
+
+
+OnEvent = Callable[[BuildEvent], None]
+
+
+def build_pairs(
+    plan: ShardedPlan,
+    *,
+    workers: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    on_event: OnEvent = lambda event: None,
+    backend: Backend | None = None,
+) -> BuildResult:
+    """Make the shards of `plan` that are not there yet; of several ranks, each takes every `world`-th shard.
+
+    backend: None means the package's own; with several workers it must be picklable. Raises InputError (bad input, full
+    disk, a build of other settings in the same folder); whatever is raised, finished shards stay.
+    """
+    make_folder(plan.out)
+    remove_stale(plan.out)
+    mine = range(rank % world, plan.shard_count, world)
+    missing = [index for index in mine if not _is_finished(plan, index, on_event)]
+    prepare = functools.partial(_prepare, plan, backend)
+    with settings_put_back():
+        try:
+            if missing:
+                run_workers(prepare, missing, workers, on_event)
+            else:
+                prepare(on_event)  # nothing to make, but the folder may be of another build: an error all the same
+        finally:
+            remove_stale(plan.out)  # of workers that were stopped
+    return _conclude(plan)
+
+
+def build_shard(plan: ShardedPlan, index: int, models: Models, backend: Backend, on_event: OnEvent) -> None:
+    """Make one shard, whatever is there."""
+    path = plan.shard_path(index)
+    counts = {True: 0, False: 0}
+
+    def advance(work: float) -> None:
+        on_event(BuildEvent(work=work))
+
+    def pairs() -> Iterator[shards.Pair]:
+        for pair in plan.make(plan.shard_jobs(index), models, backend, advance):
+            counts[pair.record.accepted] += 1
+            yield pair
+        _check_folder(plan, models, "another build was started in it meanwhile")  # the last moment before the rename
+
+    shards.write_shard(path, pairs())
+    on_event(BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False]))
+
+
+def _prepare(plan: ShardedPlan, backend: Backend | None, on_event: OnEvent) -> Callable[[int], None]:
+    """Load the networks, make sure that the folder is this build's, and return what makes a shard."""
+    fix_settings()
+    backend = backend or real_backend()
+    models = plan.load_models(backend)
+    _claim_folder(plan, models)
+    return lambda index: build_shard(plan, index, models, backend, on_event)
+
+
+def code_version() -> str:
+    """The version of the code as pairs carry it: the distribution's, and that of the build's format."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"{version('stylepairs')}+build{BUILD_VERSION}"
+    except PackageNotFoundError:
+        return f"unknown+build{BUILD_VERSION}"
+
+
+def _claim_folder(plan: ShardedPlan, models: Models) -> None:
+    """Write `build.json`, or compare with the one that is there."""
+    if shards.shard_paths(plan.out):
+        _check_folder(plan, models, "holds a build of other settings")
+        return
+    # Nothing is lost: a build that found its settings wrong may be put right.
+    text = json.dumps(plan.identity(models), indent=2, sort_keys=True)
+    replace_file(plan.out / BUILD_FILE, lambda file: file.write(text.encode()))
+
+
+def _check_folder(plan: ShardedPlan, models: Models, problem: str) -> None:
+    """InputError unless `build.json` is this build's; problem: what it means if it is another's."""
+    path = plan.out / BUILD_FILE
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out") from None
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read ({error}); choose another --out") from error
+    others = sorted(_differences(present, plan.identity(models)))
+    if others:
+        raise InputError(f"{plan.out}: {problem} ({'; '.join(others[:5])}); choose another --out")
+
+
+def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """ "seed was 0, now 1", for every leaf of nested dictionaries that differs."""
+    if isinstance(present, dict) and isinstance(wanted, dict):
+        for key in present.keys() | wanted.keys():
+            yield from _differences(present.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif present != wanted:
+        was, now = (json.dumps(value)[:40] for value in (present, wanted))
+        yield f"{path or BUILD_FILE} was {was}, now {now}"
+
+
+def _is_finished(plan: ShardedPlan, index: int, on_event: OnEvent) -> bool:
+    path = plan.shard_path(index)
+    if not path.exists():
+        return False
+    try:
+        records = shards.scan_shard(path)
+    except InputError as error:
+        on_event(BuildEvent(note=f"{error}: making it again"))
+        return False
+    if [record.id for record in records] != [shards.pair_id(job) for job in plan.shard_jobs(index)]:
+        raise InputError(f"{path}: holds other pairs than this build's; choose another --out")
+    accepted = sum(record.accepted for record in records)
+    on_event(BuildEvent(len(records), accepted=accepted, rejected=len(records) - accepted, resumed=True))
+    return True
+
+
+def _conclude(plan: ShardedPlan) -> BuildResult:
+    """Whoever finds that no shard is missing writes the manifest: the last rank, or two with the same bytes."""
+    complete = all(plan.shard_path(index).exists() for index in range(plan.shard_count))
+    if complete:
+        shards.update_manifest(plan.out)
+    records = shards.read_index(plan.out, accepted_only=False) if shards.shard_paths(plan.out) else []
+    return BuildResult(len(records), sum(record.accepted for record in records), complete)
+
+
+def _fixed_switches() -> list[tuple[Any, str, bool]]:
+    """What a build sets for CUDA, (owner, name, value): float32 is float32, and convolutions repeat."""
+    from torch import backends
+
+    return [
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
+    ]
+
+
+def fix_settings() -> None:
+    """Set the number of threads and CUDA's switches, so that results repeat."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(THREADS)
+    cv2.setNumThreads(THREADS)
+    for owner, name, value in _fixed_switches():
+        setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def settings_put_back() -> Iterator[None]:
+    """What `fix_settings` sets inside the block is put back after it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    switches = [(owner, name, getattr(owner, name)) for owner, name, _ in _fixed_switches()]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for owner, name, value in switches:
+            setattr(owner, name, value)

@@ -1,0 +1,1 @@
+"""The edit put back into the photo."""

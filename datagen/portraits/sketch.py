@@ -1,0 +1,86 @@
+"""What a product feature hands to reconstruction, the rough edit and where it counts, and what it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.shell.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A rough edit of a portrait.
+
+    image [3,H,W] float32 in [-1,1]: the portrait with the edit painted on it.
+    edit_mask [1,H,W] in [0,1]: where the sketch is to be met at low resolution (inside).
+    keep_mask [1,H,W] in [0,1]: where the photo is to be met at full resolution (outside); the two need not sum to one.
+    reference_px: side of the downsampled sketch that the reconstruction must equal (power of two).
+    space: colour space of that comparison; "lab" for colour features, so that shading is free to stay.
+    photo_detail: share in [0,1] of the photo's own fine detail (what the inversion could not render) that composition
+    puts back inside the mask; 1 where the edit keeps the texture (colour), 0 where it paints new shapes.
+    sketch_detail: share in [0,1] of the sketch's own detail, all that is finer than its reference resolution, that
+    composition keeps inside the mask; 1 where the sketch holds real texture (a warped photo, painted strands), 0 where
+    only the generator can supply it.
+    parts: the sketches that this one was combined from, each made on the portrait as the one before leaves it; () where
+    it is one edit.
+    label [H,W], hair [1,H,W], points68 [68,2]: the portrait's after the edit; None where the edit leaves them as they
+    are.
+    """
+
+    image: torch.Tensor
+    edit_mask: torch.Tensor
+    keep_mask: torch.Tensor
+    reference_px: int
+    space: Literal["rgb", "lab"] = "rgb"
+    photo_detail: float = 0.0
+    sketch_detail: float = 0.0
+    label: torch.Tensor | None = None
+    hair: torch.Tensor | None = None
+    points68: torch.Tensor | None = None
+    parts: tuple[Sketch, ...] = ()
+
+    def with_detail(self, share: float) -> Sketch:
+        """The sketch with `share` of its sketch_detail, its parts likewise."""
+        parts = tuple(part.with_detail(share) for part in self.parts)
+        return replace(self, sketch_detail=share * self.sketch_detail, parts=parts)
+
+    def applied_to(self, portrait: Portrait) -> Portrait:
+        """The portrait as the edit leaves it: what a second feature of the same pair starts from."""
+        changed = {name: getattr(self, name) for name in ("label", "hair", "points68")}
+        return replace(
+            portrait, image=self.image, **{name: value for name, value in changed.items() if value is not None}
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A composed pair as the face analyser sees it: label, hair and points68 of both halves found with the same eyes.
+
+    Without an analyser both carry the portrait's own.
+    """
+
+    before: Portrait
+    after: Portrait
+
+
+class SketchRefused(InputError):
+    """The feature does not apply to this portrait (no hair to colour, ...). The message is the reason, one line.
+
+    A build records it as the rejection reason of the pair and goes on.
+    """
+
+
+def settled_params(feature: Any, portrait: Portrait, params: BaseModel) -> BaseModel:
+    """The parameters with all that the feature draws for this portrait (a reference, say) chosen and named.
+
+    A pair's record holds these, so that measuring or augmenting it later draws nothing anew: there the portrait may
+    look a little different. A feature that draws has `settled(portrait, params)`, which may raise SketchRefused; of all
+    others they are returned as they are.
+    """
+    settle = getattr(feature, "settled", None)
+    return params if settle is None else settle(portrait, params)

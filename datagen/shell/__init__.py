@@ -1,0 +1,1 @@
+"""Around every command: errors, durable files, worker processes, the command line."""

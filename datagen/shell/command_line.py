@@ -1,0 +1,106 @@
+"""What commands share: one line and exit code 2 for a bad input or option, 130 after Ctrl-C, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from stylepairs.datagen.shell.errors import InputError
+
+if TYPE_CHECKING:
+    import typer
+
+INTERRUPTED = 130
+_PLAIN_INTERVAL_S = 10.0
+
+
+def run_app(app: typer.Typer) -> NoReturn:
+    """Run the command that the arguments name and exit: 0, 2 with one line on stderr, or 130 when interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        # Wrong options: typer's own classes, which its versions keep in different places.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        _fail(describe(), whole=type(error).__name__ == "NoArgsIsHelpError")
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, whole: bool = False) -> NoReturn:
+    print(message if whole else " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+class Progress:
+    """Counts work of a known size on stderr: a bar with the time left on a terminal, now and then a line elsewhere.
+
+    quiet: notes only, for all but one of several processes that share a terminal.
+    """
+
+    def __init__(self, total: float, unit: str, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total, self.unit, self.done, self.found = total, unit, 0.0, 0.0
+        self.started = self.printed = time.monotonic()
+        self.quiet, self.console = quiet, Console(stderr=True)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal and not quiet else None
+        self.task = self.bar.add_task("", total=round(total)) if self.bar else None
+
+    def advance(self, work: float, status: str = "", now: bool = True) -> None:
+        """Count `work` more as done; status is shown beside it. now False: an earlier run did it, it tells no speed."""
+        self.done += work
+        self.found += 0.0 if now else work
+        if self.bar is not None and self.task is not None:
+            # Whole numbers: rich would print 3.6999 of 20.
+            self.bar.update(self.task, completed=int(self.done + 1e-6), description=status or None)
+        elif work and not self.quiet and time.monotonic() - self.printed > _PLAIN_INTERVAL_S:
+            self.printed = time.monotonic()
+            self._print(
+                f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
+            )
+
+    def note(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        self._print(line)
+
+    def _left(self) -> str:
+        elapsed = time.monotonic() - self.started
+        if self.done <= self.found or elapsed < 1:
+            return ""
+        left_s = elapsed * (self.total - self.done) / (self.done - self.found)
+        return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {max(left_s, 0):.0f} s left"
+
+    def _print(self, line: str) -> None:
+        if self.bar is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: float, unit: str, quiet: bool = False) -> Iterator[Progress]:
+    """A Progress that is on screen while the block runs."""
+    shown = Progress(total, unit, quiet)
+    if shown.bar is None:
+        yield shown
+    else:
+        with shown.bar:
+            yield shown

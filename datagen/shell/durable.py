@@ -1,0 +1,107 @@
+"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from stylepairs.datagen.shell.errors import InputError
+
+_NAME_BYTES = 120
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def file_digest(path: Path, advice: str = "") -> str:
+    """sha256 of a file's bytes, in hex. Raises InputError, ending in `advice`, for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}){advice}") from error
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write(file)` on a temporary file beside `path`, sync it and rename it to `path`.
+
+    Whatever fails, `path` keeps what it held and the temporary file is gone. An OSError (disk full, no permission)
+    becomes an InputError of one line.
+    """
+    temporary = path.with_name(f".{_short(path.name)}.{_host()}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; InputError when that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files in a folder that killed processes of this machine left behind."""
+    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.tmp")
+    for entry in list(folder.iterdir()):
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_alive(int(match[1])):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def _storage_error(path: Path, error: OSError) -> InputError:
+    if error.errno in _FULL:
+        problem = "no space left to write it; free some space and run the same command again, finished files are kept"
+    else:
+        problem = f"cannot be written ({error.strerror or error}); choose another folder or mend its permissions"
+    return InputError(f"{path}: {problem}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """As far as the file system lets folders be synced (some network ones do not): the file itself is whole already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room, in the 255 bytes of most file systems, for what makes it temporary."""
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]

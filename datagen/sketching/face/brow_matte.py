@@ -1,0 +1,171 @@
+"""One eyebrow of a portrait: its soft matte with the image's own edges, its line, and whether it can be seen at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from kornia.filters import guided_blur
+
+from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.sketching.face.soft_mattes import (
+    CutOut,
+    blur,
+    first_run,
+    grown,
+    labelled,
+    log_likelihood,
+    mean_of,
+    read_at,
+    relative_to,
+    smoothed,
+)
+
+Side = Literal["left", "right"]  # the subject's
+SIDES: tuple[Side, Side] = ("right", "left")
+
+# Landmarks of a brow from its inner to its outer end, and of its eye.
+_BROW = {"right": [21, 20, 19, 18, 17], "left": [22, 23, 24, 25, 26]}
+_EYE = {"right": slice(36, 42), "left": slice(42, 48)}
+# Shares of the brow's length: the cut-out beyond the label, how far hairs may reach beyond it, how near to the eye,
+# where the skin's colour is taken (above: the lids are shaded), over what distance that colour may change.
+_MARGIN = 0.4
+_SLACK, _FROM_EYE = 0.1, 0.05
+_SKIN_RING, _LIDS = (0.14, 0.3), 0.22
+_SKIN_SCALE = 0.3
+_ROUNDS = 3
+# How sure the label map is of what it says; the colours say the rest.
+_TRUST = 0.85
+# A pixel 1/1.2 of the way from the skin's to the hairs' mean colour is all hair.
+_SOLID = 1.2
+# Half the height of a brow that the matte does not show, in brow lengths.
+_HALF_HEIGHT = 0.08
+
+
+@dataclass(frozen=True)
+class BrowLine:
+    """A brow in its own frame. inner: its inner end [2] in pixels; along, up: unit vectors [2] towards the outer
+    end and away from the eye; length in pixels; upper, lower [K,2]: its edges in pixels, from the inner to the outer
+    end, at shares `at` [K] of its length.
+    """
+
+    inner: torch.Tensor
+    along: torch.Tensor
+    up: torch.Tensor
+    length: float
+    at: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+
+
+def brow_matte(portrait: Portrait, side: Side) -> torch.Tensor:
+    """The share of brow hair in each pixel [1,H,W]: without head hair and glasses; 0 where no brow is labelled."""
+    inner, along, _, length = _frame(portrait, side)
+    brow = labelled(portrait, "l_brow", "r_brow") * _half(portrait, side)
+    if not bool(brow.any()) or length < 1:
+        return torch.zeros_like(brow)
+    cut = CutOut.around(brow, length, _MARGIN * length)
+    image = cut.magnified(portrait.image, "bicubic").clamp(-1, 1)
+    other = torch.maximum(labelled(portrait, "hair", "hat", "eye_g"), portrait.hair)
+    masks = [brow, labelled(portrait, "l_eye", "r_eye"), labelled(portrait, "skin"), other]
+    brow, eye, skin, other = cut.magnified(torch.cat(masks)).split(1)
+    found = _told_by_color(image, brow, eye, skin, other, length * cut.factor)
+    return cut.put_back(found, portrait.size_px)
+
+
+def brow_line(portrait: Portrait, side: Side, matte: torch.Tensor, columns: int = 9) -> BrowLine:
+    """The brow's edges, read from its matte to a fraction of a pixel; from the landmarks where it shows none."""
+    inner, along, up, length = _frame(portrait, side)
+    at = torch.linspace(0.06, 0.94, columns, device=up.device)
+    marks = portrait.points68[_BROW[side]]
+    middle = _interpolated(at * length, (marks - inner) @ along, (marks - inner) @ up) - _HALF_HEIGHT * length
+    base = inner + at[:, None] * length * along
+    reach = torch.linspace(0, 0.8, 161, device=up.device) * length
+    top = middle + 0.3 * length
+    share = read_at(matte, base[:, None] + (top[:, None] - reach)[..., None] * up)
+    # Edges lie where half of what a thin or fair brow shows there is reached.
+    first, last = first_run(share / share.amax(1, keepdim=True).clamp_min(0.25), reach)
+    seen = last - first > 0.02 * length
+    upper = smoothed(torch.where(seen, top - first, middle + _HALF_HEIGHT * length))
+    lower = smoothed(torch.where(seen, top - last, middle - _HALF_HEIGHT * length))
+    return BrowLine(inner, along, up, length, at, base + upper[:, None] * up, base + lower[:, None] * up)
+
+
+def hidden_share(portrait: Portrait, side: Side) -> float:
+    """The share of the brow's landmarks, a little under which its hairs lie, that head hair or a hat hides."""
+    _, _, up, length = _frame(portrait, side)
+    places = portrait.points68[_BROW[side]] - _HALF_HEIGHT * length * up
+    over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
+    return float((read_at(over, places) > 0.5).float().mean())
+
+
+def _frame(portrait: Portrait, side: Side) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Inner end [2], unit vectors along and up [2], length in pixels."""
+    marks = portrait.points68[_BROW[side]]
+    step = marks[-1] - marks[0]
+    length = float(step.norm())
+    along = step / max(length, 1e-6)
+    up = torch.stack([-along[1], along[0]])
+    eye = portrait.points68[_EYE[side]].mean(0)
+    return marks[0], along, up if float((marks.mean(0) - eye) @ up) > 0 else -up, length
+
+
+def _half(portrait: Portrait, side: Side) -> torch.Tensor:
+    """The side's half of the picture [1,H,W], 0 or 1, parted between the brows."""
+    inner_right, inner_left = portrait.points68[21], portrait.points68[22]
+    across, middle = inner_left - inner_right, (inner_left + inner_right) / 2
+    at = torch.arange(portrait.size_px, device=across.device, dtype=across.dtype)
+    leftness = (at[None] - middle[0]) * across[0] + (at[:, None] - middle[1]) * across[1]
+    return ((leftness > 0) if side == "left" else (leftness <= 0)).float()[None]
+
+
+def _told_by_color(
+    image: torch.Tensor, brow: torch.Tensor, eye: torch.Tensor, skin: torch.Tensor, other: torch.Tensor, length: float
+) -> torch.Tensor:
+    """The share of brow hair [1,h,w] in a magnified cut-out; brow, eye, skin and other hair [1,h,w] as labelled."""
+    core, eye = (brow > 0.5).float(), (eye > 0.3).float()
+    prior = blur(brow, 0.05 * length)
+    allowed = blur(grown(core, _SLACK * length), _SLACK / 2 * length)
+    allowed = allowed * (1 - grown(eye, _FROM_EYE * length)) * (1 - grown(other, 0.02 * length)).clamp(0, 1)
+    ring = grown(core, _SKIN_RING[1] * length) - grown(core, _SKIN_RING[0] * length)
+    ring = ring * (skin > 0.9) * (1 - grown(eye, _LIDS * length)) * (other < 0.1)
+    features = relative_to(srgb_to_lab(image), ring, _SKIN_SCALE * length)
+    # A label that lies beside its brow holds skin as well: of what it holds, the half least like skin begins.
+    held, unlike = prior > 0.6, -log_likelihood(features, ring)
+    middle = unlike[held].median() if bool(held.any()) else 0.0
+    hair_now, skin_now, post = (held & (unlike >= middle)).float(), ring, prior
+    likely = _TRUST * (1.3 * prior).clamp(0, 1)
+    for _ in range(_ROUNDS):
+        terms = [
+            log_likelihood(features, hair_now) + (1 - _TRUST + likely * allowed).log(),
+            log_likelihood(features, skin_now) + (1 - likely).log(),
+        ]
+        shares = torch.softmax(torch.cat(terms), 0)
+        post = shares[:1] * allowed
+        hair_now, skin_now = (post > 0.7) * (prior > 0.25) + 1e-6, ring * (shares[1:] > 0.5) + 1e-6
+    found = post * _share_of_hair(features, hair_now, skin_now)
+    radius = max(1, round(0.02 * length))
+    return guided_blur((image[None] + 1) / 2, found[None], 2 * radius + 1, 1e-3)[0].clamp(0, 1) * allowed
+
+
+def _share_of_hair(features: torch.Tensor, hair: torch.Tensor, skin: torch.Tensor) -> torch.Tensor:
+    """How far each pixel's colour lies on the way from skin to hair [1,h,w]: between hairs, and at edges, part of it.
+
+    A likelihood alone would call half-covered pixels hair. Distances are counted in the skin's own variations.
+    """
+    middle = mean_of(features, skin)
+    spread = mean_of((features - middle).square(), skin) + 4.0
+    way = mean_of(features, hair) - middle
+    share = ((features - middle) * way / spread).sum(0, keepdim=True) / (way.square() / spread).sum().clamp_min(1e-3)
+    return (_SOLID * share).clamp(0, 1)
+
+
+def _interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The polyline through (x, y) [N], read at `at` [K] -> [K]."""
+    import numpy as np
+
+    order = torch.argsort(x)
+    found = np.interp(at.cpu().numpy(), x[order].cpu().numpy(), y[order].cpu().numpy())
+    return torch.from_numpy(found).to(at)

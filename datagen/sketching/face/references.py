@@ -1,0 +1,245 @@
+"""Reference portraits, from which parts of a face are taken: named by the user, or drawn from a folder by likeness.
+
+A drawn reference is one of the nearest to a portrait in head pose, skin tone and sharpness; which of them is decided by
+the seed and the portrait alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import feather
+from stylepairs.datagen.shell.errors import InputError
+
+BUNDLED = "bundled"
+# Of the nearest in pose so many are looked at closely; of those that are nearest in all, so many may be drawn.
+_SHORTLIST, _DRAWN_FROM = 40, 4
+# A reference found in a photo is cut out at this size, and likeness is judged at the smaller one.
+_PHOTO_CROP_PX, _LIKENESS_PX = 256, 64
+_MIN_SCORE = 0.5
+# What counts as far: in pose (yaw and pitch in eye distances, openness of the mouth), in Lab, in powers of e.
+_FAR_POSE, _FAR_OPEN, _FAR_TONE, _FAR_BEARD, _FAR_SHARPNESS = 0.05, 0.12, 8.0, 6.0, 0.7
+_BARE = 5  # patches of bare skin, before those of the beard
+# Two portraits whose thumbnails differ by less than this (RMS, in [-1,1]) are one picture, cropped or coded twice.
+_SAME_PICTURE = 0.08
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What references are compared by: pose [3] (yaw, pitch, openness of the mouth), tones [5,3] in Lab of patches of
+    bare skin, beard [4,3] how those around the mouth differ from them, sharpness (log), thumbnail [3,16,16]."""
+
+    pose: np.ndarray
+    tones: np.ndarray
+    beard: np.ndarray
+    sharpness: float
+    thumbnail: np.ndarray
+
+
+def named_reference(reference: str) -> Portrait:
+    """The portrait that `reference` names: a photo file, FOLDER/NAME of a folder of prepared portraits, or
+    "bundled/NAME".
+
+    The face of a photo is found, aligned and parsed with the embedded analyser. Raises InputError, one line, where
+    there is no such file or portrait, or no face in it.
+    """
+    path = Path(reference)
+    if path.is_file():
+        return _photo_portrait(path, path.stat().st_mtime_ns)
+    if (path.parent / "landmarks.npz").is_file():
+        for file in _prepared(path.parent):
+            if file.name == path.name:
+                return _loaded(file.folder, file.name)
+        raise InputError(f"reference {reference}: {path.parent} has no portrait named {path.name}")
+    if str(path.parent) == BUNDLED:
+        if path.name in _bundled():
+            return _bundled_portrait(path.name)
+        raise InputError(f"reference {reference}: no photo of that name is bundled with this installation")
+    raise InputError(f"reference {reference}: no such photo; give a photo file, or FOLDER/NAME of a prepared portrait")
+
+
+def draw_reference(
+    portrait: Portrait,
+    folder: str,
+    seed: int,
+    usable: Callable[[Portrait], bool],
+    beard_weight: float = 1.0,
+    max_distance: float = np.inf,
+) -> Portrait | None:
+    """One of the portraits of `folder` that are most like `portrait` and `usable`; None where there is none.
+
+    folder: prepared portraits, or "bundled": the photos that come with the source tree. Never the portrait itself, by
+    name, digest or look. beard_weight, max_distance: see `distance`. Raises InputError for a folder without portraits.
+    """
+    own = likeness(portrait)
+    others = [name for name in reference_names(folder) if name != portrait.name]
+    near = sorted(others, key=lambda name: (_pose_distance(own.pose, _pose_of(folder, name)), name))[:_SHORTLIST]
+    ranked = sorted((distance(own, _likeness_of(folder, name), beard_weight), name) for name in near)
+    chosen: list[Portrait] = []
+    for unlike, name in ranked:
+        if unlike > max_distance:
+            break
+        candidate = reference_portrait(folder, name)
+        same = candidate.digest == portrait.digest or _same_picture(own, _likeness_of(folder, name))
+        if not same and usable(candidate):
+            chosen.append(candidate)
+        if len(chosen) == _DRAWN_FROM:
+            break
+    if not chosen:
+        return None
+    number = hashlib.sha256(f"{seed}\0{portrait.digest}".encode()).digest()
+    return chosen[int.from_bytes(number[:8], "big") % len(chosen)]
+
+
+def reference_names(folder: str) -> list[str]:
+    """The names of the portraits that may be drawn from `folder`, sorted. Raises InputError where there are none."""
+    return list(_bundled()) if folder == BUNDLED else [file.name for file in _prepared(Path(folder))]
+
+
+def reference_portrait(folder: str, name: str) -> Portrait:
+    """The portrait `name` of `folder`, read once."""
+    return _bundled_portrait(name) if folder == BUNDLED else _loaded(Path(folder), name)
+
+
+def likeness(portrait: Portrait) -> Likeness:
+    """What `portrait` is compared with others by."""
+    small = portrait.resized(_LIKENESS_PX)
+    lab = srgb_to_lab(small.image)
+    fine = (lab[:1] - feather(lab[:1] / 100, 1 / _LIKENESS_PX) * 100).abs()
+    points = _patches(small.points68)
+    tones, detail = (_read(feather_each(plane, 0.02), points).cpu().numpy() for plane in (lab, fine))
+    thumbnail = portrait.resized(16).image
+    return Likeness(
+        pose(portrait.points68.cpu().numpy()),
+        tones[:_BARE],
+        tones[_BARE:] - tones[:2].mean(0),
+        float(np.log(max(detail[:_BARE].mean(), 1e-3))),
+        thumbnail.cpu().numpy(),
+    )
+
+
+def distance(one: Likeness, other: Likeness, beard_weight: float = 1.0) -> float:
+    """How unlike two portraits are in pose, tone, beard and sharpness; 1 is far in one of them."""
+    tone = float(np.linalg.norm(one.tones - other.tones, axis=1).mean()) / _FAR_TONE
+    sharpness = abs(one.sharpness - other.sharpness) / _FAR_SHARPNESS
+    beard = float(np.linalg.norm(one.beard - other.beard, axis=1).mean()) / _FAR_BEARD
+    return _pose_distance(one.pose, other.pose) + tone + beard_weight * beard + sharpness
+
+
+def pose(points68: np.ndarray) -> np.ndarray:
+    """[3]: yaw (the nose's tip aside of the eyes' middle) and pitch (below it) in eye distances, in the frame of the
+    eyes, and how far the mouth is open by its own width."""
+    right, left = points68[36:42].mean(0), points68[42:48].mean(0)
+    across = left - right
+    eyes = max(float(np.hypot(*across)), 1e-6)
+    along, down = across / eyes, np.array([-across[1], across[0]]) / eyes
+    tip = (points68[33] - (right + left) / 2) / eyes
+    width = max(float(np.hypot(*(points68[54] - points68[48]))), 1e-6)
+    gap = float(np.hypot(*(points68[66] - points68[62]))) / width
+    return np.array([tip @ along, tip @ down, gap])
+
+
+def _pose_distance(one: np.ndarray, other: np.ndarray) -> float:
+    far = np.array([_FAR_POSE, 2 * _FAR_POSE, _FAR_OPEN])
+    return float(np.linalg.norm((one - other) / far))
+
+
+def _same_picture(one: Likeness, other: Likeness) -> bool:
+    return float(np.sqrt(np.square(one.thumbnail - other.thumbnail).mean())) < _SAME_PICTURE
+
+
+def _patches(p: torch.Tensor) -> torch.Tensor:
+    """Places [9,2]: on bare skin (cheeks, under the eyes, bridge of the nose), then where beards grow (upper lip, chin,
+    below the corners of the mouth)."""
+    pairs = ((2, 31), (14, 35), (41, 31), (46, 35), (27, 28), (33, 51), (57, 8), (48, 6), (54, 10))
+    return torch.stack([(p[a] + p[b]) / 2 for a, b in pairs])
+
+
+def _read(plane: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """plane [C,H,W] at points [P,2], nearest pixel -> [P,C]."""
+    at = points.round().long().clamp(0, plane.shape[-1] - 1)
+    return plane[:, at[:, 1], at[:, 0]].T
+
+
+def feather_each(plane: torch.Tensor, share: float) -> torch.Tensor:
+    """plane [C,H,W] of any range, smoothed by a Gaussian whose sigma is `share` of the side."""
+    from kornia.filters import gaussian_blur2d
+
+    sigma = max(share * plane.shape[-1], 0.3)
+    size = 2 * min(int(np.ceil(3 * sigma)), (plane.shape[-1] - 1) // 2) + 1
+    return gaussian_blur2d(plane[None], (size, size), (sigma, sigma))[0]
+
+
+@lru_cache(maxsize=8)
+def _prepared(folder: Path) -> tuple[PortraitFile, ...]:
+    return tuple(load_portraits(folder))
+
+
+@lru_cache(maxsize=64)
+def _loaded(folder: Path, name: str) -> Portrait:
+    return next(file for file in _prepared(folder) if file.name == name).load()
+
+
+@lru_cache(maxsize=4096)
+def _likeness_of(folder: str, name: str) -> Likeness:
+    return likeness(reference_portrait(folder, name))
+
+
+def _pose_of(folder: str, name: str) -> np.ndarray:
+    if folder == BUNDLED:
+        return _likeness_of(folder, name).pose
+    return _poses(Path(folder))[name]
+
+
+@lru_cache(maxsize=8)
+def _poses(folder: Path) -> dict[str, np.ndarray]:
+    """Of all portraits of a folder, from their landmarks alone: no picture is read."""
+    return {file.name: pose(file.points68) for file in _prepared(folder)}
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> dict[str, Path]:
+    folder = Path(str(importlib.resources.files("stylepairs.recipes").joinpath("photos/train")))
+    found = {path.stem: path for path in sorted(folder.glob("*.jpg"))}
+    if not found:
+        raise InputError(
+            "references: no photos are bundled with this installation; pass references=FOLDER of prepared portraits"
+        )
+    return found
+
+
+@lru_cache(maxsize=64)
+def _bundled_portrait(name: str) -> Portrait:
+    path = _bundled()[name]
+    return _photo_portrait(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _photo_portrait(path: Path, _modified_ns: int) -> Portrait:
+    """The largest face of a photo, aligned and parsed; _modified_ns: so that a file written anew is read anew."""
+    from stylepairs.datagen.images.files import read_image, to_float
+    from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, ffhq_transform
+    from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+
+    photo = read_image(path)
+    analyser = load_analyser()
+    faces = analyser.find(photo, _MIN_SCORE)
+    if not faces:
+        raise InputError(f"reference {path}: no face found in it; choose another photo, or crop closer")
+    move = ffhq_transform(faces[0].points68, _PHOTO_CROP_PX)
+    aligned = crop_aligned(photo, move, _PHOTO_CROP_PX)
+    label, hair = analyser.parse(aligned[None])
+    points = apply_transform(move, faces[0].points68.astype(np.float64)).astype(np.float32)
+    digest = hashlib.sha256(aligned.tobytes()).hexdigest()
+    return Portrait(path.stem, to_float(aligned), label[0], hair[0], torch.from_numpy(points), digest)

@@ -1,0 +1,137 @@
+"""Small parts of a portrait as soft mattes with the image's own edges: what lips and brows share.
+
+Such parts are a few pixels high at 128 px, and label maps are a pixel or two off. So the label map only says where to
+look; what belongs to the part is decided by colour, as in GrabCut (Rother, Kolmogorov, Blake 2004) but with soft
+results: a Gaussian of colours for the part and for what is around it, on a magnified cut-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+
+# The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
+_WORK_PX = 96
+_MAX_FACTOR = 8
+# Variances (L, a, b) added to every colour: noise, and what a Gaussian of few pixels cannot know.
+_FLOOR = (9.0, 4.0, 4.0)
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """A magnified piece of a portrait: rows y0 to y1, columns x0 to x1, each pixel `factor` wide."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+    factor: int
+
+    @staticmethod
+    def around(mask: torch.Tensor, width: float, margin: float) -> CutOut:
+        """What is set in mask [1,H,W] and `margin` around it, for a part that is `width` pixels wide."""
+        rows, columns = mask[0].any(1).nonzero()[:, 0], mask[0].any(0).nonzero()[:, 0]
+        pad, size = round(margin), mask.shape[-1]
+        return CutOut(
+            max(0, int(rows[0]) - pad),
+            min(size, int(rows[-1]) + pad + 1),
+            max(0, int(columns[0]) - pad),
+            min(size, int(columns[-1]) + pad + 1),
+            max(1, min(_MAX_FACTOR, round(_WORK_PX / max(width, 1.0)))),
+        )
+
+    def magnified(self, planes: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+        """The piece of planes [C,H,W] -> [C,h,w]."""
+        piece = planes[None, :, self.y0 : self.y1, self.x0 : self.x1]
+        return piece[0] if self.factor == 1 else F.interpolate(piece, scale_factor=self.factor, mode=mode)[0]
+
+    def put_back(self, found: torch.Tensor, size_px: int) -> torch.Tensor:
+        """found [1,h,w] averaged down and placed in [1,H,W], 0 elsewhere."""
+        plane = torch.zeros(1, size_px, size_px, device=found.device)
+        plane[:, self.y0 : self.y1, self.x0 : self.x1] = F.avg_pool2d(found[None], self.factor)[0]
+        return plane
+
+
+def labelled(portrait: Portrait, *names: str) -> torch.Tensor:
+    """Where the label map has one of the classes `names` [1,H,W], 0 or 1."""
+    wanted = torch.tensor([CLASS[name] for name in names], device=portrait.label.device)
+    return torch.isin(portrait.label.long(), wanted).float()[None]
+
+
+def log_likelihood(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[1,h,w]: log density, up to a constant, under the Gaussian of the weighted pixels of features [3,h,w]."""
+    flat, share = features.flatten(1), weight.flatten() / weight.sum().clamp_min(1e-6)
+    away = flat - (flat * share).sum(1, keepdim=True)
+    spread = (away * share) @ away.T + torch.diag(torch.tensor(_FLOOR, device=flat.device))
+    distance = (away * torch.linalg.solve(spread, away)).sum(0)
+    return (-0.5 * distance - 0.5 * torch.logdet(spread)).view(1, *features.shape[1:])
+
+
+def relative_to(lab: torch.Tensor, around: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Lab [3,h,w] less the colour of what `around` [1,h,w] marks nearby: a face lit from the side becomes even."""
+    return lab - blur(lab * around, sigma) / blur(around, sigma).clamp_min(1e-3)
+
+
+def first_run(share: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where along each row of share [K,N], read at distances reach [N], the part begins and where it ends [K]: the
+    first run over a half, to a fraction of a step; equal where there is none."""
+    within = share > 0.5
+    count = torch.arange(share.shape[1], device=share.device)
+    first = torch.where(within, count, share.shape[1]).amin(1)
+    # The last of the run that begins first: a shadow beyond the part is not part of it.
+    gap = (~within) & (count > first[:, None])
+    last = torch.where(gap, count, share.shape[1]).amin(1) - 1
+    none = first >= share.shape[1]
+    first, last = first.clamp(max=share.shape[1] - 1), last.clamp(0, share.shape[1] - 1)
+    begin, end = _crossing(share, first - 1, reach), _crossing(share, last, reach)
+    begin = torch.where(first == 0, torch.zeros_like(begin), begin)
+    return torch.where(none, 0 * begin, begin), torch.where(none, 0 * end, end)
+
+
+def read_at(plane: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """plane [1,H,W] read bilinearly at places [...,2] (x, y) -> [...]."""
+    grid = (places * (2 / (plane.shape[-1] - 1)) - 1).reshape(1, -1, 1, 2)
+    return F.grid_sample(plane[None], grid, mode="bilinear", align_corners=True).reshape(places.shape[:-1])
+
+
+def smoothed(values: torch.Tensor) -> torch.Tensor:
+    """values [K] with single outliers removed (median of three) and a little smoothed; ends as they are."""
+    padded = torch.cat([values[:1], values, values[-1:]])
+    median = padded.unfold(0, 3, 1).median(1).values
+    padded = torch.cat([median[:1], median, median[-1:]])
+    return padded.unfold(0, 3, 1) @ torch.tensor([0.25, 0.5, 0.25], device=values.device)
+
+
+def mean_of(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over the pixels: [C,h,w] with [1,h,w] -> [C,1,1]."""
+    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
+
+
+def overall_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of all values, of any shape -> []."""
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
+    """mask [1,h,w] dilated by a square of about `radius` pixels."""
+    reach = max(1, round(radius))
+    rows = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0]
+
+
+def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of [C,h,w], edges reflected; sigma in pixels."""
+    return blurred(x, max(0.3, sigma))
+
+
+def _crossing(share: torch.Tensor, index: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    """The distance at which share passes a half between index and index + 1."""
+    low = index.clamp(0, share.shape[1] - 2)[:, None]
+    a, b = share.gather(1, low)[:, 0], share.gather(1, low + 1)[:, 0]
+    part = ((0.5 - a) / torch.where((b - a).abs() < 1e-6, torch.ones_like(a), b - a)).clamp(0, 1)
+    return reach[low[:, 0]] + part * (reach[1] - reach[0])

@@ -1,0 +1,1 @@
+"""Rough edits of hair: strands, fringes, hairlines, outlines."""

@@ -1,0 +1,1 @@
+"""Warps, curves, texture and matching, shared by the sketches."""

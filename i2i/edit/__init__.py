@@ -1,0 +1,1 @@
+"""Editing whole photos with a trained model."""

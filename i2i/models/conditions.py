@@ -1,0 +1,120 @@
+"""What the editor is told beside the photo: how much (degree) and which kind (style code), as numbers near one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from stylepairs.datagen.shell.errors import InputError
+
+# "color": the wanted colour in Lab, for features with a `color` parameter; "params": whatever parameters differ between
+# the training pairs; "none": the feature has only one kind.
+Style = Literal["none", "color", "params"]
+# What a style "params" tells apart, by the parameter's name: its choices, or the least and the greatest number.
+Kinds = dict[str, list[Any]]
+
+# More choices than this are no kinds (names of reference photos, say).
+_MOST_CHOICES = 32
+
+
+def kinds_of(params: Sequence[Mapping[str, Any]]) -> Kinds:
+    """What differs between the pairs with these parameters, nested ones as "bangs.length"; the degree apart.
+
+    >>> kinds_of([{"style": "full", "length": 0.5, "seed": 1}, {"style": "curtain", "length": 1.0, "seed": 1}])
+    {'length': [0.5, 1.0], 'style': ['curtain', 'full']}
+    """
+    rows = [_flat(each) for each in params]
+    kinds: Kinds = {}
+    for name in sorted({name for row in rows for name in row}):
+        values = [row[name] for row in rows if name in row]
+        if name.rpartition(".")[2] == "intensity":
+            continue
+        if all(_is_number(value) for value in values):
+            if min(values) < max(values):
+                kinds[name] = [float(min(values)), float(max(values))]
+        elif all(isinstance(value, str | bool) for value in values) and 1 < len(set(values)) <= _MOST_CHOICES:
+            kinds[name] = sorted(set(values))
+    return kinds
+
+
+def has_sides(kinds: Kinds) -> bool:
+    """Whether a kind is named by a side ("side_left"), so that a mirrored picture is of another kind."""
+    words = {word for choices in kinds.values() for choice in choices for word in str(choice).split("_")}
+    return not words.isdisjoint({"left", "right"})
+
+
+def is_of_kinds(params: Mapping[str, Any], kinds: Kinds) -> bool:
+    """Whether `style_of` can tell these parameters."""
+    try:
+        style_of("params", params, kinds)
+    except InputError:
+        return False
+    return True
+
+
+def style_channels(style: Style, kinds: Kinds) -> int:
+    """Length of the style code."""
+    if style == "params":
+        return sum(1 if _is_number(choices[0]) else len(choices) for choices in kinds.values())
+    return 3 if style == "color" else 0
+
+
+def style_of(style: Style, params: Mapping[str, Any], kinds: Kinds | None = None) -> torch.Tensor:
+    """The style code [style_channels] of a feature's parameters, e.g. {"color": "blond"}.
+
+    Raises InputError when the style needs a parameter that is missing, not a colour, or of no kind that was trained.
+    """
+    if style == "none":
+        return torch.zeros(0)
+    if style == "params":
+        row = _flat(params)
+        return torch.tensor([x for name, choices in (kinds or {}).items() for x in _kind_code(name, choices, row)])
+    if "color" not in params:
+        raise InputError("params: no color; this model edits towards a colour, pass --set color=NAME or #rrggbb")
+    return encode_color(wanted_lab(params["color"]))
+
+
+def _kind_code(name: str, choices: list[Any], row: Mapping[str, Any]) -> list[float]:
+    """One of `choices` as one-hot numbers, or a number of their range as one between -1 and 1."""
+    value = row.get(name)
+    if not _is_number(choices[0]):
+        if value not in choices:
+            raise InputError(f"{name} {value!r}: this model was trained on {', '.join(map(str, choices))}")
+        return [float(value == choice) for choice in choices]
+    low, high = choices
+    if not _is_number(value) or not low <= value <= high:
+        raise InputError(f"{name} {value!r}: this model was trained on {low:g} to {high:g}")
+    return [2 * (value - low) / (high - low) - 1]
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def wanted_lab(color: Any) -> torch.Tensor:
+    """Lab [3] (D65) of a colour as `stylepairs.datagen.images.colors.parse_color` takes it."""
+    from stylepairs.datagen.images.colors import color_to_lab, parse_color
+
+    return color_to_lab(parse_color(color))[:, 0, 0]
+
+
+def encode_color(lab: torch.Tensor) -> torch.Tensor:
+    """Lab [...,3] -> style code of about unit size."""
+    return (lab - lab.new_tensor([50.0, 0.0, 0.0])) / 50
+
+
+def decode_color(code: torch.Tensor) -> torch.Tensor:
+    """Style code [...,3] -> Lab."""
+    return code * 50 + code.new_tensor([50.0, 0.0, 0.0])

@@ -1,0 +1,113 @@
+"""The editor as one file that runs without this package: an ONNX model, or PyTorch's exported program (.pt2)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
+
+# Under this name the description lies in the ONNX file's metadata and, as a file, in a .pt2.
+METADATA_NAME = "stylepairs.json"
+EXPORT_FORMAT = "stylepairs-export-1"
+OUTPUTS = ("output", "mask", "gain", "bias")
+
+
+class ExportedEditor(nn.Module):
+    """What is exported: float32 inputs as `Glean.forward` takes them, `style` left out where it is empty.
+
+    Gives output [N,3,H,W] clamped to [-1,1], mask [N,1,H,W], and gain and bias [N,3,H,W], with which the edit is
+    brought to the photo's own resolution: output = photo + mask * (gain * (photo + 1) + bias).
+    """
+
+    def __init__(self, prepared: PreparedGlean):
+        super().__init__()
+        self.prepared = prepared
+
+    def forward(
+        self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        style = degree.new_zeros(degree.shape[0], 0) if style is None else style
+        edit = self.prepared(photo, region, degree, style)
+        return edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias
+
+
+def export(model: Glean, info: ModelInfo, path: Path) -> None:
+    """Write the editor as a graph with its description inside, float32, any batch size; the suffix says the format.
+
+    path: .onnx (needs the `export` extra) or .pt2. Raises InputError for another suffix or a missing extra.
+    """
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"{path}: unknown format; choose a name that ends in .onnx or .pt2")
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and missing:
+        raise InputError(f"{path}: needs {' and '.join(missing)}; pip install 'stylepairs[export]', or choose .pt2")
+    size, channels = model.size_px, model.config.style_channels
+    # Two of each: a batch of one would be taken for a constant.
+    inputs: dict[str, torch.Tensor] = {
+        "photo": torch.zeros(2, 3, size, size),
+        "region": torch.zeros(2, 1, size, size),
+        "degree": torch.ones(2),
+    }
+    if channels:
+        inputs["style"] = torch.zeros(2, channels)
+    editor = ExportedEditor(prepare(model.cpu(), torch.float32)).eval()
+    batch = torch.export.Dim("batch", min=1)
+    description = json.dumps(described(model, info, list(inputs)), indent=1, sort_keys=True)
+    make_folder(path.parent)
+    with without_warnings():
+        shapes = tuple({0: batch} for _ in inputs)
+        program = torch.export.export(editor, tuple(inputs.values()), dynamic_shapes=shapes)
+        if path.suffix == ".pt2":
+            extra = {METADATA_NAME: description}
+            replace_file(path, lambda file: torch.export.save(program, file, extra_files=extra))
+            return
+        exported = torch.onnx.export(program, input_names=list(inputs), output_names=list(OUTPUTS), verbose=False)
+    assert exported is not None
+    proto = exported.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_NAME, description
+    replace_file(path, lambda file: file.write(proto.SerializeToString()))
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """The exporters warn of their own internals, and of torchvision not being there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def described(model: Glean, info: ModelInfo, inputs: list[str]) -> dict[str, Any]:
+    """What a program that runs the graph has to know."""
+    from importlib.metadata import version
+
+    return {
+        "format": EXPORT_FORMAT,
+        "code_version": version("stylepairs"),
+        "size_px": model.size_px,
+        "inputs": inputs,
+        "outputs": list(OUTPUTS),
+        "style_channels": model.config.style_channels,
+        **asdict(info),
+    }

@@ -1,0 +1,1 @@
+"""Training: data, losses, the loop, the run's folder."""

@@ -1,0 +1,201 @@
+"""Training samples from the shards of pairs: accepted pairs only, split by source photo, augmented alike on every run.
+
+All randomness of a sample comes from (seed, epoch, index), so it depends neither on the number of loader workers nor on
+where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.pairs.shards import Pair, PairRecord, load_pair, read_index
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, style_of
+from stylepairs.i2i.train import augment
+from stylepairs.i2i.train.losses import mean_color, tightened
+
+if TYPE_CHECKING:
+    from stylepairs.i2i.train.settings import DataSettings
+
+PARTS = ("before", "after", "mask", "latents")
+Sample = dict[str, torch.Tensor]
+
+
+def read_records(pairs: Path, split: str) -> list[PairRecord]:
+    """The accepted pairs of one side of the split ("train" or "val"), in order; InputError when train is empty."""
+    records = read_index(pairs, accepted_only=True, split=split)
+    if not records and split == "train":
+        raise InputError(
+            f"{pairs}: no accepted pair to train on; `datagen inspect {pairs}` shows why pairs were rejected"
+        )
+    return records
+
+
+def one_feature(records: Sequence[PairRecord], pairs: Path) -> str:
+    """The feature that all records are of; InputError when they are of several."""
+    features = sorted({record.feature for record in records})
+    if len(features) != 1:
+        raise InputError(f"{pairs}: pairs of several features ({', '.join(features)}); train one model on each")
+    return features[0]
+
+
+def evenly(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
+    """At most `count` of the records, evenly spaced: neighbours are of one photo."""
+    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[place] for place in places]
+
+
+def data_digest(records: Sequence[PairRecord]) -> str:
+    """Names a set of pairs: sha256 over ids, sources, parameters and places, in order."""
+    digest = hashlib.sha256()
+    for r in records:
+        digest.update(
+            f"{r.id} {r.portrait_digest} {r.generator_digest} {r.params} {r.seed} {r.shard} {r.parts}\n".encode()
+        )
+    return digest.hexdigest()
+
+
+class PairDataset(torch.utils.data.Dataset[Sample]):
+    """Samples of records, addressed by (epoch, index); `settings` None leaves augmentation out (evaluation).
+
+    A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's mask; tightened, what the model
+    is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits.
+    """
+
+    def __init__(
+        self,
+        pairs: Path,
+        records: Sequence[PairRecord],
+        size_px: int,
+        style: Style,
+        latent_shape: tuple[int, int],
+        generator_digest: str,
+        settings: DataSettings | None = None,
+        seed: int = 0,
+        kinds: Kinds | None = None,
+    ):
+        self.pairs, self.records, self.size_px = pairs, records, size_px
+        self.style, self.kinds = style, kinds
+        self.latent_shape, self.generator_digest = latent_shape, generator_digest
+        if settings is not None and kinds is not None and has_sides(kinds):
+            settings = settings.model_copy(update={"flip_share": 0.0})
+        self.settings, self.seed = settings, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        pair = load_pair(self.pairs, record, PARTS)
+        sample = plain_sample(pair, self.size_px, self.style, self.kinds)
+        ws = torch.zeros(self.latent_shape)
+        fits = pair.w_after is not None and pair.w_after.shape == self.latent_shape
+        if fits and record.generator_digest == self.generator_digest:
+            ws, sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
+        sample["ws"] = ws
+        if self.settings is not None:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            sample = augmented_sample(sample, self.settings, self.style, rng)
+        return sample
+
+
+def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
+    """A pair as it is, at the model's size. Raises InputError when it lacks pixels or its style."""
+    record = pair.record
+    if pair.before is None or pair.after is None or pair.mask is None:
+        raise InputError(f"{record.shard}: pair {record.id} has no before, after or mask; build it again")
+    mask = _resized(torch.from_numpy(pair.mask)[None].float() / 255, size_px).clamp(0, 1)
+    return {
+        "photo": _image(pair.before, size_px),
+        "target": _image(pair.after, size_px),
+        "mask": mask,
+        "region": tightened(mask),
+        "degree": torch.tensor(record.degree, dtype=torch.float32),
+        "style": style_of(style, record.params, kinds),
+        "ws_valid": torch.zeros(()),
+    }
+
+
+def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: np.random.Generator) -> Sample:
+    """The sample moved, recoloured and degraded; every decision is drawn from rng, in a fixed order."""
+    kind = rng.random()
+    sample = _of_other_degree(sample, settings, kind, rng.uniform(0.1, 1.0))
+    full = sample.pop("full_target")
+    stack = torch.cat([sample["photo"], sample["target"], full, sample["mask"]])
+    stack, moved = augment.geometry(stack, settings, rng)
+    images, mask = stack[:9].clamp(-1, 1), stack[9:].clamp(0, 1)
+    images = images.unflatten(0, (3, 3))
+    recoloured = augment.photometric(images, settings, rng)
+    code = sample["style"]
+    if style == "color" and recoloured is not images:
+        # The wanted colour follows what the recolouring did to the colour that was reached.
+        code = code + encode_color(_inner_color(recoloured[2], mask)) - encode_color(_inner_color(images[2], mask))
+    photo = augment.degrade(recoloured[0], settings, rng)
+    return {
+        "photo": photo,
+        "target": photo
+        + mask * (recoloured[1] - photo),  # outside the mask the photo stays as it came, degraded or not
+        "mask": mask,
+        "region": augment.region(tightened(mask), settings, rng),
+        "degree": sample["degree"],
+        "style": code,
+        "ws": sample["ws"],
+        "ws_valid": torch.zeros(())
+        if moved or kind < settings.identity_share + settings.blend_share
+        else sample["ws_valid"],
+    }
+
+
+def batches(
+    count: int, batch_size: int, seed: int, first_step: int, steps: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int]]]:
+    """(epoch, index) of every sample of this process's batches, for steps first_step..steps-1.
+
+    Each epoch is one permutation drawn from (seed, epoch), dealt out to the processes in turn; batches run across
+    epochs, so that small sets fill them. A step's batch is the same whether or not the run was interrupted before it.
+    """
+    epoch, order = -1, np.arange(0)
+    for step in range(first_step, steps):
+        batch = []
+        for slot in range(batch_size):
+            position = (step * world + rank) * batch_size + slot
+            if position // count != epoch:
+                epoch = position // count
+                order = np.random.default_rng([seed, epoch]).permutation(count)
+            batch.append((epoch, int(order[position % count])))
+        yield batch
+
+
+def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share: float) -> Sample:
+    """Sometimes the photo itself (degree 0) or a blend towards it; `full_target` keeps the target as it was."""
+    sample = sample | {"full_target": sample["target"]}
+    if kind < settings.identity_share:
+        return sample | {"target": sample["photo"], "degree": torch.zeros(())}
+    if kind < settings.identity_share + settings.blend_share:
+        target = sample["photo"].lerp(sample["target"], share)
+        return sample | {"target": target, "degree": sample["degree"] * share}
+    return sample
+
+
+def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean Lab [3] over the region that was edited."""
+    return mean_color(image[None], (tightened(mask[None]) > 0.5).float())[0]
+
+
+def _image(pixels: np.ndarray, size_px: int) -> torch.Tensor:
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    return _resized(image, size_px).clamp(-1, 1)
+
+
+def _resized(image: torch.Tensor, size_px: int) -> torch.Tensor:
+    if image.shape[-1] == size_px and image.shape[-2] == size_px:
+        return image
+    return F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", antialias=True)[0]

@@ -1,0 +1,251 @@
+"""Whatever happens to a build - kills, a full disk - nothing finished is lost and the result is the same in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from helpers import fake_backend
+
+from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.shell import durable
+from stylepairs.datagen.shell.errors import InputError
+
+RECIPE = """
+datagen:
+  feature: hair_color
+  params: {color: [blond, black, red, grey, brown], intensity: [0.5, 1.0]}
+  perceptual: pyramid
+  gate: {color_delta_e: {max: 40}}
+i2i: {}
+"""
+SCRIPT = Path(__file__).parents[2] / "helpers" / "fake_build.py"
+
+
+def plan(folder: Path) -> pipeline.BuildPlan:
+    recipe = pipeline.BuildRecipe(feature="hair_color", params={"color": ["blond", "black"]}, perceptual="pyramid")
+    return pipeline.plan_build(recipe, folder, folder / "pairs", shard_size=4, backend=fake_backend.BACKEND)
+
+
+def command(folder: Path, out: str = "pairs", *more: str) -> list[str]:
+    recipe = folder / "mine.yaml"
+    recipe.write_text(RECIPE)
+    settings = ["--portraits", str(folder), "--out", str(folder / out), "--shard-size", "6", "--workers", "1"]
+    settings += ["--cache", str(folder / f"cache-{out}")]
+    return [sys.executable, str(SCRIPT), "build", str(recipe), *settings, *more]
+
+
+def environment(**values: object) -> dict[str, str]:
+    path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])  # for its `helpers`
+    return (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | {name: str(value) for name, value in values.items()}
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, call, code):
+    the_plan = plan(tmp_path)
+    whole = pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
+    before = digests(the_plan.out)
+    (the_plan.out / "pairs-00002.tar").unlink()
+
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os, call, fail)
+        with pytest.raises(InputError, match="no space left") as caught:
+            pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
+    assert "pairs-00002.tar" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in the_plan.out.iterdir()) == sorted(before.keys() - {"pairs-00002.tar"})
+    assert pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND) == whole
+    assert digests(the_plan.out) == before
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    path.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match="no space left"):
+        durable.replace_file(path, write)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        durable.make_folder(tmp_path / "file" / "pairs")
+    with pytest.raises(InputError, match="cannot be written"):
+        durable.replace_file(tmp_path / "none" / "x", lambda file: None)
+
+
+def test_a_file_is_written_where_folders_cannot_be_synced_and_under_a_long_name(tmp_path, monkeypatch):
+    path = tmp_path / f"{'a' * 250}.png"
+    durable.replace_file(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(durable.os, "fsync", refuse)
+    durable.replace_file(path, lambda file: file.write(b"again"))
+    assert path.read_bytes() == b"again"
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {pid: f".pairs-00001.tar.{durable._host()}.{pid}.tmp" for pid in (dead.pid, os.getpid())}
+    for name in (*names.values(), ".hidden", f".pairs-00001.tar.elsewhere.{dead.pid}.tmp"):
+        (tmp_path / name).touch()
+    durable.remove_stale(tmp_path)
+    assert not (tmp_path / names[dead.pid]).exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_process_that_can_write_no_more_says_so_and_goes_on_later(tmp_path):
+    starved = subprocess.run(
+        command(tmp_path),
+        env=environment(**{fake_backend.FILE_LIMIT: 30_000}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert starved.returncode == 2
+    assert starved.stderr.strip().splitlines()[-1].endswith("finished files are kept")
+    assert "Traceback" not in starved.stderr
+    assert not [path for path in (tmp_path / "pairs").iterdir() if path.suffix in (".tar", ".tmp")]
+    subprocess.run(command(tmp_path), env=environment(), capture_output=True, check=True)
+    assert len(shards.read_index(tmp_path / "pairs", accepted_only=False)) == 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_really_full_is_one_clear_line(tmp_path):
+    disk = tmp_path / "pairs"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=180k", "none", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        full = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, check=False)
+        kept = [path.name for path in shards.shard_paths(disk)]
+        assert full.returncode == 2
+        assert "no space left" in full.stderr.strip().splitlines()[-1]
+        assert kept
+        assert not list(disk.glob(".*.tmp"))
+        assert all(shards.scan_shard(disk / name) for name in kept)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        subprocess.run(command(tmp_path), env=environment(), capture_output=True, check=True)
+        assert len(shards.read_index(disk, accepted_only=False)) == 60
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def kill_and_resume(folder: Path, kills: int, pause_s: float) -> None:
+    """Build in one go, and with SIGKILLs at random moments; the folders must be equal."""
+    subprocess.run(command(folder, "whole"), env=environment(), capture_output=True, check=True)
+    moments = random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(folder, "killed"),
+            env=environment(**{fake_backend.PAUSE: pause_s}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_work(folder / "killed", process)
+        time.sleep(moments.uniform(0, 12 * pause_s))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "finished before it was killed: raise the pause"
+    assert len(shards.shard_paths(folder / "killed")) < 10, "everything was finished before the last kill"
+    subprocess.run(command(folder, "killed"), env=environment(), capture_output=True, check=True)
+    assert digests(folder / "killed") == digests(folder / "whole")
+
+
+def wait_for_work(out: Path, process: subprocess.Popen) -> None:
+    """Until a new shard was begun: its temporary file is there."""
+    end = time.monotonic() + 300
+    before = set(out.glob(".pairs-*.tmp"))
+    while not set(out.glob(".pairs-*.tmp")) - before:
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError("the build ended by itself, or began no shard")
+        time.sleep(0.01)
+
+
+def test_a_killed_and_resumed_build_is_byte_identical(tmp_path):
+    kill_and_resume(tmp_path, kills=3, pause_s=0.05)
+
+
+def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "pairs", "--workers", "2"),
+        env=environment(**{fake_backend.PAUSE: 0.3}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        # A test run in the background of a shell inherits an ignored Ctrl-C, and so would the build.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for_work(tmp_path / "pairs", process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "interrupted; finished shards are kept: run the same command again to go on\n"
+    assert not list((tmp_path / "pairs").glob(".*.tmp"))
+    end = time.monotonic() + 60
+    while living(process.pid):
+        assert time.monotonic() < end, "workers are left"
+        time.sleep(0.1)
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group, zombies aside (Linux; elsewhere none are seen)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_build_killed_ten_times_is_byte_identical(tmp_path):
+    kill_and_resume(tmp_path, kills=10, pause_s=0.02)
+
+
+def test_what_was_built_is_plain_tar(tmp_path):
+    the_plan = plan(tmp_path)
+    pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
+    with tarfile.open(the_plan.shard_path(0)) as tar:
+        members = tar.getmembers()
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+    assert members[0].name == "000000.before.png"

@@ -1,0 +1,236 @@
+"""Reading and writing pictures: hostile files give one line, photos come upright, nothing is half-written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stylepairs.datagen.images.files import Photo, load_photo, read_image, save_photo, to_float, to_uint8, write_png
+from stylepairs.datagen.shell import durable
+from stylepairs.datagen.shell.errors import InputError
+
+
+def _picture(height: int = 24, width: int = 36) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _huge_png(path: Path, width: int, height: int) -> Path:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def _one_line(error: pytest.ExceptionInfo[InputError], path: Path) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message
+
+
+@pytest.mark.parametrize("megapixels", [(20_000, 10_000), (12_000, 9_000), (60_000, 60_000)])
+def test_oversized_images_are_refused_before_they_are_decoded(tmp_path: Path, megapixels: tuple[int, int]) -> None:
+    path = _huge_png(tmp_path / "huge.png", *megapixels)
+    with pytest.raises(InputError) as error:
+        read_image(path)
+    assert f"{megapixels[0] * megapixels[1] / 1e6:.0f} megapixels" in _one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(40), b"%!PS-Adobe", bytes(1000)]
+)
+def test_files_that_are_no_images_give_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_image(path)
+    _one_line(error, path)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "bmp"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_images_give_one_line(tmp_path: Path, kind: str, share: float) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(_picture(60, 80)).save(buffer, kind)
+    path = tmp_path / f"photo.{kind}"
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
+    with pytest.raises(InputError) as error:
+        read_image(path)
+    _one_line(error, path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(["jpeg", "png", "webp", "tiff", "gif"]), seed=st.integers(0, 10_000))
+def test_damaged_bytes_never_do_more_than_raise_input_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    buffer = io.BytesIO()
+    Image.fromarray(_picture()).save(buffer, kind)
+    data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+    data[rng.integers(0, len(data), 12)] = rng.integers(0, 256, 12)
+    path = tmp_path_factory.mktemp("damaged") / f"photo.{kind}"
+    path.write_bytes(data.tobytes())
+    try:
+        image = read_image(path, max_pixels=1e6)
+    except InputError:
+        return
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+
+
+def test_missing_files_and_folders_give_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(InputError) as error:
+            read_image(path)
+        _one_line(error, path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_upright(tmp_path: Path, orientation: int) -> None:
+    upright = Image.fromarray(np.kron(_picture(4, 6), np.ones((8, 8, 1), np.uint8)))
+    stored = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }[orientation]
+    image = upright
+    for step in stored:
+        image = image.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "a camera"
+    image.save(tmp_path / "photo.png", exif=exif)
+    photo = load_photo(tmp_path / "photo.png")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(upright))
+    assert photo.exif is not None
+    kept = Image.Exif()
+    kept.load(photo.exif)
+    assert 0x0112 not in kept
+    assert kept[0x010F] == "a camera"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(10, struct.pack("<ii", -72, 1)), (5, b""), (2, b"seventytwo\0"), (99, b"")]
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_that_cannot_be_written_again_costs_only_itself(
+    tmp_path: Path, suffix: str, kind: int, value: bytes
+) -> None:
+    # Orientation 6, and a resolution of the wrong kind: what Pillow reads and then refuses to write.
+    tags = struct.pack("<HHHI4s", 2, 0x0112, 3, 1, b"\6\0\0\0") + struct.pack("<HHII", 0x011A, kind, 1, 38)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tags + bytes(4) + value
+    stored = np.kron(_picture(4, 6), np.ones((8, 8, 1), np.uint8))
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(stored).save(path, exif=exif, quality=100)
+    photo = load_photo(path)
+    assert photo.pixels.shape == (48, 32, 3)
+    assert np.abs(photo.pixels.astype(int) - np.rot90(stored, -1)).mean() < 10
+    save_photo(tmp_path / f"again.{suffix}", photo)
+
+
+def test_a_photo_with_unreadable_exif_is_read(tmp_path: Path) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "photo.png", exif=b"Exif\0\0no tags at all")
+    photo = load_photo(tmp_path / "photo.png")
+    np.testing.assert_array_equal(photo.pixels, _picture())
+    assert photo.exif is None
+
+
+def test_exif_too_long_for_a_jpeg_is_left_out(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "x" * 70_000
+    save_photo(tmp_path / "photo.jpg", Photo(_picture(), exif=exif.tobytes()))
+    assert load_photo(tmp_path / "photo.jpg").exif is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16))
+    else:
+        image = grey.convert("RGB").convert(mode)
+    path = tmp_path / "photo.tif"
+    if mode == "P":
+        path = tmp_path / "photo.png"
+    image.save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (32, 32, 3)
+    tolerance = 130 if mode == "1" else 30
+    assert abs(float(pixels.mean()) - 127) < tolerance
+    assert pixels[-1, -1, 0] > pixels[0, 0, 0]
+
+
+def test_transparent_parts_lie_over_white_and_the_alpha_is_kept(tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 4), np.uint8)
+    image[:, 4:, 3] = 255
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    pixels = read_image(tmp_path / "photo.png")
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[:, 4:] == 0).all()
+    photo = load_photo(tmp_path / "photo.png")
+    save_photo(tmp_path / "again.png", photo)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again.png")), image)
+
+
+def test_a_saved_photo_keeps_its_profile_and_pixels(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    save_photo(tmp_path / "a.png", Photo(_picture(), icc_profile=profile))
+    again = load_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(again.pixels, _picture())
+    assert again.icc_profile == profile
+    save_photo(tmp_path / "a.jpg", again)
+    assert load_photo(tmp_path / "a.jpg").icc_profile == profile
+
+
+def test_an_unknown_suffix_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown image suffix"):
+        save_photo(tmp_path / "a.xyz", Photo(_picture()))
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    write_png(path, _picture())
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable.os, "fsync", full)
+    with pytest.raises(InputError, match=r"a\.png: no space left"):
+        write_png(path, _picture(8, 8))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 99))
+def test_floats_and_bytes_round_trip(height: int, width: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    tensor = to_float(image)
+    assert tensor.shape == (3, height, width)
+    assert float(tensor.abs().max()) <= 1
+    np.testing.assert_array_equal(to_uint8(tensor), image)
+    mask = torch.from_numpy(image[..., 0]).float()[None] / 255
+    np.testing.assert_array_equal(to_uint8(mask), image[..., 0])

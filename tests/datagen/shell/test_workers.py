@@ -1,0 +1,78 @@
+"""Worker processes share the work, hand their errors on, and never outlive the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import worker_tasks
+
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.workers import available_cpus, run_workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_is_handled_once(workers):
+    seen = []
+    run_workers(worker_tasks.square, range(7), workers, seen.append)
+    assert sorted(seen) == [(i, i * i) for i in range(7)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_input_error_arrives_as_it_was_raised(workers):
+    with pytest.raises(InputError, match=r"photo\.jpg: three is refused"):
+        run_workers(worker_tasks.refuse, range(7), workers, lambda event: None)
+
+
+def test_another_error_arrives_with_its_traceback():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        run_workers(worker_tasks.crash, range(2), 2, lambda event: None)
+
+
+def test_a_killed_worker_is_one_clear_line():
+    with pytest.raises(InputError, match=r"killed.*fewer --workers") as caught:
+        run_workers(worker_tasks.die, range(2), 2, lambda event: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(worker_tasks.__file__).parent)!r})\n"
+        "import worker_tasks, pathlib\n"
+        "from stylepairs.datagen.shell.workers import run_workers\n"
+        "if __name__ == '__main__':\n"
+        f"    run_workers(worker_tasks.Linger(pathlib.Path({str(tmp_path / 'pids')!r})), range(2), 2, print)\n"
+    )
+    (tmp_path / "pids").mkdir()
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)]) as parent:
+        _wait_for(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+        parent.send_signal(signal.SIGKILL)
+    pids = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    _wait_for(lambda: not any(_is_running(pid) for pid in pids))
+
+
+def test_there_is_at_least_one_processor():
+    assert available_cpus() >= 1
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" not in status.read_text()
+
+
+def _wait_for(condition, limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

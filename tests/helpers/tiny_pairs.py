@@ -1,0 +1,133 @@
+"""A folder of pairs that a tiny random generator made, and an analyser that sees the same face on every picture."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from stylepairs.datagen.build.models import Backend, Models
+from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.quality import Instruments
+from stylepairs.datagen.compositing.compose import compose
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.rendering import render, use_channels_last
+from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+
+SIZE_PX = 32
+DIGEST = "d" * 64
+RENDER_WIDTH = ReconstructionSettings().batch
+RECIPE = {
+    "feature": "hair_color",
+    "params": {"color": ["blond", "black"], "intensity": 1.0},
+    "perceptual": "pyramid",
+    "gate": {"color_delta_e": {"max": 60}, "degree": {"min": -5, "max": 5}, "reconstruction_steps": {"max": 9}},
+}
+
+
+class Analyser:
+    """Hair in the upper third, skin below; the landmarks of one face. Finds no face on a black picture."""
+
+    def find(self, photo, min_score):
+        if photo.max() == 0:
+            return []
+        points = np.random.default_rng(0).uniform(0.3, 0.7, (68, 2)) * photo.shape[0]
+        points[36:42, 0] -= 0.2 * photo.shape[0]
+        points[:, 1] = points[:, 1] / 2 + 0.45 * photo.shape[0]
+        return [SimpleNamespace(score=0.9, points68=points)]
+
+    def parse(self, aligned):
+        label = torch.full((len(aligned), *aligned.shape[-2:]), CLASS["skin"], dtype=torch.uint8)
+        label[:, : aligned.shape[-1] // 3] = CLASS["hair"]
+        return label, (label == CLASS["hair"])[:, None].float()
+
+
+@lru_cache(maxsize=1)
+def load_models(generator, perceptual, perceptual_weights, device, encoder="none") -> Models:
+    torch.manual_seed(0)
+    config = GeneratorConfig(
+        z_dim=16, w_dim=16, img_resolution=SIZE_PX, channel_base=256, channel_max=8, mapping_layers=2
+    )
+    network = Generator(config).eval().requires_grad_(False)
+    for layer in network.synthesis.noisy_layers():
+        layer.noise_strength.fill_(0.1)
+    use_channels_last(network)
+    instruments = Instruments(load_perceptual("pyramid"), WPrior.fit(network, samples=500), Analyser())
+    return Models(network, DIGEST if generator == "embedded" else "e" * 64, SIZE_PX, instruments, "cpu")
+
+
+BACKEND = Backend(None, None, None, load_models, None, None, compose)  # type: ignore[arg-type]  # nothing else is used
+
+
+def write_pairs(
+    directory: Path,
+    people: int = 3,
+    recipe: dict | None = None,
+    accepted=lambda index: True,
+    limits: dict | None = None,
+) -> None:
+    """Two pairs a person, blond and black, as a build leaves them; all on the train side but the last person.
+
+    limits: more parameters of the pairs.
+    """
+    directory.mkdir(parents=True)
+    models = load_models("embedded", "pyramid", None, "cpu")
+    draw = torch.Generator().manual_seed(1)
+    pairs = []
+    for person in range(people):
+        ws = models.generator.mapping(torch.randn(3, 16, generator=draw)).half().float()
+        noise = [
+            torch.randn(level.shape[-2:], generator=draw).half().float() for level in models.generator.noise_maps()
+        ]
+        for color, w1 in zip(("blond", "black"), ws[1:], strict=True):
+            number = len(pairs)
+            split = "val" if person == people - 1 else "train"
+            made = pair(models, number, person, color, (ws[0], w1), noise, split, accepted(number))
+            made.record.params.update(limits or {})
+            pairs.append(made)
+    shards.write_shard(directory / shards.shard_name(0), pairs)
+    shards.write_manifest(directory)
+    checked = BuildRecipe.model_validate(recipe or RECIPE).model_dump(mode="json", exclude={"perceptual_weights"})
+    (directory / "build.json").write_text(json.dumps({"recipe": checked, "instruments": {"perceptual": "pyramid"}}))
+
+
+def pair(models, number, person, color, latents, noise, split, accepted) -> shards.Pair:
+    generated = [to_uint8(image) for image in render(models.generator, latents, [noise] * 2, RENDER_WIDTH)]
+    photo = generated[0] // 2 + 60  # no photo is what the generator makes of it
+    record = shards.PairRecord(
+        id=shards.pair_id(number),
+        feature="hair_color",
+        params={"color": color, "intensity": 1.0, "reference_px": 8},
+        degree=1.0,
+        accepted=accepted,
+        reasons=[] if accepted else ["color_delta_e 70 > 60"],
+        figures={"degree": 1.0},
+        portrait=f"portrait_{person}",
+        portrait_digest=f"{person:064x}",
+        source_digest=f"photo {person}",
+        generator_digest=DIGEST,
+        seed=0,
+        code_version="test",
+        split=split,
+    )
+    return shards.Pair(
+        record,
+        photo,
+        photo,
+        mask=np.zeros((SIZE_PX, SIZE_PX), np.uint8),
+        sketch=photo,
+        generated_before=generated[0],
+        generated_after=generated[1],
+        w_before=latents[0].half().numpy(),
+        w_after=latents[1].half().numpy(),
+        noise=[level.half().numpy() for level in noise],
+    )

@@ -1,0 +1,205 @@
+"""Editing whole photos: several faces, any size, upright, original pixels wherever nothing was edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from stylepairs.datagen.portraits.alignment import ffhq_transform
+from stylepairs.datagen.portraits.analysis.detection import Face
+from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.edit.beyond_crop import border_fade
+from stylepairs.i2i.edit.editor import edit_file, edit_photo, region_of, split_params
+from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.glean import Edit, Glean
+
+INFO = ModelInfo("hair_color", "color", {})
+BLOND = {"color": "blond"}
+
+
+class FakeAnalyser:
+    """Faces where it is told; the upper half of every crop, however wide, is hair."""
+
+    def __init__(self, centres: list[tuple[float, float]], eye_distance: float = 20.0, hair: float = 1.0):
+        self.faces = [Face(face_box(x, y), 0.9, face_points(x, y, eye_distance)) for x, y in centres]
+        self.hair = hair
+
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+        return [face for face in self.faces if face.score >= min_score]
+
+    def parse(self, aligned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        n, h, w, _ = aligned.shape
+        hair, label = torch.zeros(n, 1, h, w), torch.full((n, h, w), CLASS["skin"], dtype=torch.uint8)
+        hair[:, :, : h // 2] = self.hair
+        label[:, : h // 2] = CLASS["hair"]
+        return label, hair
+
+
+def face_box(x: float, y: float) -> tuple[float, float, float, float]:
+    return (x - 20, y - 20, x + 20, y + 20)
+
+
+def face_points(x: float, y: float, eye_distance: float) -> np.ndarray:
+    points = np.full((68, 2), (x, y), np.float32)
+    angle = np.linspace(np.pi, 0, 17)  # a jaw below the hair, closed by brows
+    points[:17] = np.stack([x + eye_distance * np.cos(angle), y + eye_distance * (0.4 + np.sin(angle))], 1)
+    brows = np.linspace(x - eye_distance, x + eye_distance, 10)
+    points[17:27] = np.stack([brows, np.full(10, y + 0.4 * eye_distance)], 1)
+    points[36:42] = (x - eye_distance / 2, y)
+    points[42:48] = (x + eye_distance / 2, y)
+    points[48], points[54] = (x - 8, y + eye_distance), (x + 8, y + eye_distance)
+    return points
+
+
+def photo_of(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(30, 220, (height, width, 3), np.uint8)
+
+
+class Brightening(Glean):
+    """Adds 51 (of 255) inside the region that it is told, whatever was learnt."""
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
+        bias = torch.full_like(photo, 0.4)
+        output = photo + region * bias
+        return Edit(output, photo + bias, region, region, torch.zeros_like(photo), bias, photo, torch.zeros(1))
+
+
+@pytest.fixture
+def brightening(model: Glean) -> Glean:
+    model.__class__ = Brightening
+    return model
+
+
+def edit(photo: np.ndarray, model: Glean, analyser: Any, **params: Any) -> np.ndarray:
+    result, _ = edit_photo(photo, model, INFO, analyser, BLOND | params)
+    return result
+
+
+def test_only_the_hair_changes_and_everything_else_keeps_its_bits(brightening: Glean) -> None:
+    photo = photo_of(200, 300)
+    result = edit(photo, brightening, FakeAnalyser([(150, 100)]))
+    assert result.shape == photo.shape
+    assert np.array_equal(result[115:], photo[115:])  # the lower half of the crop, beyond the dilated mask
+    assert np.array_equal(result[:, :85], photo[:, :85])  # left of the widened crop
+    hair = np.s_[80:90, 130:170]
+    difference = result[hair].astype(int) - photo[hair]
+    assert np.median(difference) == 51
+
+
+def test_edit_fades_out_before_the_border_of_the_widened_crop(brightening: Glean) -> None:
+    photo = np.full((300, 300, 3), 100, np.uint8)
+    result = edit(photo, brightening, FakeAnalyser([(150, 150)]))
+    steps = np.abs(np.diff(result[130, :, 0].astype(int)))
+    assert result.max() == 151
+    assert steps.max() <= 20
+
+
+def test_two_faces_whose_crops_overlap_are_not_edited_twice(brightening: Glean) -> None:
+    photo = np.full((200, 300, 3), 100, np.uint8)
+    one = edit(photo, brightening, FakeAnalyser([(130, 100)]))
+    both = edit(photo, brightening, FakeAnalyser([(130, 100), (160, 100)]))
+    assert one.max() == 151
+    assert both.max() <= 152
+    assert (both > photo).sum() > (one > photo).sum() * 1.2
+
+
+@pytest.mark.parametrize("eye_distance", [6.0, 60.0])
+def test_faces_smaller_and_larger_than_the_model(brightening: Glean, eye_distance: float) -> None:
+    photo = np.full((400, 400, 3), 100, np.uint8)
+    result = edit(photo, brightening, FakeAnalyser([(200, 200)], eye_distance))
+    changed = np.flatnonzero((result != photo).any((0, 2)))
+    width = 4 * 1.6 * eye_distance  # of the widened crop: this hair runs on beyond the aligned one
+    assert result.max() == 151
+    assert 0.8 * width < changed[-1] - changed[0] < 1.05 * width
+
+
+def test_face_cut_by_the_edge_of_the_photo(brightening: Glean) -> None:
+    photo = np.full((120, 120, 3), 100, np.uint8)
+    result = edit(photo, brightening, FakeAnalyser([(5, 40)]))
+    assert result[30, 0, 0] > 140  # hair is edited up to the photo's edge
+
+
+def test_shift_is_where_the_face_is(brightening: Glean) -> None:
+    analyser = FakeAnalyser([(150, 100)])
+    photo = np.full((200, 300, 3), 100, np.uint8)
+    result = edit(photo, brightening, analyser)
+    rows = np.flatnonzero(result[:, 150, 0] > 125)
+    transform = ffhq_transform(analyser.faces[0].points68, 32)
+    middle = (15.5 - transform[1, 2]) / transform[1, 1]
+    assert rows[-1] == pytest.approx(middle, abs=4)
+
+
+def test_degree_zero_of_an_untrained_model_returns_the_photo(model: Glean) -> None:
+    photo = photo_of(200, 200)
+    assert np.array_equal(edit(photo, model, FakeAnalyser([(100, 100)]), degree=0), photo)
+
+
+def test_photo_without_a_face_is_one_clear_line(model: Glean) -> None:
+    with pytest.raises(InputError, match="no face found"):
+        edit_photo(photo_of(50, 50), model, INFO, FakeAnalyser([]), BLOND)
+
+
+def test_face_without_hair_is_said_and_others_are_edited(brightening: Glean) -> None:
+    with pytest.raises(InputError, match=r"^hair covers only"):
+        edit_photo(photo_of(200, 200), brightening, INFO, FakeAnalyser([(100, 100)], hair=0.0), BLOND)
+
+
+def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Glean) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    source, target = tmp_path / "photo.jpg", tmp_path / "out" / "photo.png"
+    Image.fromarray(photo_of(300, 200)).save(source, exif=exif, icc_profile=profile)
+    faces = edit_file(source, target, brightening, INFO, FakeAnalyser([(150, 100)]), BLOND)
+    with Image.open(target) as result:
+        assert result.size == (300, 200)
+        assert result.info["icc_profile"] == profile
+        assert result.getexif().get(0x0112, 1) == 1
+    assert [face.refused for face in faces] == [None]
+
+
+def test_unreadable_file_is_one_line_with_its_name(tmp_path: Path, model: Glean) -> None:
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(InputError, match=r"empty\.jpg: .*0 bytes"):
+        edit_file(tmp_path / "empty.jpg", tmp_path / "out.png", model, INFO, FakeAnalyser([]), BLOND)
+
+
+def test_parameters_are_checked() -> None:
+    params, degree = split_params("hair_color", {"color": "red", "degree": 0.4})
+    assert (params.color, degree) == ("red", 0.4)
+    assert split_params("hair_color", {"intensity": 0.3})[1] == 0.3
+    for bad, message in (({"degree": 2}, "degree 2"), ({"colour": "red"}, "colour"), ({"color": "blnd"}, "blond")):
+        with pytest.raises(InputError, match=message):
+            split_params("hair_color", bad)
+
+
+def test_border_fade_is_smooth_and_zero_at_the_border() -> None:
+    fade = border_fade(64)
+    assert fade[0].max() == fade[:, -1].max() == 0
+    assert fade[32, 32] == 1
+    assert np.abs(np.diff(fade, axis=0)).max() < 0.45
+
+
+def test_region_does_not_widen_where_round_hair_touches_the_border() -> None:
+    """The corner between a head and the crop's upper border is background: coloured, it shows as a band."""
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    cap = ((rows - 50).square() + (columns - 64).square() <= 50**2).float()[None]
+    region = region_of(Sketch(torch.zeros(3, 128, 128), cap, 1 - cap, 32))
+    assert region[0, 0, 64] > 0.95
+    assert region[cap == 1].min() > 0.5
+    assert region[0, 0, 64 - 18] < 0.1
+    assert region[0, 0, 64 + 18] < 0.1
+
+
+def test_region_of_hair_that_runs_out_of_the_crop_reaches_its_border() -> None:
+    lock = torch.zeros(1, 64, 64)
+    lock[:, 30:, 20:40] = 1
+    region = region_of(Sketch(torch.zeros(3, 64, 64), lock, 1 - lock, 32))
+    assert region[0, 63, 25:35].min() > 0.95

@@ -1,0 +1,176 @@
+"""Training samples: the same on every run and for every number of workers, and true to their pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stylepairs.datagen.pairs.shards import read_index
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
+from stylepairs.i2i.train.data import (
+    PairDataset,
+    Sample,
+    augmented_sample,
+    batches,
+    one_feature,
+    plain_sample,
+    read_records,
+)
+from stylepairs.i2i.train.settings import DataSettings
+
+LATENTS = (6, 8)
+NONE = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share")}
+
+
+def dataset(pairs: Path, settings: DataSettings | None = None, digest: str = "0" * 64) -> PairDataset:
+    return PairDataset(pairs, read_records(pairs, "train"), 32, "color", LATENTS, digest, settings)
+
+
+def augmented(pairs: Path, **settings: float) -> tuple[Sample, Sample]:
+    plain = dataset(pairs)[0]
+    return plain, augmented_sample(plain, DataSettings(**(NONE | settings)), "color", np.random.default_rng(5))
+
+
+def test_only_accepted_pairs_of_the_train_side_are_read(pairs: Path) -> None:
+    records = read_records(pairs, "train")
+    assert records
+    assert all(r.accepted and r.split == "train" for r in records)
+    held_out = {r.portrait_digest for r in read_records(pairs, "val")}
+    assert held_out
+    assert not held_out & {r.portrait_digest for r in records}
+
+
+def test_no_accepted_pair_is_one_clear_line(tmp_path: Path, synthetic_pairs) -> None:
+    synthetic_pairs(tmp_path / "pairs", count=2, reject_every=1)
+    with pytest.raises(InputError, match="no accepted pair"):
+        read_records(tmp_path / "pairs", "train")
+
+
+def test_pairs_of_two_features_are_refused(pairs: Path) -> None:
+    first, second = read_index(pairs)[:2]
+    object.__setattr__(second, "feature", "bangs")
+    with pytest.raises(InputError, match="bangs, hair_color"):
+        one_feature([first, second], pairs)
+
+
+def test_sample_depends_on_epoch_and_index_only(pairs: Path) -> None:
+    data = dataset(pairs, DataSettings(blend_share=0.3))
+    again = dataset(pairs, DataSettings(blend_share=0.3))
+    _ = again[3, 4]
+    for name, tensor in data[1, 2].items():
+        assert torch.equal(tensor, again[1, 2][name]), name
+    assert not torch.equal(data[1, 2]["photo"], data[2, 2]["photo"])
+
+
+def test_workers_make_the_same_batches(pairs: Path) -> None:
+    data = dataset(pairs, DataSettings())
+    plan = list(batches(len(data), 4, 0, 0, 3, 0, 1))
+    alone = torch.utils.data.DataLoader(data, batch_sampler=plan)
+    shared = torch.utils.data.DataLoader(data, batch_sampler=plan, num_workers=2)
+    for one, two in zip(alone, shared, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_batches_cover_each_epoch_once_over_all_processes() -> None:
+    parts = [list(batches(10, 3, 1, 0, 5, rank, 2)) for rank in (0, 1)]
+    drawn = [key for step in zip(*parts, strict=True) for batch in step for key in batch]
+    for epoch in range(3):
+        assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
+
+
+def test_batches_of_a_resumed_run_continue() -> None:
+    assert list(batches(7, 4, 2, 3, 9, 0, 1)) == list(batches(7, 4, 2, 0, 9, 0, 1))[3:]
+
+
+def test_without_augmentation_the_sample_is_the_pair(pairs: Path) -> None:
+    plain, sample = augmented(pairs)
+    for name in ("photo", "mask", "region", "degree", "style", "ws", "ws_valid"):
+        assert torch.equal(sample[name], plain[name]), name
+    torch.testing.assert_close(sample["target"], plain["target"], rtol=0, atol=1e-6)
+    assert sample["ws_valid"] == 1
+
+
+def test_identity_sample_asks_for_the_photo(pairs: Path) -> None:
+    _, sample = augmented(pairs, identity_share=1.0)
+    assert sample["degree"] == 0
+    assert sample["ws_valid"] == 0
+    torch.testing.assert_close(sample["target"], sample["photo"], rtol=0, atol=1e-6)
+
+
+def test_blended_sample_lies_between_photo_and_target(pairs: Path) -> None:
+    plain, sample = augmented(pairs, blend_share=1.0)
+    share = sample["degree"] / plain["degree"]
+    expected = plain["photo"].lerp(plain["target"], share)
+    assert 0.1 <= share < 1
+    torch.testing.assert_close(sample["target"], expected, rtol=0, atol=1e-5)
+
+
+def test_geometry_moves_photo_target_and_mask_alike(pairs: Path) -> None:
+    plain, sample = augmented(pairs, flip_share=1.0)
+    assert torch.equal(sample["photo"], plain["photo"].flip(-1))
+    assert torch.equal(sample["mask"], plain["mask"].flip(-1))
+    assert sample["ws_valid"] == 0
+
+
+def test_photo_and_target_stay_equal_outside_the_mask_whatever_is_augmented(pairs: Path) -> None:
+    sizes = {"affine_share": 1.0, "photometric_share": 1.0, "degrade_share": 1.0, "flip_share": 1.0}
+    _, sample = augmented(pairs, **sizes)
+    outside = (sample["mask"] == 0).expand_as(sample["photo"])
+    assert outside.any()
+    assert torch.equal(sample["photo"][outside], sample["target"][outside])
+
+
+def test_recolouring_moves_the_wanted_colour_along(pairs: Path) -> None:
+    plain, sample = augmented(pairs, photometric_share=1.0)
+    assert not torch.equal(sample["style"], plain["style"])
+    plain_lightness, lightness = decode_color(plain["style"])[0], decode_color(sample["style"])[0]
+    inside = plain["mask"].expand_as(plain["target"]) == 1
+    assert (lightness > plain_lightness) == (sample["target"][inside].mean() > plain["target"][inside].mean())
+
+
+def test_latents_of_another_generator_are_not_used(pairs: Path) -> None:
+    assert dataset(pairs, digest="1" * 64)[0]["ws_valid"] == 0
+
+
+def test_pairs_are_brought_to_the_models_size(pairs: Path) -> None:
+    from stylepairs.datagen.pairs.shards import load_pair
+
+    sample = plain_sample(load_pair(pairs, read_records(pairs, "train")[0]), 16, "color")
+    assert sample["photo"].shape == (3, 16, 16)
+    assert sample["mask"].shape == (1, 16, 16)
+
+
+def test_style_code_is_the_wanted_colour() -> None:
+    torch.testing.assert_close(decode_color(style_of("color", {"color": "blond"})), wanted_lab("blond"))
+    assert style_of("none", {}).shape == (0,)
+    with pytest.raises(InputError, match="no color"):
+        style_of("color", {})
+
+
+def test_kinds_are_what_differs_between_pairs() -> None:
+    rows = [
+        {"style": "full", "length": 0.5, "seed": 1, "intensity": 1.0, "deep": {"soft": True}},
+        {"style": "side_left", "length": 1.0, "seed": 1, "intensity": 0.5, "deep": {"soft": False}},
+    ]
+    kinds = kinds_of(rows)
+    assert kinds == {"deep.soft": [False, True], "length": [0.5, 1.0], "style": ["full", "side_left"]}
+    assert style_channels("params", kinds) == 5
+    assert style_of("params", rows[1], kinds).tolist() == [1, 0, 1, 0, 1]
+    assert style_of("params", rows[0] | {"length": 0.75}, kinds).tolist() == [0, 1, 0, 1, 0]
+    assert has_sides(kinds)
+    assert not has_sides({"style": ["full", "wispy"]})
+    with pytest.raises(InputError, match="style 'curtain': this model was trained on full, side_left"):
+        style_of("params", rows[0] | {"style": "curtain"}, kinds)
+    with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
+        style_of("params", rows[0] | {"length": 2}, kinds)
+
+
+def test_pairs_of_one_kind_have_an_empty_code() -> None:
+    kinds = kinds_of([{"style": "full", "note": None}] * 3)
+    assert kinds == {}
+    assert style_of("params", {"style": "anything"}, kinds).shape == (0,)
+    assert style_channels("params", kinds) == 0

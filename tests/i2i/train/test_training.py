@@ -1,0 +1,215 @@
+"""Training runs: resumed equals uninterrupted, killed runs lose nothing, bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.train.data import PairDataset
+from stylepairs.i2i.train.run_folder import read_metrics
+from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.training import schedule, train
+
+Make = Callable[..., TrainingSettings]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE):
+        first, second = load_file(one / name), load_file(two / name)
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert read_metrics(one / "metrics.jsonl") == read_metrics(two / "metrics.jsonl")
+
+
+def as_recipe(settings: TrainingSettings, path: Path) -> Path:
+    path.write_text(yaml.safe_dump({"i2i": settings.model_dump()}))
+    return path
+
+
+def command(recipe: Path, pairs: Path, out: Path) -> list[str]:
+    return ["stylepairs.i2i", "train", str(recipe), "--pairs", str(pairs), "--out", str(out)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, settings: Make, monkeypatch) -> None:
+    train(settings(), pairs, tmp_path / "whole")
+    stop_at = 5
+
+    def interrupt(line: str) -> None:
+        if f"step {stop_at}/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), pairs, tmp_path / "parts", say=interrupt)
+    assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1]["step"] == 4
+    train(settings(), pairs, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_run_goes_on_with_another_number_of_loader_workers(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    train(settings(steps=4, workers=0), pairs, tmp_path / "one")
+
+    def interrupt(line: str) -> None:
+        if "step 3/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(steps=4, workers=2), pairs, tmp_path / "other", say=interrupt)
+    train(settings(steps=4, workers=1), pairs, tmp_path / "other")
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+def test_bad_pair_met_by_a_loader_worker_is_one_line(tmp_path: Path, pairs: Path, settings: Make, monkeypatch) -> None:
+    def fail(self: PairDataset, key: tuple[int, int]) -> None:
+        raise InputError("shard.tar: pair 1 has no mask; build it again")
+
+    monkeypatch.setattr(PairDataset, "__getitem__", fail)
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"^shard\.tar: pair 1 has no mask; build it again$"):
+            train(settings(workers=workers), pairs, tmp_path / "run")
+
+
+def test_run_folder_holds_log_samples_and_a_model_that_loads(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    out = train(settings(), pairs, tmp_path / "run")
+    model, info = checkpoints.load_model(out)
+    assert (info.feature, info.style) == ("hair_color", "color")
+    assert model.size_px == 32
+    steps = [line["step"] for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["00000003.png", "00000006.png"]
+    assert list((out / "tensorboard").iterdir())
+    assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 6
+
+
+def test_training_moves_the_model_but_not_the_generator(tmp_path: Path, pairs: Path, settings: Make, model) -> None:
+    out = train(settings(), pairs, tmp_path / "run")
+    trained, _ = checkpoints.load_model(out)
+    for name, value in model.generator.state_dict().items():
+        assert torch.equal(trained.generator.state_dict()[name], value), name
+    assert any(value.any() for name, value in trained.named_parameters() if name.startswith("fusion."))
+
+
+def test_initial_weights_bring_their_own_generator(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    first = train(settings(steps=2), pairs, tmp_path / "first")
+    source = str(first / checkpoints.MODEL_FILE)
+    second = train(settings(steps=1, init=source, generator="nowhere.pt"), pairs, tmp_path / "second")
+    assert read_metrics(second / "metrics.jsonl")[0]["step"] == 1
+    with pytest.raises(InputError, match="recipe asks for"):
+        train(settings(init=source, model={"channel_base": 512}), pairs, tmp_path / "third")
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    train(settings(steps=1), pairs, tmp_path / "run")
+    with pytest.raises(InputError, match=r"another run \(settings differ"):
+        train(settings(steps=1, learning_rate=0.5), pairs, tmp_path / "run")
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, pairs: Path, settings: Make
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="not finite; lower learning_rate"):
+        train(settings(learning_rate=1e30, warmup_steps=0, checkpoint_every_steps=1), pairs, out)
+    model, _ = checkpoints.load_model(out)
+    assert all(value.isfinite().all() for value in model.parameters())
+
+
+def test_parameters_that_differ_become_the_style_code(tmp_path: Path, settings: Make, synthetic_pairs) -> None:
+    kinds = [{"color": "blond", "length": 0.5}, {"color": "red", "length": 1.0}]
+    synthetic_pairs(tmp_path / "pairs", count=24, size_px=32, shard_size=12, params=kinds)
+    out = train(settings(style="params", losses={}, steps=2), tmp_path / "pairs", tmp_path / "run")
+    model, info = checkpoints.load_model(out)
+    assert info.kinds == {"color": ["blond", "red"], "length": [0.5, 1.0]}
+    assert model.config.style_channels == 3
+
+
+def test_training_without_held_out_pairs_or_style(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    out = train(settings(steps=1, val_pairs=0, style="none", losses={"adversarial": 0.0}), pairs, tmp_path / "run")
+    assert [line["kind"] for line in read_metrics(out / "metrics.jsonl")] == ["train"]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_the_one_that_was_not(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    chosen = settings(steps=8, checkpoint_every_steps=1)
+    recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
+    train(chosen, pairs, tmp_path / "whole")
+    out = tmp_path / "killed"
+    arguments = [sys.executable, "-m", *command(recipe, pairs, out)]
+    for step in (2, 5):
+        process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL)
+        deadline = time.time() + 120
+        while time.time() < deadline and process.poll() is None:
+            lines = read_metrics(out / "metrics.jsonl")
+            if lines and lines[-1]["step"] >= step:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(arguments, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    chosen = settings(steps=3, batch_size=2, checkpoint_every_steps=3)
+    recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, *command(recipe, pairs, tmp_path / "run")],
+        env=environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
+    assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1]["step"] == 3
+
+
+def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:
+    chosen = settings(steps=100, warmup_steps=10, decay_from_share=0.5)
+    assert schedule(0, chosen) == pytest.approx(0.1)
+    assert schedule(30, chosen) == 1
+    assert schedule(75, chosen) == pytest.approx(0.5)
+    assert schedule(99, chosen) < 0.01
+
+
+def test_model_file_of_another_kind_is_one_clear_line(tmp_path: Path, generator_file: Path) -> None:
+    (tmp_path / "empty.safetensors").touch()
+    for path, message in (
+        (generator_file, "not weights of an editor"),
+        (tmp_path / "empty.safetensors", "damaged"),
+        (tmp_path / "nothing", "no such run folder"),
+        (tmp_path, "no model.safetensors yet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            checkpoints.load_model(path)
+
+
+def test_half_precision_file_edits_alike(tmp_path: Path, model) -> None:
+    info = checkpoints.ModelInfo("hair_color", "color", {})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    checkpoints.save_model(tmp_path / "full.safetensors", model, info)
+    checkpoints.save_model(tmp_path / "half.safetensors", model, info, half=True)
+    full, half = (checkpoints.load_model(tmp_path / f"{name}.safetensors")[0] for name in ("full", "half"))
+    inputs = torch.zeros(1, 3, 32, 32), torch.ones(1, 1, 32, 32), torch.ones(1), torch.zeros(1, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(full(*inputs).output, half(*inputs).output, rtol=5e-3, atol=5e-3)
