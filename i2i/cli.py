@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from stylepairs.datagen.shell.command_line import run_app
+from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
@@ -48,7 +49,7 @@ def train(
 @app.command()
 def edit(
     run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded (the shipped weights)")],
-    photos: Annotated[list[Path], typer.Argument(help="photos, any size, any number of faces")],
+    photos: Annotated[list[Path], typer.Argument(help="photos, any size, any number of faces, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for the edited photos")],
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
@@ -60,31 +61,14 @@ def edit(
 ) -> None:
     """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows."""
     with one_line_errors():
-        params = parsed_params(overrides or [])
-        suffix = checked_suffix(format)
-        from stylepairs.datagen.build.plan import choose_device
-        from stylepairs.datagen.portraits.analysis.analyser import load_analyser
-        from stylepairs.datagen.shell.errors import InputError
-        from stylepairs.i2i.edit.editor import edit_file, split_params
-        from stylepairs.i2i.models.checkpoints import load_model
-        from stylepairs.i2i.models.prepared_glean import prepare
+        params, suffix = parsed_params(overrides or []), checked_suffix(format)
+        jobs = jobs_of(photos, out, suffix)
+        from stylepairs.i2i.edit.editor import Editor
 
         run_own_feature(own_feature)
-        trained, info = load_model(run)
-        split_params(info.feature, params)
-        model = prepare(trained.to(choose_device(device)))
-        analyser = load_analyser(landmarks, parser)
-        failed = 0
-        for path, target in targets(photos, out, suffix):
-            try:
-                faces = edit_file(path, target, model, info, analyser, params, min_score)
-            except InputError as error:
-                failed += 1
-                print(error, file=sys.stderr)
-                continue
-            edited = sum(face.refused is None for face in faces)
-            print(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited")
-        if failed:
+        editor = Editor.load(run, device=device, landmarks=landmarks, parser=parser)
+        editor.wanted(params)
+        if edit_files(editor, jobs, params, min_score):
             raise typer.Exit(2)
 
 
@@ -117,20 +101,14 @@ def evaluate(
     with one_line_errors():
         params = combinations(parsed_params(overrides or []))
         from stylepairs.datagen.images.perceptual import load_perceptual
-        from stylepairs.datagen.portraits.analysis.analyser import load_analyser
         from stylepairs.datagen.portraits.folders import load_portraits
+        from stylepairs.i2i.edit.editor import Editor
         from stylepairs.i2i.evaluation import portrait_figures
-        from stylepairs.i2i.models.checkpoints import load_model
-        from stylepairs.i2i.models.prepared_glean import prepare
 
         run_own_feature(own_feature)
-        trained, info = load_model(run)
-        model = prepare(trained)  # what `edit` runs is what is judged
-        files = load_portraits(portraits)[:limit]
-        loaded = (file.load() for file in files)
-        rows, summary = portrait_figures(
-            model, info, loaded, params, load_perceptual(perceptual), say=print, analyser=load_analyser()
-        )
+        editor = Editor.load(run, device="cpu")  # what `edit` runs is what is judged
+        loaded = (file.load() for file in load_portraits(portraits)[:limit])
+        rows, summary = portrait_figures(editor, loaded, params, load_perceptual(perceptual), say=print)
         if out is not None:
             from stylepairs.datagen.shell.durable import make_folder, replace_file
 
@@ -185,40 +163,6 @@ def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
 
     lists = [value if isinstance(value, list) else [value] for value in params.values()]
     return [dict(zip(params, values, strict=True)) for values in product(*lists)]
-
-
-def checked_suffix(format: str) -> str | None:
-    """ ".png" for "png"; None for "same"."""
-    from stylepairs.datagen.shell.errors import InputError
-
-    if format == "same":
-        return None
-    if format not in ("png", "jpg", "jpeg", "webp", "tif", "tiff"):
-        raise InputError(f"--format {format}: unknown; choose png, jpg, webp, tif or same")
-    return f".{format}"
-
-
-def targets(photos: list[Path], out: Path, suffix: str | None) -> Iterator[tuple[Path, Path]]:
-    """Each photo and its file in `out`, no two alike: photos of the same name get _2, _3, ...
-
-    Raises InputError before anything is written if a file would take a photo's place.
-    """
-    from stylepairs.datagen.shell.errors import InputError
-
-    originals = {path.resolve() for path in photos}
-    taken: set[Path] = set()
-    pairs = []
-    for path in photos:
-        ending, count = suffix or path.suffix.lower(), 1
-        target = out / (path.stem + ending)
-        while target in taken:
-            count += 1
-            target = out / f"{path.stem}_{count}{ending}"
-        if target.resolve() in originals:
-            raise InputError(f"{target}: is one of the photos and would be overwritten; choose another --out")
-        taken.add(target)
-        pairs.append((path, target))
-    yield from pairs
 
 
 def print_on_main(line: str) -> None:

@@ -88,9 +88,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _short(name: str) -> str:
     """A name that leaves room, in the 255 bytes of most file systems, for what makes it temporary."""
-    if len(name.encode()) <= _NAME_BYTES:
+    if len(os.fsencode(name)) <= _NAME_BYTES:
         return name
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def _is_alive(pid: int) -> bool:

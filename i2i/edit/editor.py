@@ -9,46 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.images.files import load_photo, save_photo, to_float
-from stylepairs.datagen.portraits.alignment import (
-    apply_transform,
-    crop_aligned,
-    eyes_and_mouth,
-    ffhq_transform,
-    invert_transform,
-    square_transform,
-    transform_scale,
-)
+from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, eyes_and_mouth, square_transform
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
+from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
+from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import style_of
 from stylepairs.i2i.train.losses import tightened
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser
     from stylepairs.i2i.models.checkpoints import ModelInfo
     from stylepairs.i2i.models.glean import Edit
-    from stylepairs.i2i.models.prepared_glean import Editor
+    from stylepairs.i2i.models.prepared_glean import Network
 
 # Side of the crop that is parsed: what the face analyser was trained at.
 PARSE_PX = 256
 # Of the side: more than a mask's dilation and feather reach.
 ROOM_SHARE = 0.12
-# Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
-STRIP_ROWS = 512
+MIN_SCORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,111 +54,157 @@ class FaceEdit:
     refused: str | None = None
 
 
-def edit_file(
-    path: Path, target: Path, model: Editor, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
-    min_score: float = 0.5,
-) -> list[FaceEdit]:  # fmt: skip
-    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
+@dataclass(frozen=True)
+class EditedPhoto:
+    """pixels uint8 [H,W,3] RGB; mask [H,W] float16 in [0,1], how much of each pixel was edited (0: it kept its bits);
+    faces: what was done to each face that was found, the largest first."""
 
-    Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a face, or one
-    with none that the edit applies to.
+    pixels: np.ndarray
+    mask: np.ndarray
+    faces: list[FaceEdit]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A checked edit: the feature's parameters, the degree in [0,1], and the network's style code [S] of them."""
+
+    params: BaseModel
+    degree: float
+    style: torch.Tensor
+
+
+class Editor:
+    """A trained network with all that it needs to edit photos: made once, called for each photo.
+
+    >>> editor = Editor.load("embedded")  # doctest: +SKIP
+    >>> edited = editor(photo, {"color": "blond"}, degree=0.7)  # doctest: +SKIP
+    >>> [face.refused for face in edited.faces]  # doctest: +SKIP
+    [None]
     """
-    photo = load_photo(path)
-    try:
-        pixels, faces = edit_photo(photo.pixels, model, info, analyser, params, min_score)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    save_photo(target, replace(photo, pixels=pixels))
-    return faces
 
+    def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None):
+        """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
+        says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
+        self.model, self.info, self.analyser = model, info, analyser
+        self.feature: Any = load_feature(info.feature)
 
-def edit_photo(
-    photo: np.ndarray, model: Editor, info: ModelInfo, analyser: FaceAnalyser, params: Mapping[str, Any],
-    min_score: float = 0.5,
-) -> tuple[np.ndarray, list[FaceEdit]]:  # fmt: skip
-    """Edit every face of a photo of any size.
+    @classmethod
+    def load(
+        cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded", parser: str | Path = "embedded"
+    ) -> Editor:
+        """The editor of a run folder, a .safetensors file, or "embedded" (the shipped weights), ready for use.
 
-    photo uint8 [H,W,3] RGB, upright; model: fastest as `inference.prepare` gives it; params: the feature's
-    parameters and "degree" in [0,1] (default 1), e.g.
-    {"color": "blond", "degree": 0.7}. Returns the edited copy, same shape, and what was done to each face. Raises
-    InputError when there is no face, or when the feature applies to none.
-    """
-    found = analyser.find(photo, min_score)
-    if not found:
-        raise InputError(
-            f"no face found with a score of at least {min_score:g}; pass a lower --min-score or crop closer"
-        )
-    result = photo.copy()
-    claimed = np.zeros(photo.shape[:2], np.float16)  # how much of each pixel faces before have edited
-    faces = []
-    for face in found:
-        x0, y0, x1, y1 = (float(value) for value in face.box)
-        box = (x0, y0, x1, y1)
-        aligned = ffhq_transform(face.points68, PARSE_PX)
-        before = parsed_portrait(photo, aligned, face.points68, analyser).resized(model.size_px)
-        try:
-            edit = edit_portrait(model, info, before, params)
-        except SketchRefused as refused:
-            faces.append(FaceEdit(box, float(face.score), str(refused).removeprefix(f"{before.name}: ")))
-            continue
-        maps, transform = whole_edit(photo, face.points68, edit, info, analyser, params)
-        paste(result, photo, claimed, maps, transform)
-        faces.append(FaceEdit(box, float(face.score)))
-    if all(face.refused for face in faces):
-        raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
-    return result, faces
+        device: "cpu", "cuda" or "auto"; landmarks, parser: as in `load_analyser`. Raises InputError for what cannot be
+        loaded.
+        """
+        from stylepairs.datagen.build.plan import choose_device
+        from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+        from stylepairs.i2i.models.checkpoints import load_model
+        from stylepairs.i2i.models.prepared_glean import prepare
 
+        model, info = load_model(source)
+        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks, parser))
 
-@torch.no_grad()
-def edit_portrait(model: Editor, info: ModelInfo, portrait: Portrait, params: Mapping[str, Any]) -> Edit:
-    """One pass over an aligned portrait at the model's size; output clamped to [-1,1], batch of one.
+    def __call__(
+        self,
+        photo: np.ndarray,
+        params: Mapping[str, Any] | None = None,
+        *,
+        degree: float | None = None,
+        region: np.ndarray | None = None,
+        min_score: float = MIN_SCORE,
+    ) -> EditedPhoto:
+        """Edit every face of a photo of any size; the photo itself is left as it is.
 
-    Raises SketchRefused (an InputError) when the feature does not apply to it, InputError for unknown parameters.
-    """
-    feature_params, degree = split_params(info.feature, params)
-    region = region_of(load_feature(info.feature).sketch(portrait, feature_params))
-    device = next(model.parameters()).device
-    edit: Edit = model(
-        portrait.image[None].to(device),
-        region[None].to(device),
-        torch.tensor([degree], device=device),
-        style_of(info.style, feature_params.model_dump(), info.kinds)[None].to(device),
-    )
-    return edit._replace(output=edit.output.clamp(-1, 1))
+        photo uint8 [H,W,3] RGB, upright; params: the feature's parameters, say which kind of edit, for example
+        {"color": "blond"}; degree in [0,1]: how much of it (None: what params say, else 1); region [H,W] in [0,1]: how
+        much of each pixel may be edited (None: all of it); min_score: least score of a face. Raises InputError for
+        parameters that the feature does not know, for a photo without a face, and when the feature applies to none.
+        """
+        wanted = self.wanted(params or {}, degree)
+        assert self.analyser is not None, "made without an analyser, which finds the faces"
+        found = self.analyser.find(photo, min_score)
+        if not found:
+            raise InputError(
+                f"no face found with a score of at least {min_score:g}; pass a lower --min-score or crop closer"
+            )
+        result, mask, faces = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
+        for face in found:
+            refused = None
+            try:
+                maps, transform = self._edit_face(photo, face.points68, wanted)
+                paste(result, photo, mask, maps, transform, region)
+            except SketchRefused as error:
+                refused = str(error).removeprefix("face: ")
+            x0, y0, x1, y1 = (float(value) for value in face.box)
+            faces.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused))
+        if all(face.refused for face in faces):
+            raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
+        return EditedPhoto(result, mask, faces)
 
+    def wanted(self, params: Mapping[str, Any], degree: float | None = None) -> Wanted:
+        """The edit that parameters ask for, checked before any photo is touched; raises InputError.
 
-def whole_edit(
-    photo: np.ndarray,
-    points68: np.ndarray,
-    edit: Edit,
-    info: ModelInfo,
-    analyser: FaceAnalyser,
-    params: Mapping[str, Any],
-) -> tuple[EditMaps, np.ndarray]:
-    """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
+        degree None: the parameters' "degree", else the feature's "intensity", else 1.
+        """
+        own = {name: value for name, value in params.items() if name != "degree"}
+        if degree is None:
+            degree = params.get("degree", params.get("intensity", 1.0))
+        if isinstance(degree, bool) or not isinstance(degree, int | float) or not 0 <= degree <= 1:
+            raise InputError(f"degree {degree!r}: must be a number from 0 (nothing) to 1 (all of it)")
+        checked = validate_params(self.feature.Params, own, self.info.feature)
+        style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
+        return Wanted(checked, float(degree), style)
 
-    It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
-    """
-    gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
-    maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
-    transform = ffhq_transform(points68, maps.side)
-    if not reaches_border(maps):
+    @torch.no_grad()
+    def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
+        """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
+        and the sketch that said where. Raises SketchRefused (an InputError) when the feature does not apply to it.
+        """
+        sketch: Sketch = self.feature.sketch(portrait, wanted.params)
+        device = next(self.model.parameters()).device
+        inputs = (portrait.image, region_of(sketch), torch.tensor(wanted.degree), wanted.style)
+        edit: Edit = self.model(*(tensor[None].to(device) for tensor in inputs))
+        return edit._replace(output=edit.output.clamp(-1, 1)), sketch
+
+    def _edit_face(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> tuple[EditMaps, np.ndarray]:
+        """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
+
+        It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
+        """
+        side = self.model.size_px
+        edit, sketch = self.edit_portrait(self._portrait(photo, points68, side), wanted)
+        gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
+        maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
+        transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)
+        # New shapes (no detail of the photo's in them) cannot be continued by scaling and shifting the photo.
+        for share in MARGIN_SHARES if reaches_border(maps) and sketch.photo_detail > 0 else ():
+            margin = margin_px(side, share)
+            try:
+                wide = self._portrait(photo, points68, side + 2 * margin, 1 + 2 * margin / side)
+                region = region_of(self.feature.sketch(wide, wanted.params))
+            except SketchRefused:  # the wider the crop, the less sure its parsing is
+                continue
+            transform[:, 2] += margin
+            return extended(maps, region[0].numpy()), transform
         return cut_off(maps), transform
-    feature_params, _ = split_params(info.feature, params)
-    for share in MARGIN_SHARES:
-        margin = margin_px(maps.side, share)
-        wide_px = maps.side + 2 * margin
-        wide = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), PARSE_PX, wide_px / maps.side)
-        try:
-            portrait = parsed_portrait(photo, wide, points68, analyser).resized(wide_px)
-            sketch = load_feature(info.feature).sketch(portrait, feature_params)
-        except SketchRefused:  # the wider the crop, the less sure its parsing is
-            continue
-        if sketch.photo_detail == 0:  # new shapes cannot be continued by scaling and shifting the photo
-            break
-        transform[:, 2] += margin
-        return extended(maps, region_of(sketch)[0].numpy()), transform
-    return cut_off(maps), transform
+
+    def _portrait(self, photo: np.ndarray, points68: np.ndarray, size_px: int, share: float = 1.0) -> Portrait:
+        """A face's crop, `share` times FFHQ's square, parsed at PARSE_PX and brought to size_px."""
+        assert self.analyser is not None
+        points = np.asarray(points68, np.float64)
+        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
+        crop = crop_aligned(photo, transform, PARSE_PX)
+        label, hair = self.analyser.parse(crop[None])
+        portrait = Portrait(
+            name="face",
+            image=to_float(crop),
+            label=torch.as_tensor(label)[0],
+            hair=torch.as_tensor(hair)[0].float(),
+            points68=torch.from_numpy(apply_transform(transform, points)).float(),
+            digest="",
+        )
+        return portrait.resized(size_px)
 
 
 def region_of(sketch: Sketch) -> torch.Tensor:
@@ -178,68 +218,3 @@ def region_of(sketch: Sketch) -> torch.Tensor:
     room = math.ceil(ROOM_SHARE * side)
     roomy = tightened(region_mask(F.pad(mask, (room, room, room, room)), side), side)[:, room:-room, room:-room]
     return torch.maximum(roomy, torch.minimum(tightened(region_mask(mask)), mask))
-
-
-def split_params(feature: str, params: Mapping[str, Any]) -> tuple[Any, float]:
-    """The feature's own parameters, validated, and the degree ("degree", or the feature's "intensity"; default 1)."""
-    from stylepairs.datagen.recipe import validate_params
-
-    own = {name: value for name, value in params.items() if name != "degree"}
-    degree = params.get("degree", params.get("intensity", 1.0))
-    if isinstance(degree, bool) or not isinstance(degree, int | float) or not 0 <= degree <= 1:
-        raise InputError(f"degree {degree!r}: must be a number from 0 (nothing) to 1 (all of it)")
-    return validate_params(load_feature(feature).Params, own, feature), float(degree)
-
-
-def parsed_portrait(photo: np.ndarray, transform: np.ndarray, points68: np.ndarray, analyser: FaceAnalyser) -> Portrait:
-    """The aligned crop of a face at PARSE_PX with its label map and hair matte; transform maps the photo onto it."""
-    crop = crop_aligned(photo, transform, PARSE_PX)
-    label, hair = analyser.parse(crop[None])
-    points = apply_transform(transform, np.asarray(points68, np.float64))
-    return Portrait(
-        name="face",
-        image=to_float(crop),
-        label=torch.as_tensor(label)[0],
-        hair=torch.as_tensor(hair)[0].float(),
-        points68=torch.from_numpy(points).float(),
-        digest="",
-    )
-
-
-def paste(result: np.ndarray, photo: np.ndarray, claimed: np.ndarray, maps: EditMaps, transform: np.ndarray) -> None:
-    """Add one face's edit to `result`, in place.
-
-    result, photo uint8 [H,W,3]; claimed [H,W] float16, how much of each pixel has been edited already: faces whose
-    squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps' square.
-    """
-    side, gain, bias, mask = maps.side, maps.gain, maps.bias, maps.mask
-    scale = transform_scale(transform)
-    if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
-        gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
-    x0, y0, x1, y1 = covered(transform, side, photo.shape)
-    for top in range(y0, y1, STRIP_ROWS):
-        bottom = min(top + STRIP_ROWS, y1)
-        here = np.s_[top:bottom, x0:x1]
-        moved = transform.copy()
-        moved[:, 2] += transform[:, :2] @ np.array([x0, top], np.float64)
-        weight = brought_up(mask, moved, (bottom - top, x1 - x0), cv2.INTER_LINEAR).clip(0, 1)
-        change = brought_up(gain, moved, weight.shape, cv2.INTER_CUBIC) * photo[here]
-        change += brought_up(bias, moved, weight.shape, cv2.INTER_CUBIC)
-        share = weight * (1 - claimed[here].astype(np.float32))
-        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, 255).astype(np.uint8)
-        result[here] = np.where((share > 0)[..., None], blended, result[here])
-        claimed[here] = np.maximum(claimed[here], weight)
-
-
-def brought_up(values: np.ndarray, transform: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
-    """A map of the crop as the photo's rectangle of `shape` (H, W) sees it; 0 beyond the crop."""
-    return cv2.warpAffine(values, transform, (shape[1], shape[0]), flags=interpolation | cv2.WARP_INVERSE_MAP)
-
-
-def covered(transform: np.ndarray, side: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The photo's rectangle x0, y0, x1, y1 (ends excluded) that a crop of `side` pixels covers."""
-    corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], np.float64)
-    points = apply_transform(invert_transform(transform), corners)
-    x0, y0 = np.maximum(np.floor(points.min(0)).astype(int), 0)
-    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
-    return int(x0), int(y0), int(min(x1, shape[1])), int(min(y1, shape[0]))

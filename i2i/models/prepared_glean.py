@@ -34,7 +34,8 @@ from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS
 from stylepairs.kernels.precision import fastest_dtype
 from stylepairs.kernels.upfirdn2d import upsample2d
 
-Editor = Union[Glean, "PreparedGlean"]
+# What edits an aligned crop: the network as it is trained, or frozen.
+Network = Union[Glean, "PreparedGlean"]
 
 # What `glean.activation` multiplies by; leaky ReLU is homogeneous, so the factor moves into the layer before it.
 _GAIN = math.sqrt(2)

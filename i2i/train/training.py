@@ -24,12 +24,12 @@ from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
-from stylepairs.i2i.evaluation import pair_figures, sample_sheet
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import decode_color, is_of_kinds, kinds_of, style_channels
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.data import PairDataset, batches, data_digest, evenly, one_feature, read_records
+from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of
 from stylepairs.i2i.train.settings import TrainingSettings
 

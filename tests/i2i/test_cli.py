@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.cli import app, checked_suffix, combinations, parsed_params, targets
+from stylepairs.i2i.cli import app, combinations, parsed_params
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["edit"], ["evaluate"]])
@@ -55,32 +54,9 @@ def test_lists_become_combinations() -> None:
     assert found == [{"color": "red", "degree": 1}, {"color": "blond", "degree": 1}]
 
 
-def test_files_of_one_name_do_not_overwrite_each_other() -> None:
-    photos = [Path("a/one.jpg"), Path("b/one.JPG"), Path("c/two.webp")]
-    names = [target.name for _, target in targets(photos, Path("out"), ".png")]
-    assert names == ["one.png", "one_2.png", "two.png"]
-    assert [target.name for _, target in targets(photos, Path("out"), None)] == ["one.jpg", "one_2.jpg", "two.webp"]
-
-
-def test_no_two_photos_share_a_file_however_they_are_named() -> None:
-    photos = [Path("a.png"), Path("a_2.png"), Path("b/a.jpg"), Path("c/a.webp")]
-    found = [target for _, target in targets(photos, Path("out"), ".png")]
-    assert len(set(found)) == len(photos)
-
-
-def test_a_photo_is_never_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="would be overwritten"):
-        list(targets([tmp_path / "a.png"], tmp_path / "sub" / "..", ".png"))
-
-
 def test_wrong_options_are_one_line_and_exit_code_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "stylepairs.i2i", "edit", "--nope"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_formats() -> None:
-    assert checked_suffix("same") is None
-    assert checked_suffix("png") == ".png"

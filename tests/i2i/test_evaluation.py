@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.i2i.evaluation import frechet_distance, pair_figures, portrait_figures, psnr_outside_db, sample_sheet
+from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.evaluation import frechet_distance, medians, portrait_figures
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Glean
-from stylepairs.i2i.train.data import PairDataset, read_records
 
 INFO = ModelInfo("hair_color", "color", {})
-CPU = torch.device("cpu")
 
 
 def portrait_of(name: str, seed: int, hair_px: int = 16) -> Portrait:
@@ -38,24 +33,11 @@ def face_points() -> torch.Tensor:
     return points
 
 
-def dataset(pairs: Path) -> PairDataset:
-    return PairDataset(pairs, read_records(pairs, "val"), 32, "color", (6, 16), "")
-
-
-def test_untrained_model_leaves_the_outside_untouched_and_misses_the_colour(pairs: Path, model: Glean) -> None:
-    figures = pair_figures(model, dataset(pairs), load_perceptual("pyramid"), CPU)
-    assert figures["psnr_outside_db"] == 100
-    assert figures["mask_l1"] < 0.01
-    assert figures["delta_e_to_wanted"] > 5
-    assert figures["l1_inside"] > 0.1
-    assert "perceptual_pyramid" in figures
-
-
 def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     said: list[str] = []
     portraits = [portrait_of("one", 1), portrait_of("two", 2), portrait_of("bald", 3, hair_px=0)]
     params = [{"color": "blond"}, {"color": "black"}]
-    rows, summary = portrait_figures(model, INFO, portraits, params, load_perceptual("pyramid"), said.append)
+    rows, summary = portrait_figures(Editor(model, INFO), portraits, params, load_perceptual("pyramid"), said.append)
     assert [(row["portrait"], row["params"]["color"]) for row in rows] == [
         ("one", "blond"), ("one", "black"), ("two", "blond"), ("two", "black"),
     ]  # fmt: skip
@@ -80,14 +62,18 @@ def test_frechet_distance_is_zero_between_equal_sets_and_grows_with_noise() -> N
     assert values[0] < values[1] < values[2]
 
 
-def test_psnr_by_hand() -> None:
-    zero, region = torch.zeros(3, 2, 2), torch.ones(1, 2, 2)
-    region[0, 0, 0] = 0
-    assert psnr_outside_db(zero, zero, region) == 100
-    assert psnr_outside_db(zero + 0.2, zero, region) == pytest.approx(20)
-    assert psnr_outside_db(zero + 0.2, zero, torch.ones(1, 2, 2)) == 100  # nothing is outside
+def test_one_portrait_in_several_colours_keeps_its_rows_without_an_fid(model: Glean) -> None:
+    said: list[str] = []
+    params = [{"color": "blond"}, {"color": "black"}]
+    rows, summary = portrait_figures(
+        Editor(model, INFO), [portrait_of("one", 1)], params, load_perceptual("pyramid"), said.append
+    )
+    assert len(rows) == 2
+    assert "color_delta_e" in summary
+    assert "fid_pyramid" not in summary
+    assert said == ["fid_pyramid is left out: it needs two portraits"]
 
 
-def test_sample_sheet_is_a_grid_of_seven_columns(pairs: Path, model: Glean) -> None:
-    sheet = np.array(Image.open(io.BytesIO(sample_sheet(model, dataset(pairs), 2, CPU))))
-    assert sheet.shape == (2 * 32 + 4, 7 * 32 + 4, 3)
+def test_medians_are_over_the_rows_that_have_the_figure() -> None:
+    assert medians([{"a": 1.0, "name": "x"}, {"a": 3.0, "b": 5.0}, {"a": 9.0, "b": None}]) == {"a": 3.0, "b": 5.0}
+    assert medians([]) == {}

@@ -15,8 +15,9 @@ from stylepairs.datagen.portraits.analysis.detection import Face
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.edit.beyond_crop import border_fade
-from stylepairs.i2i.edit.editor import edit_file, edit_photo, region_of, split_params
+from stylepairs.i2i.edit.beyond_crop import border_fade, margin_px
+from stylepairs.i2i.edit.editor import Editor, region_of
+from stylepairs.i2i.edit_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
 
@@ -78,8 +79,7 @@ def brightening(model: Glean) -> Glean:
 
 
 def edit(photo: np.ndarray, model: Glean, analyser: Any, **params: Any) -> np.ndarray:
-    result, _ = edit_photo(photo, model, INFO, analyser, BLOND | params)
-    return result
+    return Editor(model, INFO, analyser)(photo, BLOND | params).pixels
 
 
 def test_only_the_hair_changes_and_everything_else_keeps_its_bits(brightening: Glean) -> None:
@@ -143,12 +143,12 @@ def test_degree_zero_of_an_untrained_model_returns_the_photo(model: Glean) -> No
 
 def test_photo_without_a_face_is_one_clear_line(model: Glean) -> None:
     with pytest.raises(InputError, match="no face found"):
-        edit_photo(photo_of(50, 50), model, INFO, FakeAnalyser([]), BLOND)
+        edit(photo_of(50, 50), model, FakeAnalyser([]))
 
 
 def test_face_without_hair_is_said_and_others_are_edited(brightening: Glean) -> None:
     with pytest.raises(InputError, match=r"^hair covers only"):
-        edit_photo(photo_of(200, 200), brightening, INFO, FakeAnalyser([(100, 100)], hair=0.0), BLOND)
+        edit(photo_of(200, 200), brightening, FakeAnalyser([(100, 100)], hair=0.0))
 
 
 def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Glean) -> None:
@@ -157,7 +157,7 @@ def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Gl
     exif[0x0112] = 6  # stored lying on its side
     source, target = tmp_path / "photo.jpg", tmp_path / "out" / "photo.png"
     Image.fromarray(photo_of(300, 200)).save(source, exif=exif, icc_profile=profile)
-    faces = edit_file(source, target, brightening, INFO, FakeAnalyser([(150, 100)]), BLOND)
+    faces = edit_file(Editor(brightening, INFO, FakeAnalyser([(150, 100)])), source, target, BLOND)
     with Image.open(target) as result:
         assert result.size == (300, 200)
         assert result.info["icc_profile"] == profile
@@ -168,16 +168,56 @@ def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Gl
 def test_unreadable_file_is_one_line_with_its_name(tmp_path: Path, model: Glean) -> None:
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(InputError, match=r"empty\.jpg: .*0 bytes"):
-        edit_file(tmp_path / "empty.jpg", tmp_path / "out.png", model, INFO, FakeAnalyser([]), BLOND)
+        edit_file(Editor(model, INFO, FakeAnalyser([])), tmp_path / "empty.jpg", tmp_path / "out.png", BLOND)
 
 
-def test_parameters_are_checked() -> None:
-    params, degree = split_params("hair_color", {"color": "red", "degree": 0.4})
-    assert (params.color, degree) == ("red", 0.4)
-    assert split_params("hair_color", {"intensity": 0.3})[1] == 0.3
+def test_parameters_are_checked(model: Glean) -> None:
+    editor = Editor(model, INFO)
+    wanted = editor.wanted({"color": "red", "degree": 0.4})
+    assert (wanted.params.color, wanted.degree) == ("red", 0.4)
+    assert editor.wanted(BLOND | {"intensity": 0.3}).degree == 0.3
+    assert editor.wanted(BLOND | {"intensity": 0.3}, degree=0.5).degree == 0.5
     for bad, message in (({"degree": 2}, "degree 2"), ({"colour": "red"}, "colour"), ({"color": "blnd"}, "blond")):
         with pytest.raises(InputError, match=message):
-            split_params("hair_color", bad)
+            editor.wanted(bad)
+
+
+def test_result_says_which_pixels_were_edited_and_what_was_done_to_each_face(brightening: Glean) -> None:
+    photo = photo_of(200, 300)
+    edited = Editor(brightening, INFO, FakeAnalyser([(150, 100)]))(photo, BLOND)
+    assert edited.mask.shape == photo.shape[:2]
+    assert edited.mask.max() == 1
+    changed = (edited.pixels != photo).any(-1)
+    assert changed.any()
+    assert not changed[edited.mask == 0].any()
+    assert [(face.refused, face.score) for face in edited.faces] == [(None, 0.9)]
+
+
+def test_region_bounds_what_is_edited_and_by_how_much(brightening: Glean) -> None:
+    photo = np.full((200, 300, 3), 100, np.uint8)
+    region = np.zeros((200, 300), np.float32)
+    region[:, :150], region[:, 150:160] = 1, 0.5
+    edited = Editor(brightening, INFO, FakeAnalyser([(150, 100)]))(photo, BLOND, region=region)
+    assert np.array_equal(edited.pixels[:, 160:], photo[:, 160:])
+    assert np.median(edited.pixels[80:90, 135:150]) == 151
+    assert np.median(edited.pixels[80:90, 150:160]) == pytest.approx(125, abs=1)
+
+
+def test_a_face_is_sketched_once_and_once_more_where_its_edit_goes_on_beyond_the_crop(brightening: Glean) -> None:
+    editor, calls = Editor(brightening, INFO, FakeAnalyser([(150, 100)])), []
+    feature = editor.feature
+
+    class Counting:
+        Params = feature.Params
+
+        @staticmethod
+        def sketch(portrait: Any, params: Any) -> Any:
+            calls.append(portrait.size_px)
+            return feature.sketch(portrait, params)
+
+    editor.feature = Counting
+    editor(photo_of(200, 300), BLOND)
+    assert calls == [32, 32 + 2 * margin_px(32)]
 
 
 def test_border_fade_is_smooth_and_zero_at_the_border() -> None:

@@ -1,0 +1,62 @@
+"""Puts the edit of a face back into the photo at the photo's own size, and leaves every other pixel its bits."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from stylepairs.datagen.portraits.alignment import apply_transform, invert_transform, transform_scale
+from stylepairs.i2i.edit.beyond_crop import EditMaps
+
+# Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
+STRIP_ROWS = 512
+
+
+def paste(
+    result: np.ndarray,
+    photo: np.ndarray,
+    edited: np.ndarray,
+    maps: EditMaps,
+    transform: np.ndarray,
+    region: np.ndarray | None = None,
+) -> None:
+    """Add one face's edit to `result` and to `edited`, in place.
+
+    result, photo uint8 [H,W,3]; edited [H,W] float16, how much of each pixel has been edited already: faces whose
+    squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps' square;
+    region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
+    """
+    side, gain, bias, mask = maps.side, maps.gain, maps.bias, maps.mask
+    scale = transform_scale(transform)
+    if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
+        gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
+    x0, y0, x1, y1 = covered(transform, side, photo.shape)
+    for top in range(y0, y1, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, y1)
+        here = np.s_[top:bottom, x0:x1]
+        moved = transform.copy()
+        moved[:, 2] += transform[:, :2] @ np.array([x0, top], np.float64)
+        size = (x1 - x0, bottom - top)
+        weight = enlarged(mask, moved, size, cv2.INTER_LINEAR).clip(0, 1)
+        if region is not None:
+            weight *= region[here]
+        change = enlarged(gain, moved, size, cv2.INTER_CUBIC) * photo[here]
+        change += enlarged(bias, moved, size, cv2.INTER_CUBIC)
+        share = weight * (1 - edited[here].astype(np.float32))
+        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, 255).astype(np.uint8)
+        result[here] = np.where((share > 0)[..., None], blended, result[here])
+        edited[here] = np.maximum(edited[here], weight)
+
+
+def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    """A map of the crop as the photo's rectangle of `size` (width, height) sees it; 0 beyond the crop."""
+    return cv2.warpAffine(values, transform, size, flags=interpolation | cv2.WARP_INVERSE_MAP)
+
+
+def covered(transform: np.ndarray, side: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The photo's rectangle x0, y0, x1, y1 (ends excluded) that a crop of `side` pixels covers."""
+    corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], np.float64)
+    points = apply_transform(invert_transform(transform), corners)
+    x0, y0 = np.maximum(np.floor(points.min(0)).astype(int), 0)
+    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
+    return int(x0), int(y0), int(min(x1, shape[1])), int(min(y1, shape[0]))

@@ -1,0 +1,107 @@
+"""What `i2i edit` does with files: which photos, where each edit goes, and one line on each, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stylepairs.datagen.shell.errors import InputError
+
+if TYPE_CHECKING:
+    from stylepairs.i2i.edit.editor import Editor, FaceEdit
+
+Jobs = list[tuple[Path, Path]]
+
+
+def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score: float) -> int:
+    """Edit each photo into its file and print a line on it; returns how many failed. None of them ends the others."""
+    failed = 0
+    for path, target in jobs:
+        try:
+            faces = edit_file(editor, path, target, params, min_score)
+            edited = sum(face.refused is None for face in faces)
+            print(one_line(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited"))
+        except InputError as error:
+            failed += 1
+            print(one_line(str(error)), file=sys.stderr)
+        except Exception as error:
+            failed += 1
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            text = f"{path}: not edited, a fault of this program ({type(error).__name__}: {error}; {where}); report it"
+            print(one_line(text), file=sys.stderr)
+    return failed
+
+
+def edit_file(
+    editor: Editor, path: Path, target: Path, params: Mapping[str, Any], min_score: float = 0.5
+) -> list[FaceEdit]:
+    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
+
+    Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a face, or one
+    with none that the edit applies to.
+    """
+    from stylepairs.datagen.images.files import load_photo, save_photo
+
+    photo = load_photo(path)
+    try:
+        edited = editor(photo.pixels, params, min_score=min_score)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    save_photo(target, replace(photo, pixels=edited.pixels))
+    return edited.faces
+
+
+def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None) -> Jobs:
+    """Each photo and its file in `out`, no two alike: photos of the same name get _2, _3, ...
+
+    paths: files, or folders with all their files, whose sub-folders are kept; suffix None keeps each photo's own.
+    Raises InputError before anything is written if a file would take a photo's place.
+    """
+    photos = [found for path in paths for found in _photos(path, out)]
+    originals = {os.path.realpath(path) for path, _ in photos}
+    jobs: dict[Path, Path] = {}
+    for path, folder in photos:
+        ending, count = suffix or path.suffix.lower(), 1
+        target = out / folder / (path.stem + ending)
+        while target in jobs:
+            count += 1
+            target = out / folder / f"{path.stem}_{count}{ending}"
+        if os.path.realpath(target) in originals:
+            raise InputError(f"{target}: is one of the photos and would be overwritten; choose another --out")
+        jobs[target] = path
+    return [(path, target) for target, path in jobs.items()]
+
+
+def _photos(path: Path, out: Path) -> list[tuple[Path, Path]]:
+    """A photo with the sub-folder of `out` that its edit goes to; of a folder all files, but those that lie in out."""
+    if not path.is_dir():
+        return [(path, Path())]
+    from stylepairs.datagen.portraits.prepare import list_photos
+
+    written = Path(os.path.realpath(out))
+    files = [file for file in list_photos([path]) if written not in Path(os.path.realpath(file)).parents]
+    return [(file, file.relative_to(path).parent) for file in files]
+
+
+def checked_suffix(format: str) -> str | None:
+    """ ".png" for "png"; None for "same"."""
+    if format == "same":
+        return None
+    if format not in ("png", "jpg", "jpeg", "webp", "tif", "tiff"):
+        raise InputError(f"--format {format}: unknown; choose png, jpg, webp, tif or same")
+    return f".{format}"
+
+
+def one_line(text: str) -> str:
+    """The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
+
+    >>> one_line("two\\nlines")
+    'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

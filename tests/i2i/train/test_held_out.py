@@ -1,0 +1,44 @@
+"""Figures of held-out pairs, right at the extremes, and the sheet that is looked at."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.train.data import PairDataset, read_records
+from stylepairs.i2i.train.held_out import pair_figures, psnr_outside_db, sample_sheet
+
+CPU = torch.device("cpu")
+
+
+def dataset(pairs: Path) -> PairDataset:
+    return PairDataset(pairs, read_records(pairs, "val"), 32, "color", (6, 16), "")
+
+
+def test_untrained_model_leaves_the_outside_untouched_and_misses_the_colour(pairs: Path, model: Glean) -> None:
+    figures = pair_figures(model, dataset(pairs), load_perceptual("pyramid"), CPU)
+    assert figures["psnr_outside_db"] == 100
+    assert figures["mask_l1"] < 0.01
+    assert figures["delta_e_to_wanted"] > 5
+    assert figures["l1_inside"] > 0.1
+    assert "perceptual_pyramid" in figures
+
+
+def test_psnr_by_hand() -> None:
+    zero, region = torch.zeros(3, 2, 2), torch.ones(1, 2, 2)
+    region[0, 0, 0] = 0
+    assert psnr_outside_db(zero, zero, region) == 100
+    assert psnr_outside_db(zero + 0.2, zero, region) == pytest.approx(20)
+    assert psnr_outside_db(zero + 0.2, zero, torch.ones(1, 2, 2)) == 100  # nothing is outside
+
+
+def test_sample_sheet_is_a_grid_of_seven_columns(pairs: Path, model: Glean) -> None:
+    sheet = np.array(Image.open(io.BytesIO(sample_sheet(model, dataset(pairs), 2, CPU))))
+    assert sheet.shape == (2 * 32 + 4, 7 * 32 + 4, 3)
