@@ -6,7 +6,6 @@ path. All that is wrong with a section is reported at once, on one line, with th
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from stylepairs.datagen.build.draws import combinations
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 Section = Literal["datagen", "i2i"]
@@ -119,12 +118,6 @@ def validate_params(model: type[Model], params: dict[str, Any], source: str) -> 
         raise InputError(f"{source}: {problems}") from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the nearest known word, or "" when none is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
 def _read(name_or_path: str) -> tuple[str, str]:
     """What to call the recipe in messages, and its text."""
     path = Path(name_or_path)
@@ -150,7 +143,7 @@ def _section(source: str, text: str, section: str) -> dict[str, Any]:
     try:
         document = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{source}: not YAML ({_one_line(error)})") from error
+        raise InputError(f"{source}: not YAML ({one_line(error)})") from error
     if not isinstance(document, dict):
         raise InputError(f"{source}: not a recipe; it must have the sections {' and '.join(SECTIONS)}")
     unknown = [f"{key}: unknown section{nearest(str(key), SECTIONS)}" for key in document if key not in SECTIONS]
@@ -173,7 +166,7 @@ def _apply(settings: dict[str, Any], override: str, section: str, model: type[Ba
         # To YAML a value such as #aabbcc is a comment; here it can only be a colour.
         value = text.strip() if text.strip().startswith("#") else yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"--set {override}: the value is not YAML ({_one_line(error)})") from error
+        raise InputError(f"--set {override}: the value is not YAML ({one_line(error)})") from error
     params = settings.get("params")
     if isinstance(params, dict) and path[0] in params and path[0] not in model.model_fields:
         path = ["params", *path]
@@ -202,7 +195,7 @@ def _explain(model: type[BaseModel], details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     shown = repr(details["input"])
     verb = "should be " if details["msg"].startswith("Input should be ") else ""
-    return f"{where}: {verb}{_one_line(message)} (got {shown if len(shown) <= 80 else shown[:77] + '...'})"
+    return f"{where}: {verb}{one_line(message)} (got {shown if len(shown) <= 80 else shown[:77] + '...'})"
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
@@ -228,10 +221,6 @@ def _types_in(annotation: Any) -> list[type]:
     if isinstance(annotation, type):
         return [annotation]
     return [inner for argument in get_args(annotation) for inner in _types_in(argument)]
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 class _StrictLoader(yaml.SafeLoader):

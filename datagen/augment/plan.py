@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.augment.interpolation import (
     Person,
@@ -43,13 +44,13 @@ from stylepairs.datagen.build.shard_runner import (
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.codec import DAMAGE
 from stylepairs.datagen.pairs.shards import PARENT, Pair, PairRecord
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Seen
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.decode import Damaged, read_json
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.workers import run_workers
 
 DEFAULT_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -263,24 +264,30 @@ def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | Non
     """The recipe that a build was made with, as it noted it."""
     path = pairs / BUILD_FILE
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        recipe = BuildRecipe.model_validate(noted["recipe"])
-        with_weights = "perceptual_weights" in noted["instruments"]
-        augmented = "augmentation_of" in noted
-        feature_code = noted.get("feature_code")
-    except DAMAGE as error:
-        problem = f"cannot be read ({' '.join(str(error).split())[:160]}); it tells the recipe of the pairs"
+        noted = _BuildNote.model_validate(read_json(path))
+    except (Damaged, ValidationError) as error:
+        problem = f"cannot be read ({one_line(error)}); it tells the recipe of the pairs"
         raise InputError(f"{path}: {problem}, so build them again") from error
-    if augmented:
+    recipe = noted.recipe
+    if noted.augmentation_of is not None:
         raise InputError(f"{pairs}: holds augmented pairs; augment the build that they were made from")
-    if with_weights and perceptual_weights is None:
+    if "perceptual_weights" in noted.instruments and perceptual_weights is None:
         raise InputError(f"{pairs}: was built with a file of perceptual weights; name it with --perceptual-weights")
     if is_own_file(recipe.feature) and own_feature is None:
         raise InputError(f"{pairs}: made by the feature file {recipe.feature}; name it with --own-feature")
-    if own_feature is not None and (feature_code is None or code_digest(str(own_feature)) != feature_code):
+    if own_feature is not None and (noted.feature_code is None or code_digest(str(own_feature)) != noted.feature_code):
         raise InputError(f"{own_feature}: is not the feature that {pairs} was built with ({recipe.feature})")
     feature = recipe.feature if own_feature is None else str(own_feature)
     return recipe.model_copy(update={"perceptual_weights": perceptual_weights, "feature": feature})
+
+
+class _BuildNote(BaseModel):
+    """What an augmentation needs of a build's `build.json`."""
+
+    recipe: BuildRecipe
+    instruments: dict[str, str]
+    feature_code: str | None = None
+    augmentation_of: Any = None
 
 
 def _load_models(

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from stylepairs.datagen.pairs.codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
+from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
 
 # Raised whenever the same inputs would be inverted differently.
 INVERSION_VERSION = 2
 # Settings of inversion and reconstruction that take memory or time and change no bit of the result.
 SAME_BITS = {"recompute_from_px"}
+_FIGURES = TypeAdapter(dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,19 @@ class InversionCache:
 
     def load(self, portrait: Portrait) -> Inversion | None:
         """The portrait's inversion as it was stored; None when it is absent or damaged."""
-        from safetensors import SafetensorError, safe_open
-
         path = self.path(portrait)
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                metadata = file.metadata()
-            if metadata["sha256"] != _digest(stored):
-                return None
-            tensors = {name: tensor.float() for name, tensor in stored.items()}
-            noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]
-            device = portrait.image.device
-            ws, image = tensors["ws"].to(device), tensors["image"].to(device)
-            figures = {name: float(value) for name, value in json.loads(metadata["figures"]).items()}
-            return Inversion(ws, [level.to(device) for level in noise], image, figures)
-        except (SafetensorError, *DAMAGE):
+            stored, metadata = read_safetensors(path)
+            figures = _FIGURES.validate_json(metadata.get("figures", ""))
+        except (Damaged, ValidationError):
             return None
+        if metadata.get("sha256") != _digest(stored):
+            return None
+        tensors = {name: tensor.float().to(portrait.image.device) for name, tensor in stored.items()}
+        noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]
+        return Inversion(tensors["ws"], noise, tensors["image"], figures)
 
     def store(self, portrait: Portrait, inversion: Inversion) -> None:
         """Keep an inversion. Raises InputError when the disk is full."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ValidationError
+
 from stylepairs.datagen.build.quality import Analyser, Instruments
-from stylepairs.datagen.pairs.codec import DAMAGE
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.shell.decode import Damaged, read_json_lines
 from stylepairs.datagen.shell.durable import file_digest
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.folders import PortraitFile
@@ -148,7 +150,14 @@ def _photo_digests(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {str(row["name"]): str(row["photo_sha256"]) for row in rows if "photo_sha256" in row}
-    except DAMAGE as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); prepare the photos again") from error
+        rows = [_IndexRow.model_validate(row) for row in read_json_lines(path)]
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}); prepare the photos again") from error
+    return {row.name: row.photo_sha256 for row in rows if row.photo_sha256 is not None}
+
+
+class _IndexRow(BaseModel):
+    """What a build needs of a row of `index.jsonl`."""
+
+    name: str
+    photo_sha256: str | None = None

@@ -30,8 +30,7 @@ from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.recipe import nearest
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest
 
 NOT_FINITE = "not finite"
 # PSNR of equal images would be infinite; this stands for "identical".

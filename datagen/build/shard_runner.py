@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from stylepairs.datagen.build.inversion_cache import SAME_BITS
 from stylepairs.datagen.build.models import Backend, Models, real_backend
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.codec import DAMAGE
+from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.workers import run_workers
@@ -192,11 +192,11 @@ def _claim_folder(plan: ShardedPlan, models: Models) -> None:
 def _check_folder(plan: ShardedPlan, models: Models, problem: str) -> None:
     """InputError unless `build.json` is this build's; problem: what it means if it is another's."""
     path = plan.out / BUILD_FILE
+    if not path.exists():
+        raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out")
     try:
-        present = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out") from None
-    except DAMAGE as error:
+        present = read_json(path)
+    except Damaged as error:
         raise InputError(f"{path}: cannot be read ({error}); choose another --out") from error
     others = sorted(_differences(present, plan.identity(models)))
     if others:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest, one_line
 
 SEPARATOR = "+"  # of the features of a combination
 _NOT_FEATURES = ("base", "combination")
@@ -93,7 +92,7 @@ def _run(name: str, label: str, source: bytes) -> ModuleType:
     try:
         exec(compile(source, name, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise InputError(f"{name}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise InputError(f"{name}: cannot be run ({type(error).__name__}: {one_line(error)})") from error
     finally:
         sys.modules.pop(label)
     missing = [part for part in ("Params", "sketch", "measure") if not callable(getattr(module, part, None))]
@@ -117,7 +116,6 @@ def _source(name: str) -> bytes:
 def _load_one(name: str) -> ModuleType:
     names = feature_names()
     if name not in names:
-        nearest = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(names)}"
-        raise InputError(f"feature {name!r}: unknown; {hint}")
+        hint = nearest(str(name), names, f"there are: {', '.join(names)}")
+        raise InputError(f"feature {name!r}: unknown{hint}")
     return importlib.import_module(f"{__name__}.{name}")

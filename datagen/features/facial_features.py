@@ -36,7 +36,7 @@ from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather, polygon
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
-from stylepairs.datagen.recipe import nearest
+from stylepairs.datagen.shell.errors import nearest
 from stylepairs.datagen.sketching.face.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
     MIN_BROW_CONTRAST,

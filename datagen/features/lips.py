@@ -20,7 +20,6 @@ Figures of `measure` (lips: where the matte, warped as the edit asks, is over 0.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from typing import Literal
@@ -32,7 +31,7 @@ from stylepairs.datagen.compositing.detail import transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline, mouth_width
 from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, labelled, mean_of
 from stylepairs.datagen.sketching.tools.matching import match_degree
@@ -128,9 +127,8 @@ def lip_color(text: str) -> tuple[int, int, int] | None:
         return PALETTE[name]
     if name.startswith("#") or "," in name:
         return parse_color(text)
-    near = difflib.get_close_matches(name, [*PALETTE, OWN], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(PALETTE)}, {OWN};"
-    raise InputError(f"color {text!r}: unknown; {hint} #rrggbb and r,g,b work too")
+    hint = nearest(name, [*PALETTE, OWN], f"known names: {', '.join(PALETTE)}, {OWN};")
+    raise InputError(f"color {text!r}: unknown{hint} #rrggbb and r,g,b work too")
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:

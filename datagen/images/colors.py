@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
 import torch
 from kornia.color import lab_to_rgb, rgb_to_linear_rgb
 
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.kernels.constants import Constant
 
 # Mean sRGB over the hair of a portrait in even light, shading and highlights included: darker and greyer than a swatch.
@@ -65,9 +64,8 @@ def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
     name = "_".join(_SPELLINGS.get(word, word) for word in re.split(r"[\s_-]+", key))
     if name in PALETTE:
         return PALETTE[name]
-    nearest = difflib.get_close_matches(name, PALETTE, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known names: {', '.join(PALETTE)};"
-    raise InputError(f"color {text!r}: unknown; {hint} #rrggbb and r,g,b work too")
+    hint = nearest(name, PALETTE, f"known names: {', '.join(PALETTE)};")
+    raise InputError(f"color {text!r}: unknown{hint} #rrggbb and r,g,b work too")
 
 
 def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:

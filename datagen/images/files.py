@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stylepairs.datagen.shell.durable import make_folder, replace_file
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,7 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; make it smaller") from None
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged image ({reason}); copy it again") from None
+        raise InputError(f"{path}: damaged image ({one_line(error)}); copy it again") from None
 
 
 def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.pairs import codec
+from stylepairs.datagen.shell.decode import Damaged, decode_json, decode_npz, decode_png, read_at, tar_members
 from stylepairs.datagen.shell.durable import replace_file
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 IMAGES = ("before", "after", "mask", "sketch", "generated_before", "generated_after")
 PARTS = (*IMAGES, "latents", "noise")
@@ -176,10 +178,10 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
         with path.open("rb") as file:
             for part in parts:
                 if part in record.parts:
-                    loaded |= _decode_part(part, _read_at(file, *record.parts[part]))
-    except codec.DAMAGE as error:
+                    loaded |= _decode_part(part, read_at(file, *record.parts[part], _MAX_MEMBER_BYTES))
+    except (Damaged, OSError) as error:
         raise InputError(
-            f"{path}: pair {record.id} cannot be read ({_one_line(error)}); delete the shard and build again"
+            f"{path}: pair {record.id} cannot be read ({one_line(error)}); delete the shard and build again"
         ) from error
     return Pair(record, **loaded)
 
@@ -188,55 +190,58 @@ def scan_shard(path: Path) -> list[PairRecord]:
     """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else."""
     try:
         return _scan(path)
-    except (*codec.DAMAGE, tarfile.TarError) as error:
-        raise InputError(f"{path}: damaged shard ({_one_line(error)}); delete it and build again") from error
+    except (Damaged, OSError, ValidationError) as error:
+        raise InputError(f"{path}: damaged shard ({one_line(error)}); delete it and build again") from error
 
 
 def _scan(path: Path) -> list[PairRecord]:
     parts: dict[str, dict[str, tuple[int, int]]] = {}
-    details: dict[str, dict[str, Any]] = {}
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    details: dict[str, _Details] = {}
+    with path.open("rb") as file:
         end = 0
-        for member in tar:
+        for member in tar_members(file):
             match = _MEMBER_NAME.fullmatch(member.name)
             if match is None or not member.isreg():
-                raise ValueError(f"unexpected member {member.name[:80]!r}")
+                raise Damaged(f"unexpected member {member.name[:80]!r}")
             key, name = match.groups()
             end = member.offset_data + member.size
             place = (member.offset_data, member.size)
             if name == "json":
-                details[key] = json.loads(_read_at(file, *place, limit=_MAX_JSON_BYTES))
+                details[key] = _Details.model_validate(decode_json(read_at(file, *place, _MAX_JSON_BYTES)))
             else:
                 parts.setdefault(key, {})[name.rpartition(".")[0]] = place
         # The two zero blocks that end a tar are there only when it was written to its end.
         if path.stat().st_size < end + 2 * tarfile.BLOCKSIZE:
-            raise ValueError("truncated")
+            raise Damaged("truncated")
     if parts.keys() - details.keys():
-        raise ValueError(f"pair {min(parts.keys() - details.keys())} has no json")
+        raise Damaged(f"pair {min(parts.keys() - details.keys())} has no json")
     return [_record(key, details[key], path.name, parts.get(key, {})) for key in sorted(details)]
 
 
-def _record(key: str, details: dict[str, Any], shard: str, parts: dict[str, tuple[int, int]]) -> PairRecord:
-    provenance = details["provenance"]
-    return PairRecord(
-        id=key,
-        feature=str(details["feature"]),
-        params=dict(details["params"]),
-        degree=float(details["degree"]),
-        accepted=bool(details["accepted"]),
-        reasons=[str(reason) for reason in details["reasons"]],
-        figures={str(k): None if v is None else float(v) for k, v in details["figures"].items()},
-        portrait=str(provenance["portrait"]),
-        portrait_digest=str(provenance["portrait_digest"]),
-        generator_digest=str(provenance["generator_digest"]),
-        seed=int(provenance["seed"]),
-        code_version=str(provenance["code_version"]),
-        split=str(provenance["split"]),
-        source_digest=str(provenance.get("source_digest", "")),
-        parents=[{str(k): str(v) for k, v in parent.items()} for parent in provenance.get("parents", [])],
-        shard=shard,
-        parts=parts,
-    )
+class _Provenance(BaseModel):
+    portrait: str
+    portrait_digest: str
+    generator_digest: str
+    seed: int
+    code_version: str
+    split: str
+    source_digest: str = ""
+    parents: list[dict[str, str]] = []
+
+
+class _Details(BaseModel):
+    feature: str
+    params: dict[str, Any]
+    degree: float
+    accepted: bool
+    reasons: list[str]
+    figures: dict[str, float | None]
+    provenance: _Provenance
+
+
+def _record(key: str, details: _Details, shard: str, parts: dict[str, tuple[int, int]]) -> PairRecord:
+    known = details.model_dump(exclude={"provenance"}) | details.provenance.model_dump()
+    return PairRecord(id=key, shard=shard, parts=parts, **known)
 
 
 def _records(directory: Path, accepted_only: bool, split: str | None) -> Iterator[PairRecord]:
@@ -262,7 +267,7 @@ def _manifest_is_current(directory: Path) -> bool:
         metadata = pq.read_schema(path).metadata or {}
         same = json.loads(metadata.get(b"shards", b"{}")) == _shard_sizes(directory)
         return same and all(shard.stat().st_mtime_ns <= written for shard in shard_paths(directory))
-    except (pa.ArrowException, *codec.DAMAGE):
+    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError):
         return False
 
 
@@ -274,10 +279,8 @@ def _manifest_records(path: Path) -> Iterator[PairRecord]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from map(_manifest_record, batch.to_pylist())
-    except (pa.ArrowException, *codec.DAMAGE) as error:
-        raise InputError(
-            f"{path}: damaged manifest ({_one_line(error)[:160]}); delete it, the shards suffice"
-        ) from error
+    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError) as error:
+        raise InputError(f"{path}: damaged manifest ({one_line(error)}); delete it, the shards suffice") from error
 
 
 def _manifest_record(row: dict[str, Any]) -> PairRecord:
@@ -350,28 +353,16 @@ def _encode_pair(pair: Pair) -> Iterator[tuple[str, bytes]]:
 
 def _decode_part(part: str, data: bytes) -> dict[str, Any]:
     if part in IMAGES:
-        return {part: codec.decode_png(data, "L" if part == "mask" else "RGB")}
-    arrays = codec.checked_npz(data, _MAX_MEMBER_BYTES)
+        return {part: decode_png(data, "L" if part == "mask" else "RGB")}
+    arrays = decode_npz(data, _MAX_MEMBER_BYTES)
     if part == "latents":
+        if not arrays.keys() >= {"w0", "w1"}:
+            raise Damaged("has not both latents")
         return {"w_before": arrays["w0"], "w_after": arrays["w1"]}
     return {"noise": [arrays[name] for name in sorted(arrays)]}
-
-
-def _read_at(file: IO[bytes], offset: int, size: int, limit: int = _MAX_MEMBER_BYTES) -> bytes:
-    if not 0 <= size <= limit or offset < 0:
-        raise ValueError(f"member of {size} bytes")
-    file.seek(offset)
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError("truncated")
-    return data
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

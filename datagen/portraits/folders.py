@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from stylepairs.datagen.images.files import read_image, to_float
-from stylepairs.datagen.pairs.codec import DAMAGE, checked_npz
 from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.shell.decode import Damaged, decode_npz
 from stylepairs.datagen.shell.errors import InputError
 
 _MAX_NAME_BYTES = 200
@@ -75,10 +75,8 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
         )
     try:
         names, points, moves = _read_landmarks(path)
-    except DAMAGE as error:
-        raise InputError(
-            f"{path}: damaged or of another layout ({' '.join(str(error).split())[:120]}); prepare it again"
-        ) from None
+    except Damaged as error:
+        raise InputError(f"{path}: damaged or of another layout ({error}); prepare it again") from None
     if not names or points.shape != (len(names), 68, 2) or moves.shape != (len(names), 2, 3):
         raise InputError(
             f"{path}: {len(names)} names, points {points.shape}, transforms {moves.shape}; prepare it again"
@@ -105,13 +103,24 @@ def checked_name(name: object, path: Path) -> str:
 
 
 def _read_landmarks(path: Path) -> tuple[list[object], np.ndarray, np.ndarray]:
-    """The names, points68 [N,68,2] float32 and transforms [N,2,3] float64 as stored, of either layout."""
-    stored = checked_npz(path)
-    if "points68" in stored:
-        points, moves = stored["points68"], stored["source_to_aligned"]
-    else:
-        points, moves = stored["mesh468"][:, MESH_TO_68], stored["raw_to_aligned256"]
-    return stored["name"].ravel().tolist(), points.astype(np.float32), moves.astype(np.float64)
+    """The names, points68 [N,68,2] float32 and transforms [N,2,3] float64 as stored, of either layout.
+
+    Raises Damaged.
+    """
+    stored = decode_npz(path)
+    prepared = "points68" in stored
+    wanted = ("name", "points68", "source_to_aligned") if prepared else ("name", "mesh468", "raw_to_aligned256")
+    lacking = [name for name in wanted if name not in stored]
+    if lacking:
+        raise Damaged(f"has no {lacking[0]}")
+    names, points, moves = (stored[name] for name in wanted)
+    if not (np.issubdtype(points.dtype, np.floating) and np.issubdtype(moves.dtype, np.floating)):
+        raise Damaged(f"{wanted[1]} of {points.dtype}, {wanted[2]} of {moves.dtype}")
+    if not prepared:
+        if points.ndim != 3 or points.shape[1] != 468:
+            raise Damaged(f"mesh468 of shape {points.shape}")
+        points = points[:, MESH_TO_68]
+    return names.ravel().tolist(), points.astype(np.float32), moves.astype(np.float64)
 
 
 def _read_grey(path: Path) -> np.ndarray:

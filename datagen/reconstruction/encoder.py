@@ -8,17 +8,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
-from stylepairs.datagen.pairs.codec import DAMAGE
 from stylepairs.datagen.reconstruction.curvature import Curvature
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
+from stylepairs.datagen.shell.decode import Damaged, decoding, read_safetensors
 from stylepairs.datagen.shell.durable import replace_file
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.precision import in_precision
 
@@ -27,6 +29,7 @@ EMBEDDED = "embedded"
 COARSEST_MAP_PX = 32  # coarser noise maps stay as the generator has them: they move the image hardly at all
 _KIND = "stylepairs stage-0 encoder 2"
 _BOTTOM_PX = 4
+_Size = Annotated[int, Field(gt=0, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,14 @@ class EncoderConfig:
     width: channels at half of the image's side; deep: below; rank: directions of the curvature; passes: as trained.
     """
 
-    num_ws: int
-    w_dim: int
-    maps: tuple[int, ...]
-    width: int = 32
-    deep: int = 48
-    hidden: int = 192
-    rank: int = 160
-    passes: int = 3
+    num_ws: _Size
+    w_dim: _Size
+    maps: Annotated[tuple[_Size, ...], Field(min_length=1)]
+    width: _Size = 32
+    deep: _Size = 48
+    hidden: _Size = 192
+    rank: _Size = 160
+    passes: _Size = 3
 
     @staticmethod
     def of(generator: Generator) -> EncoderConfig:
@@ -256,22 +259,19 @@ def _fitting(source: str | Path, encoder: Encoder, generator: Generator) -> Enco
 
 
 def _read(path: Path) -> tuple[Encoder, str]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; train an encoder with `datagen train-encoder`")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+        tensors, metadata = read_safetensors(path)
         if metadata.get("kind") != _KIND:
             raise InputError(
                 f"{path}: is not a stage-0 encoder of this version; train one with `datagen train-encoder`"
             )
-        config = json.loads(metadata["config"])
+        config = TypeAdapter(EncoderConfig).validate_json(metadata.get("config", ""))
         with torch.device("meta"):  # whatever sizes the file claims, memory is that of its tensors
-            encoder = Encoder(EncoderConfig(**config | {"maps": tuple(config["maps"])}))
-        encoder.load_state_dict(tensors, assign=True)
-    except (SafetensorError, RuntimeError, OSError, *DAMAGE) as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:120]}); train the encoder again") from error
-    return encoder.eval().requires_grad_(False), metadata["generator"]
+            encoder = Encoder(config)
+        with decoding():
+            encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}); train the encoder again") from error
+    return encoder.eval().requires_grad_(False), metadata.get("generator", "")

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face
 from stylepairs.datagen.portraits.analysis.networks import DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.analysis.parsing import EmbeddedParser
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 NETWORKS: dict[str, type[nn.Module]] = {"detector": DetectorNet, "landmarks": LandmarkNet, "parser": ParserNet}
@@ -103,7 +103,7 @@ def load_network(path: Path) -> nn.Module:
     try:
         missing, unexpected = net.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged weights ({' '.join(str(error).split())[:160]})") from None
+        raise InputError(f"{path}: damaged weights ({one_line(error)})") from None
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise InputError(f"{path}: weights of another version ({(missing + unexpected)[0]})")
@@ -118,7 +118,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({' '.join(str(error).split())[:160]})") from None
+        raise InputError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
 
 
 @lru_cache(maxsize=3)

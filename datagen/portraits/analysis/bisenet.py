@@ -14,7 +14,7 @@ from torch import nn
 
 from stylepairs.datagen.portraits.analysis.parsing import resize_logits, resize_matte
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 INPUT_PX = 512
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,14 +66,14 @@ def load_bisenet_parser(path: str | Path) -> BiSeNetParser:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check --parser") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: no PyTorch state dict ({' '.join(str(error).split())[:120]})") from None
+        raise InputError(f"{path}: no PyTorch state dict ({one_line(error)})") from None
     if not isinstance(state, dict) or "cp.conv_avg.conv.weight" not in state:
         raise InputError(f"{path}: not BiSeNet's face-parsing weights (no cp.conv_avg.conv.weight)")
     net = BiSeNet()
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path}: BiSeNet weights that do not fit ({' '.join(str(error).split())[:160]})") from None
+        raise InputError(f"{path}: BiSeNet weights that do not fit ({one_line(error)})") from None
     return BiSeNetParser(net.eval().requires_grad_(False))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face, make_face
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 WEIGHTS_NAME = "2DFAN4-11f355bf06.pth.tar"
 
@@ -62,4 +62,4 @@ def _load_library() -> Any:
             face_alignment.LandmarksType.TWO_D, face_detector="folder", device="cpu", compile=False
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{weights}: damaged weights ({' '.join(str(error).split())[:160]})") from None
+        raise InputError(f"{weights}: damaged weights ({one_line(error)})") from None

@@ -225,7 +225,7 @@ def test_a_folder_without_a_build_is_one_clear_line(pairs, tmp_path):
     (copy / "pairs-00000.tar").write_bytes((pairs / "pairs-00000.tar").read_bytes())
     with pytest.raises(InputError, match=r"build\.json: cannot be read .* build them again"):
         plan(copy, tmp_path / "more")
-    (copy / "build.json").write_text(json.dumps({"recipe": {"feature": "hair_color"}, "instruments": []}))
+    (copy / "build.json").write_text(json.dumps({"recipe": {"feature": "hair_color"}, "instruments": {}}))
     assert plan(copy, tmp_path / "more").job_count == 18
 
 

@@ -216,6 +216,19 @@ def test_finished_shards_are_skipped_and_missing_or_damaged_ones_made_again(tmp_
     assert sum(event.work for event in events) == pytest.approx(18)
 
 
+def test_a_bug_in_reading_records_surfaces_and_remakes_no_finished_shard(tmp_path, monkeypatch):
+    build(plan(tmp_path))
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()}
+
+    def bug(*arguments):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(shards, "_record", bug)
+    with pytest.raises(AttributeError, match="a bug"):
+        build(plan(tmp_path))
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()} == times
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [

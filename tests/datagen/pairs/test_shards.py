@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stylepairs.datagen.pairs import codec, shards
+from stylepairs.datagen.shell import decode
 from stylepairs.datagen.shell.errors import InputError
 
 
@@ -207,12 +208,12 @@ def test_checked_arrays_read_back_from_content_and_path(tmp_path):
     }
     np.savez_compressed(tmp_path / "x.npz", **arrays)
     for source in (tmp_path / "x.npz", (tmp_path / "x.npz").read_bytes()):
-        found = codec.checked_npz(source)
+        found = decode.decode_npz(source)
         assert found.keys() == arrays.keys()
         for name, array in arrays.items():
             np.testing.assert_array_equal(found[name], array)
-    with pytest.raises(ValueError, match="oversized"):
-        codec.checked_npz(tmp_path / "x.npz", max_bytes=100)
+    with pytest.raises(decode.Damaged, match="oversized"):
+        decode.decode_npz(tmp_path / "x.npz", max_bytes=100)
 
 
 @pytest.mark.parametrize(
@@ -259,3 +260,13 @@ def test_a_rejected_pair_without_pixels_is_kept_with_its_reason(tmp_path, synthe
     pair = shards.read_pair(tmp_path, "000000")
     assert pair.after is None
     assert pair.record.figures == {"outside_psnr_db": None}
+
+
+def test_a_bug_in_reading_a_record_surfaces_as_itself(tmp_path, synthetic_pairs, monkeypatch):
+    def bug(*arguments):
+        raise AttributeError("a bug")
+
+    synthetic_pairs(tmp_path, count=1)
+    monkeypatch.setattr(shards, "_record", bug)
+    with pytest.raises(AttributeError, match="a bug"):
+        shards.scan_shard(tmp_path / "pairs-00000.tar")

@@ -1,0 +1,42 @@
+"""How messages are worded."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from stylepairs.datagen.shell.errors import nearest, one_line
+
+
+def test_one_line_has_no_breaks_no_end_and_is_never_empty() -> None:
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(MemoryError()) == "MemoryError"
+    assert one_line(ValueError("x" * 301)) == "x" * 297 + "..."
+    assert one_line(ValueError("x" * 300)) == "x" * 300
+    assert one_line("abcdef", limit=5) == "ab..."
+
+
+def test_all_that_pydantic_finds_is_told_with_its_place() -> None:
+    class Inner(BaseModel):
+        count: int
+
+    class Outer(BaseModel):
+        inner: Inner
+        name: str
+
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"inner": {"count": "x"}, "name": 1})
+    assert one_line(caught.value) == (
+        "inner.count: Input should be a valid integer, unable to parse string as an integer; "
+        "name: Input should be a valid string"
+    )
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(1)
+    assert one_line(caught.value).startswith("Input should be a valid dictionary")
+
+
+def test_the_nearest_word_is_told_or_what_else_there_is() -> None:
+    assert nearest("colr", ["color", "degree"]) == "; did you mean 'color'?"
+    assert nearest("xyz", ["color", "degree"]) == ""
+    assert nearest("xyz", ["color"], "there are: color") == "; there are: color"
+    assert nearest("colr", ["color"], "there are: color") == "; did you mean 'color'?"
