@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 from typing import Any, Literal
 
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.randomness import random_key
 
 MAX_COMBINATIONS = 100_000
 
@@ -42,10 +42,6 @@ def draw(choices: list[dict[str, Any]], count: int | Literal["all"], seed: int, 
     """
     if count == "all":
         return choices
-    return sorted(choices, key=lambda choice: _hash(seed, digest, json.dumps(choice, sort_keys=True, default=str)))[
-        :count
-    ]
-
-
-def _hash(*parts: object) -> bytes:
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return sorted(
+        choices, key=lambda choice: random_key(seed, digest, json.dumps(choice, sort_keys=True, default=str))
+    )[:count]

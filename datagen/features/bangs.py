@@ -29,6 +29,7 @@ from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.hair.foreheads import (
     Forehead,
@@ -48,7 +49,6 @@ from stylepairs.datagen.sketching.hair.strands import (
     own_flow,
     shade_skin,
     strand_likeness,
-    strand_rng,
 )
 from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
 
@@ -163,7 +163,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
 
 
 def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
-    palette, rng = hair_palette(portrait), strand_rng(portrait, params.seed, "bangs")
+    palette, rng = hair_palette(portrait), random_generator("bangs", params.seed, portrait.digest)
     fringe = _fringe(portrait, face, params, params.intensity)
     # Whether it applies does not hang on the degree.
     full = fringe if params.intensity == 1 else _fringe(portrait, face, params, 1.0)
@@ -199,7 +199,7 @@ def _fringe(portrait: Portrait, face: Forehead, params: Params, grown: float) ->
         return custom_fringe(portrait, face, region_mask(params.region, portrait), grown)
     assert params.style != "none"
     # Its own generator, so that the edge does not change with the strands.
-    rng = strand_rng(portrait, params.seed, "fringe")
+    rng = random_generator("fringe", params.seed, portrait.digest)
     return styled_fringe(portrait, face, params.style, params.length * grown, rng)
 
 
@@ -254,7 +254,7 @@ def _rooted_share(face: Forehead, region: torch.Tensor) -> float:
 
 
 def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
-    rng = strand_rng(portrait, params.seed, "no bangs")
+    rng = random_generator("no bangs", params.seed, portrait.digest)
     line = usual_hairline(face.across) * max(1.0, 0.9 * face.third_px / face.height_px)
     # How far out of the forehead: 1 on the hairline that the fringe hides, which turns down at the temples.
     out = ((face.across.abs() / _TEMPLE) ** 5 + (face.up.clamp_min(0) / line) ** 5) ** 0.2

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import (
     SIDES,
     BrowLine,
@@ -41,7 +42,6 @@ from stylepairs.datagen.sketching.face.brow_matte import (
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.face.soft_mattes import grown, labelled, mean_of
-from stylepairs.datagen.sketching.hair.strands import strand_rng
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label
@@ -141,7 +141,7 @@ def painted_brow(
         image, painted = image + matte * (_shaded(image, params.shade) - image), (matte / 0.05).clamp(0, 1)
     if params.density > 0 and bool(matte.any()):
         shape = _filled_shape(portrait, line) * (1 - grown(labelled(portrait, "l_eye", "r_eye"), 1))
-        rng = strand_rng(portrait, params.seed, f"brow_{side}")
+        rng = random_generator(f"brow_{side}", params.seed, portrait.digest)
         length = _HAIR_LENGTH * line.length
         alpha, light = strew_hairs(shape, hair_flow(portrait, line), length, _FULL_COVER * params.density, rng)
         # Hairs that are there keep their own look.

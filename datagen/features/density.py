@@ -27,8 +27,9 @@ from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
-from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow, strand_rng
+from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
 from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, inner_contrast
 
 # Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
@@ -254,7 +255,7 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
         place,
         own_flow(portrait),
         1.0,
-        strand_rng(portrait, params.seed, "density"),
+        random_generator("density", params.seed, portrait.digest),
         length_share=_STRAND_LENGTH,
     )
     full = toned.lerp(strands, (_STRANDS_OVER * alpha * place).expand_as(toned))

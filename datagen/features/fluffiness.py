@@ -29,6 +29,7 @@ from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
 from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.background import continue_background
 from stylepairs.datagen.sketching.hair.flyaways import loose_strands
@@ -39,7 +40,6 @@ from stylepairs.datagen.sketching.hair.hair_outline import (
     outline_flow,
     sample_rays,
 )
-from stylepairs.datagen.sketching.hair.strands import strand_rng
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.warp import warp_image
 
@@ -261,7 +261,7 @@ def _loose_strands(portrait: Portrait, plan: _Plan, params: Params) -> torch.Ten
         params.intensity * plan.moved,
         amount,
         portrait.size_px,
-        strand_rng(portrait, params.seed, "loose"),
+        random_generator("loose", params.seed, portrait.digest),
     )
     return params.intensity * _LOOSE * loose
 

@@ -21,6 +21,7 @@ from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.randomness import random_key
 
 BUNDLED = "bundled"
 # Of the nearest in pose so many are looked at closely; of those that are nearest in all, so many may be drawn.
@@ -98,8 +99,7 @@ def draw_reference(
             break
     if not chosen:
         return None
-    number = hashlib.sha256(f"{seed}\0{portrait.digest}".encode()).digest()
-    return chosen[int.from_bytes(number[:8], "big") % len(chosen)]
+    return chosen[int.from_bytes(random_key(seed, portrait.digest)[:8], "big") % len(chosen)]
 
 
 def reference_names(folder: str) -> list[str]:

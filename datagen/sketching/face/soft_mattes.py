@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 # The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
 _WORK_PX = 96
@@ -132,6 +133,5 @@ def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
 def _crossing(share: torch.Tensor, index: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     """The distance at which share passes a half between index and index + 1."""
     low = index.clamp(0, share.shape[1] - 2)[:, None]
-    a, b = share.gather(1, low)[:, 0], share.gather(1, low + 1)[:, 0]
-    part = ((0.5 - a) / torch.where((b - a).abs() < 1e-6, torch.ones_like(a), b - a)).clamp(0, 1)
+    part = half_crossing(share.gather(1, low)[:, 0], share.gather(1, low + 1)[:, 0])
     return reach[low[:, 0]] + part * (reach[1] - reach[0])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 # Half the rays' fan, from straight up, and how many there are: further down is beard, neck and clothing.
 REACH_DEGREES = 150.0
@@ -148,15 +149,14 @@ def _longest_run(line: np.ndarray, limit: float, step: float, size: int) -> tupl
         else:
             merged.append([start, end])
     start, end = max(merged, key=lambda run: run[1] - run[0])
-    return _crossing(line, start), min(_crossing(line, end), limit)
+    return _crossing(line, start), limit if end == len(inside) else min(_crossing(line, end), limit)
 
 
 def _crossing(line: np.ndarray, index: int) -> float:
     """Where between the samples index - 1 and index the line crosses one half."""
     if index == 0 or index >= len(line):
         return float(index)
-    before, after = float(line[index - 1]), float(line[index])
-    return index - 1 + (0.5 - before) / (after - before) if before != after else float(index)
+    return index - 1 + float(half_crossing(*torch.from_numpy(line[index - 1 : index + 1]).double()))
 
 
 def _free_share(line: np.ndarray, end: float, limit: float, step: float, size: int) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 ANGLES = np.radians(np.arange(-76.0, 77.0, 2.0))
 # The angles between which the forehead's height is read, and those of the whole front of the line.
@@ -240,8 +241,7 @@ def _first_crossing(hair: np.ndarray, first: int, lasting: int) -> float | None:
     at = first + int(candidates[0])
     if at == first:
         return float(at)
-    below, above = hair[at - 1], hair[at]
-    return at - (above - 0.5) / max(above - below, 1e-6) if below < 0.5 else float(at)
+    return at - 1 + float(half_crossing(*torch.from_numpy(hair[at - 1 : at + 1]))) if hair[at - 1] < 0.5 else float(at)
 
 
 def _last_of_run(hair: np.ndarray, start: int) -> int:

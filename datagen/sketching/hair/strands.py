@@ -5,13 +5,13 @@ lightness comes in two bands, locks and strands, each given the contrast that th
 shares of the crop's side: the same strokes at every size.
 
     palette = hair_palette(portrait)                        # raises SketchRefused where there is no hair to learn from
-    image, alpha = grow_hair(portrait, region, flow, density=1.0, rng=strand_rng(portrait, seed))
+    rng = random_generator("strands", seed, portrait.digest)
+    image, alpha = grow_hair(portrait, region, flow, density=1.0, rng=rng)
     image = shade_skin(portrait.image, alpha) * (1 - alpha) + image * alpha
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,12 +59,6 @@ class HairPalette:
     chroma_slope: torch.Tensor
     curl: float
     core: torch.Tensor
-
-
-def strand_rng(portrait: Portrait, seed: int, name: str = "strands") -> np.random.Generator:
-    """The generator of a portrait's strands: the same strokes for the same seed, portrait and name."""
-    key = hashlib.sha256(f"{name}\0{seed}\0{portrait.digest}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(key[:8], "little"))
 
 
 def hair_palette(portrait: Portrait) -> HairPalette:

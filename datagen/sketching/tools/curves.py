@@ -1,4 +1,4 @@
-"""Smooth curves through points, soft lines along them, and smooth steps."""
+"""Smooth curves through points, soft lines along them, smooth steps, and where a matte passes one half."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def smoothstep(x: torch.Tensor, start: float = 0.0, end: float = 1.0) -> torch.T
     """0 up to start, 1 from end on, and the cubic with level ends between; any shape."""
     t = ((x - start) / (end - start)).clamp(0, 1)
     return t * t * (3 - 2 * t)
+
+
+def half_crossing(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The share in [0,1] of the way from `before` to `after`, neighbours on a line through a matte, at which it passes
+    one half; any shape."""
+    rise = after - before
+    return ((0.5 - before) / torch.where(rise.abs() < 1e-6, torch.ones_like(rise), rise)).clamp(0, 1)
 
 
 def soft_line(size_px: int, points: torch.Tensor, width_px: float, taper: float = 0.35) -> torch.Tensor:

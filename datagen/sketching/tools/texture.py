@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import torch
 
 from stylepairs.datagen.images import filters
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import dilate
+from stylepairs.datagen.shell.randomness import random_generator
 
 # Of the side: locks (above), strands (below), and the finest band, of grain.
 LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
@@ -43,8 +41,7 @@ def with_grain(
     from seed and the portrait's digest.
     """
     lack = (wanted - grain_strength(image)).clamp_min(0).sqrt()
-    key = hashlib.sha256(f"grain\0{seed}\0{portrait.digest}".encode()).digest()
-    noise = np.random.default_rng(int.from_bytes(key[:8], "little")).standard_normal(image.shape[-2:])
+    noise = random_generator("grain", seed, portrait.digest).standard_normal(image.shape[-2:])
     grain = _finest(torch.from_numpy(noise).float()[None].to(image))
     return (image + where * lack * grain / grain.std().clamp_min(1e-6)).clamp(-1, 1)
 

@@ -15,9 +15,9 @@ from stylepairs.datagen.features import brows
 from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import SIDES, brow_line, brow_matte
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
-from stylepairs.datagen.sketching.hair.strands import strand_rng
 
 CASES = [{"arch": 0.15}, {"arch": 0, "density": 1.0}, {"arch": 0.1, "thickness": 0.3, "density": 0.8, "shade": 10}]
 each_case = pytest.mark.parametrize("asked", CASES, ids=lambda asked: "-".join(name for name in asked if asked[name]))
@@ -146,7 +146,7 @@ def test_hairs_cover_what_they_are_asked_to(portrait, cover, length):
     region = torch.zeros(1, 64, 64)
     region[:, 20:36, 12:52] = 1
     flow = torch.stack([torch.ones(64, 64), torch.zeros(64, 64)])
-    alpha, shade = strew_hairs(region, flow, length, cover, strand_rng(portrait, 1))
+    alpha, shade = strew_hairs(region, flow, length, cover, random_generator("strands", 1, portrait.digest))
     assert 0 <= alpha.min() <= alpha.max() <= 1
     assert float(alpha[:, 22:34, 20:44].mean()) == pytest.approx(cover, abs=0.2)
     assert alpha[:, :10].max() == 0

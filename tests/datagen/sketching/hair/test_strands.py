@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stylepairs.datagen.images.colors import color_to_lab, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import SketchRefused
+from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.strands import (
     contrast_likeness,
     grow_hair,
@@ -18,7 +19,6 @@ from stylepairs.datagen.sketching.hair.strands import (
     own_flow,
     shade_skin,
     strand_likeness,
-    strand_rng,
 )
 
 SIZE = 64
@@ -55,7 +55,11 @@ def level_flow(size, angle):
 def grown(before, angle=math.pi / 2, density=1.0, seed=0, **options):
     region = box(before.size_px, 0.2, 0.5, 0.8, 0.9)
     flow = level_flow(before.size_px, angle)
-    return region, flow, *grow_hair(before, region, flow, density, strand_rng(before, seed), **options)
+    return (
+        region,
+        flow,
+        *grow_hair(before, region, flow, density, random_generator("strands", seed, before.digest), **options),
+    )
 
 
 def test_hair_covers_the_region_and_hardly_anything_else():
@@ -91,7 +95,8 @@ def test_the_same_seed_gives_the_same_strands_and_another_seed_others():
     assert torch.equal(image, again)
     assert not torch.equal(image, other)
     stranger = portrait(digest="1" * 64)
-    assert strand_rng(portrait(), 0).random() != strand_rng(stranger, 0).random()
+    drawn, other = (random_generator("strands", 0, each.digest).random() for each in (portrait(), stranger))
+    assert drawn != other
 
 
 @pytest.mark.parametrize("color", [BROWN, (38, 32, 31), (201, 179, 142), (143, 78, 51)])

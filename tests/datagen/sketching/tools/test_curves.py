@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylepairs.datagen.portraits.face_frame import FaceFrame
-from stylepairs.datagen.sketching.tools.curves import smooth_curve, soft_line
+from stylepairs.datagen.sketching.tools.curves import half_crossing, smooth_curve, soft_line
+
+
+def test_a_half_is_crossed_where_the_line_between_two_neighbours_says():
+    before, after = torch.tensor([0.0, 1.0, 0.25, 0.5]), torch.tensor([1.0, 0.0, 0.75, 0.5])
+    assert half_crossing(before, after).tolist() == [0.5, 0.5, 0.5, 0.0]
+    # Both on one side: there is no crossing, and nothing is found beyond the two.
+    assert 0 <= half_crossing(torch.tensor(0.6), torch.tensor(0.61)) <= 1
 
 
 def test_curve_passes_through_its_points():
