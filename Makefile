@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt $(wildcard */__init__.py)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) setuptools wheel
-	$(PIP) --no-build-isolation --editable ".[test,perceptual]"
+	$(PIP) --no-build-isolation --editable ".[test,perceptual,export]"
 	@touch $@
 
 lint: $(STAMP)
@@ -29,17 +29,23 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy does not follow editable installs that rename folders, so it gets a tree of links under the import names.
+# mypy does not follow editable installs that rename folders, so it gets a tree of links under the import names. Recipes'
+# scripts import their neighbours by plain name, so each folder of them is looked at by itself.
 types: $(STAMP)
 	@mkdir -p build/types/stylepairs
 	@for folder in kernels datagen i2i; do ln -sfn ../../../$$folder build/types/stylepairs/$$folder; done
 	MYPYPATH=build/types $(BIN)/mypy -p stylepairs
+	@for folder in recipes/*/; do \
+		if ls $$folder*.py > /dev/null 2>&1; then MYPYPATH=build/types:$$folder $(BIN)/mypy $$folder*.py || exit 1; fi; done
+
+# One thread a test process: sums split over threads round differently, and processes would fight for the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 demo: $(STAMP)
 	$(BIN)/python recipes/demo/demo.py --out $(OUT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,13 @@ COMMANDS = ["datagen", "datagen prepare", "datagen build", "datagen inspect", "d
 ]
 # The promise is one second; three leave room for a busy machine (processor time is counted, so waiting costs nothing).
 HELP_LIMIT_S = 3.0
+
+
+# Where the name that is imported is not the distribution's.
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "face_alignment": "face-alignment",
+                 "pydantic_core": "pydantic"}  # fmt: skip
+# Found by torch alone, which imports them for what we call there.
+THROUGH_TORCH = {"torch.utils.tensorboard": "tensorboard", "torch.onnx": "onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,8 @@ def names_in(wheel: Path) -> set[str]:
 def test_wheel_carries_every_module_recipe_and_weight(wheel):
     names = names_in(wheel)
     wanted = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
-    wanted += [path for folder in PACKAGES for path in (ROOT / folder / "weights").glob("*") if path.is_file()]
+    data = ("weights/*", "py.typed", "**/*.html", "features/references/*")
+    wanted += [path for folder in PACKAGES for glob in data for path in (ROOT / folder).glob(glob) if path.is_file()]
     wanted += list((ROOT / "recipes").glob("*.yaml"))
     missing = [str(p.relative_to(ROOT)) for p in wanted if f"stylepairs/{p.relative_to(ROOT).as_posix()}" not in names]
     assert not missing, f"add to [tool.setuptools] in pyproject.toml: {missing}"
@@ -88,6 +98,34 @@ def test_declared_packages_are_the_folders_that_hold_modules():
         for path in (ROOT / folder).rglob("*.py")
     }
     assert set(settings["packages"]) == found | {"stylepairs.recipes"}
+
+
+def test_what_is_declared_is_what_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {_name(entry) for name in ("landmarks", "triton", "export") for entry in
+              project["optional-dependencies"][name]}  # fmt: skip
+    declared = {_name(requirement) for requirement in project["dependencies"]}
+    imported = {found for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") for found in _libraries(path)}
+    assert imported - extras == declared
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[\w-]+", requirement)
+    assert found is not None
+    return found[0]
+
+
+def _libraries(path: Path) -> set[str]:
+    """The distributions that a file's imports need."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules.add(node.module)
+    through = {THROUGH_TORCH[module] for module in modules & THROUGH_TORCH.keys()}
+    outside = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"stylepairs"}
+    return {DISTRIBUTIONS.get(module, module) for module in outside} | through
 
 
 @pytest.mark.parametrize("module", [*PACKAGES, "datagen.cli", "i2i.cli", "datagen.portraits", "datagen.features"])
