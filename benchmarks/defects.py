@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 
 from stylepairs.datagen.build.quality import Images, Prior
 from stylepairs.datagen.compositing.compose import compose
+from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
@@ -63,7 +63,7 @@ def color_spill(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     """The surroundings of what was edited are tinted."""
     edit = pair.sketch.edit_mask
     radius = max(1, round(_SPILL * pair.portrait.size_px))
-    halo = _blurred(_grown(edit, radius), radius / 3)
+    halo = _softened(_grown(edit, radius), radius / 3)
     around = (halo - edit).clamp(0, 1)
     return _painted(pair, pair.images.after + edit.new_tensor(_TINT)[:, None, None], around)
 
@@ -94,7 +94,7 @@ def closed_eyes(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
         far = (((x - centre[0]) / (0.65 * width)) ** 2 + ((y - centre[1]) / (0.4 * width)) ** 2)[None]
         inside, below = (far < 1).float(), ((far > 1.5) & (far < 4) & (y > centre[1])[None]).float()
         skin = (image * below).sum((1, 2), keepdim=True) / below.sum().clamp_min(1)
-        broken = _painted(broken, skin.expand_as(image), _blurred(inside, 0.01 * size_px))
+        broken = _painted(broken, skin.expand_as(image), _softened(inside, 0.01 * size_px))
     return broken
 
 
@@ -140,7 +140,5 @@ def _grown(mask: torch.Tensor, radius_px: int) -> torch.Tensor:
     return F.max_pool2d(mask[None], 2 * radius_px + 1, 1, radius_px)[0]
 
 
-def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:
-    sigma = max(0.5, sigma)
-    size = 2 * max(1, round(3 * sigma)) + 1
-    return gaussian_blur2d(mask[None], (size, size), (sigma, sigma))[0].clamp(0, 1)
+def _softened(mask: torch.Tensor, sigma_px: float) -> torch.Tensor:
+    return blurred(mask, max(0.5, sigma_px)).clamp(0, 1)

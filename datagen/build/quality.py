@@ -27,17 +27,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError, nearest
 
 NOT_FINITE = "not finite"
-# PSNR of equal images would be infinite; this stands for "identical".
-PSNR_IDENTICAL_DB = 100.0
 FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
-_LEAST_ERROR = 4e-10  # mean square, which gives PSNR_IDENTICAL_DB
 _COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
 _COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
@@ -208,16 +206,6 @@ def check_gate(gate: GateSettings, measured: Collection[str]) -> None:
 def is_common(figure: str) -> bool:
     """Whether a figure is measured of every pair, whatever its feature."""
     return figure in _COMMON_NAMES or figure.startswith(_COMMON)
-
-
-# Apart from `objective.psnr`, which is of a batch and has no cap: here an empty mask must show, and 0 must not divide.
-def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
-    """PSNR over a soft mask [1,H,W], images [3,H,W] in [-1,1]; PSNR_IDENTICAL_DB at most, NaN if the mask is empty."""
-    total = float(mask.sum())
-    if total == 0:
-        return math.nan
-    error = float(((image.clamp(-1, 1) - target).square().mean(0) * mask[0]).sum()) / total
-    return 10 * math.log10(4 / max(error, _LEAST_ERROR)) if math.isfinite(error) else math.nan
 
 
 def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 
 from stylepairs.datagen.compositing.detail import transfer_detail
+from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
@@ -64,10 +64,8 @@ def harmonised(sketch: Sketch, generated: torch.Tensor) -> torch.Tensor:
     """
     mask, size_px = sketch.edit_mask, sketch.image.shape[-1]
     sigma = max(0.5, _HARMONY_SCALE * size_px / sketch.reference_px)
-    blurred = gaussian_blur2d(
-        torch.cat([(generated - sketch.image) * mask, mask])[None], _kernel(sigma, size_px), (sigma, sigma)
-    )[0]
-    return (sketch.image + mask * blurred[:3] / blurred[3:].clamp_min(1e-3)).clamp(-1, 1)
+    change = blurred(torch.cat([(generated - sketch.image) * mask, mask]), sigma)
+    return (sketch.image + mask * change[:3] / change[3:].clamp_min(1e-3)).clamp(-1, 1)
 
 
 def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
@@ -79,7 +77,7 @@ def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Te
     radius = max(1, round(DILATION * size_px))
     wide = F.max_pool2d(edit_mask[None], 2 * radius + 1, 1, radius)
     sigma = max(0.5, FEATHER * size_px)
-    soft = gaussian_blur2d(wide, _kernel(sigma, size_px), (sigma, sigma))[0]
+    soft = blurred(wide, sigma)[0]
     return (soft.clamp(0, 1) * 255).round() / 255
 
 
@@ -101,12 +99,8 @@ def laplacian_blend(
 
 
 def _reduce(image: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(gaussian_blur2d(image, (5, 5), (1.0, 1.0)), 2, ceil_mode=True)
+    return F.avg_pool2d(blurred(image, 1.0, radius_px=2), 2, ceil_mode=True)
 
 
 def _expand(image: torch.Tensor, size: torch.Size | list[int]) -> torch.Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-
-
-def _kernel(sigma: float, size_px: int) -> int:
-    return 2 * min(max(1, round(3 * sigma)), size_px - 1) + 1

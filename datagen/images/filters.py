@@ -1,15 +1,58 @@
-"""The Gaussian blur that colours, sketches and composition share."""
+"""What all parts compute on images: the one Gaussian blur, the one reading at points, the one PSNR."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
+
+PSNR_IDENTICAL_DB = 100.0  # that of equal images would be infinite
+_LEAST_ERROR = 4e-10  # mean square, which gives PSNR_IDENTICAL_DB
 
 
-def blurred(x: torch.Tensor, sigma_px: float, reach: float = 3.0) -> torch.Tensor:
-    """Gaussian blur of [C,H,W] or [N,C,H,W], edges reflected; cut off after `reach` deviations (at least a pixel)."""
+def blurred(x: torch.Tensor, sigma_px: float, radius_px: int | None = None) -> torch.Tensor:
+    """Gaussian blur of [C,H,W] or [N,C,H,W], edges reflected.
+
+    radius_px: where the Gaussian is cut off; None: after three deviations. It is at least 1 and less than the side.
+    """
     from kornia.filters import gaussian_blur2d
 
-    radius = min(max(1, round(reach * sigma_px)), min(x.shape[-2:]) - 1)
-    batch = x if x.ndim == 4 else x[None]
-    found = gaussian_blur2d(batch, 2 * radius + 1, (sigma_px, sigma_px))
+    radius_px = round(3 * sigma_px) if radius_px is None else radius_px
+    size = 2 * min(max(1, radius_px), min(x.shape[-2:]) - 1) + 1
+    found = gaussian_blur2d(x if x.ndim == 4 else x[None], size, (sigma_px, sigma_px))
     return found if x.ndim == 4 else found[0]
+
+
+def read_at(
+    planes: torch.Tensor, places: torch.Tensor, mode: str = "bilinear", padding: str = "border"
+) -> torch.Tensor:
+    """planes [C,H,W] read at places [...,2] (x, y; pixel centres at integers) -> [C,...].
+
+    mode "bilinear", "bicubic" or "nearest"; padding is what lies outside: "border" repeats the edge, "reflection"
+    mirrors at the outer pixels' centres, "zeros" is black.
+    """
+    height, width = planes.shape[-2:]
+    grid = torch.stack([places[..., 0] * (2 / (width - 1)) - 1, places[..., 1] * (2 / (height - 1)) - 1], -1)
+    found = F.grid_sample(planes[None], grid.reshape(1, 1, -1, 2), mode=mode, padding_mode=padding, align_corners=True)
+    return found.reshape(-1, *places.shape[:-1])
+
+
+def psnr(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio [N] in dB under soft masks [N,1,H,W]; images [N,3,H,W] in [-1,1]. 106 dB at most."""
+    error, weight = _squared_error(image, target, mask)
+    return 10 * torch.log10(4 / (error / weight.clamp_min(1e-6)).clamp_min(1e-10))
+
+
+def psnr_db(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
+    """`psnr` of one image [3,H,W], in double precision: PSNR_IDENTICAL_DB at most, NaN where the mask is empty."""
+    error, weight = (float(total) for total in _squared_error(image[None], target[None], mask[None]))
+    if weight == 0 or not math.isfinite(error):
+        return math.nan
+    return 10 * math.log10(4 / max(error / weight, _LEAST_ERROR))
+
+
+def _squared_error(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the masked squared errors, meaned over channels, and of the mask, [N] each."""
+    error = (image.clamp(-1, 1) - target).square().mean(1, keepdim=True)
+    return (error * mask).sum((1, 2, 3)), mask.sum((1, 2, 3))

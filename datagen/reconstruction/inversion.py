@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from stylepairs.datagen.images.filters import psnr
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.batch import Objective, Outcome, Progress, State, Targets, Verdict
@@ -16,7 +17,6 @@ from stylepairs.datagen.reconstruction.objective import (
     downsample,
     noise_autocorrelation,
     prior_norm,
-    psnr,
     pyramid_l1,
     row_spread,
 )

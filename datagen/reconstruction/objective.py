@@ -120,10 +120,3 @@ def noise_autocorrelation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 def downsample(image: torch.Tensor, size_px: int) -> torch.Tensor:
     """Area average to size_px, a divisor of the image's side."""
     return F.avg_pool2d(image, image.shape[-1] // size_px) if image.shape[-1] > size_px else image
-
-
-def psnr(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB under the mask, images in [-1,1]."""
-    error = (image.clamp(-1, 1) - target).square().mean(1, keepdim=True)
-    mean = (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-6)
-    return 10 * torch.log10(4 / mean.clamp_min(1e-10))

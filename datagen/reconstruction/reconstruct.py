@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from stylepairs.datagen.images.filters import psnr
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
@@ -26,7 +27,6 @@ from stylepairs.datagen.reconstruction.objective import (
     downsample,
     noise_autocorrelation,
     prior_norm,
-    psnr,
     pyramid_l1,
     reference_colors,
     reference_errors,

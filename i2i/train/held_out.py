@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.build.quality import PSNR_IDENTICAL_DB, psnr_db
 from stylepairs.datagen.images.colors import delta_e_2000
+from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.pairs.codec import encode_png
 from stylepairs.i2i.models.conditions import decode_color

@@ -134,9 +134,9 @@ def test_the_number_of_workers_does_not_show_with_the_embedded_generator(portrai
 
 
 def test_the_embedded_encoder_starts_near_people_it_has_not_seen(portraits):
+    from stylepairs.datagen.images.filters import psnr
     from stylepairs.datagen.portraits.folders import load_portraits
     from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
-    from stylepairs.datagen.reconstruction.objective import psnr
     from stylepairs.datagen.reconstruction.prior import WPrior
     from stylepairs.datagen.reconstruction.rendering import render
 

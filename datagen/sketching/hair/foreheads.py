@@ -143,7 +143,8 @@ def sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.T
 
 def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by `share` of the side."""
-    return blurred(x, max(share * x.shape[-1], 0.3), reach=2.5)
+    sigma = max(share * x.shape[-1], 0.3)
+    return blurred(x, sigma, round(2.5 * sigma))
 
 
 def _axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -250,7 +250,8 @@ def _blur_over(x: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Ten
 
 def _wide_blur(x: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by `share` of the side, without clamping."""
-    return blurred(x, max(share * x.shape[-1], 0.3), reach=2.5)
+    sigma = max(share * x.shape[-1], 0.3)
+    return blurred(x, sigma, round(2.5 * sigma))
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,51 @@
+"""The one blur, the one reading at points, the one PSNR."""
+
+import math
+
+import pytest
+import torch
+
+from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, blurred, psnr, psnr_db, read_at
+
+
+def test_a_blurred_point_is_a_gaussian_that_is_cut_off():
+    point = torch.zeros(1, 33, 33)
+    point[0, 16, 16] = 1
+    soft = blurred(point, 2.0)
+    assert soft.sum().item() == pytest.approx(1, abs=1e-5)
+    along = soft[0, 16]
+    assert (along[18] / along[16]).item() == pytest.approx(math.exp(-0.5), abs=1e-4)
+    assert (along > 0).sum() == 13, "three deviations"
+    assert (blurred(point, 2.0, radius_px=4)[0, 16] > 0).sum() == 9
+
+
+def test_blur_takes_batches_and_images_narrower_than_its_reach():
+    image = torch.rand(3, 4, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blurred(image[None], 8.0)[0], blurred(image, 8.0))
+    assert torch.allclose(blurred(torch.ones(1, 2, 5), 9.0), torch.ones(1, 2, 5))
+
+
+def test_read_at_takes_x_before_y_and_pixel_centres_at_integers():
+    plane = torch.arange(15.0).view(1, 3, 5)  # 5 y + x
+    places = torch.tensor([[[2.0, 1.0], [0.5, 1.25]], [[4.0, 2.0], [9.0, -3.0]]])
+    assert torch.allclose(read_at(plane, places), torch.tensor([[[7.0, 6.75], [14.0, 4.0]]]), atol=1e-5)
+    outside = torch.tensor([[5.0, 0.0]])
+    assert read_at(plane, outside, padding="zeros").item() == pytest.approx(0, abs=1e-4)
+    assert read_at(plane, outside, padding="reflection").item() == pytest.approx(3, abs=1e-4)
+    assert read_at(plane, torch.tensor([[1.4, 0.6]]), mode="nearest").item() == 6
+
+
+def test_psnr_is_that_of_eight_bit_images():
+    image = torch.zeros(1, 3, 8, 8)
+    assert psnr(image + 2 * 10 / 255, image, torch.ones(1, 1, 8, 8)).item() == pytest.approx(28.13, abs=0.01)
+
+
+def test_psnr_counts_what_the_mask_shows():
+    image = torch.full((3, 4, 4), 0.1)
+    mask = torch.zeros(1, 4, 4)
+    mask[:, :2] = 1
+    image[:, 2:] = 0.9
+    assert psnr_db(image, torch.zeros(3, 4, 4), mask) == pytest.approx(10 * math.log10(4 / 0.01), abs=1e-3)
+    assert psnr_db(image, image, mask) == pytest.approx(PSNR_IDENTICAL_DB)
+    assert math.isnan(psnr_db(image, image, torch.zeros(1, 4, 4)))
+    assert math.isnan(psnr_db(image * math.nan, image, mask))
