@@ -81,6 +81,15 @@ def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Te
     return (soft.clamp(0, 1) * 255).round() / 255
 
 
+def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
+    """The mask [...,H,W] of a pair without composition's dilation: nearly the feature's own edit mask, soft.
+
+    size_px: as in `region_mask`.
+    """
+    radius = max(1, round(DILATION * (size_px or mask.shape[-1])))
+    return -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
+
+
 def laplacian_blend(
     photo: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor, levels: int = LEVELS
 ) -> torch.Tensor:

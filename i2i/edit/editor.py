@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.compose import region_mask
+from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, eyes_and_mouth, square_transform
@@ -28,7 +28,6 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import style_of
-from stylepairs.i2i.train.losses import tightened
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.pairs.shards import Pair, PairRecord, load_pair, read_index
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, style_of
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.losses import mean_color, tightened
+from stylepairs.i2i.train.losses import mean_color
 
 if TYPE_CHECKING:
     from stylepairs.i2i.train.settings import DataSettings

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.colors import delta_e_2000
 from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
@@ -17,7 +18,7 @@ from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.models.prepared_glean import Network
 from stylepairs.i2i.train.data import PairDataset, Sample
-from stylepairs.i2i.train.losses import mean_color, tightened
+from stylepairs.i2i.train.losses import mean_color
 
 
 @torch.no_grad()

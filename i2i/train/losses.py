@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.compose import DILATION
 from stylepairs.datagen.images.colors import srgb_to_lab
 
 # Lab distances are divided by this, so that a clearly visible error counts about as much as in the other terms.
@@ -32,15 +31,6 @@ def perceptual_l2(features: Sequence[torch.Tensor], target: Sequence[torch.Tenso
 def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the predicted mask; on the logits, so that it pulls where the stretched mask is clamped too."""
     return F.binary_cross_entropy_with_logits(logits, target)
-
-
-def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
-    """The mask [...,H,W] of a pair without composition's dilation: nearly the feature's own edit mask, soft.
-
-    size_px: as in `region_mask`.
-    """
-    radius = max(1, round(DILATION * (size_px or mask.shape[-1])))
-    return -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
 
 
 def mean_color(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

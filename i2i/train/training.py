@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
+from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
@@ -236,7 +237,7 @@ def training_step(run: Run, batch: Batch) -> dict[str, float | torch.Tensor]:
 def editing_losses(run: Run, edit: Edit, batch: Batch) -> dict[str, torch.Tensor]:
     """The weighted terms that compare an edit with its pair; terms of weight 0 are left out."""
     weights, target, mask = run.settings.losses, batch["target"], batch["mask"]
-    tight = losses.tightened(mask)
+    tight = tightened(mask)
     terms = {"l1": weights.l1 * losses.pixel_l1(edit.output, target, mask, weights.region_weight)}
     if weights.perceptual:
         with torch.no_grad():
