@@ -80,6 +80,9 @@ def test_bundled_photos_are_listed_and_have_truth():
     rows = [json.loads(line) for line in (ROOT / "recipes/photos/photos.jsonl").read_text().splitlines()]
     on_disk = {(p.stem, p.parent.name) for p in (ROOT / "recipes/photos").glob("*/*.jpg")}
     assert {(row["name"], row["split"]) for row in rows} == on_disk
+    assert {row["licence"] for row in rows} == {"MIT"}
+    notes = (ROOT / "recipes/photos/README.md").read_text()
+    assert all(row["source"] in notes for row in rows)
     with np.load(ROOT / "tests/data/portraits_truth.npz") as truth:
         assert list(zip(truth["name"], truth["split"], strict=True)) == [(r["name"], r["split"]) for r in rows]
 

@@ -26,8 +26,8 @@ RECIPE = "hair_color"
 # Every portrait is made in each of these colours.
 PAIR_COLORS = ("blond", "auburn")
 # What is edited in the end: held-out photos, and three of them side by side as a group photo.
-EDITED = ("portrait_025", "portrait_027", "portrait_032", "portrait_033", "portrait_034", "portrait_036")
-GROUP = ("portrait_026", "portrait_031", "portrait_034")
+EDITED = ("portrait_041", "portrait_043", "portrait_047", "portrait_048", "portrait_051", "portrait_052")
+GROUP = ("portrait_044", "portrait_053", "portrait_055")
 # Pairs a shard: small, so that the processors share them out and little is lost on an interruption.
 SHARD_SIZE = "10"
 EDIT_COLORS = ("blond", "auburn", "black", "blue")

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,7 +62,7 @@ def test_a_failing_command_stops_the_demo_with_its_code(scripts, tmp_path, monke
 def test_group_photo_shows_three_faces_side_by_side(scripts, tmp_path):
     scripts["demo"].make_group_photo(tmp_path / "group.png")
     with Image.open(tmp_path / "group.png") as group:
-        assert group.size == (3 * 335, 410)
+        assert len(load_analyser().find(np.asarray(group))) == 3
 
 
 def test_page_holds_everything_and_loads_nothing(scripts, tmp_path, synthetic_pairs):

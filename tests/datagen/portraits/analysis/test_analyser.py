@@ -77,7 +77,7 @@ def test_landmarks_follow_the_photo_when_it_is_turned_and_scaled(
 
 
 def test_several_faces_in_one_picture_are_all_found(analyser: FaceAnalyser) -> None:
-    tiles = [cv2.resize(read_image(path), (260, 320), interpolation=cv2.INTER_AREA) for path in PHOTOS]
+    tiles = [cv2.resize(read_image(path), (320, 320), interpolation=cv2.INTER_AREA) for path in PHOTOS]
     group = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
     assert len(analyser.find(group)) == 4
 
