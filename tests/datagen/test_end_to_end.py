@@ -15,7 +15,8 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.prepare import prepare_photos
 from stylepairs.datagen.recipe import load_recipe
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
+from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
+from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 PHOTOS = sorted((Path(__file__).parents[2] / "recipes" / "photos" / "heldout").glob("*.jpg"))[:3]
@@ -56,7 +57,7 @@ def generator(tmp_path_factory) -> Path:
 
 
 def build(portraits: Path, generator: Path | str, out: Path, cache: Path, **settings) -> pipeline.BuildPlan:
-    recipe = load_recipe("hair_color", "datagen", pipeline.BuildRecipe, QUICK)
+    recipe = load_recipe("hair_color", "datagen", pipeline.BuildRecipe, [*QUICK, *settings.pop("overrides", [])])
     plan = pipeline.plan_build(
         recipe, portraits, out, generator=str(generator), cache=cache, shard_size=4, limit=settings.pop("limit", 3)
     )
@@ -133,20 +134,14 @@ def test_the_number_of_workers_does_not_show_with_the_embedded_generator(portrai
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
-def test_the_embedded_encoder_starts_near_people_it_has_not_seen(portraits):
-    from stylepairs.datagen.images.filters import psnr
-    from stylepairs.datagen.portraits.folders import load_portraits
-    from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
-    from stylepairs.datagen.reconstruction.prior import WPrior
-    from stylepairs.datagen.reconstruction.rendering import render
-
-    generator = load_generator("embedded").eval()
-    encoder = find_encoder("auto", generator, generator_digest(generator))
-    assert encoder is not None
-    prior = WPrior.fit(generator)
-    for file in load_portraits(portraits):
-        photo = file.load().resized(generator.config.img_resolution).image
-        u, noise = predict_start(encoder, generator, prior, photo, "fp32")
-        image = render(generator, [prior.unwhiten(u)], [noise], 1)[0][None]
-        assert psnr(image, photo[None], torch.ones_like(image[:, :1])) > 23
-        assert prior.distance(prior.unwhiten(u)) < 1.3
+@pytest.mark.slow
+def test_a_trained_encoder_starts_a_build_and_auto_does_without_one_that_fits(built, portraits, generator, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    train_to_file(str(generator), portraits, path, EncoderTraining(steps=2, probes=160), "pyramid")
+    pairs, cache = built
+    for name, same in (("auto", True), (str(path), False)):
+        out = tmp_path / Path(name).stem
+        build(portraits, generator, out, cache, limit=1, overrides=[f"encoder={name}"])
+        started, plain = (next(shards.read_pairs(folder, accepted_only=False)) for folder in (out, pairs))
+        assert started.record.params == plain.record.params
+        assert np.array_equal(started.w_before, plain.w_before) == same

@@ -23,7 +23,9 @@ from stylepairs.datagen.portraits.sketch import Seen, Sketch
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 
-PHOTOS = sorted((Path(__file__).parents[3] / "recipes" / "photos" / "heldout").glob("*.jpg"))[:2]
+HELDOUT = Path(__file__).parents[3] / "recipes" / "photos" / "heldout"
+# Grounds with detail: before smooth ones a head moved by 5 % is still 18.7 to 19.3 dB from the photo, and passes.
+PHOTOS = [HELDOUT / "portrait_042.jpg", HELDOUT / "portrait_044.jpg"]
 FEATURE = load_feature("hair_color")
 PARAMS = FEATURE.Params(color="auburn")
 EXPECTED = {
