@@ -33,7 +33,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs.inspection import reason_kind
 from stylepairs.datagen.pairs.shards import Pair, read_index, read_pairs
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
@@ -105,7 +105,7 @@ def figures_of(pair: Candidate, params: Any, feature: Any, models: Models) -> di
         quality.look_at(portrait, image, instruments.analyser) for image in (portrait.image, pair.images.after)
     )
     figures = quality.measure_pair(portrait, pair.sketch, pair.images, pair.latents, instruments, sights)
-    return figures | feature.measure(portrait, Seen(sights[0].portrait, sights[1].portrait), params)
+    return figures | feature.measure(portrait, AnalysedPair(sights[0].portrait, sights[1].portrait), params)
 
 
 def judge_all(

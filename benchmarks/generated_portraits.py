@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from stylepairs.datagen.images.files import to_uint8, write_png
-from stylepairs.datagen.portraits.prepare import prepare_photos
+from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 
 

@@ -44,9 +44,10 @@ from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs, sketched
 from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.shard_runner import code_version
 from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.pairs.shards import Pair
-from stylepairs.datagen.portraits.sketch import Seen
+from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
@@ -211,7 +212,7 @@ def job_of(folder: Path, name: str, recipe: BuildRecipe, backend: Backend) -> Jo
     return Job(name, portrait, draw(combinations(recipe.params), 1, 0, portrait.digest)[0], source)
 
 
-def figures_of(pair: Pair, job: Job, module: Any, models: Models) -> dict[str, float]:
+def figures_of(pair: Pair, job: Job, module: Feature, models: Models) -> dict[str, float]:
     """The pair's figures, and with "generated_" before their names the feature's own on the generated halves."""
     portrait = job.portrait.resized(models.image_px)
     analyser = models.instruments.analyser
@@ -221,8 +222,8 @@ def figures_of(pair: Pair, job: Job, module: Any, models: Models) -> dict[str, f
         if image is not None
     )
     params = module.Params.model_validate(job.params)
-    own = module.measure(portrait, Seen(*halves), params)
-    asked = float(getattr(params, "intensity", 1.0))
+    own = module.measure(portrait, AnalysedPair(*halves), params)
+    asked = asked_degree(params)
     return dict(pair.record.figures) | {f"generated_{name}": value for name, value in own.items()} | {"asked": asked}
 
 

@@ -39,7 +39,7 @@ def prepare(
     """Find the faces in photos, align and parse them: the portraits that `build` starts from."""
     import torch
 
-    from stylepairs.datagen.portraits.prepare import list_photos, prepare_photos
+    from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
 
     # The networks are small: more threads gain nothing, and beside other work they waited for each other (12 s became
     # 75 s for 24 photos on 2 busy cores).

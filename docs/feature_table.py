@@ -22,7 +22,7 @@ def tables() -> str:
     what = ["| feature | what it does |", "|---|---|"]
     parameters = ["| feature | parameter | values | default |", "|---|---|---|---|"]
     for name, feature in features.items():
-        what.append(f"| `{name}` | {_first_sentence(feature.__doc__)} |")
+        what.append(f"| `{name}` | {_first_sentence(feature.about)} |")
         schema = feature.Params.model_json_schema()
         rows, limits = [], []
         for parameter, details in schema["properties"].items():

@@ -82,7 +82,7 @@ def _photos(path: Path, out: Path) -> list[tuple[Path, Path]]:
     """A photo with the sub-folder of `out` that its edit goes to; of a folder all files, but those that lie in out."""
     if not path.is_dir():
         return [(path, Path())]
-    from stylepairs.datagen.portraits.prepare import list_photos
+    from stylepairs.datagen.portraits.analysis.prepare import list_photos
 
     written = Path(os.path.realpath(out))
     files = [file for file in list_photos([path]) if written not in Path(os.path.realpath(file)).parents]

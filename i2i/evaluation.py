@@ -16,7 +16,7 @@ from stylepairs.datagen.build.quality import look_at
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.i2i.edit.editor import Editor, Wanted
 from stylepairs.i2i.train.held_out import psnr_outside_db
 
@@ -72,7 +72,7 @@ def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row,
         params = params.model_copy(update={"intensity": wanted.degree})
         sketch = sketch if params == wanted.params else editor.feature.sketch(before, params)
     allowed = region_mask(sketch.edit_mask).to(after.device)
-    seen = Seen(*(look_at(before, image, editor.analyser).portrait for image in (before.image, after)))
+    seen = AnalysedPair(*(look_at(before, image, editor.analyser).portrait for image in (before.image, after)))
     return {
         **editor.feature.measure(before, seen, params),
         "psnr_outside_db": psnr_outside_db(after, before.image, allowed),

@@ -46,7 +46,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.shards import PARENT, Pair, PairRecord
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen
+from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 from stylepairs.datagen.shell.decode import Damaged, read_json
@@ -160,7 +160,7 @@ class AugmentPlan(ShardedPlan):
         if not draft.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
             asked = draft.params if child.t > 0 else feature.Params.model_validate(whole)
-            unchanged = feature.measure(draft.job.portrait, Seen(sight.portrait, sight.portrait), asked)
+            unchanged = feature.measure(draft.job.portrait, AnalysedPair(sight.portrait, sight.portrait), asked)
             gate = gate_for_share(self.recipe.gate, child.t, unchanged)
         pair = finish_pair(self._task(gate), draft, feature, models, backend, eyes)
         record = replace(pair.record, params=asked_params.model_dump(mode="json"))

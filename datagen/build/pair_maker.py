@@ -18,10 +18,11 @@ from stylepairs.datagen.build.inversion_cache import InversionCache
 from stylepairs.datagen.build.models import Backend, Models
 from stylepairs.datagen.build.quality import GateSettings
 from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs.shards import Pair, PairRecord, split_of
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused, settled_params
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 Advance = Callable[[float], None]
@@ -105,19 +106,19 @@ class Eyes:
         return self.last, quality.look_at(portrait, after, self.analyser)
 
 
-def sketched(job: Job, feature: Any, models: Models, sketch_detail: float = 1.0) -> Draft:
+def sketched(job: Job, feature: Feature, models: Models, sketch_detail: float = 1.0) -> Draft:
     """The draft of a job with its sketch, or why there is none; sketch_detail: of the recipe."""
     portrait = _on_device(job.portrait.resized(models.image_px), models.device)
     draft = Draft(replace(job, portrait=portrait), feature.Params.model_validate(job.params))
     try:
-        draft.params = settled_params(feature, portrait, draft.params)
+        draft.params = feature.settled(portrait, draft.params)
         draft.sketch = feature.sketch(portrait, draft.params).with_detail(sketch_detail)
     except SketchRefused as refusal:
         draft.refused = str(refusal)
     return draft
 
 
-def _check_gate(task: Task, drafts: list[Draft], feature: Any, models: Models) -> None:
+def _check_gate(task: Task, drafts: list[Draft], feature: Feature, models: Models) -> None:
     """Find a gate that names unknown figures with a pair in which nothing was edited, before minutes of work."""
     stages = ("inversion_", "reconstruction_")
     gate = {name: threshold for name, threshold in task.gate.items() if not name.startswith(stages)}
@@ -127,7 +128,7 @@ def _check_gate(task: Task, drafts: list[Draft], feature: Any, models: Models) -
     portrait = draft.job.portrait
     images = quality.Images(portrait.image, portrait.image, portrait.image, draft.sketch.edit_mask)
     figures = quality.measure_pair(portrait, draft.sketch, images, None, models.instruments)
-    quality.check_gate(gate, figures | feature.measure(portrait, Seen(portrait, portrait), draft.params))
+    quality.check_gate(gate, figures | feature.measure(portrait, AnalysedPair(portrait, portrait), draft.params))
 
 
 def _invert(task: Task, drafts: list[Draft], models: Models, backend: Backend, advance: Advance) -> None:
@@ -201,7 +202,7 @@ def _share(advance: Advance, work: float, count: int) -> Callable[[int, int], No
     return progress
 
 
-def finish_pair(task: Task, draft: Draft, feature: Any, models: Models, backend: Backend, eyes: Eyes) -> Pair:
+def finish_pair(task: Task, draft: Draft, feature: Feature, models: Models, backend: Backend, eyes: Eyes) -> Pair:
     """The pair of a draft; of a refused one only what is sound: before, mask and sketch."""
     portrait, sketch, result = draft.job.portrait, draft.sketch, draft.reconstruction
     if draft.refused or sketch is None:
@@ -229,14 +230,16 @@ def finish_pair(task: Task, draft: Draft, feature: Any, models: Models, backend:
     )
 
 
-def _all_figures(draft: Draft, feature: Any, images: quality.Images, models: Models, eyes: Eyes) -> dict[str, float]:
+def _all_figures(
+    draft: Draft, feature: Feature, images: quality.Images, models: Models, eyes: Eyes
+) -> dict[str, float]:
     """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
     portrait, result = draft.job.portrait, draft.reconstruction
     assert draft.sketch is not None
     latents = result.ws_before, result.ws_after
     sights = eyes.look(portrait, images.after)
     figures = quality.measure_pair(portrait, draft.sketch, images, latents, models.instruments, sights)
-    figures |= feature.measure(portrait, Seen(sights[0].portrait, sights[1].portrait), draft.params)
+    figures |= feature.measure(portrait, AnalysedPair(sights[0].portrait, sights[1].portrait), draft.params)
     for stage, found in (("inversion", draft.inversion), ("reconstruction", result)):
         if found is not None:
             figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
@@ -264,7 +267,7 @@ def _record(task: Task, draft: Draft, models: Models, reasons: list[str]) -> Pai
 
 def _degree(draft: Draft) -> float:
     """The degree that the feature measured, else the one that was asked for, in [0,1]."""
-    asked = float(getattr(draft.params, "intensity", 1.0))
+    asked = asked_degree(draft.params)
     measured = draft.figures.get("degree", asked)
     return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
 

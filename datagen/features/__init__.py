@@ -9,12 +9,12 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.shell.errors import InputError, nearest, one_line
 
 SEPARATOR = "+"  # of the features of a combination
-_NOT_FEATURES = ("base", "combination")
+_NOT_FEATURES = ("base", "combination", "feature")
 
 
 def feature_names() -> list[str]:
@@ -22,10 +22,9 @@ def feature_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_FEATURES)
 
 
-def load_feature(name: str, *, run_files: bool = False) -> Any:
+def load_feature(name: str, *, run_files: bool = False) -> Feature:
     """The feature `name`: "hair_color", several in one as "bangs+hair_color" (see `combination`), or "my/freckles.py".
 
-    It holds `Params`, `sketch(portrait, params)` and `measure(portrait, seen, params)`.
     A name that ends in .py is a Python file of the user's, relative to the working folder, and loading it runs it. That
     is done only with run_files, for names that come from a recipe or a command; names out of data (pairs, models) never
     run anything, they find a file of that name that was loaded before in this process.
@@ -33,9 +32,9 @@ def load_feature(name: str, *, run_files: bool = False) -> Any:
     """
     parts = str(name).split(SEPARATOR)
     if is_own_file(name):
-        return _load_own(name, run_files)
+        return Feature.of(_load_own(name, run_files))
     if len(parts) == 1:
-        return _load_one(name)
+        return Feature.of(_load_one(name))
     from stylepairs.datagen.features.combination import combine
 
     twice = sorted({part for part in parts if parts.count(part) > 1})
@@ -47,7 +46,7 @@ def load_feature(name: str, *, run_files: bool = False) -> Any:
             f"feature {name!r}: {files[0]} is a file of your own, which is built alone; to combine it, put it into "
             f"{Path(__file__).parent} and name it {Path(files[0]).stem}"
         )
-    return combine({part: _load_one(part) for part in parts})
+    return combine({part: Feature.of(_load_one(part)) for part in parts})
 
 
 def is_own_file(name: str) -> bool:

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.hair.foreheads import (
@@ -127,13 +127,13 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return _with_bangs(portrait, face, params)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How much of the wanted fringe is there, what is beside it, and whether it is hair: the file's figures."""
     face = forehead(portrait)
     made = sketch(portrait, params)
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
     removed = params.style == "none"
-    seen = Seen(seen.before.resized(portrait.size_px), seen.after.resized(portrait.size_px))
+    seen = AnalysedPair(seen.before.resized(portrait.size_px), seen.after.resized(portrait.size_px))
     before, after = (smooth_lab(image) for image in (portrait.image, seen.after.image))
     wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
     told = Told(
@@ -353,7 +353,7 @@ def _changed(portrait: Portrait, made: Sketch, removed: bool) -> torch.Tensor:
 
 
 def _texture(
-    portrait: Portrait, face: Forehead, seen: Seen, params: Params, wanted: torch.Tensor, palette: HairPalette
+    portrait: Portrait, face: Forehead, seen: AnalysedPair, params: Params, wanted: torch.Tensor, palette: HairPalette
 ) -> float:
     core = (wanted > 0.6).float()
     if float(dilate(core, -_STRAND_ROOM).round().mean()) < _ROOM_NEEDED:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import (
     SIDES,
@@ -106,7 +106,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return warped_sketch(portrait, image, full, params.intensity, painted, params.reference_px)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted brows were reached and what it cost: the figures of the file's docstring."""
     found = [_measured_side(portrait, seen, side, params) for side in params.sides]
     figures = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
@@ -159,7 +159,7 @@ def hair_flow(portrait: Portrait, line: BrowLine) -> torch.Tensor:
     return (flow / flow.norm(dim=-1, keepdim=True)).permute(2, 0, 1)
 
 
-def _measured_side(portrait: Portrait, seen: Seen, side: Side, params: Params) -> dict[str, float]:
+def _measured_side(portrait: Portrait, seen: AnalysedPair, side: Side, params: Params) -> dict[str, float]:
     before, after = portrait.image, seen.after.image
     matte = brow_matte(portrait, side)
     line = brow_line(portrait, side, matte)

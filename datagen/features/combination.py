@@ -8,18 +8,18 @@ A combination is named by its parts in order, "bangs+hair_color", and is used as
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused, settled_params
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 
 
-def combine(features: dict[str, Any]) -> Any:
-    """The features {name: module}, in this order, as one: what has `Params`, `sketch` and `measure`."""
+def combine(features: dict[str, Feature]) -> Feature:
+    """The features, by name and in this order, as one."""
     fields: dict[str, Any] = {
         name: (feature.Params, Field(default_factory=feature.Params)) for name, feature in features.items()
     }
@@ -28,7 +28,7 @@ def combine(features: dict[str, Any]) -> Any:
     )
 
     def settled(portrait: Portrait, params: BaseModel) -> BaseModel:
-        parts = {name: settled_params(feature, portrait, getattr(params, name)) for name, feature in features.items()}
+        parts = {name: feature.settled(portrait, getattr(params, name)) for name, feature in features.items()}
         return params.model_copy(update=parts)
 
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
@@ -38,19 +38,19 @@ def combine(features: dict[str, Any]) -> Any:
             current = parts[-1].applied_to(current)
         return combined_sketch(portrait, parts)
 
-    def measure(portrait: Portrait, seen: Seen, params: BaseModel) -> dict[str, float]:
+    def measure(portrait: Portrait, seen: AnalysedPair, params: BaseModel) -> dict[str, float]:
         figures: dict[str, float] = {}
         for name, feature in features.items():
             start, start_seen = portrait, seen.before
             for other in features:
                 if other != name:
                     start, start_seen = _with_edit(features[other], getattr(params, other), start, start_seen)
-            found = feature.measure(start, Seen(start_seen, seen.after), getattr(params, name))
+            found = feature.measure(start, AnalysedPair(start_seen, seen.after), getattr(params, name))
             figures |= {figure_name(name, figure): value for figure, value in found.items()}
         degrees = [figures[figure_name(name, "degree")] for name in features]
         return figures | {"degree": sum(degrees) / len(degrees)}
 
-    return SimpleNamespace(Params=params_model, settled=settled, sketch=sketch, measure=measure)
+    return Feature(params_model, sketch, measure, settled)
 
 
 def combined_sketch(portrait: Portrait, parts: list[Sketch]) -> Sketch:
@@ -79,7 +79,7 @@ def figure_name(feature: str, figure: str) -> str:
     return f"{feature}_{figure}"
 
 
-def _with_edit(feature: Any, params: BaseModel, portrait: Portrait, seen: Portrait) -> tuple[Portrait, Portrait]:
+def _with_edit(feature: Feature, params: BaseModel, portrait: Portrait, seen: Portrait) -> tuple[Portrait, Portrait]:
     """The portrait and how it is seen, with an edit as it looks where the generator meets its sketch.
 
     A part is judged against the portrait with all the other edits made, so that neither hides the other: a fringe in

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
@@ -130,7 +130,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How much scalp is left and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
     line = find_hairline(portrait)

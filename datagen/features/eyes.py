@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.portraits.face_frame import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, FaceFrame
+from stylepairs.datagen.portraits.landmarks import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, soft_line
 from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
@@ -81,7 +81,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return warped_sketch(portrait, image, flow, params.intensity, (20 * crease).clamp(0, 1), params.reference_px)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the eyes were changed and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
     flow, crease = _full_flow(portrait, params), _creases(portrait, params)
@@ -97,7 +97,7 @@ def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
         "explained": match.explained,
         "eye_grown": _eye_size(seen.after.points68, params.side) / _eye_size(seen.before.points68, params.side) - 1,
         "crease_darkened": _line_contrast(before, crease) - _line_contrast(after, moved),
-        "still_shift": float(still.norm(dim=-1).mean() / FaceFrame.of(seen.before.points68).eyes_px),
+        "still_shift": float(still.norm(dim=-1).mean() / eye_distance(seen.before.points68)),
         "detail_kept": detail_ratio(_edited(before, flow, crease, params, params.intensity), after, region),
     }
 

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.portraits.face_frame import BROWS, CHIN, EYES, JAW, NASION, NOSE, FaceFrame
+from stylepairs.datagen.portraits.landmarks import BROWS, CHIN, EYES, JAW, NASION, NOSE, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep
 from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_points
@@ -86,14 +86,14 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return warped_sketch(portrait, image, flow, params.intensity, shade, params.reference_px)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the outline was moved and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
     flow, shade = _full_flow(portrait, params), _under_chin(portrait) * (params.chin > 0)
     before, after = seen.before.image, seen.after.image
     region = torch.maximum(changed_region(flow), shade)
     match = match_degree(before, after, partial(_edited, before, flow, shade, params), region)
-    eyes_px = FaceFrame.of(portrait.points68).eyes_px
+    eyes_px = eye_distance(portrait.points68)
     shift = seen.after.points68 - seen.before.points68
     wanted = warp_points(portrait.points68, params.intensity * flow) - portrait.points68
     still = torch.cat([shift[BROWS], shift[EYES], shift[NOSE]])

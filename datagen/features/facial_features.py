@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather, polygon
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import nearest
 from stylepairs.datagen.sketching.face.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
@@ -130,7 +130,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return _edited(portrait, chosen_reference(portrait, params), params, params.intensity)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How near the parts came to the reference's, and what it cost: the figures of the file's docstring."""
     reference = chosen_reference(portrait, params)
     full = _edited(portrait, reference, params, 1.0)
@@ -371,7 +371,7 @@ def _shape_distance(points: torch.Tensor, shape: torch.Tensor, params: Params) -
     return torch.cat(apart).mean() / eyes
 
 
-def _others_shift(seen: Seen, params: Params) -> torch.Tensor:
+def _others_shift(seen: AnalysedPair, params: Params) -> torch.Tensor:
     rows = [row for part in PARTS if part not in params.names for piece, _ in PIECES[part] for row in piece]
     if not rows:
         return torch.zeros(())

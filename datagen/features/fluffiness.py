@@ -28,7 +28,7 @@ from stylepairs.datagen.features.hair_color import hair_matte, refuse_untrusted_
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.background import continue_background
@@ -127,10 +127,10 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the outline moved and how cleanly: the figures of the file's docstring."""
     portrait = _on(portrait, "cpu")
-    seen = Seen(*(_on(half.resized(portrait.size_px), "cpu") for half in (seen.before, seen.after)))
+    seen = AnalysedPair(*(_on(half.resized(portrait.size_px), "cpu") for half in (seen.before, seen.after)))
     plan = _plan(portrait, params)
     lines = _read_rays(portrait, seen, plan)
     now = params.intensity * plan.moved
@@ -282,7 +282,7 @@ def _label(portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
     return label
 
 
-def _read_rays(portrait: Portrait, seen: Seen, plan: _Plan) -> _Lines:
+def _read_rays(portrait: Portrait, seen: AnalysedPair, plan: _Plan) -> _Lines:
     size, outline = portrait.size_px, plan.outline
     before, after = seen.before, seen.after
     behind = _background(before.image, portrait, plan.matte)
@@ -340,7 +340,7 @@ def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
     return overall_mean((share - overall_mean(share, total)).square(), total).sqrt()
 
 
-def _face_moved(portrait: Portrait, seen: Seen, matte: torch.Tensor) -> torch.Tensor:
+def _face_moved(portrait: Portrait, seen: AnalysedPair, matte: torch.Tensor) -> torch.Tensor:
     changed = delta_e_2000(srgb_to_lab(seen.before.image), srgb_to_lab(seen.after.image))[None] > 2
     return overall_mean(changed.float(), face_region(portrait, 0.0) * (dilate(matte, 0.02) < 0.02))
 

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 
@@ -100,7 +100,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted colour was reached and what it cost: the figures of the file's docstring."""
     matte = hair_matte(portrait)
     inside = (matte > 0.5).float()

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.hair.hairline_curve import (
     ANGLES,
     FRONT,
@@ -116,7 +116,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the line moved and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
     line = find_hairline(portrait)
@@ -307,7 +307,7 @@ def _old_edge_left(
     return max(0.0, float((slopes[0] * (slopes[1] - slopes[2])).sum()) / energy)
 
 
-def _seen_displacement(seen: Seen, line: Hairline, wanted: np.ndarray, active: np.ndarray) -> float:
+def _seen_displacement(seen: AnalysedPair, line: Hairline, wanted: np.ndarray, active: np.ndarray) -> float:
     """Mean motion of the analyser's hairline as a share of the wanted one, both along the rays of `line`."""
     before, after = (find_hairline(one, line.frame).line for one in (seen.before, seen.after))
     target = line.moved(wanted)
@@ -319,7 +319,7 @@ def _seen_displacement(seen: Seen, line: Hairline, wanted: np.ndarray, active: n
 
 
 def _strip_figures(
-    portrait: Portrait, line: Hairline, full: np.ndarray, drawn: torch.Tensor, seen: Seen
+    portrait: Portrait, line: Hairline, full: np.ndarray, drawn: torch.Tensor, seen: AnalysedPair
 ) -> dict[str, float]:
     """Colour, contrast and degree of what lies between the old line and that of the full change."""
     flow = line_flow(line, full, portrait.size_px)

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from stylepairs.datagen.compositing.detail import transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline, mouth_width
 from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, labelled, mean_of
@@ -161,7 +161,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted lips were reached and what it cost: the figures of the file's docstring."""
     before, after = portrait.image, seen.after.image
     width, matte = mouth_width(portrait), lip_matte(portrait)

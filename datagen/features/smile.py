@@ -22,9 +22,10 @@ from functools import partial
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stylepairs.datagen.portraits.face_frame import BROWS, MOUTH, NOSE, FaceFrame
+from stylepairs.datagen.portraits.face_frame import FaceFrame
+from stylepairs.datagen.portraits.landmarks import BROWS, MOUTH, NOSE
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import soft_line
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image
@@ -80,15 +81,15 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return warped_sketch(portrait, image, flow, params.intensity, (20 * fold).clamp(0, 1), params.reference_px)
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the smile was reached and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
     flow, fold = _full_flow(portrait, params), _folds(portrait)
     before, after = seen.before.image, seen.after.image
     region = changed_region(flow)
     match = match_degree(before, after, partial(_edited, before, flow, fold, params), region)
-    frame = FaceFrame.of(seen.before.points68)
-    shift = (seen.after.points68 - seen.before.points68) / frame.eyes_px
+    frame = FaceFrame.of_eyes(seen.before.points68)
+    shift = (seen.after.points68 - seen.before.points68) / frame.unit_px
     still = torch.cat([shift[BROWS], shift[NOSE], shift[list(_UPPER_LIDS)], shift[2:15]])
     return {
         "degree": match.degree,
@@ -110,7 +111,7 @@ def _edited(image: torch.Tensor, flow: torch.Tensor, fold: torch.Tensor, params:
 def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     """The flow [2,H,W] of the whole change."""
     points = portrait.points68
-    frame = FaceFrame.of(points)
+    frame = FaceFrame.of_eyes(points)
     cheeks = frame.pixels(torch.tensor([(sign * x, y) for x, y in _CHEEKS for sign in (-1, 1)]).to(points))
     lids = points[list(_LOWER_LIDS)]
     source = torch.cat([points[MOUTH], cheeks, lids])
@@ -140,13 +141,13 @@ def _chin(points: torch.Tensor) -> torch.Tensor:
 
 def _folds(portrait: Portrait) -> torch.Tensor:
     """[1,H,W] in [0,1]: the folds from the wings of the nose past the corners of the mouth, soft."""
-    frame = FaceFrame.of(portrait.points68)
+    frame = FaceFrame.of_eyes(portrait.points68)
     both = torch.zeros_like(portrait.hair)
     for wing, corner, sign in ((31, _RIGHT_CORNER, -1), (35, _LEFT_CORNER, 1)):
         start = portrait.points68[wing] + frame.move(torch.tensor([sign * 0.08, -0.02]).to(portrait.points68))
         end = portrait.points68[corner] + frame.move(torch.tensor([sign * 0.16, 0.02]).to(portrait.points68))
         bow = start.lerp(end, 0.55) + frame.move(torch.tensor([sign * 0.06, -0.02]).to(portrait.points68))
-        line = soft_line(portrait.size_px, torch.stack([start, bow, end]), _FOLD_WIDTH * frame.eyes_px)
+        line = soft_line(portrait.size_px, torch.stack([start, bow, end]), _FOLD_WIDTH * frame.unit_px)
         both = torch.maximum(both, line.to(both))
     return both
 
@@ -158,11 +159,11 @@ def _curve(points: torch.Tensor, frame: FaceFrame) -> float:
 
 
 def _width(points: torch.Tensor, frame: FaceFrame) -> float:
-    return float((points[_LEFT_CORNER] - points[_RIGHT_CORNER]).norm()) / frame.eyes_px
+    return float((points[_LEFT_CORNER] - points[_RIGHT_CORNER]).norm()) / frame.unit_px
 
 
 def _refuse_extremes(portrait: Portrait, params: Params) -> None:
-    frame = FaceFrame.of(portrait.points68)
+    frame = FaceFrame.of_eyes(portrait.points68)
     curve = _curve(portrait.points68, frame) + params.smile * _UP
     width = _width(portrait.points68, frame) + params.smile * 2 * _OUT
     would = f"its mouth would be curved by {curve:.2f}"

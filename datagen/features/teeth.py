@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.face_parts import eye_distance, widened
 from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 
@@ -95,7 +95,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How white and even the teeth became, and what it cost: the figures of the file's docstring."""
     matte = teeth_matte(portrait)
     inside = matte * (matte > 0.5)

@@ -1,5 +1,4 @@
-"""Where a face lies in a photo: 68 landmarks, FFHQ's aligned square (Karras et al., 2019) and the crop with its
-padding.
+"""Where a face lies in a photo: FFHQ's aligned square (Karras et al., 2019) and the crop with its padding.
 
 Coordinates: (x, y) in pixels, pixel centres at integers. Transforms are 2x3 affine matrices, source -> target.
 """
@@ -9,32 +8,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Positions in the 468-point face mesh that stand for the 68 iBUG points (jaw, brows, nose, eyes, outer lips, inner
-# lips); "right" comes first and is the subject's right, on the left of the picture.
-MESH_TO_68 = np.array(
-    [127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 288, 361, 323, 454, 356]
-    + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]
-    + [168, 197, 5, 4, 75, 97, 2, 326, 305]
-    + [33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380]
-    + [61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87]
-)
-
-# Where each of the 68 points goes when the picture is mirrored.
-MIRROR_68 = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
-)
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 
 # Shares of the crop's side, as in FFHQ: the padding's width, over which it fades, and the sigma of its blur.
 _PAD_SHARE = 0.3
 _PAD_BLUR_SHARE = 0.02
-
-
-def eyes_and_mouth(points68: np.ndarray) -> np.ndarray:
-    """points68 [...,68,2] -> [...,3,2]: centres of the subject's right eye, left eye, and of the mouth's corners."""
-    right, left = points68[..., 36:42, :].mean(-2), points68[..., 42:48, :].mean(-2)
-    return np.stack([right, left, (points68[..., 48, :] + points68[..., 54, :]) / 2], -2)
 
 
 def square_transform(eyes_mouth: np.ndarray, size_px: int, share: float = 1.0, shift: float = 0.0) -> np.ndarray:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from stylepairs.datagen.images.files import read_image, to_float
-from stylepairs.datagen.portraits.alignment import MESH_TO_68, apply_transform
+from stylepairs.datagen.portraits.alignment import apply_transform
+from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.decode import Damaged, decode_npz
 from stylepairs.datagen.shell.errors import InputError

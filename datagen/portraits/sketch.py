@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel
 
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.errors import InputError
@@ -58,10 +57,10 @@ class Sketch:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A composed pair as the face analyser sees it: label, hair and points68 of both halves found with the same eyes.
+class AnalysedPair:
+    """Both halves of a composed pair, each with the label map, hair matte and landmarks that the analyser finds in it.
 
-    Without an analyser both carry the portrait's own.
+    What a feature is measured on. Without an analyser both carry the portrait's own.
     """
 
     before: Portrait
@@ -73,14 +72,3 @@ class SketchRefused(InputError):
 
     A build records it as the rejection reason of the pair and goes on.
     """
-
-
-def settled_params(feature: Any, portrait: Portrait, params: BaseModel) -> BaseModel:
-    """The parameters with all that the feature draws for this portrait (a reference, say) chosen and named.
-
-    A pair's record holds these, so that measuring or augmenting it later draws nothing anew: there the portrait may
-    look a little different. A feature that draws has `settled(portrait, params)`, which may raise SketchRefused; of all
-    others they are returned as they are.
-    """
-    settle = getattr(feature, "settled", None)
-    return params if settle is None else settle(portrait, params)

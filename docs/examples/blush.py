@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 
 # What a full blush adds to the skin's colour in Lab: a little darker, much redder, a touch yellower.
 _TINT = torch.tensor([-4.0, 16.0, 4.0])[:, None, None]
@@ -49,7 +49,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     )
 
 
-def measure(portrait: Portrait, seen: Seen, params: Params) -> dict[str, float]:
+def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How rosy the cheeks became, and what else did."""
     cheeks = _cheeks(portrait, params)
     before, after = srgb_to_lab(seen.before.image), srgb_to_lab(seen.after.image)

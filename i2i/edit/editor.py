@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_float
-from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, eyes_and_mouth, square_transform
+from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, square_transform
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
@@ -85,7 +86,7 @@ class Editor:
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
         says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
         self.model, self.info, self.analyser = model, info, analyser
-        self.feature: Any = load_feature(info.feature)
+        self.feature = load_feature(info.feature)
 
     @classmethod
     def load(

@@ -25,12 +25,12 @@ from stylepairs.datagen.portraits.alignment import (
     apply_transform,
     compose_transforms,
     crop_aligned,
-    eyes_and_mouth,
     ffhq_transform,
     invert_transform,
     warp,
 )
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 
 GROUPS = {  # the classes that the figure counts, sides merged
     "background": [0],

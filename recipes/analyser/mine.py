@@ -19,8 +19,9 @@ from samples import CROP_SHARE, CROP_SHIFT, MINED_PX, without_face
 from textures import PAINTERS, paint
 from train import read_negatives
 
-from stylepairs.datagen.portraits.alignment import eyes_and_mouth, square_transform, warp
+from stylepairs.datagen.portraits.alignment import square_transform, warp
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 
 
 def main() -> None:

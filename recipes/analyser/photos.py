@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stylepairs.datagen.portraits.alignment import MESH_TO_68
+from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 
 
 @dataclass(frozen=True)

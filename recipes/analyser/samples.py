@@ -10,15 +10,14 @@ from photos import Labelled, degrade, occlude
 from textures import paint
 
 from stylepairs.datagen.portraits.alignment import (
-    MIRROR_68,
     apply_transform,
     compose_transforms,
-    eyes_and_mouth,
     square_transform,
     transform_scale,
     warp,
 )
 from stylepairs.datagen.portraits.analysis.networks import DETECTOR_STRIDE_PX, DETECTOR_UNIT_PX, LANDMARK_INPUT_PX
+from stylepairs.datagen.portraits.landmarks import MIRROR_68, eyes_and_mouth
 
 CANVAS_PX = 160  # of the detector's training pictures: two and a half of the largest faces it answers for
 FACE_PX = (16.0, 56.0)  # sides of half the FFHQ square that one pyramid level answers for; levels are a factor 2 apart

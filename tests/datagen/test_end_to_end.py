@@ -13,7 +13,7 @@ import torch
 from stylepairs.datagen.build import plan as pipeline
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.portraits.prepare import prepare_photos
+from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
 from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator

@@ -10,7 +10,7 @@ import torch
 
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.portraits.sketch import Seen, Sketch
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
 
 
 def ellipse(size_px: int, x: float, y: float, across: float, down: float) -> torch.Tensor:
@@ -102,5 +102,5 @@ def mirrored(portrait: Portrait) -> Portrait:
     return replace(portrait, image=portrait.image.flip(-1), label=label, hair=portrait.hair.flip(-1), points68=points)
 
 
-def seen(before: Portrait, sketch: Sketch) -> Seen:
-    return Seen(before, sketch.applied_to(before))
+def seen(before: Portrait, sketch: Sketch) -> AnalysedPair:
+    return AnalysedPair(before, sketch.applied_to(before))

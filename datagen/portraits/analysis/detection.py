@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.portraits.alignment import (
-    MIRROR_68,
     apply_transform,
-    eyes_and_mouth,
     invert_transform,
     square_transform,
     transform_scale,
@@ -28,6 +26,7 @@ from stylepairs.datagen.portraits.analysis.networks import (
     DetectorNet,
     LandmarkNet,
 )
+from stylepairs.datagen.portraits.landmarks import MIRROR_68, eyes_and_mouth
 
 # The landmark crop: a share of FFHQ's square, moved down the face.
 LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT = 0.85, 0.06

@@ -18,8 +18,8 @@ from stylepairs.datagen.build.models import list_portraits, load_portrait, real_
 from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.portraits.prepare import prepare_photos
-from stylepairs.datagen.portraits.sketch import Seen, Sketch
+from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 
@@ -77,7 +77,7 @@ def reasons(pair: Candidate, models) -> list[str]:
     figures = quality.measure_pair(
         pair.portrait, pair.sketch, pair.images, pair.latents, models.instruments, (before, after)
     )
-    figures |= FEATURE.measure(pair.portrait, Seen(before.portrait, after.portrait), PARAMS)
+    figures |= FEATURE.measure(pair.portrait, AnalysedPair(before.portrait, after.portrait), PARAMS)
     return quality.judge(figures, load_recipe("hair_color", "datagen", BuildRecipe).gate)[1]
 
 

@@ -15,7 +15,7 @@ from stylepairs.datagen.features import bangs, load_feature
 from stylepairs.datagen.images.colors import color_to_lab, lab_to_srgb
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.foreheads import forehead
 
@@ -76,14 +76,14 @@ def sketched(style="full", intensity=1.0, hair=HAIR):
 
 def figures(before, after, params):
     """As with an analyser that sees the hair that the sketch would make, by how much of it is in the image."""
-    seen = Seen(before, dataclasses.replace(before, image=after))
+    seen = AnalysedPair(before, dataclasses.replace(before, image=after))
     return bangs.measure(before, seen, params)
 
 
 def test_the_feature_and_its_recipe_are_found_by_name():
     from stylepairs.datagen.build.plan import BuildRecipe
 
-    assert load_feature("bangs") is bangs
+    assert load_feature("bangs").sketch is bangs.sketch
     recipe = load_recipe("bangs", "datagen", BuildRecipe)
     assert set(recipe.params["style"]) == set(STYLES)
     before = portrait()

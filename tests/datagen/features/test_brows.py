@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stylepairs.datagen.features import brows
 from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import SIDES, brow_line, brow_matte
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
@@ -162,6 +162,6 @@ def test_the_same_seed_draws_the_same_hairs(portrait):
 def test_an_edit_of_another_kind_is_not_taken_for_this_one(portrait):
     params = brows.Params(arch=0, lift=0.12)
     darker = replace(portrait, image=brows.sketch(portrait, brows.Params(arch=0, shade=-20)).image)
-    figures = brows.measure(portrait, Seen(portrait, darker), params)
+    figures = brows.measure(portrait, AnalysedPair(portrait, darker), params)
     assert figures["degree"] < 0.4
     assert figures["explained"] < 0.35

@@ -15,8 +15,9 @@ from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import hair_color, load_feature
 from stylepairs.datagen.features.combination import combine
+from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.recipe import load_combined_recipe
 from stylepairs.datagen.shell.errors import InputError
 
@@ -41,7 +42,7 @@ def fringe_sketch(portrait: Portrait, params: FringeParams) -> Sketch:
     return Sketch(image, mask, 1 - mask, reference_px=16, sketch_detail=1.0, hair=hair)
 
 
-def fringe_measure(portrait: Portrait, seen: Seen, params: FringeParams) -> dict[str, float]:
+def fringe_measure(portrait: Portrait, seen: AnalysedPair, params: FringeParams) -> dict[str, float]:
     wanted = fringe_sketch(portrait, params)
     now, before = (
         (look.image - wanted.image).abs().mean(0) * wanted.edit_mask[0] for look in (seen.after, seen.before)
@@ -50,7 +51,7 @@ def fringe_measure(portrait: Portrait, seen: Seen, params: FringeParams) -> dict
     return {"missing": missing, "degree": 1 - missing}
 
 
-FRINGE = SimpleNamespace(Params=FringeParams, sketch=fringe_sketch, measure=fringe_measure)
+FRINGE = Feature(FringeParams, fringe_sketch, fringe_measure)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def portrait() -> Portrait:
 
 @pytest.fixture
 def both():
-    return combine({"fringe": FRINGE, "hair_color": hair_color})
+    return combine({"fringe": FRINGE, "hair_color": Feature.of(hair_color)})
 
 
 def test_the_second_sketch_is_made_on_what_the_first_left(portrait, both):
@@ -99,20 +100,20 @@ def test_a_pair_that_meets_the_sketch_is_composed_with_both_edits(portrait, both
 def test_each_part_is_judged_against_the_portrait_with_the_other_edits_made(portrait, both):
     params = both.Params(hair_color={"color": "blond"})
     sketch = both.sketch(portrait, params)
-    reached = both.measure(portrait, Seen(portrait, sketch.applied_to(portrait)), params)
+    reached = both.measure(portrait, AnalysedPair(portrait, sketch.applied_to(portrait)), params)
     assert reached["fringe_missing"] < 0.05, "a fringe in the new colour is a fringe"
     assert reached["hair_color_color_delta_e"] < 2
     assert reached["degree"] > 0.9
     only_fringe = sketch.parts[0].applied_to(portrait)
-    half = both.measure(portrait, Seen(portrait, only_fringe), params)
+    half = both.measure(portrait, AnalysedPair(portrait, only_fringe), params)
     assert half["hair_color_color_delta_e"] > 15
     only_color = sketch.parts[1]
     mask = (portrait.hair > 0).float()
     recoloured = replace(portrait, image=torch.lerp(portrait.image, only_color.image, mask))
-    other_half = both.measure(portrait, Seen(portrait, recoloured), params)
+    other_half = both.measure(portrait, AnalysedPair(portrait, recoloured), params)
     assert other_half["hair_color_color_delta_e"] < 8
     assert other_half["fringe_missing"] == pytest.approx(1, abs=0.05)
-    nothing = both.measure(portrait, Seen(portrait, portrait), params)
+    nothing = both.measure(portrait, AnalysedPair(portrait, portrait), params)
     assert nothing["fringe_missing"] == pytest.approx(1, abs=0.05)
     assert nothing["degree"] < 0.2
 

@@ -14,7 +14,7 @@ from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import density
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
 
@@ -22,7 +22,7 @@ OWN_FIGURES = ("scalp_removed", "texture_kept", "fill_delta_e", "degree")
 
 
 def figures(before, image, params=None):
-    return density.measure(before, Seen(before, replace(before, image=image)), params or density.Params())
+    return density.measure(before, AnalysedPair(before, replace(before, image=image)), params or density.Params())
 
 
 def passes(found):
@@ -47,7 +47,7 @@ def test_the_sketch_takes_scalp_away_and_leaves_the_rest(areas):
     sketch = density.sketch(portrait, params)
     outside = (sketch.edit_mask == 0).expand(3, -1, -1)
     assert torch.equal(sketch.image[outside], portrait.image[outside])
-    found = density.measure(portrait, Seen(portrait, sketch.applied_to(portrait)), params)
+    found = density.measure(portrait, AnalysedPair(portrait, sketch.applied_to(portrait)), params)
     assert found["scalp_after"] < 0.5 * found["scalp_before"]
     assert passes(found), found
     assert found["degree"] == pytest.approx(1, abs=0.02)

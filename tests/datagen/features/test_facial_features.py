@@ -20,7 +20,7 @@ from stylepairs.datagen.features import facial_features, load_feature
 from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused, settled_params
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.sketching.face import references
@@ -81,7 +81,7 @@ def params(folder, name="blue", **changes):
 
 def measured(portrait, image, wanted, points=None):
     after = replace(portrait, image=image, points68=portrait.points68 if points is None else points)
-    return facial_features.measure(portrait, Seen(portrait, after), wanted)
+    return facial_features.measure(portrait, AnalysedPair(portrait, after), wanted)
 
 
 @settings(max_examples=8, deadline=None)
@@ -187,7 +187,7 @@ def test_settled_parameters_name_what_was_drawn(portrait, folder):
     assert torch.equal(*sketches)
     both = load_feature("hair_color+facial_features")
     combined = both.Params.model_validate({"facial_features": wanted.model_dump()})
-    assert settled_params(both, portrait, combined).facial_features == settled
+    assert both.settled(portrait, combined).facial_features == settled
     assert facial_features.settled(portrait, settled) is settled
 
 

@@ -12,7 +12,7 @@ from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import fluffiness
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.hair_outline import hair_outline, head_width_px, outline_flow, sample_rays
 
@@ -56,7 +56,7 @@ def edited(before, params):
 
 
 def figures(before, after, params):
-    return fluffiness.measure(before, Seen(before, after), params)
+    return fluffiness.measure(before, AnalysedPair(before, after), params)
 
 
 @pytest.mark.parametrize(

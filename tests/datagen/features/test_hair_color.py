@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stylepairs.datagen.features import feature_names, hair_color, load_feature
 from stylepairs.datagen.images.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 64
@@ -23,7 +23,7 @@ def soft_disc(centre, radius, softness=1.5):
 
 
 def seen(before, after):
-    return Seen(before, replace(before, image=after))
+    return AnalysedPair(before, replace(before, image=after))
 
 
 def strands(color, seed=0):
@@ -56,7 +56,7 @@ def recoloured(before, color):
 
 
 def test_features_are_found_by_name_and_unknown_ones_answered_with_the_nearest():
-    assert load_feature("hair_color") is hair_color
+    assert load_feature("hair_color").sketch is hair_color.sketch
     assert "hair_color" in feature_names()
     with pytest.raises(InputError, match=r"'hair_colour': unknown; did you mean 'hair_color'\?"):
         load_feature("hair_colour")

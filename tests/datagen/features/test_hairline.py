@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import hairline
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find_hairline, line_flow
 from stylepairs.datagen.sketching.tools.warp import jacobian_determinant, warp_image, warp_label
@@ -23,7 +23,7 @@ OWN_FIGURES = ("displacement", "line_match", "shape_deviation", "double_edge", "
 
 
 def figures(before, image, params):
-    return hairline.measure(before, Seen(before, replace(before, image=image)), params)
+    return hairline.measure(before, AnalysedPair(before, replace(before, image=image)), params)
 
 
 def passes(found):
@@ -96,7 +96,7 @@ def test_the_sketch_passes_its_own_gate_and_leaves_the_rest(params):
     assert torch.equal(sketch.image[outside], portrait.image[outside])
     assert ((sketch.edit_mask > 0.1) * sketch.keep_mask).max() < 0.9
     assert outside.float().mean() > 0.6
-    found = hairline.measure(portrait, Seen(portrait, sketch.applied_to(portrait)), params)
+    found = hairline.measure(portrait, AnalysedPair(portrait, sketch.applied_to(portrait)), params)
     assert passes(found), found
     assert 0.85 < found["seen_displacement"] < 1.15
     assert found["double_edge"] < 0.05

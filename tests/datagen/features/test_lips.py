@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stylepairs.datagen.features import lips
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.sketching.face.lip_matte import lip_matte, lip_outline
 from stylepairs.datagen.sketching.tools.warp import jacobian_determinant
@@ -120,13 +120,13 @@ def test_flat_paint_spill_and_nothing_at_all_are_told(closed):
     flat = color_to_lab(lips.lip_color("plum"))
     painted = torch.tensor([96, 44, 66])[:, None, None] / 127.5 - 1
     figures = lips.measure(
-        closed, Seen(closed, replace(closed, image=closed.image * (1 - matte) + painted * matte)), params
+        closed, AnalysedPair(closed, replace(closed, image=closed.image * (1 - matte) + painted * matte)), params
     )
     assert figures["detail_kept"] < 0.4
     wide = (torch.nn.functional.max_pool2d(matte[None], 9, 1, 4)[0] > 0.5).float()
     spilled = replace(closed, image=closed.image * (1 - wide) + painted * wide)
-    assert lips.measure(closed, Seen(closed, spilled), params)["spill_delta_e"] > 5
-    same = lips.measure(closed, Seen(closed, closed), params)
+    assert lips.measure(closed, AnalysedPair(closed, spilled), params)["spill_delta_e"] > 5
+    same = lips.measure(closed, AnalysedPair(closed, closed), params)
     assert same["color_delta_e"] > 9
     assert same["degree"] < 0.1
     assert flat.shape == (3, 1, 1)

@@ -18,7 +18,7 @@ from stylepairs.datagen.build import plan as pipeline
 from stylepairs.datagen.features import feature_names, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
 
@@ -91,7 +91,7 @@ def test_the_example_sketches_and_measures():
     degrees = []
     for intensity in (0.0, 0.3, 0.7, 1.0):
         after = replace(before, image=blush.sketch(before, blush.Params(intensity=intensity)).image)
-        found = blush.measure(before, Seen(before, after), blush.Params(intensity=intensity))
+        found = blush.measure(before, AnalysedPair(before, after), blush.Params(intensity=intensity))
         degrees.append(found["degree"])
         assert found["tint_delta_e"] < 0.5
         assert found["spill_delta_e"] < 0.1
@@ -144,7 +144,7 @@ def test_another_version_of_the_file_is_another_build(tmp_path):
     Path(EXAMPLE).write_text(GOOD.replace("16.0, 4.0", "20.0, 4.0"))
     after = plan(tmp_path, "pairs").identity(models)
     assert before["feature_code"] != after["feature_code"]
-    assert load_feature(EXAMPLE, run_files=True)._TINT[1] == 20
+    assert load_feature(EXAMPLE, run_files=True).sketch.__globals__["_TINT"][1] == 20
 
 
 def test_names_out_of_data_run_nothing(tmp_path):
@@ -153,9 +153,9 @@ def test_names_out_of_data_run_nothing(tmp_path):
         with pytest.raises(InputError, match=r"data cannot make one run; name it yourself: --own-feature .*evil\.py"):
             load_feature(name)
     assert not Path("ran").exists()
-    module = load_feature("evil.py", run_files=True)
+    feature = load_feature("evil.py", run_files=True)
     assert Path("ran").exists()
-    assert load_feature("elsewhere/evil.py") is module  # a model remembers another path to the same file name
+    assert load_feature("elsewhere/evil.py") == feature  # a model remembers another path to the same file name
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.features import teeth
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 
 SIZE = 96
@@ -47,7 +47,7 @@ def smiling(color=(72.0, 2.0, 18.0), stain=0.0, size_px=SIZE):
 
 
 def measured(portrait, image, params):
-    return teeth.measure(portrait, Seen(portrait, replace(portrait, image=image)), params)
+    return teeth.measure(portrait, AnalysedPair(portrait, replace(portrait, image=image)), params)
 
 
 @pytest.mark.parametrize("size_px", [96, 192])

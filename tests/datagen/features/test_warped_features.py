@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.features import eyes, face_shape, smile
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.portraits.sketch import Seen, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 
 CASES = [
     (face_shape, {"jaw": 0.12}),
@@ -74,7 +74,9 @@ def test_degree_rises_along_a_cross_fade_too(portrait, feature, params):
     full = feature.Params(**params)
     end = feature.sketch(portrait, full).image
     degrees = [
-        feature.measure(portrait, Seen(portrait, replace(portrait, image=portrait.image.lerp(end, t))), full)["degree"]
+        feature.measure(portrait, AnalysedPair(portrait, replace(portrait, image=portrait.image.lerp(end, t))), full)[
+            "degree"
+        ]
         for t in (0.2, 0.4, 0.6, 0.8)
     ]
     assert degrees == sorted(degrees)
@@ -87,7 +89,7 @@ def test_another_edit_is_not_taken_for_this_one(portrait, feature, params):
     noise = 0.1 * torch.randn(portrait.image.shape, generator=torch.Generator().manual_seed(1))
     for wrong in (portrait.image + noise, portrait.image.roll(2, -2), face(seed=3).image):
         figures = feature.measure(
-            portrait, Seen(portrait, replace(portrait, image=wrong.clamp(-1, 1))), feature.Params(**params)
+            portrait, AnalysedPair(portrait, replace(portrait, image=wrong.clamp(-1, 1))), feature.Params(**params)
         )
         assert figures["degree_error"] > 0.3 or figures["explained"] < 0.4
 
@@ -104,7 +106,7 @@ def test_mirrored_portrait_gives_the_mirrored_sketch(portrait, feature, params):
 def test_measure_works_at_another_size_than_the_portrait(portrait, feature, params):
     small = face(64)
     after = replace(small, image=feature.sketch(small, feature.Params(**params)).image)
-    assert feature.measure(portrait, Seen(small, after), feature.Params(**params))["degree"] == pytest.approx(
+    assert feature.measure(portrait, AnalysedPair(small, after), feature.Params(**params))["degree"] == pytest.approx(
         1, abs=0.25
     )
 

@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylepairs.datagen.portraits.alignment import (
-    MESH_TO_68,
-    MIRROR_68,
     apply_transform,
     compose_transforms,
     crop_aligned,
@@ -19,6 +17,7 @@ from stylepairs.datagen.portraits.alignment import (
     transform_scale,
     warp,
 )
+from stylepairs.datagen.portraits.landmarks import MESH_TO_68, MIRROR_68
 
 angles = st.floats(-np.pi, np.pi)
 scales = st.floats(0.05, 20)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylepairs.datagen.portraits.alignment import MESH_TO_68
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
+from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 from stylepairs.datagen.shell.errors import InputError
 
 

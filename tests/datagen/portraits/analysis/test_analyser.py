@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from stylepairs.datagen.images.files import read_image
-from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, eyes_and_mouth, ffhq_transform
+from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, ffhq_transform
 from stylepairs.datagen.portraits.analysis.analyser import (
     WEIGHTS,
     FaceAnalyser,
@@ -21,8 +21,9 @@ from stylepairs.datagen.portraits.analysis.analyser import (
     load_network,
     read_metadata,
 )
+from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.portraits.prepare import prepare_photos
 from stylepairs.datagen.shell.errors import InputError
 
 PHOTOS = sorted((Path(__file__).parents[4] / "recipes" / "photos" / "heldout").glob("*.jpg"))[:4]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stylepairs.datagen.portraits import prepare
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform
+from stylepairs.datagen.portraits.analysis import prepare
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser
 from stylepairs.datagen.portraits.analysis.detection import Face, make_face
+from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
-from stylepairs.datagen.portraits.prepare import list_photos, prepare_photos
 from stylepairs.datagen.shell.errors import InputError
 
 

@@ -1,0 +1,62 @@
+"""A product feature as the rest of the code uses it, and the file that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
+
+
+class FeatureFile(Protocol):
+    """What the file of a feature holds; besides, if it likes, `settled` (see `Feature`).
+
+    Its functions may take its own `Params`, to which callers validate what they pass.
+    """
+
+    @property
+    def Params(self) -> type[BaseModel]: ...
+
+    @property
+    def sketch(self) -> Callable[..., Sketch]: ...
+
+    @property
+    def measure(self) -> Callable[..., dict[str, float]]: ...
+
+
+def _as_given(portrait: Portrait, params: BaseModel) -> BaseModel:
+    return params
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A product feature; all its `params` are of the type `Params`.
+
+    sketch(portrait, params): the rough edit; raises SketchRefused where the feature does not apply.
+    measure(portrait, seen, params): how far the wanted change was reached, and what it cost.
+    settled(portrait, params): params with all that the feature draws for this portrait (a reference, say) chosen and
+    named; without such draws, params as they are. A pair's record holds these, so that measuring or augmenting it later
+    draws nothing anew: there the portrait may look a little different. May raise SketchRefused.
+    about: the file's docstring.
+    """
+
+    Params: type[BaseModel]
+    sketch: Callable[[Portrait, BaseModel], Sketch]
+    measure: Callable[[Portrait, AnalysedPair, BaseModel], dict[str, float]]
+    settled: Callable[[Portrait, BaseModel], BaseModel] = _as_given
+    about: str = ""
+
+    @staticmethod
+    def of(file: FeatureFile | ModuleType) -> Feature:
+        """The feature that a file holds."""
+        return Feature(file.Params, file.sketch, file.measure, getattr(file, "settled", _as_given), file.__doc__ or "")
+
+
+def asked_degree(params: BaseModel) -> float:
+    """The degree that a feature's parameters ask for: their intensity; 1 where there is none (a combination's)."""
+    return float(dict(params).get("intensity", 1.0))
