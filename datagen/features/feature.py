@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pydantic import BaseModel
+if TYPE_CHECKING:  # names of features are listed without torch
+    from pydantic import BaseModel
 
-from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
+    from stylepairs.datagen.portraits.portrait import Portrait
+    from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
 
 
 class FeatureFile(Protocol):
