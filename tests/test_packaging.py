@@ -77,17 +77,20 @@ def test_recipes_are_found_by_name_in_an_installed_copy_from_any_folder(wheel, t
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        "import importlib.resources as r, stylepairs.datagen as d\n"
+        "import stylepairs.datagen as d\n"
+        "from stylepairs.datagen.build.plan import BuildRecipe\n"
+        "from stylepairs.datagen.recipe import installed_recipes, load_recipe\n"
         "print(d.__file__)\n"
-        "print(r.files('stylepairs.recipes').joinpath('hair_color.yaml').read_text()[:0] + 'found')\n"
+        "print(*[load_recipe(name, 'datagen', BuildRecipe).feature for name in installed_recipes()])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[0].startswith(str(site))
-    assert done.stdout.splitlines()[1] == "found"
+    where, features = done.stdout.splitlines()
+    assert where.startswith(str(site))
+    assert features.split() == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
 def test_declared_packages_are_the_folders_that_hold_modules():
