@@ -121,7 +121,7 @@ def test_an_encoder_is_trained(installed):
 
 
 def test_a_model_is_trained_evaluated_exported_and_edits_a_photo(installed, pairs):
-    few = ["--set", "steps=2", "--set", "batch=2"]
+    few = ["--set", "steps=2", "--set", "batch_size=2"]
     installed("i2i", "train", "hair_color", "--pairs", pairs, "--out", "run", *few)
     installed("i2i", "evaluate", "run", "--portraits", "portraits", "--limit", "1", "--set", "color=red")
     installed("i2i", "export", "run", "--out", "editor.pt2")
