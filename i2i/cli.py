@@ -41,9 +41,10 @@ def train(
         from stylepairs.i2i.train.settings import TrainingSettings
 
         settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
+        feature = recipe_feature(recipe)
         from stylepairs.i2i.train.training import train as run_training
 
-        run_training(settings, pairs, out, say=print_on_main)
+        run_training(settings, pairs, out, print_on_main, feature)
 
 
 @app.command()
@@ -116,6 +117,22 @@ def evaluate(
             text = json.dumps({"summary": summary, "edits": rows}, indent=1)
             replace_file(out, lambda file: file.write(text.encode()))
         print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+
+
+def recipe_feature(recipe: str) -> str | None:
+    """The feature that a recipe makes pairs of; None where it makes none."""
+    from pydantic import BaseModel
+
+    from stylepairs.datagen.recipe import load_recipe
+    from stylepairs.datagen.shell.errors import InputError
+
+    class Datagen(BaseModel):
+        feature: str | None = None
+
+    try:
+        return load_recipe(recipe, "datagen", Datagen).feature
+    except InputError:  # its i2i section is all that it has
+        return None
 
 
 def run_own_feature(path: Path | None) -> None:

@@ -1,11 +1,12 @@
 """Files of a trained editor and of an interrupted training run: safetensors with JSON in the metadata, no pickle.
 
 A model file is self-contained: it carries the frozen generator that the model was trained around, so a later embedded
-generator does not break it.
+generator does not break it. Both kinds of file carry a digest of all that they hold, so that a flipped bit is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.conditions import Kinds, Style
+from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 MODEL_FORMAT = "stylepairs-i2i-1"
 STATE_FORMAT = "stylepairs-i2i-state-1"
+
+_ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,23 @@ class ModelInfo:
     training: dict[str, Any]
     kinds: Kinds = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if any(len(choices) < 2 for choices in self.kinds.values()):
+            raise ValueError(f"kinds that tell nothing apart: {self.kinds}")
+
+
+class StateDetails(BaseModel):
+    """How far a run was when its state was saved; best: the lowest perceptual distance on held-out pairs so far."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    step: int = Field(ge=0)
+    best: float | None = None
+
 
 def save_model(path: Path, model: Glean, info: ModelInfo, half: bool = False) -> None:
     """Write a self-contained model file, whole or not at all; half stores float16 (for weights that are shipped)."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     metadata = {
@@ -58,15 +77,20 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, 
     """The model, in eval mode, float32, and what its file says.
 
     source: "embedded" (the shipped weights of `feature`), a training run's folder, or a .safetensors file.
-    Raises InputError when there is none or it is something else.
+    Raises InputError when there is none, it is something else, or it is damaged.
     """
     path = model_path(source, feature)
     state, metadata = _read(path, MODEL_FORMAT, "weights of an editor; `i2i train` writes them as model.safetensors")
     try:
-        generator = Generator(GeneratorConfig(**json.loads(metadata["generator"])))
-        model = Glean(generator, GleanConfig(**json.loads(metadata["model"])))
-        info = ModelInfo(**json.loads(metadata["info"]))
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        config = TypeAdapter(GeneratorConfig).validate_json(metadata["generator"])
+        if config.mapping_layers > len(state):  # none of them has none
+            raise ValueError("more layers than tensors")
+        with torch.device("meta"):  # what a file claims takes no memory before its tensors bear it out
+            model = Glean(Generator(config), TypeAdapter(GleanConfig).validate_json(metadata["model"]))
+        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        info = TypeAdapter(ModelInfo).validate_json(metadata["info"])
+        if style_channels(info.style, info.kinds) != model.config.style_channels:
+            raise ValueError("a style code of another length")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: its tensors and its description do not fit together; train or download it again"
@@ -91,19 +115,21 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
     return path
 
 
-def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: dict[str, Any]) -> None:
+def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: StateDetails) -> None:
     """Write a training state, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write(path, tensors, {"format": STATE_FORMAT, "details": json.dumps(details, sort_keys=True)})
+    _write(path, tensors, {"format": STATE_FORMAT, "details": details.model_dump_json()})
 
 
-def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_state` wrote. Raises InputError."""
-    tensors, metadata = _read(path, STATE_FORMAT, "the state of a training run; remove it to start again")
-    return tensors, json.loads(metadata["details"])
+def load_state(path: Path) -> tuple[Tensors, StateDetails]:
+    """What `save_state` wrote. Raises InputError where it is something else or damaged."""
+    tensors, metadata = _read(path, STATE_FORMAT, "the state of a training run")
+    try:
+        return tensors, StateDetails.model_validate_json(metadata.get("details", ""))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, it does not say its step; {_ADVICE}") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
     """The optimiser's state as flat named tensors."""
     return {
         f"{prefix}{index}.{name}": torch.as_tensor(value)
@@ -112,10 +138,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in with_prefix(tensors, prefix):
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave of an Adam; ValueError unless it is of all parameters, shape by shape."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    expected = {f"{index}.{name}": p.shape for index, p in enumerate(parameters) for name in ("exp_avg", "exp_avg_sq")}
+    expected |= {f"{index}.step": torch.Size() for index in range(len(parameters))}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError("not the state of this optimiser")
+    state: dict[int, Tensors] = {}
+    for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -128,18 +159,41 @@ def with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> Iterator[tu
             yield name.removeprefix(prefix), tensor
 
 
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that hold an infinity or NaN."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+
+
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     make_folder(path.parent)
-    data = serialised(dict(tensors), metadata)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = serialised(tensors, metadata | {"digest": _digest(tensors, metadata)})
     replace_file(path, lambda file: file.write(data))
 
 
-def _read(path: Path, wanted_format: str, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read(path: Path, wanted_format: str, what: str) -> tuple[Tensors, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
             if metadata.get("format") != wanted_format:
                 raise InputError(f"{path}: not {what}")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not {what}") from error
+    # Files of earlier versions have no digest.
+    digest = metadata.pop("digest", None)
+    if digest is not None and digest != _digest(tensors, metadata):
+        raise InputError(f"{path}: damaged, it is not what was written; {_ADVICE}")
+    bad = not_finite(tensors)
+    if bad:
+        raise InputError(f"{path}: numbers that are not finite in {bad[0]}; the training that wrote it had failed")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors and over the metadata, in order of their names."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -7,18 +7,20 @@ where a run was interrupted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import tightened
+from stylepairs.datagen.features import SEPARATOR
 from stylepairs.datagen.pairs.shards import Pair, PairRecord, load_pair, read_index
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, style_of
+from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, is_of_kinds, kinds_of, style_of
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.losses import mean_color
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from stylepairs.i2i.train.settings import DataSettings
 
 PARTS = ("before", "after", "mask", "latents")
+# Of one training process: loaders, and batches that each of them holds ready.
+MOST_WORKERS = 8
+BATCHES_AHEAD = 4
+
 Sample = dict[str, torch.Tensor]
 
 
@@ -39,18 +45,27 @@ def read_records(pairs: Path, split: str) -> list[PairRecord]:
     return records
 
 
-def one_feature(records: Sequence[PairRecord], pairs: Path) -> str:
-    """The feature that all records are of; InputError when they are of several."""
+def read_pairs(pairs: Path, style: Style, held_out_count: int) -> tuple[list[PairRecord], list[PairRecord], Kinds]:
+    """The pairs to train on, at most so many held-out ones, evenly spaced (neighbours are of one photo), and what a
+    style "params" tells apart in them."""
+    records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
+    kinds = kinds_of([record.params for record in records]) if style == "params" else {}
+    places = np.linspace(0, len(held_out) - 1, min(held_out_count, len(held_out))).round().astype(int)
+    chosen = [held_out[place] for place in places]
+    return records, [record for record in chosen if is_of_kinds(record.params, kinds)], kinds
+
+
+def one_feature(records: Sequence[PairRecord], pairs: Path, wanted: str | None = None) -> str:
+    """The feature that all records are of; InputError when they are of several, or not of the wanted one.
+
+    Pairs of a combination ("bangs+hair_color") are of each of its features.
+    """
     features = sorted({record.feature for record in records})
     if len(features) != 1:
         raise InputError(f"{pairs}: pairs of several features ({', '.join(features)}); train one model on each")
+    if wanted is not None and wanted != features[0] and wanted not in features[0].split(SEPARATOR):
+        raise InputError(f"{pairs}: pairs of {features[0]}, the recipe is for {wanted}; take the recipe of the pairs")
     return features[0]
-
-
-def evenly(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
-    """At most `count` of the records, evenly spaced: neighbours are of one photo."""
-    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-    return [records[place] for place in places]
 
 
 def data_digest(records: Sequence[PairRecord]) -> str:
@@ -173,6 +188,40 @@ def batches(
                 order = np.random.default_rng([seed, epoch]).permutation(count)
             batch.append((epoch, int(order[position % count])))
         yield batch
+
+
+def load_batches(
+    dataset: PairDataset, plan: Iterable[list[tuple[int, int]]], device: torch.device, workers: int | None
+) -> Iterator[Sample]:
+    """The planned batches on a device, loaded by `workers` processes beside the computation (None: see
+    `loader_workers`); what they load does not depend on their number."""
+    count = loader_workers(device) if workers is None else workers
+    loader: torch.utils.data.DataLoader[Sample] = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=cast("torch.utils.data.Sampler[list[int]]", plan),
+        num_workers=count,
+        prefetch_factor=BATCHES_AHEAD if count else None,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        for batch in loader:
+            yield {name: _moved(tensor, device) for name, tensor in batch.items()}
+    except InputError as error:  # a worker's comes with its traceback before the message
+        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].strip()) from None
+
+
+def loader_workers(device: torch.device) -> int:
+    """Loaders of each training process: the cores that each GPU has to itself; none on a CPU, which has none to
+    spare."""
+    if device.type != "cuda":
+        return 0
+    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1) - 1))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device, images in the layout of the convolutions; the copy runs beside the computation where it can."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    return tensor.to(device, non_blocking=True, memory_format=layout)
 
 
 def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share: float) -> Sample:

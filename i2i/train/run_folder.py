@@ -1,30 +1,64 @@
-"""A training run's folder: whose it is (run.json) and its log (metrics.jsonl, tensorboard), cut back on resume."""
+"""A training run's folder: whose it is (run.json), its log (metrics.jsonl, tensorboard) and its checkpoints.
+
+model.safetensors and state.safetensors are the newest checkpoint, previous/ holds the one before it, best/ the model
+with the lowest perceptual distance on held-out pairs. Each of the three can be given to `i2i edit`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.models.glean import Glean
 
+RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+PREVIOUS, BEST = "previous", "best"
+# Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
+FREE_SETTINGS = ("steps", "log_every_steps", "sample_every_steps", "checkpoint_every_steps")
+
+Typed = TypeVar("Typed", bound=BaseModel)
+
+
+class RunDescription(BaseModel):
+    """What fixes a run's result: goes into run.json and the model file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    feature: str
+    settings: dict[str, Any]
+    generator_digest: str
+    data_digest: str
+    code_version: str
+
+
+class MetricsLine(BaseModel):
+    """One line of metrics.jsonl; all that is not declared is a figure."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    step: int = Field(ge=0)
+    kind: Literal["train", "val"]
 
 
 class RunLog:
     """Writes figures by step; does nothing when not enabled (other processes than the main one)."""
 
     def __init__(self, out: Path, step: int, enabled: bool = True):
-        self.enabled = enabled
+        self.enabled, self.path = enabled, out / METRICS_FILE
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = out / METRICS_FILE
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(self.path, lambda file: file.write(text.encode()))
@@ -35,8 +69,14 @@ class RunLog:
         if not self.enabled:
             return
         values = {name: float(value) for name, value in figures.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free some space and run the same command"
+                " again, it goes on from the last checkpoint"
+            ) from error
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -46,47 +86,121 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out. Raises InputError."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    wanted = 'a line {"step": 1, "kind": "train", figures}; remove it'
+    return [
+        _read_typed(MetricsLine, line, f"{path}: line {number} is not {wanted}").model_dump()
+        for number, line in enumerate(lines, 1)
+    ]
 
 
-def describe(settings: dict[str, Any], feature: str, digest: str, data: str) -> dict[str, Any]:
-    """What fixes a run's result: goes into run.json and the model file."""
+def describe(settings: dict[str, Any], feature: str, digest: str, data: str) -> RunDescription:
+    """The description of a run with these settings; digests of its generator and its pairs."""
     from importlib.metadata import version
 
-    return {
-        "feature": feature,
-        "settings": settings,
-        "generator_digest": digest,
-        "data_digest": data,
-        "code_version": version("stylepairs"),
-    }
+    return RunDescription(
+        feature=feature,
+        settings=settings,
+        generator_digest=digest,
+        data_digest=data,
+        code_version=version("stylepairs"),
+    )
 
 
-def claim_folder(out: Path, identity: dict[str, Any], accelerator: Accelerator) -> None:
-    """Make the run folder, or check that the run in it is this one."""
-    path = out / "run.json"
+def claim_folder(
+    out: Path, run: RunDescription, wait: Callable[[], None], main: bool, say: Callable[[str], None]
+) -> None:
+    """Make the run folder, or check that the run in it is this one; it may be prolonged and report at other steps.
+
+    wait: until all processes have come here; main: whether this is the one that writes. Raises InputError that names
+    what differs.
+    """
+    path = out / RUN_FILE
     make_folder(out / "samples")
-    accelerator.wait_for_everyone()
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            found = {}
-        differing = sorted(key for key in identity if found.get(key) != identity[key])
+    wait()
+    found = read_description(path) if path.is_file() else None
+    if found is not None:
+        differing = list(_differences(found, run))
         if differing:
-            raise InputError(f"{out}: holds another run ({', '.join(differing)} differ); choose another --out")
-    elif accelerator.is_main_process:
-        replace_file(path, lambda file: file.write(json.dumps(identity, indent=2).encode()))
-    accelerator.wait_for_everyone()
+            raise InputError(f"{out}: holds another run ({'; '.join(differing)}); choose another --out")
+        steps = found.settings.get("steps"), run.settings["steps"]
+        if steps[0] != steps[1]:
+            say(f"{out}: was to end at step {steps[0]}, now ends at step {steps[1]}")
+    wait()
+    if main:
+        remove_stale(out)
+        text = json.dumps(run.model_dump(), indent=2)
+        replace_file(path, lambda file: file.write(text.encode()))
 
 
-def line_of(step: int, steps: int, figures: Any, what: str = "") -> str:
+def read_description(path: Path) -> RunDescription:
+    """A run.json; InputError, one line, where it is anything else."""
+    wanted = "not the description of a run; put it back, or choose another --out"
+    return _read_typed(RunDescription, path.read_bytes(), f"{path}: {wanted}")
+
+
+def save_checkpoint(
+    out: Path,
+    model: Glean,
+    info: checkpoints.ModelInfo,
+    tensors: checkpoints.Tensors,
+    details: checkpoints.StateDetails,
+    is_best: bool,
+) -> None:
+    """Replace the folder's model and state, each whole or not at all; the checkpoint before is kept."""
+    for name in (checkpoints.MODEL_FILE, checkpoints.STATE_FILE):
+        if (out / name).is_file():
+            _copy(out / name, out / PREVIOUS / name)
+    checkpoints.save_model(out / checkpoints.MODEL_FILE, model, info)
+    if is_best:
+        _copy(out / checkpoints.MODEL_FILE, out / BEST / checkpoints.MODEL_FILE)
+    checkpoints.save_state(out / checkpoints.STATE_FILE, tensors, details)
+
+
+def newest_state(out: Path) -> Path | None:
+    """The state to go on from: the last one, or where it was removed the one before; None for a new run."""
+    candidates = (out / checkpoints.STATE_FILE, out / PREVIOUS / checkpoints.STATE_FILE)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def line_of(step: int, steps: int, figures: Mapping[str, Any], what: str = "") -> str:
+    """ "step 3/10  l1 0.25", what is measured between the two."""
     shown = "  ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
     return f"step {step}/{steps}  {what + '  ' if what else ''}{shown}"
+
+
+def _differences(found: RunDescription, run: RunDescription) -> Iterator[str]:
+    """What tells two runs apart, one phrase each."""
+    for name in ("feature", "generator_digest", "data_digest", "code_version"):
+        there, here = getattr(found, name), getattr(run, name)
+        if there != here:
+            yield f"{name} {there[:12]} there, {here[:12]} here"
+    there, here = dict(_flat(found.settings)), dict(_flat(run.settings))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name) and name not in FREE_SETTINGS]
+    if names:
+        phrases = (f"{name} {there.get(name, 'unset')} there, {here.get(name, 'unset')} here" for name in names)
+        yield f"settings differ: {', '.join(phrases)}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_typed(model: type[Typed], data: bytes, problem: str) -> Typed:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise InputError(problem) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    make_folder(target.parent)
+    with source.open("rb") as file:
+        replace_file(target, lambda copy: shutil.copyfileobj(file, copy))

@@ -1,16 +1,14 @@
 """Trains the single-pass editor on pairs, through accelerate: build, resume, loop, evaluate, save, in that order.
 
-A run folder holds run.json (settings, code version, digest of the data), state.safetensors (all that resuming needs,
-replaced as a whole), model.safetensors (the averaged weights, self-contained), metrics.jsonl, samples/, tensorboard/.
-The run that is killed and started again equals the one that was not: randomness comes from (seed, epoch, index).
+The run that is killed and started again equals the one that was not: randomness comes from (seed, epoch, index), and
+what a checkpoint holds is checked when it is written and when it is read. Its files: see `run_folder`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,14 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.conditions import decode_color, is_of_kinds, kinds_of, style_channels
+from stylepairs.i2i.models.conditions import decode_color, style_channels
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.train import losses
-from stylepairs.i2i.train.data import PairDataset, batches, data_digest, evenly, one_feature, read_records
+from stylepairs.i2i.train.data import PairDataset, batches, data_digest, load_batches, one_feature, read_pairs
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
-from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of
+from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.state import resume, run_state
 
 ADAM_BETAS = (0.9, 0.99)
 DISCRIMINATOR_BETAS = (0.0, 0.99)
@@ -40,11 +39,9 @@ DISCRIMINATOR_BETAS = (0.0, 0.99)
 MAX_GRADIENT_NORM = 2.0
 MAX_DISCRIMINATOR_NORM = 10.0
 SHEET_ROWS = 6
-# Of one training process: loaders, and batches that each of them holds ready.
-MOST_WORKERS = 8
-BATCHES_AHEAD = 4
 
 Batch = dict[str, torch.Tensor]
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -62,53 +59,59 @@ class Run:
     critic_optimizer: Any
     perceptual: Perceptual
     step: int = 0
+    best: float | None = None
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        return self.step % every_steps == 0 or self.step == self.settings.steps
 
 
-def train(settings: TrainingSettings, pairs: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+def train(
+    settings: TrainingSettings, pairs: Path, out: Path, say: Say = lambda line: None, feature: str | None = None
+) -> Path:
     """Train on the accepted pairs of a folder; returns the run folder. A run that is there already is continued.
 
-    say receives a line now and then (main process only). Raises InputError for unusable pairs, weights or run folders,
-    and when a loss stops being finite.
+    say receives a line now and then (main process only). feature: what the pairs have to be of, None: whatever they
+    are of. Raises InputError for unusable pairs, weights or run folders, and when a loss or a weight stops being
+    finite.
     """
-    records, held_out = read_records(pairs, "train"), evenly(read_records(pairs, "val"), settings.val_pairs)
-    feature = one_feature(records, pairs)
-    kinds = kinds_of([record.params for record in records]) if settings.style == "params" else {}
-    held_out = [record for record in held_out if is_of_kinds(record.params, kinds)]
+    records, held_out, kinds = read_pairs(pairs, settings.style, settings.val_pairs)
+    feature = one_feature(records, pairs, feature)
     run = build(settings, feature, style_channels(settings.style, kinds))
-    digest = generator_digest(run.model.generator)
-    shape = (run.model.generator.num_ws, run.model.generator.config.w_dim)
-    dataset = PairDataset(
-        pairs, records, run.model.size_px, settings.style, shape, digest, settings.data, settings.seed, kinds
-    )
-    val = PairDataset(pairs, held_out, run.model.size_px, settings.style, shape, digest, kinds=kinds)
+    generator, accelerator = run.model.generator, run.accelerator
+    digest = generator_digest(generator)
+    about = (run.model.size_px, settings.style, (generator.num_ws, generator.config.w_dim), digest)
+    dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds)
+    val = PairDataset(pairs, held_out, *about, kinds=kinds)
     if settings.losses.latent and all(record.generator_digest != digest for record in records):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
     identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records))
-    claim_folder(out, identity, run.accelerator)
+    claim_folder(out, identity, accelerator.wait_for_everyone, accelerator.is_main_process, say)
     resume(run, out)
-    info = checkpoints.ModelInfo(feature, settings.style, identity, kinds)
-    log = RunLog(out, run.step, enabled=run.accelerator.is_main_process)
-    world = run.accelerator.num_processes
+    info = checkpoints.ModelInfo(feature, settings.style, identity.model_dump(), kinds)
+    log = RunLog(out, run.step, enabled=accelerator.is_main_process)
+    rank, world = accelerator.process_index, accelerator.num_processes
     say(f"{feature}: {len(records)} pairs, {len(held_out)} held out; {world} processes; step {run.step}")
-    for batch in batch_stream(run, dataset):
+    plan = batches(len(dataset), settings.batch_size, settings.seed, run.step, settings.steps, rank, world)
+    for batch in load_batches(dataset, plan, accelerator.device, settings.workers):
         figures = training_step(run, batch)
         run.step += 1
-        if run.step % settings.log_every_steps == 0 or run.step == settings.steps:
-            stop_unless_finite(run.step, figures, out)
+        if run.due(settings.log_every_steps):
+            stop_unless_finite(run, figures)
             log.write(run.step, "train", figures)
             say(line_of(run.step, settings.steps, figures))
-        if run.step % settings.sample_every_steps == 0 or run.step == settings.steps:
-            write_samples(run, val if held_out else dataset, out)
-        if run.step % settings.checkpoint_every_steps == 0 or run.step == settings.steps:
-            stop_unless_finite(run.step, figures, out)
-            if held_out and run.accelerator.is_main_process:
-                measured = pair_figures(run.average, val, run.perceptual, run.accelerator.device)
-                log.write(run.step, "val", measured)
-                say(line_of(run.step, settings.steps, measured, "held out"))
-            save(run, out, info)
+        if run.due(settings.sample_every_steps) and accelerator.is_main_process:
+            shown = val if held_out else dataset
+            png = sample_sheet(run.average, shown, min(SHEET_ROWS, len(shown)), accelerator.device)
+            replace_file(out / "samples" / f"{run.step:08d}.png", lambda file, png=png: file.write(png))
+        if run.due(settings.checkpoint_every_steps):
+            stop_unless_finite(run, figures)
+            if accelerator.is_main_process:
+                evaluate_and_save(run, val, out, info, log, say)
+            accelerator.wait_for_everyone()
     log.close()
-    run.accelerator.end_training()
+    accelerator.end_training()
     return out
 
 
@@ -134,8 +137,7 @@ def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
         )
     )
     channels_last(discriminator)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trainable, settings.learning_rate, ADAM_BETAS)
+    optimizer = torch.optim.Adam(trained(model), settings.learning_rate, ADAM_BETAS)
     critic_optimizer = torch.optim.Adam(
         discriminator.parameters(), settings.discriminator.learning_rate, DISCRIMINATOR_BETAS
     )
@@ -144,6 +146,11 @@ def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
     channels_last(perceptual)
     average = average.to(accelerator.device)
     return Run(settings, accelerator, model, average, net, discriminator, critic, wrapped, critic_wrapped, perceptual)
+
+
+def trained(model: Glean) -> list[nn.Parameter]:
+    """All but the frozen generator's parameters."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def channels_last(module: nn.Module) -> None:
@@ -164,48 +171,6 @@ def initial_model(settings: TrainingSettings, feature: str, channels: int) -> Gl
     return model.train()
 
 
-def batch_stream(run: Run, dataset: PairDataset) -> Iterator[Batch]:
-    """This process's batches from the run's next step to its last, on its device."""
-    settings, accelerator = run.settings, run.accelerator
-    plan = batches(
-        len(dataset), settings.batch_size, settings.seed, run.step, settings.steps,
-        accelerator.process_index, accelerator.num_processes,
-    )  # fmt: skip
-    on_gpu = accelerator.device.type == "cuda"
-    workers = loader_workers(settings, accelerator)
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=list(plan),
-        num_workers=workers,
-        prefetch_factor=BATCHES_AHEAD if workers else None,
-        pin_memory=on_gpu,
-    )
-    try:
-        for batch in loader:
-            yield {name: moved(tensor, accelerator.device) for name, tensor in batch.items()}
-    except InputError as error:  # a worker's comes with its traceback before the message
-        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].strip()) from None
-
-
-def loader_workers(settings: TrainingSettings, accelerator: Accelerator) -> int:
-    """Processes that load beside the computation, for each training process; what they load does not depend on it.
-
-    Where the setting leaves it open: the cores that each GPU has to itself, none on a CPU, which has none to spare.
-    """
-    if settings.workers is not None:
-        return settings.workers
-    if accelerator.device.type != "cuda":
-        return 0
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1) - 1))
-
-
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device, images in the layout of the convolutions; the copy runs beside the computation where it can."""
-    if tensor.ndim == 4:
-        return tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return tensor.to(device, non_blocking=True)
-
-
 def training_step(run: Run, batch: Batch) -> dict[str, float | torch.Tensor]:
     """One step of the editor and, once adversarial training has begun, one of the discriminator."""
     settings, accelerator = run.settings, run.accelerator
@@ -223,7 +188,7 @@ def training_step(run: Run, batch: Batch) -> dict[str, float | torch.Tensor]:
         terms["adversarial"] = settings.losses.adversarial * losses.generator_adversarial(logits)
     total = torch.stack(list(terms.values())).sum()
     accelerator.backward(total)
-    norm = accelerator.clip_grad_norm_([p for p in run.model.parameters() if p.requires_grad], MAX_GRADIENT_NORM)
+    norm = accelerator.clip_grad_norm_(trained(run.model), MAX_GRADIENT_NORM)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     update_average(run)
@@ -309,44 +274,31 @@ def update_average(run: Run) -> None:
         average[name].lerp_(value, 1 - keep)
 
 
-def resume(run: Run, out: Path) -> None:
-    """Continue from the folder's state, where there is one."""
-    path = out / checkpoints.STATE_FILE
-    if not path.is_file():
-        return
-    tensors, details = checkpoints.load_state(path)
-    for module, prefix in ((run.model, "model."), (run.average, "average."), (run.discriminator, "discriminator.")):
-        module.load_state_dict(dict(checkpoints.with_prefix(tensors, prefix)), strict=prefix == "discriminator.")
-    checkpoints.load_optimizer(run.optimizer, tensors, "optimizer.")
-    checkpoints.load_optimizer(run.critic_optimizer, tensors, "critic_optimizer.")
-    run.step = details["step"]
+def evaluate_and_save(
+    run: Run, val: PairDataset, out: Path, info: checkpoints.ModelInfo, log: RunLog, say: Say
+) -> None:
+    """Measure the averaged model on held-out pairs and replace the folder's checkpoint, if all of it is finite."""
+    tensors = run_state(run)
+    stop_unless_finite(run, tensors)
+    is_best = False
+    if len(val):
+        measured = pair_figures(run.average, val, run.perceptual, run.accelerator.device)
+        stop_unless_finite(run, measured)
+        log.write(run.step, "val", measured)
+        say(line_of(run.step, run.settings.steps, measured, "held out"))
+        distance = measured[f"perceptual_{run.perceptual.name}"]
+        is_best = run.best is None or distance < run.best
+        run.best = distance if is_best else run.best
+    details = checkpoints.StateDetails(step=run.step, best=run.best)
+    save_checkpoint(out, run.average, info, tensors, details, is_best)
 
 
-def save(run: Run, out: Path, info: checkpoints.ModelInfo) -> None:
-    """Replace the folder's model and state."""
-    if run.accelerator.is_main_process:
-        tensors = {f"model.{name}": value for name, value in run.model.trainable_state().items()}
-        tensors |= {f"average.{name}": value for name, value in run.average.trainable_state().items()}
-        tensors |= {f"discriminator.{name}": value for name, value in run.discriminator.state_dict().items()}
-        tensors |= checkpoints.optimizer_tensors(run.optimizer, "optimizer.")
-        tensors |= checkpoints.optimizer_tensors(run.critic_optimizer, "critic_optimizer.")
-        checkpoints.save_model(out / checkpoints.MODEL_FILE, run.average, info)
-        checkpoints.save_state(out / checkpoints.STATE_FILE, tensors, {"step": run.step})
-    run.accelerator.wait_for_everyone()
-
-
-def write_samples(run: Run, dataset: PairDataset, out: Path) -> None:
-    """A PNG of some pairs as the averaged model sees them."""
-    if run.accelerator.is_main_process:
-        png = sample_sheet(run.average, dataset, min(SHEET_ROWS, len(dataset)), run.accelerator.device)
-        replace_file(out / "samples" / f"{run.step:08d}.png", lambda file: file.write(png))
-
-
-def stop_unless_finite(step: int, figures: dict[str, float | torch.Tensor], out: Path) -> None:
-    """Raises InputError that names the terms which are not finite; nothing of such a step is ever saved."""
-    bad = [name for name, value in figures.items() if not math.isfinite(float(value))]
+def stop_unless_finite(run: Run, values: Mapping[str, float | torch.Tensor]) -> None:
+    """Raises InputError that names what is not finite; nothing of such a step is ever saved."""
+    bad = checkpoints.not_finite({name: torch.as_tensor(value) for name, value in values.items()})
     if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise InputError(
-            f"{out}: step {step}: {', '.join(bad)} not finite; lower learning_rate or use mixed_precision no,"
+            f"step {run.step}: {', '.join(bad[:3])}{more} not finite; lower learning_rate or use mixed_precision no,"
             " the last checkpoint is whole"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,14 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.train import training
 from stylepairs.i2i.train.data import PairDataset
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.training import schedule, train
+from stylepairs.i2i.train.training import Run, schedule, train, training_step
 
 Make = Callable[..., TrainingSettings]
 
@@ -57,7 +59,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, s
 
     with pytest.raises(KeyboardInterrupt):
         train(settings(), pairs, tmp_path / "parts", say=interrupt)
-    assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1]["step"] == 4
+    assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1].step == 4
     train(settings(), pairs, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -116,18 +118,132 @@ def test_initial_weights_bring_their_own_generator(tmp_path: Path, pairs: Path, 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
     train(settings(steps=1), pairs, tmp_path / "run")
-    with pytest.raises(InputError, match=r"another run \(settings differ"):
+    with pytest.raises(InputError, match=r"another run \(settings differ: learning_rate 0\.001 there, 0\.5 here\)"):
         train(settings(steps=1, learning_rate=0.5), pairs, tmp_path / "run")
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
-    tmp_path: Path, pairs: Path, settings: Make
+def test_weights_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(
+    tmp_path: Path, pairs: Path, settings: Make, monkeypatch
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="not finite; lower learning_rate"):
-        train(settings(learning_rate=1e30, warmup_steps=0, checkpoint_every_steps=1), pairs, out)
+
+    def ruin(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float | torch.Tensor]:
+        figures = training_step(run, batch)
+        if run.step == 3:
+            next(p for p in run.model.parameters() if p.requires_grad).data.fill_(math.nan)
+        return figures
+
+    monkeypatch.setattr(training, "training_step", ruin)
+    with pytest.raises(InputError, match=r"step 4: model\..* not finite; lower learning_rate .* checkpoint is whole"):
+        train(settings(checkpoint_every_steps=1), pairs, out)
+    assert checkpoints.load_state(out / checkpoints.STATE_FILE)[1].step == 3
     model, _ = checkpoints.load_model(out)
     assert all(value.isfinite().all() for value in model.parameters())
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    with pytest.raises(InputError, match="not finite; lower learning_rate"):
+        train(settings(learning_rate=1e30, warmup_steps=0, checkpoint_every_steps=1), pairs, tmp_path / "run")
+    for file in (tmp_path / "run").glob("**/*.safetensors"):
+        assert not checkpoints.not_finite(load_file(file))
+
+
+def test_held_out_figures_that_are_not_finite_stop_the_run(tmp_path, pairs: Path, settings: Make, monkeypatch) -> None:
+    monkeypatch.setattr(training, "pair_figures", lambda *args: {"l1_inside": math.nan})
+    with pytest.raises(InputError, match="step 2: l1_inside not finite"):
+        train(settings(), pairs, tmp_path / "run")
+    assert not (tmp_path / "run" / checkpoints.STATE_FILE).exists()
+
+
+def test_last_two_checkpoints_and_the_best_one_are_kept(
+    tmp_path: Path, pairs: Path, settings: Make, monkeypatch
+) -> None:
+    distances = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(training, "pair_figures", lambda *args: {"perceptual_pyramid": next(distances)})
+    out = train(settings(), pairs, tmp_path / "run")
+    steps = {name: checkpoints.load_state(out / name / checkpoints.STATE_FILE)[1].step for name in ("", "previous")}
+    assert steps == {"": 6, "previous": 4}
+    second, best = (load_file(out / name / checkpoints.MODEL_FILE) for name in ("previous", "best"))
+    assert all(torch.equal(second[name], best[name]) for name in second)
+    assert checkpoints.load_state(out / checkpoints.STATE_FILE)[1].best == 0.3
+    (out / checkpoints.STATE_FILE).unlink()
+    monkeypatch.undo()
+    train(settings(), pairs, out)  # goes on from the checkpoint before
+    assert checkpoints.load_state(out / checkpoints.STATE_FILE)[1].step == 6
+
+
+@pytest.fixture
+def finished(tmp_path: Path, pairs: Path, settings: Make) -> Path:
+    """A run that ended at its second step, without adversarial training."""
+    return train(settings(steps=2, losses={"adversarial": 0.0}), pairs, tmp_path / "run")
+
+
+def test_a_flipped_bit_in_a_state_or_a_model_is_noticed(finished: Path, pairs: Path, settings: Make) -> None:
+    for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE):
+        data = bytearray((finished / name).read_bytes())
+        data[-1000] ^= 1
+        (finished / name).write_bytes(data)
+    with pytest.raises(InputError, match=r"state\.safetensors: damaged, it is not what was written; remove it"):
+        train(settings(steps=4, losses={"adversarial": 0.0}), pairs, finished)
+    with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
+        checkpoints.load_model(finished)
+
+
+@pytest.mark.parametrize("part", ["model.encoder.stem.weight", "average.", "optimizer.0.", "discriminator."])
+def test_state_that_lacks_a_tensor_is_refused(finished: Path, pairs: Path, settings: Make, part: str) -> None:
+    path = finished / checkpoints.STATE_FILE
+    tensors, details = checkpoints.load_state(path)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(part)}
+    checkpoints.save_state(path, kept, details)
+    with pytest.raises(InputError, match="not the whole state of this run"):
+        train(settings(steps=4, losses={"adversarial": 0.0}), pairs, finished)
+
+
+def test_state_with_a_foreign_tensor_or_a_step_beyond_the_end_is_refused(
+    finished: Path, pairs: Path, settings: Make
+) -> None:
+    chosen, path = settings(steps=4, losses={"adversarial": 0.0}), finished / checkpoints.STATE_FILE
+    tensors, details = checkpoints.load_state(path)
+    checkpoints.save_state(path, tensors | {"more": torch.zeros(1)}, details)
+    with pytest.raises(InputError, match="not the whole state of this run"):
+        train(chosen, pairs, finished)
+    checkpoints.save_state(path, tensors, checkpoints.StateDetails(step=99))
+    with pytest.raises(InputError, match="is at step 99, further than steps 4"):
+        train(chosen, pairs, finished)
+
+
+def test_state_of_an_earlier_version_goes_on(finished: Path, pairs: Path, settings: Make) -> None:
+    path = finished / checkpoints.STATE_FILE
+    tensors, _ = checkpoints.load_state(path)
+    save_file(tensors, path, {"format": checkpoints.STATE_FORMAT, "details": '{"step": 2}'})  # no digest
+    train(settings(steps=3, losses={"adversarial": 0.0}), pairs, finished)
+    assert checkpoints.load_state(path)[1].step == 3
+
+
+def test_a_run_can_be_prolonged(finished: Path, pairs: Path, settings: Make) -> None:
+    said: list[str] = []
+    train(settings(steps=5, losses={"adversarial": 0.0}, log_every_steps=2), pairs, finished, said.append)
+    assert f"{finished}: was to end at step 2, now ends at step 5" in said
+    assert checkpoints.load_state(finished / checkpoints.STATE_FILE)[1].step == 5
+    assert json.loads((finished / "run.json").read_text())["settings"]["steps"] == 5
+    with pytest.raises(InputError, match="is at step 5, further than steps 3"):
+        train(settings(steps=3, losses={"adversarial": 0.0}), pairs, finished)
+
+
+def test_pairs_of_another_feature_than_the_recipes_are_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    with pytest.raises(InputError, match="pairs of hair_color, the recipe is for bangs; take the recipe of the pairs"):
+        train(settings(), pairs, tmp_path / "run", feature="bangs")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_of_any_number_of_steps_begins_at_once(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    def stop(line: str) -> None:
+        if "step 1/" in line:
+            raise KeyboardInterrupt
+
+    for workers in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(steps=10**12, workers=workers), pairs, tmp_path / f"run{workers}", say=stop)
 
 
 def test_parameters_that_differ_become_the_style_code(tmp_path: Path, settings: Make, synthetic_pairs) -> None:
@@ -179,7 +295,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes" in done.stdout
     assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
-    assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1]["step"] == 3
+    assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1].step == 3
 
 
 def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:

@@ -1,0 +1,48 @@
+"""What a training run is made of at a step, as named tensors: taken for a checkpoint, checked and put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.train.run_folder import newest_state
+
+if TYPE_CHECKING:
+    from stylepairs.i2i.train.training import Run
+
+PARTS = ("model", "average", "discriminator", "optimizer", "critic_optimizer")
+
+
+def run_state(run: Run) -> checkpoints.Tensors:
+    """All that resuming needs, by name: the opposite of `resume`."""
+    tensors = {f"model.{name}": value for name, value in run.model.trainable_state().items()}
+    tensors |= {f"average.{name}": value for name, value in run.average.trainable_state().items()}
+    tensors |= {f"discriminator.{name}": value for name, value in run.discriminator.state_dict().items()}
+    tensors |= checkpoints.optimizer_tensors(run.optimizer, "optimizer.")
+    return tensors | checkpoints.optimizer_tensors(run.critic_optimizer, "critic_optimizer.")
+
+
+def resume(run: Run, out: Path) -> None:
+    """Continue from the folder's state, where there is one. Raises InputError where it is not a state of this run."""
+    path = newest_state(out)
+    if path is None:
+        return
+    tensors, details = checkpoints.load_state(path)
+    if details.step > run.settings.steps:
+        raise InputError(f"{path}: is at step {details.step}, further than steps {run.settings.steps}; raise steps")
+    parts = {part: dict(checkpoints.with_prefix(tensors, f"{part}.")) for part in PARTS}
+    try:
+        if sum(map(len, parts.values())) != len(tensors):
+            raise ValueError("tensors of no part")
+        for module, part in ((run.model, "model"), (run.average, "average")):
+            frozen = {f"generator.{name}": value for name, value in module.generator.state_dict().items()}
+            module.load_state_dict(frozen | parts[part])
+        run.discriminator.load_state_dict(parts["discriminator"])
+        checkpoints.load_optimizer(run.optimizer, parts["optimizer"])
+        if parts["critic_optimizer"]:  # empty before adversarial training has begun
+            checkpoints.load_optimizer(run.critic_optimizer, parts["critic_optimizer"])
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not the whole state of this run; remove it and start again") from error
+    run.step, run.best = details.step, details.best
