@@ -25,16 +25,16 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
         try:
             faces = edit_file(editor, path, target, params, min_score)
             edited = sum(face.refused is None for face in faces)
-            print(one_line(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited"))
+            print(printable(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited"))
         except InputError as error:
             failed += 1
-            print(one_line(str(error)), file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
         except Exception as error:
             failed += 1
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             text = f"{path}: not edited, a fault of this program ({type(error).__name__}: {error}; {where}); report it"
-            print(one_line(text), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
     return failed
 
 
@@ -98,10 +98,10 @@ def checked_suffix(format: str) -> str | None:
     return f".{format}"
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
 
-    >>> one_line("two\\nlines")
+    >>> printable("two\\nlines")
     'two\\\\nlines'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, FaceEdit
-from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, one_line
+from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, printable
 
 
 def inverting(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
@@ -57,7 +57,7 @@ def test_error_in_saving_does_not_end_the_batch(tmp_path: Path, capsys, monkeypa
     assert (tmp_path / "out" / "b.png").is_file()
 
 
-def test_names_that_cannot_be_printed_are_escaped_on_one_line(tmp_path: Path, capsys) -> None:
+def test_names_that_cannot_be_printed_are_escaped_on_printable(tmp_path: Path, capsys) -> None:
     photos = [write(tmp_path / "two\nlines.png"), write(tmp_path / "caf\udce9.png"), write(tmp_path / "größe.png")]
     assert edit_files(inverting, jobs_of(photos, tmp_path / "out", ".png"), {}, 0.5) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -65,7 +65,7 @@ def test_names_that_cannot_be_printed_are_escaped_on_one_line(tmp_path: Path, ca
     assert r"two\nlines.png" in lines[0]
     assert r"caf\udce9.png" in lines[1]
     assert "größe.png" in lines[2]
-    assert one_line("plain text, größe") == "plain text, größe"
+    assert printable("plain text, größe") == "plain text, größe"
 
 
 def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None
     assert (out / "sub" / "deep" / "b.png").is_file()
 
 
-def test_link_to_itself_and_missing_photo_are_one_line(tmp_path: Path, capsys) -> None:
+def test_link_to_itself_and_missing_photo_are_printable(tmp_path: Path, capsys) -> None:
     loop = tmp_path / "loop.jpg"
     loop.symlink_to(loop)
     assert edit_files(inverting, jobs_of([loop, tmp_path / "none.jpg"], tmp_path / "out", None), {}, 0.5) == 2
