@@ -25,7 +25,9 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.build.inversion_cache import InversionCache
 from stylepairs.datagen.build.models import Models, list_portraits, load_models, load_portrait
-from stylepairs.datagen.build.plan import BuildEvent, BuildRecipe, build_pairs, plan_build
+from stylepairs.datagen.build.plan import plan_build
+from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.pairs.shards import Pair, read_pairs
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser

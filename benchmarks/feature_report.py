@@ -25,7 +25,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stylepairs.datagen.build.plan import BuildEvent, BuildPlan, BuildRecipe, build_pairs, plan_build
+from stylepairs.datagen.build.plan import BuildPlan, plan_build
+from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.features import feature_names
 from stylepairs.datagen.pairs.inspection import reason_kind
 from stylepairs.datagen.pairs.shards import Pair, PairRecord, read_pairs

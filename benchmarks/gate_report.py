@@ -26,7 +26,7 @@ from stylepairs.datagen.augment.interpolation import person_between
 from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.models import Models, real_backend
-from stylepairs.datagen.build.quality import GateSettings
+from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_uint8

@@ -41,8 +41,7 @@ from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.draws import combinations, draw
 from stylepairs.datagen.build.models import Backend, Models, load_models, real_backend
 from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs, sketched
-from stylepairs.datagen.build.plan import BuildRecipe
-from stylepairs.datagen.build.shard_runner import code_version
+from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_float

@@ -85,18 +85,21 @@ def build(
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
     from stylepairs.datagen.build import plan as pipeline
-    from stylepairs.datagen.recipe import load_combined_recipe, load_recipe
+    from stylepairs.datagen.build.combined_recipe import load_combined_recipe
+    from stylepairs.datagen.build.settings import BuildRecipe
+    from stylepairs.datagen.recipe import load_recipe
+    from stylepairs.datagen.shell import machine
     from stylepairs.datagen.shell.errors import InputError
 
     if (recipe is None) == (features is None):
         raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
     if recipe is not None:
-        settings = load_recipe(recipe, "datagen", pipeline.BuildRecipe, overrides or [])
+        settings = load_recipe(recipe, "datagen", BuildRecipe, overrides or [])
     else:
         names = [name.strip() for name in str(features).split(",")]
-        settings = load_combined_recipe(names, pipeline.BuildRecipe, overrides or [])
-    rank, world = pipeline.rank_and_world()
-    place = pipeline.choose_device(device)
+        settings = load_combined_recipe(names, overrides or [])
+    rank, world = machine.rank_and_world()
+    place = machine.choose_device(device)
     plan = pipeline.plan_build(
         settings,
         portraits,
@@ -108,7 +111,7 @@ def build(
         cache=cache,
         device=place,
     )
-    _run(plan, workers or pipeline.default_workers(place), rank, world)
+    _run(plan, workers or machine.default_workers(place), rank, world)
 
 
 @app.command()
@@ -123,8 +126,8 @@ def train_encoder(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Train an encoder from photos to latents and noise maps: stage 0 then starts there and needs few steps."""
-    from stylepairs.datagen.build.plan import choose_device
     from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
+    from stylepairs.datagen.shell.machine import choose_device
 
     training = EncoderTraining(steps=steps, seed=seed)
     counted = 0
@@ -170,11 +173,11 @@ def augment(
 ) -> None:
     """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
     from stylepairs.datagen.augment import plan as augmentation
-    from stylepairs.datagen.build import plan as pipeline
+    from stylepairs.datagen.shell import machine
 
-    rank, world = pipeline.rank_and_world()
-    place = pipeline.choose_device(device)
-    count = workers or pipeline.default_workers(place)
+    rank, world = machine.rank_and_world()
+    place = machine.choose_device(device)
+    count = workers or machine.default_workers(place)
     plan = augmentation.plan_augmentation(
         pairs,
         out,

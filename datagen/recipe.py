@@ -7,6 +7,8 @@ path. All that is wrong with a section is reported at once, on one line, with th
 from __future__ import annotations
 
 import importlib.resources
+import math
+import reprlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -15,7 +17,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stylepairs.datagen.build.draws import combinations
 from stylepairs.datagen.shell.errors import InputError, nearest, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -23,6 +24,11 @@ Section = Literal["datagen", "i2i"]
 SECTIONS: tuple[str, ...] = get_args(Section)
 
 _MAX_RECIPE_BYTES = 1 << 20
+_MAX_DEPTH = 32
+_PROBLEMS_SHOWN = 10
+_SHOWN = 80
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = _SHOWN
 
 
 def load_recipe(name_or_path: str, section: Section, model: type[Model], overrides: Iterable[str] = ()) -> Model:
@@ -35,72 +41,19 @@ def load_recipe(name_or_path: str, section: Section, model: type[Model], overrid
     >>> load_recipe("hair_color", "datagen", BuildRecipe, ["color=blond", "inversion.steps=20"])  # doctest: +SKIP
     """
     source, text = _read(name_or_path)
-    return _validated(source, _section(source, text, section), section, model, overrides)
+    return validate_settings(source, _section(source, text, section), section, model, overrides)
 
 
-def load_combined_recipe(names_or_paths: Iterable[str], model: type[Model], overrides: Iterable[str] = ()) -> Model:
-    """The `datagen` sections of several recipes as one that makes all their edits in each pair (see
-    `features.combination`).
-
-    Parameters are nested by feature: override them as "bangs.length=0.5". A portrait gets as many pairs as from the
-    recipe with the most choices, drawn from all combinations. Gates hold together: a feature's own figures carry its
-    name, and of two bounds on a common figure the wider holds. All other settings are the first recipe's. Raises
-    InputError as load_recipe does.
-    """
-    sections: dict[str, dict[str, Any]] = {}
-    for name in names_or_paths:
-        source, text = _read(name)
-        section = _section(source, text, "datagen")
-        feature = str(section.get("feature", ""))
-        if feature in sections:
-            raise InputError(f"{source}: the feature {feature!r} is there already; name each once")
-        sections[feature] = _validated(source, section, "datagen", model, ()).model_dump(mode="json")
-    return _validated("+".join(sections), _combined(sections), "datagen", model, overrides)
-
-
-def _combined(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    # Here, since they load torch, and `quality` is a user of this module.
-    from stylepairs.datagen.build.quality import is_common
-    from stylepairs.datagen.features.combination import figure_name
-
-    gate: dict[str, dict[str, Any]] = {}
-    for feature, section in sections.items():
-        for figure, bounds in section["gate"].items():
-            key = figure if is_common(figure) else figure_name(feature, figure)
-            gate[key] = _wider(gate[key], bounds) if key in gate else bounds
-    counts = (
-        len(combinations(section["params"]))
-        if section["pairs_per_portrait"] == "all"
-        else section["pairs_per_portrait"]
-        for section in sections.values()
-    )
-    return next(iter(sections.values())) | {
-        "feature": "+".join(sections),
-        "params": {feature: section["params"] for feature, section in sections.items()},
-        "pairs_per_portrait": max(counts),
-        "gate": {name: bounds for name, bounds in gate.items() if (bounds["min"], bounds["max"]) != (None, None)},
-    }
-
-
-def _wider(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The bounds within which either of two thresholds passes; a side that one leaves open is open."""
-    wide: dict[str, Any] = {"optional": one["optional"] or other["optional"], "min": None, "max": None}
-    for side, choose in (("min", min), ("max", max)):
-        if one[side] is not None and other[side] is not None:
-            wide[side] = choose(one[side], other[side])
-    return wide
-
-
-def _validated(
-    source: str, settings: dict[str, Any], section: Section, model: type[Model], overrides: Iterable[str]
+def validate_settings(
+    source: str, settings: dict[str, Any], section: Section, model: type[Model], overrides: Iterable[str] = ()
 ) -> Model:
+    """The settings of a section, with overrides, as an instance of `model`; raises InputError as load_recipe does."""
     for override in overrides:
         _apply(settings, override, section, model)
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        problems = [_explain(model, details) for details in error.errors()]
-        raise InputError(f"{source}: " + "; ".join(f"{section}.{problem}" for problem in problems)) from error
+        raise InputError(f"{source}: {_explain_all(model, error, section)}") from error
 
 
 def installed_recipes() -> list[str]:
@@ -114,8 +67,19 @@ def validate_params(model: type[Model], params: dict[str, Any], source: str) -> 
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        problems = "; ".join(f"params.{_explain(model, details)}" for details in error.errors())
-        raise InputError(f"{source}: {problems}") from error
+        raise InputError(f"{source}: {_explain_all(model, error, 'params')}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds; ValueError, of one line, for what is no YAML or could grow beyond its text.
+
+    >>> parse_yaml("[a, 0.5]")
+    ['a', 0.5]
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(one_line(error)) from error
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
@@ -141,12 +105,13 @@ def _read(name_or_path: str) -> tuple[str, str]:
 
 def _section(source: str, text: str, section: str) -> dict[str, Any]:
     try:
-        document = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{source}: not YAML ({one_line(error)})") from error
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{source}: not YAML ({error})") from error
     if not isinstance(document, dict):
         raise InputError(f"{source}: not a recipe; it must have the sections {' and '.join(SECTIONS)}")
-    unknown = [f"{key}: unknown section{nearest(str(key), SECTIONS)}" for key in document if key not in SECTIONS]
+    names = [_brief_text(str(key)) for key in document][: len(SECTIONS) + _PROBLEMS_SHOWN]
+    unknown = [f"{key}: unknown section{nearest(key, SECTIONS)}" for key in names if key not in SECTIONS]
     if section not in document and not unknown:
         unknown = [f"has no section {section!r}"]
     if unknown:
@@ -157,45 +122,56 @@ def _section(source: str, text: str, section: str) -> dict[str, Any]:
     return settings
 
 
-def _apply(settings: dict[str, Any], override: str, section: str, model: type[BaseModel]) -> None:
+def parse_override(override: str) -> tuple[list[str], Any]:
+    """The key's path and the value of "inversion.steps=100". Raises InputError."""
     key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise InputError(f"--set {override}: must be key=value, for example inversion.steps=100")
+    path, shown = key.strip().split("."), _brief_text(override)
+    if not equals or not all(path) or len(path) > _MAX_DEPTH:
+        raise InputError(f"--set {shown}: must be key=value, for example inversion.steps=100")
     try:
         # To YAML a value such as #aabbcc is a comment; here it can only be a colour.
-        value = text.strip() if text.strip().startswith("#") else yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"--set {override}: the value is not YAML ({one_line(error)})") from error
+        return path, text.strip() if text.strip().startswith("#") else parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"--set {shown}: the value is not YAML ({error})") from error
+
+
+def _apply(settings: dict[str, Any], override: str, section: str, model: type[BaseModel]) -> None:
+    path, value = parse_override(override)
+    shown = _brief_text(override)
     params = settings.get("params")
     if isinstance(params, dict) and path[0] in params and path[0] not in model.model_fields:
         path = ["params", *path]
     if path[0] not in model.model_fields:
-        known = [*model.model_fields, *(params if isinstance(params, dict) else ())]
-        raise InputError(f"--set {override}: {section} has no key {path[0]!r}{nearest(path[0], known)}")
+        known = [*model.model_fields, *map(str, params if isinstance(params, dict) else ())]
+        raise InputError(f"--set {shown}: {section} has no key {_brief(path[0])}{nearest(path[0], known)}")
     node = settings
     for name in path[:-1]:
         child = node.get(name)
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise InputError(f"--set {override}: {name!r} is not a mapping, so it has no key {path[-1]!r}")
+            raise InputError(f"--set {shown}: {name!r} is not a mapping, so it has no key {path[-1]!r}")
         node = child
     node[path[-1]] = value
 
 
+def _explain_all(model: type[BaseModel], error: ValidationError, section: str) -> str:
+    found = error.errors(include_url=False)
+    more = f"; and {len(found) - _PROBLEMS_SHOWN} more" if len(found) > _PROBLEMS_SHOWN else ""
+    return "; ".join(f"{section}.{_explain(model, details)}" for details in found[:_PROBLEMS_SHOWN]) + more
+
+
 def _explain(model: type[BaseModel], details: ErrorDetails) -> str:
     """ "inversion.stpes: unknown key; did you mean 'steps'?" """
-    location = [str(part) for part in details["loc"]]
+    location = [_brief_text(str(part)) for part in details["loc"]]
     where = ".".join(location) or "settings"
     if details["type"] == "extra_forbidden":
         return f"{where}: unknown key{nearest(location[-1], _known_keys(model, location[:-1]))}"
     if details["type"] == "missing":
         return f"{where}: is missing"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    shown = repr(details["input"])
     verb = "should be " if details["msg"].startswith("Input should be ") else ""
-    return f"{where}: {verb}{one_line(message)} (got {shown if len(shown) <= 80 else shown[:77] + '...'})"
+    return f"{where}: {verb}{one_line(message)} (got {_brief(details['input'])})"
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
@@ -223,14 +199,56 @@ def _types_in(annotation: Any) -> list[type]:
     return [inner for argument in get_args(annotation) for inner in _types_in(argument)]
 
 
+def _brief(value: object) -> str:
+    """A value as a message shows it, cut before it is written out."""
+    return _brief_text(_BRIEF.repr(value))
+
+
+def _brief_text(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent loss of the first."""
+    """Safe YAML that is never more than its text: no aliases, no deep nesting, no number that nobody means, and a key
+    given twice is an error, not a silent loss of the first."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):  # a few hundred bytes of them can stand for gigabytes
+            raise self._refused("aliases (*name) are not taken: write the value out", event)
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise self._refused(f"nested more than {_MAX_DEPTH} deep", event)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, str):
+                value.encode()  # half a surrogate pair is an error
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise self._refused(f"{_brief(node.value)} is no {kind}", node) from error
+        if isinstance(value, str) and "\0" in value:
+            raise self._refused(f"{_brief(value)} holds a NUL", node)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self._refused(f"{value} is not a finite number", node)
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise self._refused("a whole number of more than 64 bits", node)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise self._refused(f"key {_brief(key)} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def _refused(self, problem: str, where: Any) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(None, None, problem, where.start_mark)

@@ -41,7 +41,7 @@ def test_every_recipe_loads(path):
 
 
 def recipe_models() -> dict[str, type]:
-    from stylepairs.datagen.build.plan import BuildRecipe
+    from stylepairs.datagen.build.settings import BuildRecipe
     from stylepairs.i2i.train.settings import TrainingSettings
 
     return {"datagen": BuildRecipe, "i2i": TrainingSettings}

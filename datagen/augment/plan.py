@@ -31,13 +31,12 @@ from stylepairs.datagen.augment.likeness import Likeness, choose_couples, likene
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.models import Backend, Models, real_backend
 from stylepairs.datagen.build.pair_maker import Draft, Eyes, Job, Task, finish_pair, sketched
-from stylepairs.datagen.build.plan import BuildRecipe
-from stylepairs.datagen.build.quality import GateSettings, Sight
+from stylepairs.datagen.build.quality import Sight
+from stylepairs.datagen.build.settings import BuildRecipe, GateSettings, code_version
 from stylepairs.datagen.build.shard_runner import (
     BUILD_FILE,
     BuildEvent,
     ShardedPlan,
-    code_version,
     fix_settings,
     settings_put_back,
 )

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.inversion_cache import InversionCache
 from stylepairs.datagen.build.models import Backend, Models
-from stylepairs.datagen.build.quality import GateSettings
+from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_uint8

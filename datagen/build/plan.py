@@ -6,54 +6,24 @@ made, resumed and shared out is `building`'s.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from typing import Any
 
 from stylepairs.datagen.build.draws import combinations, draw
 from stylepairs.datagen.build.models import Backend, Models, real_backend
 from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs
-from stylepairs.datagen.build.quality import GateSettings
-from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, ShardedPlan, build_pairs, code_version
+from stylepairs.datagen.build.settings import BuildRecipe, code_version
+from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, ShardedPlan, build_pairs
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.recipe import validate_params
-from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.workers import available_cpus
 
 __all__ = [
-    "BuildEvent", "BuildPlan", "BuildRecipe", "BuildResult", "build_pairs", "choose_device", "default_workers",
-    "plan_build", "rank_and_world",
+    "BuildEvent", "BuildPlan", "BuildResult", "build_pairs", "plan_build",
 ]  # fmt: skip
-
-
-class BuildRecipe(BaseModel):
-    """The `datagen` section of a recipe.
-
-    params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
-    that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
-    encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
-    sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
-    gate: {figure: {min: x, max: y}}.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    feature: str
-    params: dict[str, Any] = Field(default_factory=dict)
-    pairs_per_portrait: Literal["all"] | PositiveInt = "all"
-    perceptual: str = "auto"
-    perceptual_weights: str | None = None
-    encoder: str = "none"
-    inversion: InversionSettings = InversionSettings.model_validate({})
-    reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
-    sketch_detail: float = Field(1.0, ge=0, le=1)
-    gate: GateSettings = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,34 +132,3 @@ def _task(plan: BuildPlan) -> Task:
         code_version(),
         recipe.sketch_detail,
     )
-
-
-def choose_device(name: str) -> str:
-    """ "cpu" or "cuda:N" for "auto", "cpu" or "cuda"; N is this process's place on its machine. Raises InputError."""
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name}: unknown; choose auto, cpu or cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is to be had here; choose cpu or auto")
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def default_workers(device: str) -> int:
-    """One a GPU; on a CPU one a processor, shared with the other ranks of this machine."""
-    if device != "cpu":
-        return 1
-    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's place among those that torchrun or accelerate started; (0, 1) when it is alone."""
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise InputError(f"RANK and WORLD_SIZE in the environment must be whole numbers ({error})") from error
-    if not 0 <= rank < world:
-        raise InputError(f"RANK {rank} is not below WORLD_SIZE {world}")
-    return rank, world

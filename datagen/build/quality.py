@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
 
+from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
@@ -50,24 +50,6 @@ _RIM = 0.05
 _EYE_AXES = (0.6, 0.3)
 # Contrast below which an eye shows nothing to begin with, in [-1,1]: dark glasses, deep shadow.
 _LEAST_CONTRAST = 0.02
-
-
-class Threshold(BaseModel):
-    """The bounds of one figure. `optional`: passes where the figure was not computed (weights not installed)."""
-
-    model_config = ConfigDict(extra="forbid")
-    min: float | None = None
-    max: float | None = None
-    optional: bool = False
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> Threshold:
-        if self.min is None and self.max is None:
-            raise ValueError("needs min, max or both")
-        return self
-
-
-GateSettings = dict[str, Threshold]
 
 
 class Analyser(Protocol):

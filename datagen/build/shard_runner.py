@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from stylepairs.datagen.build.inversion_cache import SAME_BITS
 from stylepairs.datagen.build.models import Backend, Models, real_backend
+from stylepairs.datagen.build.settings import code_version
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
@@ -27,8 +28,6 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.workers import run_workers
 
 BUILD_FILE = "build.json"
-# Raised whenever the same build would give other pairs.
-BUILD_VERSION = 9
 # On a CPU each worker computes with one thread: sums split over threads round differently, and the bytes would show it.
 THREADS = 1
 
@@ -167,16 +166,6 @@ def _prepare(plan: ShardedPlan, backend: Backend | None, on_event: OnEvent) -> C
     models = plan.load_models(backend)
     _claim_folder(plan, models)
     return lambda index: build_shard(plan, index, models, backend, on_event)
-
-
-def code_version() -> str:
-    """The version of the code as pairs carry it: the distribution's, and that of the build's format."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"{version('stylepairs')}+build{BUILD_VERSION}"
-    except PackageNotFoundError:
-        return f"unknown+build{BUILD_VERSION}"
 
 
 def _claim_folder(plan: ShardedPlan, models: Models) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+# Types, since a field that a subclass declares anew loses the bounds of its `Field`.
+Steps = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 LEAST_COARSE_PX = 32  # below it the perceptual features have hardly a pixel left
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimiserSettings(_Settings):
     """How one latent and its noise maps are moved (Adam, Kingma & Ba 2015; cosine decay at the end)."""
 
-    steps: int = Field(200, ge=1, description="most steps before the rate decays")
-    decay_steps: int = Field(60, ge=1, description="steps of cosine decay, after which the portrait leaves")
-    warmup_steps: int = Field(10, ge=1)
-    learning_rate: float = Field(0.05, gt=0, description="per step, in standard deviations of the latent")
-    noise_learning_rate: float = Field(0.02, ge=0, description="0 freezes the noise maps")
+    steps: Steps = Field(200, description="most steps before the rate decays")
+    decay_steps: Steps = Field(60, description="steps of cosine decay, after which the portrait leaves")
+    warmup_steps: Steps = 10
+    learning_rate: Rate = Field(0.05, description="per step, in standard deviations of the latent")
+    noise_learning_rate: Weight = Field(0.02, description="0 freezes the noise maps")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay; lower forgets sooner")
     batch: int = Field(
         4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are"
@@ -44,8 +50,8 @@ class OptimiserSettings(_Settings):
 class PhasedSettings(OptimiserSettings):
     """An optimiser whose first steps may render at a lower resolution."""
 
-    coarse_share: float = Field(
-        0.0, ge=0, le=1, description="share of `steps`, the first ones, that are rendered at a lower resolution"
+    coarse_share: Share = Field(
+        0.0, description="share of `steps`, the first ones, that are rendered at a lower resolution"
     )
     coarse_divisor: int = Field(
         2, ge=2, description="power of two: of the generator's side, gives theirs (32 px at least; else they are full)"
@@ -80,15 +86,15 @@ class InversionSettings(PhasedSettings):
     """Stage 0: reconstruct the portrait itself."""
 
     # 26.2 dB on 12 held-out portraits in 3.9 s of one core each (EPYC 9004, 128 px).
-    steps: int = 120
-    decay_steps: int = 50
-    learning_rate: float = 0.2
-    noise_learning_rate: float = Field(0.15, ge=0)
-    pixel_weight: float = Field(1.0, ge=0)
-    perceptual_weight: float = Field(0.6, ge=0)
-    prior_weight: float = Field(0.015, ge=0, description="mean square of the whitened latent (Barbershop's p-norm)")
-    row_weight: float = Field(0.004, ge=0, description="squared distance of the rows of W+ to their mean")
-    noise_weight: float = Field(0.01, ge=0, description="autocorrelation of the noise maps (StyleGAN2's projector)")
+    steps: Steps = 120
+    decay_steps: Steps = 50
+    learning_rate: Rate = 0.2
+    noise_learning_rate: Weight = 0.15
+    pixel_weight: Weight = 1.0
+    perceptual_weight: Weight = 0.6
+    prior_weight: Weight = Field(0.015, description="mean square of the whitened latent (Barbershop's p-norm)")
+    row_weight: Weight = Field(0.004, description="squared distance of the rows of W+ to their mean")
+    noise_weight: Weight = Field(0.01, description="autocorrelation of the noise maps (StyleGAN2's projector)")
 
     def near(self) -> InversionSettings:
         """These settings for a start that an encoder found: what nobody set takes a near start's values."""
@@ -99,31 +105,30 @@ class ReconstructionSettings(PhasedSettings):
     """Stage 1: meet the sketch inside at low resolution and the photo outside at full resolution."""
 
     # Half the time of 120 + 40 steps at rate 0.05, for the same colour and 0.1 dB outside.
-    steps: int = 70
-    decay_steps: int = 25
-    learning_rate: float = 0.12
+    steps: Steps = 70
+    decay_steps: Steps = 25
+    learning_rate: Rate = 0.12
     # 0.84 of the time of full steps alone with prior_weight 0.05, all figures as good (docs/reconstruction.md).
-    coarse_share: float = Field(0.75, ge=0, le=1)
-    noise_learning_rate: float = Field(0.0, ge=0, description="0 keeps the noise maps of stage 0")
-    reference_weight: float = Field(2.0, ge=0)
-    reference_tolerance: float = Field(
+    coarse_share: Share = 0.75
+    noise_learning_rate: Weight = Field(0.0, description="0 keeps the noise maps of stage 0")
+    reference_weight: Weight = 2.0
+    reference_tolerance: Rate = Field(
         0.03,
-        gt=0,
         description="root mean square at which the sketch counts as met: [-1,1] units, or Lab / 50 in Lab space",
     )
     keep_slack: float = Field(1.2, ge=1, description="outside error allowed, as a multiple of that of stage 0")
-    perceptual_weight: float = Field(0.6, ge=0)
+    perceptual_weight: Weight = 0.6
     # On fringes 0.3 brings the generated region 14 % nearer to the sketch (perceptually) for 0.07 dB outside; 1.0
     # brings it 23 % nearer for 0.25 dB and a prior distance 0.07 larger.
-    detail_weight: float = Field(
-        0.3, ge=0, description="perceptual pull to the sketch's own detail inside, times its sketch_detail"
+    detail_weight: Weight = Field(
+        0.3, description="perceptual pull to the sketch's own detail inside, times its sketch_detail"
     )
     # Several times stage 0's pull costs 0.1 dB outside and holds the prior distance at 1.1 instead of 1.4; coarse steps
     # do not pull on the finest rows, so the rest makes up for it.
-    prior_weight: float = Field(0.07, ge=0)
-    row_weight: float = Field(0.004, ge=0)
-    anchor_coarse: float = Field(0.02, ge=0, description="pull of the first row of W+ to its stage-0 value")
-    anchor_fine: float = Field(0.002, ge=0, description="pull of the last row; rows between are interpolated")
-    noise_weight: float = Field(0.02, ge=0)
+    prior_weight: Weight = 0.07
+    row_weight: Weight = 0.004
+    anchor_coarse: Weight = Field(0.02, description="pull of the first row of W+ to its stage-0 value")
+    anchor_fine: Weight = Field(0.002, description="pull of the last row; rows between are interpolated")
+    noise_weight: Weight = 0.02
     coarse_to_fine_steps: int = Field(15, ge=0, description="steps over which the sketch's resolution rises to its own")
-    multiplier_rate: float = Field(0.03, ge=0, description="rate of the constraint's multiplier, in its logarithm")
+    multiplier_rate: Weight = Field(0.03, description="rate of the constraint's multiplier, in its logarithm")

@@ -46,11 +46,6 @@ def run_workers(prepare: Prepare, items: Sequence[Any], workers: int, on_event: 
         pool.stop()
 
 
-def available_cpus() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Pool(Generic[Event]):
     def __init__(self, context: SpawnContext, prepare: Prepare, items: Sequence[Any], count: int) -> None:
         self.messages: Any = context.Queue()

@@ -97,8 +97,8 @@ class Editor:
         device: "cpu", "cuda" or "auto"; landmarks, parser: as in `load_analyser`. Raises InputError for what cannot be
         loaded.
         """
-        from stylepairs.datagen.build.plan import choose_device
         from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+        from stylepairs.datagen.shell.machine import choose_device
         from stylepairs.i2i.models.checkpoints import load_model
         from stylepairs.i2i.models.prepared_glean import prepare
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
@@ -57,7 +58,7 @@ def generator(tmp_path_factory) -> Path:
 
 
 def build(portraits: Path, generator: Path | str, out: Path, cache: Path, **settings) -> pipeline.BuildPlan:
-    recipe = load_recipe("hair_color", "datagen", pipeline.BuildRecipe, [*QUICK, *settings.pop("overrides", [])])
+    recipe = load_recipe("hair_color", "datagen", BuildRecipe, [*QUICK, *settings.pop("overrides", [])])
     plan = pipeline.plan_build(
         recipe, portraits, out, generator=str(generator), cache=cache, shard_size=4, limit=settings.pop("limit", 3)
     )

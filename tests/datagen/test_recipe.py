@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylepairs.datagen import recipe as recipes
 from stylepairs.datagen.shell.errors import InputError
@@ -122,3 +122,107 @@ def test_unreadable_files_are_one_clear_line(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
         load(str(tmp_path / "binary.yaml"))
+
+
+GROWING = {
+    "a value": "datagen: {feature: x, a0: &a0 [x], a1: [*a0, *a0]}",
+    "a key": "datagen: {? &a [x] : 1, ? *a : 2}",
+    "a merge": "base: &m {feature: x}\ndatagen: {<<: *m}",
+    "another section": "i2i: {a: &a [1], b: *a}\ndatagen: {feature: x}",
+}
+
+
+@pytest.mark.parametrize("text", GROWING.values(), ids=GROWING)
+def test_aliases_are_refused_wherever_they_stand(recipe, text):
+    with pytest.raises(InputError, match=r"not YAML \(aliases \(\*name\) are not taken: write the value out") as caught:
+        load(recipe(text))
+    assert len(str(caught.value)) < 200
+
+
+def test_a_billion_laughs_are_refused_at_once(recipe):
+    levels = ["a0: &a0 [ha, ha]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
+    with pytest.raises(InputError, match="aliases"):
+        load(recipe("datagen:\n  feature: x\n  params:\n" + "\n".join(f"    {level}" for level in levels)))
+    with pytest.raises(InputError, match="aliases"):
+        load(recipe("datagen: {feature: x}"), "params=[&a [1], *a]")
+
+
+UNREAL = {
+    "2020-13-45": "'2020-13-45' is no timestamp",
+    "!!timestamp nope": "'nope' is no timestamp",
+    "!!float abc": "'abc' is no float",
+    "!!int abc": "'abc' is no int",
+    "!!int ''": "'' is no int",
+    "!!bool maybe": "'maybe' is no bool",
+    "9" * 5000: "is no int",
+    "1" * 23: "a whole number of more than 64 bits",
+    ".nan": "nan is not a finite number",
+    "-.inf": "-inf is not a finite number",
+    "!!float 1e999": "inf is not a finite number",
+    "[" * 5000: "nested more than 32 deep",
+    "{a: " * 40 + "1" + "}" * 40: "nested more than 32 deep",
+    r'"a\0b"': "holds a NUL",
+    r'{"\0": 1}': "holds a NUL",
+    r'"\ud800"': "is no str",
+}
+
+
+@pytest.mark.parametrize(("value", "expected"), UNREAL.items(), ids=[value[:20] for value in UNREAL])
+def test_what_cannot_be_built_is_one_short_line_in_files_and_overrides(recipe, value, expected):
+    for text, overrides in (
+        (f"datagen: {{feature: x, params: {{color: {value}}}}}", []),
+        ("datagen: {feature: x}", [f"params.color={value}"]),
+    ):
+        with pytest.raises(InputError) as caught:
+            load(recipe(text), *overrides)
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
+def test_long_values_are_cut_before_they_are_written_out(recipe):
+    path = recipe("datagen: {feature: x}")
+    values = ", ".join(["x" * 1000] * 500)
+    for override in (f"inversion.steps=[{values}]", f"nowhere.steps=[{values}]", "inversion.steps=[" + "1," * 10_000):
+        with pytest.raises(InputError) as caught:
+            load(path, override)
+        assert len(str(caught.value)) < 500
+
+
+def _numbers(model):
+    """(dotted path, the model's field) of every number in a section, nested ones too."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ((f"{name}.{inner}", kind) for inner, kind in _numbers(field.annotation))
+        elif field.annotation in (int, float):
+            yield name, field
+
+
+def test_no_number_of_a_build_may_be_negative_or_endless_redeclared_ones_too():
+    from stylepairs.datagen.build.settings import BuildRecipe
+
+    paths = [path for path, _ in _numbers(BuildRecipe)]
+    assert {"sketch_detail", "inversion.steps", "reconstruction.learning_rate"} <= set(paths)
+    for path in paths:
+        for value in ("-1", "-5", "-0.1"):
+            with pytest.raises(InputError, match=rf"datagen\.{path}: should be"):
+                recipes.load_recipe("hair_color", "datagen", BuildRecipe, [f"{path}={value}"])
+        *nested, name = path.split(".")
+        for value in (float("nan"), float("inf")):
+            section = {name: value}
+            for outer in nested[::-1]:
+                section = {outer: section}
+            with pytest.raises(ValidationError):
+                BuildRecipe.model_validate({"feature": "hair_color"} | section)
+
+
+@pytest.mark.parametrize("bound", ["min", "max"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gate_that_nothing_could_exceed_is_refused(recipe, bound, value):
+    from stylepairs.datagen.build.settings import BuildRecipe
+
+    with pytest.raises(ValidationError, match="finite"):
+        BuildRecipe.model_validate({"feature": "hair_color", "gate": {"seam_energy": {bound: value}}})
+    path = recipe(f"datagen: {{feature: hair_color, gate: {{seam_energy: {{{bound}: .{value}}}}}}}")
+    with pytest.raises(InputError, match="not a finite number"):
+        recipes.load_recipe(path, "datagen", BuildRecipe)

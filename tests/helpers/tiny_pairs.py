@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.build.models import Backend, Models
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import Instruments
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.images.perceptual import load_perceptual

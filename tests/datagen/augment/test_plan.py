@@ -21,7 +21,7 @@ from stylepairs.datagen.augment import plan as augmentation
 from stylepairs.datagen.augment.likeness import Likeness, choose_couples, distances, stacked
 from stylepairs.datagen.augment.plan import AugmentPlan, plan_augmentation
 from stylepairs.datagen.build import shard_runner as building
-from stylepairs.datagen.build.quality import Threshold
+from stylepairs.datagen.build.settings import Threshold
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.shards import PairRecord
 from stylepairs.datagen.reconstruction.rendering import render

@@ -19,6 +19,7 @@ import pytest
 from helpers import fake_backend
 
 from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
@@ -35,7 +36,7 @@ SCRIPT = Path(__file__).parents[2] / "helpers" / "fake_build.py"
 
 
 def plan(folder: Path) -> pipeline.BuildPlan:
-    recipe = pipeline.BuildRecipe(feature="hair_color", params={"color": ["blond", "black"]}, perceptual="pyramid")
+    recipe = BuildRecipe(feature="hair_color", params={"color": ["blond", "black"]}, perceptual="pyramid")
     return pipeline.plan_build(recipe, folder, folder / "pairs", shard_size=4, backend=fake_backend.BACKEND)
 
 

@@ -15,7 +15,7 @@ from defects import DEFECTS, Candidate
 
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.models import list_portraits, load_portrait, real_backend
-from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos

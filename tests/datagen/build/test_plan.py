@@ -18,8 +18,10 @@ from stylepairs.datagen.build import pair_maker
 from stylepairs.datagen.build import plan as pipeline
 from stylepairs.datagen.build.draws import combinations, draw
 from stylepairs.datagen.build.inversion_cache import InversionCache
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell import machine
 from stylepairs.datagen.shell.errors import InputError
 
 RECIPE = {
@@ -32,7 +34,7 @@ RECIPE = {
 
 def plan(tmp_path: Path, out: str = "pairs", recipe: dict | None = None, **settings) -> pipeline.BuildPlan:
     settings = {"shard_size": 4, "backend": fake_backend.BACKEND, "cache": tmp_path / f"cache-{out}"} | settings
-    checked = pipeline.BuildRecipe.model_validate(RECIPE | (recipe or {}))
+    checked = BuildRecipe.model_validate(RECIPE | (recipe or {}))
     return pipeline.plan_build(checked, tmp_path, tmp_path / out, **settings)
 
 
@@ -410,13 +412,13 @@ def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_wri
 def test_rank_comes_from_the_launcher(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert pipeline.rank_and_world() == (0, 1)
+    assert machine.rank_and_world() == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert pipeline.rank_and_world() == (2, 4)
+    assert machine.rank_and_world() == (2, 4)
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(InputError, match="not below"):
-        pipeline.rank_and_world()
+        machine.rank_and_world()
 
 
 def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from stylepairs.datagen.build import quality
+from stylepairs.datagen.build.settings import Threshold
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
@@ -115,22 +116,22 @@ def test_a_lost_face_is_rejected_by_both_its_figures(portrait):
     sight = quality.look_at(portrait, portrait.image, blind)
     assert torch.equal(sight.portrait.points68, portrait.points68)
     figures = quality._face_figures(sight, sight)
-    gate = {"face_score": quality.Threshold(min=0.5), "landmark_shift": quality.Threshold(max=0.1)}
+    gate = {"face_score": Threshold(min=0.5), "landmark_shift": Threshold(max=0.1)}
     assert quality.judge(figures, gate) == (False, ["face_score 0 < 0.5", "landmark_shift not finite"])
 
 
 def test_each_rejection_says_figure_value_and_threshold():
-    gate = {"a": quality.Threshold(min=1), "b": quality.Threshold(max=8), "c": quality.Threshold(min=0, max=1)}
+    gate = {"a": Threshold(min=1), "b": Threshold(max=8), "c": Threshold(min=0, max=1)}
     assert quality.judge({"a": 1.0, "b": 8.0, "c": 0.5}, gate) == (True, [])
     assert quality.judge({"a": 0.5, "b": 12.345678, "c": 2.0}, gate) == (False, ["a 0.5 < 1", "b 12.35 > 8", "c 2 > 1"])
 
 
 def test_a_gate_on_a_figure_that_was_not_measured_is_an_error_unless_optional():
     with pytest.raises(InputError, match="no figure 'outside_psnr' was measured; did you mean 'outside_psnr_db'"):
-        quality.judge({"outside_psnr_db": 30.0}, {"outside_psnr": quality.Threshold(min=20)})
-    assert quality.judge({}, {"face_score": quality.Threshold(min=0.5, optional=True)}) == (True, [])
+        quality.judge({"outside_psnr_db": 30.0}, {"outside_psnr": Threshold(min=20)})
+    assert quality.judge({}, {"face_score": Threshold(min=0.5, optional=True)}) == (True, [])
 
 
 def test_a_threshold_needs_a_bound():
     with pytest.raises(ValidationError, match="needs min, max or both"):
-        quality.Threshold()
+        Threshold()

@@ -81,7 +81,7 @@ def figures(before, after, params):
 
 
 def test_the_feature_and_its_recipe_are_found_by_name():
-    from stylepairs.datagen.build.plan import BuildRecipe
+    from stylepairs.datagen.build.settings import BuildRecipe
 
     assert load_feature("bangs").sketch is bangs.sketch
     recipe = load_recipe("bangs", "datagen", BuildRecipe)

@@ -10,15 +10,14 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stylepairs.datagen.build.combined_recipe import load_combined_recipe
 from stylepairs.datagen.build.draws import combinations
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import hair_color, load_feature
 from stylepairs.datagen.features.combination import combine
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
-from stylepairs.datagen.recipe import load_combined_recipe
 from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 32
@@ -153,7 +152,7 @@ def test_recipes_are_combined_with_their_gates(tmp_path):
     }
     path = tmp_path / "bangs.yaml"
     path.write_text(yaml.safe_dump({"datagen": other}))
-    combined = load_combined_recipe([str(path), "hair_color"], BuildRecipe, ["bangs.length=0.5"])
+    combined = load_combined_recipe([str(path), "hair_color"], ["bangs.length=0.5"])
     assert combined.feature == "bangs+hair_color"
     assert combined.params["bangs"] == {"length": 0.5}
     assert combined.pairs_per_portrait == 8, "that of the recipe with the most choices"
@@ -162,7 +161,7 @@ def test_recipes_are_combined_with_their_gates(tmp_path):
     assert combined.gate["prior_after"].max == 2.5, "the wider bound holds"
     assert "outside_psnr_db" not in combined.gate, "one bounds it below, the other above: nothing holds for both"
     with pytest.raises(InputError, match="'hair_color' is there already"):
-        load_combined_recipe(["hair_color", "hair_color"], BuildRecipe)
+        load_combined_recipe(["hair_color", "hair_color"])
 
 
 def test_a_recipe_may_leave_the_detail_of_all_parts_to_the_generator(portrait, both):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import density
 from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused

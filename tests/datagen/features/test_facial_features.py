@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import facial_features, load_feature
 from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.files import to_uint8, write_png

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import fluffiness
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused

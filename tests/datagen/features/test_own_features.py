@@ -15,6 +15,7 @@ from helpers import fake_backend
 from stylepairs.datagen import features
 from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import feature_names, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
@@ -101,7 +102,7 @@ def test_the_example_sketches_and_measures():
 
 
 def plan(tmp_path: Path, out: str) -> pipeline.BuildPlan:
-    recipe = load_recipe("docs/examples/blush.yaml", "datagen", pipeline.BuildRecipe, ["perceptual=pyramid"])
+    recipe = load_recipe("docs/examples/blush.yaml", "datagen", BuildRecipe, ["perceptual=pyramid"])
     folder = tmp_path / out
     return pipeline.plan_build(recipe, tmp_path, folder, cache=tmp_path / "cache", backend=fake_backend.BACKEND)
 
@@ -118,7 +119,7 @@ def test_the_example_s_recipe_builds_pairs(tmp_path):
 
 
 def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
-    recipe = load_recipe("docs/examples/blush.yaml", "datagen", pipeline.BuildRecipe, ["perceptual=pyramid"])
+    recipe = load_recipe("docs/examples/blush.yaml", "datagen", BuildRecipe, ["perceptual=pyramid"])
     open_gate = recipe.model_copy(update={"gate": {}})
     built = pipeline.plan_build(
         open_gate, tmp_path, tmp_path / "pairs", cache=tmp_path / "cache", backend=fake_backend.BACKEND

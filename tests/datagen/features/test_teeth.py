@@ -11,8 +11,8 @@ from helpers.warped_faces import ellipse, face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylepairs.datagen.build.plan import BuildRecipe
 from stylepairs.datagen.build.quality import judge
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import teeth
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS

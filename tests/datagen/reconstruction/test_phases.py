@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stylepairs.datagen.build.plan import BuildRecipe
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.recipe import load_recipe

@@ -13,7 +13,8 @@ import pytest
 from helpers import worker_tasks
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.workers import available_cpus, run_workers
+from stylepairs.datagen.shell.machine import available_cpus
+from stylepairs.datagen.shell.workers import run_workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,65 @@
+"""The `datagen` section of a recipe, and the version of the code that builds from it. Light to import: no torch."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
+
+# Raised whenever the same build would give other pairs.
+BUILD_VERSION = 9
+
+
+class Threshold(BaseModel):
+    """The bounds of one figure. `optional`: passes where the figure was not computed (weights not installed)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    min: float | None = None
+    max: float | None = None
+    optional: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Threshold:
+        if self.min is None and self.max is None:
+            raise ValueError("needs min, max or both")
+        return self
+
+
+GateSettings = dict[str, Threshold]
+
+
+class BuildRecipe(BaseModel):
+    """The `datagen` section of a recipe.
+
+    params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
+    that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
+    encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
+    sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
+    gate: {figure: {min: x, max: y}}.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    feature: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    pairs_per_portrait: Literal["all"] | PositiveInt = "all"
+    perceptual: str = "auto"
+    perceptual_weights: str | None = None
+    encoder: str = "none"
+    inversion: InversionSettings = InversionSettings.model_validate({})
+    reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
+    sketch_detail: float = Field(1.0, ge=0, le=1)
+    gate: GateSettings = Field(default_factory=dict)
+
+
+@functools.cache
+def code_version() -> str:
+    """The version of the code as pairs carry it: the distribution's, and that of the build's format."""
+    try:
+        return f"{version('stylepairs')}+build{BUILD_VERSION}"
+    except PackageNotFoundError:
+        return f"unknown+build{BUILD_VERSION}"

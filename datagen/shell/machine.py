@@ -1,0 +1,43 @@
+"""What a command runs on: its device, the processors, and its place among the processes of a launcher."""
+
+from __future__ import annotations
+
+import os
+
+from stylepairs.datagen.shell.errors import InputError
+
+
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda:N" for "auto", "cpu" or "cuda"; N is this process's place on its machine. Raises InputError."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown; choose auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is to be had here; choose cpu or auto")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def default_workers(device: str) -> int:
+    """One a GPU; on a CPU one a processor, shared with the other ranks of this machine."""
+    if device != "cpu":
+        return 1
+    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's place among those that torchrun or accelerate started; (0, 1) when it is alone."""
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise InputError(f"RANK and WORLD_SIZE in the environment must be whole numbers ({error})") from error
+    if not 0 <= rank < world:
+        raise InputError(f"RANK {rank} is not below WORLD_SIZE {world}")
+    return rank, world
+
+
+def available_cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
