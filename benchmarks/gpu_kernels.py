@@ -232,7 +232,7 @@ def cases(config: GeneratorConfig, batch: int, dtype: str, device: str) -> Itera
 
 def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor, kind: torch.dtype) -> Iterator[Case]:
     """What follows the convolution, alone: forward, and both ways."""
-    from stylepairs.kernels.triton_layer import layer_tail, reference_tail
+    from stylepairs.kernels.triton_layer import layer_tail
 
     side = layer.side + layer.up - 1
     device = noise.device
@@ -245,7 +245,7 @@ def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor,
         return layer_tail(u, demod, noise, bias, clamp=256.0, taps=taps, padding=padding)
 
     def plain() -> torch.Tensor:
-        return reference_tail(u, demod, noise, bias, taps, (0.2, math.sqrt(2), 256.0, padding))
+        return plain.layer_tail(u, demod, noise, bias, taps, (0.2, math.sqrt(2), 256.0, padding))
 
     def back(forward: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def run() -> object:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
+from stylepairs.kernels import plain
 from stylepairs.kernels.dispatch import Fits, choose, triton_fits, with_triton
 
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -40,15 +40,7 @@ def bias_act(
         from stylepairs.kernels.triton_layer import layer_tail
 
         return layer_tail(x, bias=bias, slope=_SLOPES.get(act, slope), gain=gain, clamp=clamp)
-    if bias is not None:
-        x = x + bias.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-    if act == "lrelu":
-        x = F.leaky_relu(x, slope)
-    elif act == "relu":
-        x = F.relu(x)
-    if gain != 1:
-        x = x * gain
-    return x if clamp is None else x.clamp(-clamp, clamp)
+    return plain.bias_act(x, bias, dim, act, slope, gain, clamp)
 
 
 def _triton_fits(x: torch.Tensor, dim: int) -> Fits:

@@ -53,8 +53,7 @@ def triton_fits(x: torch.Tensor, dtype: torch.dtype, sample_elements: int, taps:
     sample of what they read or write, and taps their FIR filter. Triton itself is not imported."""
     if x.device.type != "cuda" and not (x.device.type == "cpu" and _interpreting()):
         return f"it needs a CUDA device, or TRITON_INTERPRET=1 in the environment on a CPU; this is {x.device.type}"
-    # Tracing for export must see plain operations, and no question about a size.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced():
         return "it cannot be traced"
     if not _triton_installed():
         return "triton is not installed; pip install 'stylepairs[triton]'"
@@ -67,6 +66,18 @@ def triton_fits(x: torch.Tensor, dtype: torch.dtype, sample_elements: int, taps:
     if taps is not None and taps.requires_grad and torch.is_grad_enabled():
         return "it has no gradient to the filter's taps"
     return True
+
+
+def is_traced() -> bool:
+    """Whether an export looks on: it must see plain operations, no autograd function, no cache, no question about a
+    size."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def apply(function: type[torch.autograd.Function], *arguments: object) -> torch.Tensor:
+    """function.apply, for a function of one result."""
+    out: torch.Tensor = function.apply(*arguments)
+    return out
 
 
 def _interpreting() -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from stylepairs.kernels.dispatch import choose
+from stylepairs.kernels.dispatch import apply, choose, is_traced
 
 Layer = tuple[torch.Tensor, torch.Tensor]  # weight [Cout,Cin/groups,k,k], bias [Cout]
 _SIX_BF16 = 0x40C0  # the bits of 6
@@ -33,8 +33,7 @@ def inverted_bottleneck(
         return _reference(x, expand, depthwise, project, stride)
     if not torch.is_grad_enabled() or not x.requires_grad:
         return _forward(x, expand, depthwise, project, stride)[0]
-    out: torch.Tensor = _Bottleneck.apply(x, expand, depthwise, project, stride)
-    return out
+    return apply(_Bottleneck, x, expand, depthwise, project, stride)
 
 
 def strided_stem(x: torch.Tensor, layer: Layer, impl: str = "auto") -> torch.Tensor:
@@ -47,13 +46,11 @@ def strided_stem(x: torch.Tensor, layer: Layer, impl: str = "auto") -> torch.Ten
         return F.relu6(F.conv2d(x, *_in(x.dtype, layer), stride=2))
     if not torch.is_grad_enabled() or not x.requires_grad:
         return _stem(x, layer)
-    out: torch.Tensor = _Stem.apply(x, *layer)
-    return out
+    return apply(_Stem, x, *layer)
 
 
 def _can_fuse(x: torch.Tensor, layers: list[Layer]) -> bool:
-    # Tracing for export must see plain operations.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if is_traced() or torch.is_autocast_enabled("cpu"):
         return False
     trains = torch.is_grad_enabled() and any(value.requires_grad for layer in layers for value in layer)
     return x.device.type == layers[0][0].device.type == "cpu" and x.dtype in _FUSED_DTYPES and not trains
@@ -164,7 +161,8 @@ def _relu6_(x: torch.Tensor) -> torch.Tensor:
 
 def _relu6_backward_(gradient: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """In place; y: what ReLU6 gave."""
-    return torch.ops.aten.hardtanh_backward.grad_input(gradient, y, 0.0, 6.0, grad_input=gradient)
+    torch.ops.aten.hardtanh_backward.grad_input(gradient, y, 0.0, 6.0, grad_input=gradient)
+    return gradient
 
 
 def _in(dtype: torch.dtype, layer: Layer) -> Layer:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stylepairs.kernels.dispatch import autocast_dtype, choose, without_autocast
+from stylepairs.kernels.dispatch import apply, autocast_dtype, choose, without_autocast
 from stylepairs.kernels.upfirdn2d import upfirdn2d
 
 DEMODULATION_EPS = 1e-8
@@ -42,8 +42,8 @@ def modulated_conv2d(
     if chosen == "pixelwise":
         per_sample = _per_sample(weight, styles, demodulate)[..., 0, 0]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        product: torch.Tensor = _PixelwiseProduct.apply(pixels, per_sample.to(autocast_dtype(x)))
-        return product.unflatten(2, x.shape[2:])
+        product = apply(_PixelwiseProduct, pixels, per_sample.to(autocast_dtype(x)))
+        return product.reshape(*product.shape[:2], *x.shape[2:])
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = convolve(x, weight.to(x.dtype), up, resample_kernel)
     if demodulate:

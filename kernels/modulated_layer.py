@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylepairs.kernels.bias_act import bias_act
-from stylepairs.kernels.dispatch import Fits, autocast_dtype, choose, triton_fits, with_triton, without_autocast
+from stylepairs.kernels.dispatch import (
+    Fits,
+    apply,
+    autocast_dtype,
+    choose,
+    is_traced,
+    triton_fits,
+    with_triton,
+    without_autocast,
+)
 from stylepairs.kernels.modulated_conv2d import (
     DEMODULATION_EPS,
     convolve,
@@ -59,16 +68,14 @@ def modulated_layer(
     settings = (autocast_dtype(x), up, slope, gain, clamp)
     with without_autocast("cpu"):
         if torch.is_grad_enabled():
-            out: torch.Tensor = _FusedLayer.apply(x, styles, noise, weight, bias, resample_kernel, settings)
-            return out
+            return apply(_FusedLayer, x, styles, noise, weight, bias, resample_kernel, settings)
         return _forward(x, styles, noise, weight, bias, resample_kernel, settings, keep=False)[0]
 
 
 def _can_fuse(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, up: int, resample_kernel: torch.Tensor | None
 ) -> bool:
-    # Tracing for export must see plain operations, not an autograd function and a cache.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced():
         return False
     trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
     filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
@@ -259,9 +266,8 @@ class _Prepared(NamedTuple):
     """What a frozen layer's constants come to. With sums [Cout,Cin] of squared weights, and gain, the layer's scale is
     1 / sqrt(styles^2 @ squares^T + floor)."""
 
-    filters: (
-        torch.Tensor
-    )  # in the convolution's dtype and channels_last; for up 2 as a transposed convolution takes them
+    # In the convolution's dtype and channels_last; for up 2 as a transposed convolution takes them.
+    filters: torch.Tensor
     squares: torch.Tensor  # sums / gain^2
     offset: torch.Tensor  # bias * gain, [Cout]
     floor: torch.Tensor  # DEMODULATION_EPS / gain^2, [1]

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from stylepairs.kernels.dispatch import apply
+
 
 def unit(x: torch.Tensor, floor: float, length: float = 1.0) -> torch.Tensor:
     """x [N,C,H,W] -> length * x / sqrt(sum over C of x^2 + floor)."""
-    out: torch.Tensor = _Unit.apply(x, floor, length)
-    return out
+    return apply(_Unit, x, floor, length)
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum over C of (a - b)^2: [N,C,H,W] each (a batch of one broadcasts) -> [N,1,H,W]."""
     if a.shape != b.shape or (torch.is_grad_enabled() and b.requires_grad):
         return (a - b).square().sum(1, keepdim=True)
-    out: torch.Tensor = _SquaredDistance.apply(a, b)
-    return out
+    return apply(_SquaredDistance, a, b)
 
 
 class _Unit(torch.autograd.Function):

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 import triton
 
+from stylepairs.kernels import plain
+from stylepairs.kernels.dispatch import apply
+from stylepairs.kernels.plain import Padding
 from stylepairs.kernels.triton_kernels import tail_backward_kernel, tail_kernel, upfirdn_kernel
 
 FIR_TAPS = 4  # of the filter that the tail holds: StyleGAN2's
@@ -21,16 +24,12 @@ _MOST_TILE_CHANNELS = 64  # of a channels-last tile: 128 bytes in bfloat16, a li
 _MOST_TILE_PIXELS = 256
 # Rows of a strip: the filter reads three more. Short strips for small images, which would not fill a GPU otherwise.
 _ROWS, _FEW_ROWS, _LARGE_PX = 16, 4, 64
-Padding = tuple[int, int, int, int]
 
 
-def upfirdn2d(
-    x: torch.Tensor, kernel: torch.Tensor, up: int, down: int, padding: Padding, flip_filter: bool, gain: float
-) -> torch.Tensor:
-    """kernels.upfirdn2d.upfirdn2d for float16, bfloat16 or float32 x and a filter without gradient."""
-    taps = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
-    taps = (taps if flip_filter else taps.flip((0, 1))).float() * gain
-    return _Upfirdn.apply(x, taps.to(x.device).contiguous(), up, down, padding)
+def upfirdn2d(x: torch.Tensor, kernel: torch.Tensor, up: int, down: int, padding: Padding, gain: float) -> torch.Tensor:
+    """kernels.plain.upfirdn2d for float16, bfloat16 or float32 x and a filter without gradient."""
+    taps = (torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel).float() * gain
+    return apply(_Upfirdn, x, taps.to(x.device).contiguous(), up, down, padding)
 
 
 def layer_tail(
@@ -54,29 +53,7 @@ def layer_tail(
         raise ValueError(f"layer_tail: taps must be [{FIR_TAPS}], got {list(taps.shape)}")
     if taps is None and padding != (0, 0, 0, 0):
         raise ValueError("layer_tail: padding without taps")
-    return _Tail.apply(x, demod, noise, bias, taps, (slope, gain, clamp, padding))
-
-
-def reference_tail(
-    x: torch.Tensor,
-    demod: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    taps: torch.Tensor | None,
-    settings: tuple[float, float, float | None, Padding],
-) -> torch.Tensor:
-    """What layer_tail computes, in plain PyTorch operations."""
-    from stylepairs.kernels.bias_act import bias_act
-    from stylepairs.kernels.upfirdn2d import upfirdn2d as plain
-
-    slope, gain, clamp, padding = settings
-    if taps is not None:
-        x = plain(x, taps, padding=padding, flip_filter=True, impl="separable")
-    if demod is not None:
-        x = x * demod.to(x.dtype)[:, :, None, None]
-    if noise is not None:
-        x = x + noise.to(x.dtype)
-    return bias_act(x, bias, act="lrelu", slope=slope, gain=gain, clamp=clamp, impl="reference")
+    return apply(_Tail, x, demod, noise, bias, taps, (slope, gain, clamp, padding))
 
 
 class _Upfirdn(torch.autograd.Function):
@@ -112,8 +89,8 @@ class _Upfirdn(torch.autograd.Function):
         before_x, before_y = taps.shape[1] - 1 - left, taps.shape[0] - 1 - top
         after_x = w * up - width * down + left - up + 1
         after_y = h * up - height * down + top - up + 1
-        adjoint = _Upfirdn.apply(
-            grads[0], taps.flip((0, 1)).contiguous(), down, up, (before_x, after_x, before_y, after_y)
+        adjoint = apply(
+            _Upfirdn, grads[0], taps.flip((0, 1)).contiguous(), down, up, (before_x, after_x, before_y, after_y)
         )
         return adjoint, None, None, None, None
 
@@ -183,7 +160,7 @@ def _plain_gradients(inputs: Any, taps: Any, settings: Any, grad: torch.Tensor, 
     # Views, so that a gradient does not also run through an input that was computed from another one.
     views: list[Any] = [None if value is None else value.view_as(value) for value in inputs]
     wanted = [i for i, view in enumerate(views) if view is not None and needs[i]]
-    out = reference_tail(views[0], views[1], views[2], views[3], taps, settings)
+    out = plain.layer_tail(views[0], views[1], views[2], views[3], taps, settings)
     found = torch.autograd.grad(out, [views[i] for i in wanted], grad, create_graph=True)
     result: list[Any] = [None] * 4
     for i, value in zip(wanted, found, strict=True):

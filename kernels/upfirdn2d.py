@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from stylepairs.kernels import plain
 from stylepairs.kernels.dispatch import choose, triton_fits, with_triton
 
 
@@ -23,7 +24,7 @@ def upfirdn2d(
     kernel: torch.Tensor,
     up: int = 1,
     down: int = 1,
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    padding: plain.Padding = (0, 0, 0, 0),
     flip_filter: bool = False,
     gain: float = 1.0,
     impl: str = "auto",
@@ -45,25 +46,15 @@ def upfirdn2d(
     elements = x.shape[1] * (x.shape[2] * up + sum(padding[2:])) * (x.shape[3] * up + sum(padding[:2]))
     fits = triton_fits(x, x.dtype, elements, kernel)
     chosen = choose("upfirdn2d", impl, with_triton(usable, fits, x.device))
+    turns = flip_filter == (chosen == "transposed")  # a transposed convolution convolves, the others correlate
+    kernel = kernel.flip(tuple(range(kernel.ndim))) if turns else kernel
+    if chosen == "transposed":
+        return _transposed(x, kernel, up, padding, gain)
     if chosen == "triton":
         from stylepairs.kernels import triton_layer
 
-        return triton_layer.upfirdn2d(x, kernel, up, down, padding, flip_filter, gain)
-    if chosen == "transposed":
-        return _transposed(x, kernel.flip(tuple(range(kernel.ndim))) if flip_filter else kernel, up, padding, gain)
-    if up > 1:
-        x = _insert_zeros(x, up)
-    if min(padding) < 0:
-        x, padding = F.pad(x, padding), (0, 0, 0, 0)
-    kernel = kernel.to(x.dtype)
-    if not flip_filter:
-        kernel = kernel.flip(tuple(range(kernel.ndim)))
-    left, right, top, bottom = padding
-    if chosen == "separable":
-        x = _depthwise(x, kernel[None, :] * gain, (1, down), (left, right, 0, 0))
-        return _depthwise(x, kernel[:, None], (down, 1), (0, 0, top, bottom))
-    square = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
-    return _depthwise(x, square * gain, (down, down), padding)
+        return triton_layer.upfirdn2d(x, kernel, up, down, padding, gain)
+    return plain.upfirdn2d(x, kernel, up, down, padding, gain, separable=chosen == "separable")
 
 
 def upsample2d(x: torch.Tensor, kernel: torch.Tensor, up: int = 2, impl: str = "auto") -> torch.Tensor:
@@ -73,45 +64,17 @@ def upsample2d(x: torch.Tensor, kernel: torch.Tensor, up: int = 2, impl: str = "
     return upfirdn2d(x, kernel, up=up, padding=(before, after, before, after), gain=up * up, impl=impl)
 
 
-def downsample2d(
-    x: torch.Tensor, kernel: torch.Tensor, down: int = 2, padding: int = 0, impl: str = "auto"
-) -> torch.Tensor:
-    """Downsample [N,C,H,W] by `down` with an FIR kernel; `padding` widens the border for a convolution that follows."""
-    taps = kernel.shape[0]
-    before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
-    return upfirdn2d(x, kernel, down=down, padding=(before, after, before, after), impl=impl)
-
-
-def _can_transpose(kernel: torch.Tensor, up: int, down: int, padding: tuple[int, int, int, int]) -> bool:
+def _can_transpose(kernel: torch.Tensor, up: int, down: int, padding: plain.Padding) -> bool:
     left, right, top, bottom = padding
     same = (left, right) == (top, bottom) and len(set(kernel.shape)) == 1
     # What a transposed convolution crops before the image, and adds after it, cannot be negative.
     return up > 1 and down == 1 and same and left < kernel.shape[0] and 0 <= up + right - left - 1 < up
 
 
-def _transposed(
-    x: torch.Tensor, kernel: torch.Tensor, up: int, padding: tuple[int, int, int, int], gain: float
-) -> torch.Tensor:
+def _transposed(x: torch.Tensor, kernel: torch.Tensor, up: int, padding: plain.Padding, gain: float) -> torch.Tensor:
     kernel = kernel.to(x.dtype)
     square = (torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel) * gain
     weight = square.expand(x.shape[1], 1, -1, -1)
     left, right = padding[:2]
     crop, extra = square.shape[0] - 1 - left, up + right - left - 1
     return F.conv_transpose2d(x, weight, stride=up, padding=crop, output_padding=extra, groups=x.shape[1])
-
-
-def _depthwise(
-    x: torch.Tensor, kernel: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int, int, int]
-) -> torch.Tensor:
-    channels = x.shape[1]
-    weight = kernel[None, None].expand(channels, 1, -1, -1)
-    left, right, top, bottom = padding
-    if left == right and top == bottom:
-        return F.conv2d(x, weight, stride=stride, padding=(top, left), groups=channels)
-    return F.conv2d(F.pad(x, padding), weight, stride=stride, groups=channels)
-
-
-def _insert_zeros(x: torch.Tensor, up: int) -> torch.Tensor:
-    n, c, h, w = x.shape
-    x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1))
-    return x.reshape(n, c, h * up, w * up)

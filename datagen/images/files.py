@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
@@ -87,7 +87,7 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
         found = re.search(r"\d+", str(error))
         _check_size(path, int(found[0]) if found else 2**40, max_pixels)
         raise InputError(f"{path}: {error}; make it smaller") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InputError(f"{path}: not an image this program reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM)") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; make it smaller") from None

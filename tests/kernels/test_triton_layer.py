@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
 
-from stylepairs.kernels import triton_layer
-from stylepairs.kernels.triton_layer import layer_tail, reference_tail
-from stylepairs.kernels.triton_layer import upfirdn2d as triton_upfirdn2d
+from stylepairs.kernels import plain, triton_layer
+from stylepairs.kernels.triton_layer import layer_tail
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
 
 TAPS = [0.1, 0.4, 0.2, 0.3]  # not symmetric
@@ -57,7 +56,7 @@ def test_upfirdn2d_and_its_gradient_equal_the_reference(shape, up, down, padding
     if min(shape[2] * up + sum(padding[2:]), shape[3] * up + sum(padding[:2])) < len(taps):
         return
     wanted = upfirdn2d(x, kernel, up, down, padding, flip, 1.7, impl="reference")
-    found = triton_upfirdn2d(x, kernel, up, down, padding, flip, 1.7)
+    found = upfirdn2d(x, kernel, up, down, padding, flip, 1.7, impl="triton")
     close(found, wanted)
     g = image(wanted.shape, seed=1).detach()
     close(torch.autograd.grad(found, x, g)[0], torch.autograd.grad(wanted, x, g)[0])
@@ -67,7 +66,7 @@ def test_upfirdn2d_and_its_gradient_equal_the_reference(shape, up, down, padding
 @pytest.mark.parametrize("up", [1, 2])
 def test_upfirdn2d_in_half_precision(dtype, up):
     x, kernel = image((1, 3, 6, 5), dtype, "channels_last"), torch.tensor(TAPS)
-    found = triton_upfirdn2d(x, kernel, up, 1, (2, 1, 2, 1), False, float(up * up))
+    found = upfirdn2d(x, kernel, up, 1, (2, 1, 2, 1), False, float(up * up), impl="triton")
     wide = x.detach().float().requires_grad_()
     wanted = upfirdn2d(wide, kernel, up, 1, (2, 1, 2, 1), False, float(up * up), impl="reference")
     assert found.dtype == dtype
@@ -88,7 +87,7 @@ def test_layer_tail_and_its_gradients_equal_the_reference(dtype, layout, fir, cl
     # The reference in float32 on the same rounded inputs: a value near the kink may fall on either side otherwise.
     inputs = (x, demod, noise, bias)
     wide = [value.detach().float().requires_grad_() for value in inputs]
-    wanted = reference_tail(*wide, taps, (0.2, 2**0.5, clamp, padding))
+    wanted = plain.layer_tail(*wide, taps, (0.2, 2**0.5, clamp, padding))
     close(found, wanted, dtype)
     g = image(wanted.shape, dtype, seed=4).detach()
     for got, right in zip(
@@ -108,7 +107,7 @@ def test_strips_of_rows_meet(layout, height, monkeypatch):
     noise, demod = image((1, 1, *x.shape[2:]), seed=1), torch.linspace(0.5, 2, x.shape[1])[None].requires_grad_()
     settings = (0.2, 2**0.5, 0.8, padding)
     found = layer_tail(x, demod, noise, None, clamp=0.8, taps=taps, padding=padding)
-    wanted = reference_tail(x, demod, noise, None, taps, settings)
+    wanted = plain.layer_tail(x, demod, noise, None, taps, settings)
     close(found, wanted)
     g = image(wanted.shape, seed=4).detach()
     for got, right in zip(*(torch.autograd.grad(y, (x, demod, noise), g) for y in (found, wanted)), strict=True):
@@ -120,7 +119,7 @@ def test_each_part_of_the_tail_can_be_left_out(missing):
     x = image((2, 3, 5, 4))
     parts = [torch.rand(2, 3), image((2, 1, 5, 4), seed=5).detach(), torch.rand(3)]
     parts[missing] = None
-    close(layer_tail(x, *parts), reference_tail(x, *parts, None, (0.2, 2**0.5, None, (0, 0, 0, 0))))
+    close(layer_tail(x, *parts), plain.layer_tail(x, *parts, None, (0.2, 2**0.5, None, (0, 0, 0, 0))))
 
 
 @pytest.mark.parametrize("fir", [False, True])
@@ -134,7 +133,7 @@ def test_second_derivatives_equal_the_reference(fir):
         if fused:
             out = layer_tail(*arguments, taps=taps, padding=padding)
         else:
-            out = reference_tail(*arguments, taps, (0.2, 2**0.5, None, padding))
+            out = plain.layer_tail(*arguments, taps, (0.2, 2**0.5, None, padding))
         (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), x)[0]
 
@@ -144,9 +143,8 @@ def test_second_derivatives_equal_the_reference(fir):
 def test_a_sample_has_the_same_bits_whatever_its_neighbours():
     x, noise = image((3, 4, 17, 17)), torch.rand(3, 1, 17, 17)
     alone = layer_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4))
-    close(
-        alone, reference_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4), None, (0.2, 2**0.5, None, (0,) * 4))
-    )
+    settings = (0.2, 2**0.5, None, (0, 0, 0, 0))
+    close(alone, plain.layer_tail(x[1:2], torch.ones(1, 4), noise[1:2], torch.ones(4), None, settings))
     assert torch.equal(layer_tail(x, torch.ones(3, 4), noise, torch.ones(4))[1:2], alone)
 
 
