@@ -31,7 +31,8 @@ from stylepairs.datagen.augment.plan import GRID_STEPS, Child, plan_augmentation
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs.inspection import reason_kind
-from stylepairs.datagen.pairs.shards import Pair, PairRecord, read_pairs
+from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render
 from stylepairs.datagen.shell.errors import InputError
@@ -104,7 +105,7 @@ def degree_report(records: Sequence[PairRecord]) -> dict[str, object]:
     for record in records:
         by_step[record.figures["augmentation_t"]].append(record)
         if record.figures.get("degree") is not None:
-            by_parent[record.parents[0]["id"]].append(record)
+            by_parent[record.parents[0].id].append(record)
     rho = {id: spearman(chosen) for id, chosen in by_parent.items() if len(chosen) > 2}
     reasons = collections.Counter(reason_kind(reason, r.portrait) for r in records for reason in r.reasons)
     return {
@@ -161,7 +162,7 @@ def people_report(pairs: Sequence[Pair]) -> dict[str, object]:
 def degree_sheet(pairs: Sequence[Pair]) -> np.ndarray:
     rows = collections.defaultdict(list)
     for pair in pairs:
-        rows[pair.record.parents[0]["id"]].append(pair)
+        rows[pair.record.parents[0].id].append(pair)
     chosen = evenly(list(rows.values()), ROWS_SHOWN)
     return np.concatenate([np.concatenate([cell(row[0].before, CELL_PX), *map(framed, row)], axis=1) for row in chosen])
 
@@ -178,10 +179,10 @@ def grid_sheet(parents: Path, people: Sequence[Pair], generator: str) -> np.ndar
     """The grids of the couples whose children these are, those of accepted ones first; generated images only."""
     couples: dict[tuple[str, ...], int] = collections.Counter()
     for pair in people:
-        couples[tuple(parent["id"] for parent in pair.record.parents)] += pair.record.accepted
+        couples[tuple(parent.id for parent in pair.record.parents)] += pair.record.accepted
     order = sorted(couples, key=lambda couple: -couples[couple])
     network = load_generator(generator)
-    found = {parent["id"] for pair in people for parent in pair.record.parents}
+    found = {parent.id for pair in people for parent in pair.record.parents}
     loaded = {pair.record.id: pair for pair in read_pairs(parents) if pair.record.id in found}
     gap = np.full((3 * CELL_PX, CELL_PX // 16, 3), 255, np.uint8)
     prior = WPrior.fit(network)

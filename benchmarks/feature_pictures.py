@@ -29,7 +29,8 @@ from stylepairs.datagen.build.plan import plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.images.files import to_uint8, write_png
-from stylepairs.datagen.pairs.shards import Pair, read_pairs
+from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert

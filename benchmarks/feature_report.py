@@ -30,7 +30,8 @@ from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.features import feature_names
 from stylepairs.datagen.pairs.inspection import reason_kind
-from stylepairs.datagen.pairs.shards import Pair, PairRecord, read_pairs
+from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.recipe import installed_recipes, load_recipe
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory

@@ -45,7 +45,7 @@ from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_float
-from stylepairs.datagen.pairs.shards import Pair
+from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
 
 # Triton's kernels run in its interpreter where there is no GPU. Read when triton is imported, which some of torch does.
 if not torch.cuda.is_available():
@@ -37,10 +38,10 @@ def write_synthetic_pairs(
     shards.write_manifest(directory)
 
 
-def _synthetic_pair(index: int, size_px: int, accepted: bool, params: dict[str, Any]) -> shards.Pair:
+def _synthetic_pair(index: int, size_px: int, accepted: bool, params: dict[str, Any]) -> Pair:
     generator = np.random.default_rng(index)
     digest = f"{index:064x}"
-    record = shards.PairRecord(
+    record = PairRecord(
         id=shards.pair_id(index),
         feature="hair_color",
         params=params,
@@ -53,13 +54,13 @@ def _synthetic_pair(index: int, size_px: int, accepted: bool, params: dict[str, 
         generator_digest="0" * 64,
         seed=0,
         code_version="test",
-        split=shards.split_of(digest),
+        split=split_of(digest),
     )
     mask = np.zeros((size_px, size_px), np.uint8)
     mask[size_px // 4 : size_px // 2, size_px // 4 : size_px // 2] = 255
     before = generator.integers(0, 256, (size_px, size_px, 3), np.uint8)
     after = np.where(mask[..., None] > 0, 255 - before, before)
-    return shards.Pair(
+    return Pair(
         record, before, after, mask, sketch=after, generated_before=before, generated_after=after,
         w_before=generator.normal(size=(6, 8)).astype(np.float16),
         w_after=generator.normal(size=(6, 8)).astype(np.float16),

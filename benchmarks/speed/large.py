@@ -15,7 +15,8 @@ from drawn import random_generator
 
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.pairs.shards import Pair, PairRecord, write_shard
+from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.shards import write_shard
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 

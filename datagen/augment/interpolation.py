@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from stylepairs.datagen.build.quality import Prior
 from stylepairs.datagen.build.settings import GateSettings, Threshold
-from stylepairs.datagen.pairs.shards import Pair
+from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.reconstruction.rendering import half
 from stylepairs.datagen.shell.errors import InputError
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.augment.interpolation import kind_of
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.pairs.shards import PairRecord
+from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 
 HAIR_GRID_PX = 16

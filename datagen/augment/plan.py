@@ -43,7 +43,7 @@ from stylepairs.datagen.build.shard_runner import (
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.shards import PARENT, Pair, PairRecord
+from stylepairs.datagen.pairs.record import Pair, PairRecord, parent_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
@@ -100,9 +100,7 @@ class AugmentPlan(ShardedPlan):
             "children": hashlib.sha256(children.encode()).hexdigest(),
         }
 
-    def make(
-        self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]
-    ) -> Iterator[shards.Pair]:
+    def make(self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]) -> Iterator[Pair]:
         use_channels_last(models.generator)
         width, eyes = self.recipe.reconstruction.batch, Eyes(models.instruments.analyser)
         for start in range(jobs.start, jobs.stop, width):
@@ -342,5 +340,5 @@ def _record(record: PairRecord, child: Child, parents: Sequence[PairRecord]) -> 
         split=parents[0].split,
         source_digest=_source(parents) if len(parents) > 1 else parents[0].source_digest,
         figures={**record.figures, **made},
-        parents=[{name: getattr(parent, name) for name in PARENT} for parent in parents],
+        parents=[parent_of(parent) for parent in parents],
     )

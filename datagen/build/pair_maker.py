@@ -20,7 +20,7 @@ from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_uint8
-from stylepairs.datagen.pairs.shards import Pair, PairRecord, split_of
+from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings

@@ -18,6 +18,7 @@ from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, ShardedPlan, build_pairs
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 
@@ -67,9 +68,7 @@ class BuildPlan(ShardedPlan):
         common = self.common_identity(self.recipe, self.seed, self.device, models)
         return common | {"portraits": self.inputs} | ({} if own_code is None else {"feature_code": own_code})
 
-    def make(
-        self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]
-    ) -> Iterator[shards.Pair]:
+    def make(self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]) -> Iterator[Pair]:
         return make_pairs(_task(self), _jobs(self, jobs, backend), models, backend, advance)
 
 

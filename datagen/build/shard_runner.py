@@ -22,6 +22,7 @@ from stylepairs.datagen.build.inversion_cache import SAME_BITS
 from stylepairs.datagen.build.models import Backend, Models, real_backend
 from stylepairs.datagen.build.settings import code_version
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError
@@ -71,9 +72,7 @@ class ShardedPlan(abc.ABC):
         }
 
     @abc.abstractmethod
-    def make(
-        self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]
-    ) -> Iterator[shards.Pair]:
+    def make(self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]) -> Iterator[Pair]:
         """The pairs of these jobs, in order; advance(x) reports x pairs' worth of work done."""
 
     @property
@@ -149,7 +148,7 @@ def build_shard(plan: ShardedPlan, index: int, models: Models, backend: Backend,
     def advance(work: float) -> None:
         on_event(BuildEvent(work=work))
 
-    def pairs() -> Iterator[shards.Pair]:
+    def pairs() -> Iterator[Pair]:
         for pair in plan.make(plan.shard_jobs(index), models, backend, advance):
             counts[pair.record.accepted] += 1
             yield pair

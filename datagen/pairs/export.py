@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stylepairs.datagen.images.files import write_png
-from stylepairs.datagen.pairs.shards import PairRecord, load_pair, read_index
+from stylepairs.datagen.pairs.record import PairRecord
+from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 
 EXPORTED = ("before", "after", "mask")

@@ -15,12 +15,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 
-from stylepairs.datagen.pairs.inspection_page import PAGE
-from stylepairs.datagen.pairs.shards import PairRecord, load_pair, read_index
+from stylepairs.datagen.pairs.record import PairRecord
+from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 
 SHOWN_PARTS = ("before", "sketch", "after")
@@ -39,7 +40,8 @@ def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int
     """
     records = read_index(pairs, accepted_only=False)
     shown = choose(records, max_pairs)
-    page = PAGE.substitute(
+    template = Template(Path(__file__).with_name("inspection.html").read_text(encoding="utf-8"))
+    page = template.substitute(
         title=html.escape(pairs.resolve().name),
         summary=_summary(records),
         reasons=_reasons(records),
@@ -163,12 +165,10 @@ def _histogram(name: str, accepted: list[float], rejected: list[float]) -> str:
     """Stacked bars of a figure's distribution, accepted below rejected, as SVG."""
     everything = accepted + rejected
     low, high = min(everything), max(everything)
-    width = (high - low) or 1.0
-    counts = np.zeros((2, _BINS), int)
-    for side, values in enumerate((accepted, rejected)):
-        for value in values:
-            counts[side, min(int((value - low) / width * _BINS), _BINS - 1)] += 1
-    unit = _CHART_HEIGHT / max(int(counts.sum(0).max()), 1)
+    # Not np.histogram: it refuses values that differ by less than its bins can.
+    places = [((np.array(side) - low) / (high - low) * _BINS).astype(int) for side in (accepted, rejected)]
+    counts = np.stack([np.bincount(place.clip(0, _BINS - 1), minlength=_BINS) for place in places])
+    unit = _CHART_HEIGHT / int(counts.sum(0).max())
     step = _CHART_WIDTH / _BINS
     bars = []
     for index, (kept, dropped) in enumerate(counts.T):
@@ -200,7 +200,7 @@ def _card(pairs: Path, record: PairRecord, thumbnail_px: int) -> str:
     text = html.escape(f"{record.id} {record.portrait} {params} {' '.join(record.reasons)}".lower())
     facts = f"{params}; degree {record.degree:.2f}; {record.split}"
     if record.parents:
-        facts += f"; made of {' and '.join(parent['id'] for parent in record.parents)}"
+        facts += f"; made of {' and '.join(parent.id for parent in record.parents)}"
     state = "accepted" if record.accepted else "rejected"
     return (
         f'<article class="{state}" data-state="{state}" data-split="{html.escape(record.split)}" data-text="{text}" '

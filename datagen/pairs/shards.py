@@ -7,81 +7,29 @@ time and no owner, so equal pairs make equal bytes. The manifest only repeats wh
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import math
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from stylepairs.datagen.pairs import codec
-from stylepairs.datagen.shell.decode import Damaged, decode_json, decode_npz, decode_png, read_at, tar_members
+from stylepairs.datagen.pairs import manifest
+from stylepairs.datagen.pairs.codec import encode_npz, encode_png
+from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
+from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, tar_members
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
 
-IMAGES = ("before", "after", "mask", "sketch", "generated_before", "generated_after")
-PARTS = (*IMAGES, "latents", "noise")
 MANIFEST = "manifest.parquet"
-VAL_PERCENT = 10
-PARENT = ("id", "portrait_digest", "source_digest")
 
 _SHARD_NAME = re.compile(r"pairs-\d{5,9}\.tar")
-_PAIR_ID = re.compile(r"\d{6,12}")
 _MEMBER_NAME = re.compile(r"(\d{6,12})\.([a-z_]{1,32}\.(?:png|npz)|json)")
 # What one member may claim, so that a damaged or hostile shard cannot fill the memory (a 4096 px PNG is 50 MB).
 _MAX_MEMBER_BYTES = 256 << 20
 _MAX_JSON_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class PairRecord:
-    """What is known of a pair besides its pixels. `figures` holds None where a figure was not finite."""
-
-    id: str
-    feature: str
-    params: dict[str, Any]
-    degree: float
-    accepted: bool
-    reasons: list[str]
-    figures: dict[str, float | None]
-    portrait: str
-    portrait_digest: str
-    generator_digest: str
-    seed: int
-    code_version: str
-    split: str
-    source_digest: str = ""  # of the photo that the portrait was cut from; "" where it is not known; of several, "a+b"
-    # Of an augmented pair: id, portrait_digest and source_digest of those that it was made from.
-    parents: list[dict[str, str]] = field(default_factory=list)
-    shard: str = ""
-    parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (offset, bytes) in the shard
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A pair's pixels and latents; what was not asked for, or does not exist for a rejected pair, is None.
-
-    before, after, sketch, generated_before, generated_after [H,W,3] uint8 RGB; mask [H,W] uint8, 255 where edited;
-    w_before, w_after [L,C] float16; noise: list of [r,r] float16 maps, in the order of the generator's layers.
-    """
-
-    record: PairRecord
-    before: np.ndarray | None = None
-    after: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    sketch: np.ndarray | None = None
-    generated_before: np.ndarray | None = None
-    generated_after: np.ndarray | None = None
-    w_before: np.ndarray | None = None
-    w_after: np.ndarray | None = None
-    noise: list[np.ndarray] | None = None
 
 
 def shard_name(index: int) -> str:
@@ -90,12 +38,6 @@ def shard_name(index: int) -> str:
 
 def pair_id(index: int) -> str:
     return f"{index:06d}"
-
-
-def split_of(source_digest: str) -> str:
-    """ "train" or "val" (about 10 %), by source photo alone: all that is made from a photo stays on one side."""
-    bucket = int.from_bytes(hashlib.sha256(f"split:{source_digest}".encode()).digest()[:8], "big") % 100
-    return "val" if bucket < VAL_PERCENT else "train"
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
@@ -112,22 +54,8 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
 def write_manifest(directory: Path) -> int:
     """Write `manifest.parquet` from the tars in `directory`; returns the number of pairs."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     records = [record for path in shard_paths(directory) for record in scan_shard(path)]
-    figure_names = sorted({name for record in records for name in record.figures})
-    parts_type = pa.list_(pa.struct([("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]))
-    columns: dict[str, Any] = {
-        name: pa.array([getattr(record, name) for record in records], kind) for name, kind in _columns().items()
-    }
-    columns["params"] = pa.array([json.dumps(record.params, sort_keys=True) for record in records], pa.string())
-    for name in figure_names:
-        columns[f"figure_{name}"] = pa.array([record.figures.get(name) for record in records], pa.float64())
-    parts = [[{"name": n, "offset": o, "bytes": b} for n, (o, b) in record.parts.items()] for record in records]
-    columns["parts"] = pa.array(parts, parts_type)
-    table = pa.table(columns).replace_schema_metadata({"shards": json.dumps(_shard_sizes(directory))})
-    replace_file(directory / MANIFEST, lambda file: pq.write_table(table, file))
+    manifest.write_manifest(directory / MANIFEST, records, _shard_sizes(directory))
     return len(records)
 
 
@@ -162,7 +90,7 @@ def read_pairs(
 
 def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) -> Pair:
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
-    if not _PAIR_ID.fullmatch(id):
+    if not re.fullmatch(r"\d{6,12}", id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
     for record in _records(Path(directory), accepted_only=False, split=None):
         if record.id == id:
@@ -189,66 +117,38 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
 def scan_shard(path: Path) -> list[PairRecord]:
     """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else."""
     try:
-        return _scan(path)
+        with path.open("rb") as file:
+            members = _members(file)
+            texts = {key: read_at(file, *parts.pop("json"), _MAX_JSON_BYTES) for key, parts in members.items()}
+        return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members)]
     except (Damaged, OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged shard ({one_line(error)}); delete it and build again") from error
 
 
-def _scan(path: Path) -> list[PairRecord]:
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
-    details: dict[str, _Details] = {}
-    with path.open("rb") as file:
-        end = 0
-        for member in tar_members(file):
-            match = _MEMBER_NAME.fullmatch(member.name)
-            if match is None or not member.isreg():
-                raise Damaged(f"unexpected member {member.name[:80]!r}")
-            key, name = match.groups()
-            end = member.offset_data + member.size
-            place = (member.offset_data, member.size)
-            if name == "json":
-                details[key] = _Details.model_validate(decode_json(read_at(file, *place, _MAX_JSON_BYTES)))
-            else:
-                parts.setdefault(key, {})[name.rpartition(".")[0]] = place
-        # The two zero blocks that end a tar are there only when it was written to its end.
-        if path.stat().st_size < end + 2 * tarfile.BLOCKSIZE:
-            raise Damaged("truncated")
-    if parts.keys() - details.keys():
-        raise Damaged(f"pair {min(parts.keys() - details.keys())} has no json")
-    return [_record(key, details[key], path.name, parts.get(key, {})) for key in sorted(details)]
-
-
-class _Provenance(BaseModel):
-    portrait: str
-    portrait_digest: str
-    generator_digest: str
-    seed: int
-    code_version: str
-    split: str
-    source_digest: str = ""
-    parents: list[dict[str, str]] = []
-
-
-class _Details(BaseModel):
-    feature: str
-    params: dict[str, Any]
-    degree: float
-    accepted: bool
-    reasons: list[str]
-    figures: dict[str, float | None]
-    provenance: _Provenance
-
-
-def _record(key: str, details: _Details, shard: str, parts: dict[str, tuple[int, int]]) -> PairRecord:
-    known = details.model_dump(exclude={"provenance"}) | details.provenance.model_dump()
-    return PairRecord(id=key, shard=shard, parts=parts, **known)
+def _members(file: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Where the parts of the pairs in a tar lie: id -> part, or "json" -> (offset, bytes). Raises Damaged."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    for member in tar_members(file):
+        match = _MEMBER_NAME.fullmatch(member.name)
+        if match is None or not member.isreg():
+            raise Damaged(f"unexpected member {member.name[:80]!r}")
+        found.setdefault(match[1], {})[match[2].partition(".")[0]] = (member.offset_data, member.size)
+        end = member.offset_data + member.size
+    # The two zero blocks that end a tar are there only when it was written to its end.
+    if file.seek(0, io.SEEK_END) < end + 2 * tarfile.BLOCKSIZE:
+        raise Damaged("truncated")
+    for key, parts in found.items():
+        if "json" not in parts:
+            raise Damaged(f"pair {key} has no json")
+    return found
 
 
 def _records(directory: Path, accepted_only: bool, split: str | None) -> Iterator[PairRecord]:
     if not shard_paths(directory):
         raise InputError(f"{directory}: no finished shard of pairs; run `datagen build` (again) to make them")
     if _manifest_is_current(directory):
-        found = _manifest_records(directory / MANIFEST)
+        found = manifest.read_manifest(directory / MANIFEST)
     else:
         found = (record for path in shard_paths(directory) for record in scan_shard(path))
     for record in found:
@@ -258,108 +158,39 @@ def _records(directory: Path, accepted_only: bool, split: str | None) -> Iterato
 
 def _manifest_is_current(directory: Path) -> bool:
     """Whether there is a manifest, and it describes the tars that are there: same sizes, none of them newer than it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = directory / MANIFEST
-    try:
-        written = path.stat().st_mtime_ns
-        metadata = pq.read_schema(path).metadata or {}
-        same = json.loads(metadata.get(b"shards", b"{}")) == _shard_sizes(directory)
-        return same and all(shard.stat().st_mtime_ns <= written for shard in shard_paths(directory))
-    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError):
+    if not path.is_file() or not manifest.describes(path, _shard_sizes(directory)):
         return False
-
-
-def _manifest_records(path: Path) -> Iterator[PairRecord]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from map(_manifest_record, batch.to_pylist())
-    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError) as error:
-        raise InputError(f"{path}: damaged manifest ({one_line(error)}); delete it, the shards suffice") from error
-
-
-def _manifest_record(row: dict[str, Any]) -> PairRecord:
-    if not _SHARD_NAME.fullmatch(row["shard"]) or not _PAIR_ID.fullmatch(row["id"]):
-        raise ValueError("foreign name")
-    figures = {k.removeprefix("figure_"): v for k, v in row.items() if k.startswith("figure_")}
-    return PairRecord(
-        **{name: row[name] for name in _columns() if name != "parents"},
-        parents=row.get("parents") or [],
-        params=json.loads(row["params"]),
-        figures=figures,
-        parts={p["name"]: (p["offset"], p["bytes"]) for p in row["parts"]},
-    )
-
-
-def _columns() -> dict[str, Any]:
-    """The plain columns of the manifest: name -> Arrow type."""
-    import pyarrow as pa
-
-    texts = (
-        "id",
-        "shard",
-        "feature",
-        "split",
-        "portrait",
-        "portrait_digest",
-        "source_digest",
-        "generator_digest",
-        "code_version",
-    )
-    return {name: pa.string() for name in texts} | {
-        "degree": pa.float64(),
-        "accepted": pa.bool_(),
-        "reasons": pa.list_(pa.string()),
-        "seed": pa.int64(),
-        "parents": pa.list_(pa.struct([(name, pa.string()) for name in PARENT])),
-    }
+    written = path.stat().st_mtime_ns
+    return all(shard.stat().st_mtime_ns <= written for shard in shard_paths(directory))
 
 
 def _shard_sizes(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in shard_paths(directory)}
 
 
-def _details(record: PairRecord) -> dict[str, Any]:
-    names = ("portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split")
-    figures = {k: float(v) if v is not None and math.isfinite(v) else None for k, v in record.figures.items()}
-    parents = {"parents": record.parents} if record.parents else {}
-    return {
-        "feature": record.feature,
-        "params": record.params,
-        "degree": record.degree,
-        "accepted": record.accepted,
-        "reasons": record.reasons,
-        "figures": figures,
-        "provenance": {name: getattr(record, name) for name in names} | parents,
-    }
-
-
 def _encode_pair(pair: Pair) -> Iterator[tuple[str, bytes]]:
     for name in IMAGES:
         image = getattr(pair, name)
         if image is not None:
-            yield f"{name}.png", codec.encode_png(image)
+            yield f"{name}.png", encode_png(image)
     if pair.w_before is not None and pair.w_after is not None:
-        yield "latents.npz", codec.encode_npz(w0=pair.w_before, w1=pair.w_after)
+        yield "latents.npz", encode_npz(w0=pair.w_before, w1=pair.w_after)
     if pair.noise is not None:
-        yield "noise.npz", codec.encode_npz(**{f"n{i:02d}": noise for i, noise in enumerate(pair.noise)})
-    yield "json", json.dumps(_details(pair.record), sort_keys=True, allow_nan=False).encode()
+        yield "noise.npz", encode_npz(**{f"n{i:02d}": noise for i, noise in enumerate(pair.noise)})
+    yield "json", encode_record(pair.record)
 
 
 def _decode_part(part: str, data: bytes) -> dict[str, Any]:
+    """Raises Damaged."""
     if part in IMAGES:
         return {part: decode_png(data, "L" if part == "mask" else "RGB")}
     arrays = decode_npz(data, _MAX_MEMBER_BYTES)
-    if part == "latents":
-        if not arrays.keys() >= {"w0", "w1"}:
-            raise Damaged("has not both latents")
-        return {"w_before": arrays["w0"], "w_after": arrays["w1"]}
-    return {"noise": [arrays[name] for name in sorted(arrays)]}
+    if part == "noise":
+        return {"noise": [arrays[name] for name in sorted(arrays)]}
+    if not arrays.keys() >= {"w0", "w1"}:
+        raise Damaged("has not both latents")
+    return {"w_before": arrays["w0"], "w_after": arrays["w1"]}
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:

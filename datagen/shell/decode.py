@@ -13,10 +13,11 @@ import math
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from stylepairs.datagen.shell.errors import one_line
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
 
 MAX_PIXELS = 100_000_000
 MAX_NPZ_BYTES = 2 << 30
@@ -41,6 +44,19 @@ def decoding() -> Iterator[None]:
         yield
     except Exception as error:
         raise Damaged(error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)) from error
+
+
+def decoded(items: Iterable[Item]) -> Iterator[Item]:
+    """What a decoder's iterator gives, one by one. Raises Damaged."""
+    with decoding():
+        iterator = iter(items)
+    while True:
+        with decoding():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -80,11 +96,7 @@ def read_json_lines(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[Any
     with decoding():
         file = path.open("rb")
     with file:
-        while True:
-            with decoding():
-                line = file.readline(max_bytes + 1)
-            if not line:
-                return
+        for line in decoded(iter(partial(file.readline, max_bytes + 1), b"")):
             if len(line) > max_bytes:
                 raise Damaged(f"a line of more than {max_bytes} bytes")
             yield decode_json(line)
@@ -122,12 +134,7 @@ def tar_members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     with decoding():
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed below, outside of `decoding`
     with tar:
-        while True:
-            with decoding():
-                member = tar.next()
-            if member is None:
-                return
-            yield member
+        yield from decoded(tar)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.features import SEPARATOR
-from stylepairs.datagen.pairs.shards import Pair, PairRecord, load_pair, read_index
+from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, is_of_kinds, kinds_of, style_of
 from stylepairs.i2i.train import augment

@@ -14,7 +14,8 @@ import numpy as np
 from demo import call
 from PIL import Image
 
-from stylepairs.datagen.pairs.shards import Pair, read_pairs
+from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.shards import read_pairs
 
 COLORS = ("black", "auburn", "blond", "blue")
 # Truncation (Karras et al. 2019): nearer to the mean face there is less variety and less that went wrong.

@@ -11,7 +11,8 @@ import numpy as np
 import page
 from PIL import Image
 
-from stylepairs.datagen.pairs.shards import Pair, read_pairs
+from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.shards import read_pairs
 
 PORTRAITS_SHOWN = 8
 # Of a pair's many figures; `datagen inspect` shows all.

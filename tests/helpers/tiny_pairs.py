@@ -17,6 +17,7 @@ from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render, use_channels_last
@@ -100,10 +101,10 @@ def write_pairs(
     (directory / "build.json").write_text(json.dumps({"recipe": checked, "instruments": {"perceptual": "pyramid"}}))
 
 
-def pair(models, number, person, color, latents, noise, split, accepted) -> shards.Pair:
+def pair(models, number, person, color, latents, noise, split, accepted) -> Pair:
     generated = [to_uint8(image) for image in render(models.generator, latents, [noise] * 2, RENDER_WIDTH)]
     photo = generated[0] // 2 + 60  # no photo is what the generator makes of it
-    record = shards.PairRecord(
+    record = PairRecord(
         id=shards.pair_id(number),
         feature="hair_color",
         params={"color": color, "intensity": 1.0, "reference_px": 8},
@@ -119,7 +120,7 @@ def pair(models, number, person, color, latents, noise, split, accepted) -> shar
         code_version="test",
         split=split,
     )
-    return shards.Pair(
+    return Pair(
         record,
         photo,
         photo,

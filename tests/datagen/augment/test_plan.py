@@ -23,7 +23,7 @@ from stylepairs.datagen.augment.plan import AugmentPlan, plan_augmentation
 from stylepairs.datagen.build import shard_runner as building
 from stylepairs.datagen.build.settings import Threshold
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.shards import PairRecord
+from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train.data import read_records
@@ -60,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
 
 
-def children(folder: Path, people: int) -> list[shards.Pair]:
+def children(folder: Path, people: int) -> list[Pair]:
     return [pair for pair in shards.read_pairs(folder, accepted_only=False) if len(pair.record.parents) == people]
 
 
@@ -68,11 +68,11 @@ def test_every_accepted_pair_gets_every_degree(pairs, augmented):
     made = children(augmented, people=1)
     assert len(made) == 6 * len(STEPS)
     for pair in made:
-        parent = shards.read_pair(pairs, pair.record.parents[0]["id"])
+        parent = shards.read_pair(pairs, pair.record.parents[0].id)
         t = pair.record.figures["augmentation_t"]
         assert pair.record.params.items() >= (parent.record.params | {"intensity": t}).items()
         assert pair.record.portrait_digest == parent.record.portrait_digest
-        assert pair.record.source_digest == parent.record.source_digest == pair.record.parents[0]["source_digest"]
+        assert pair.record.source_digest == parent.record.source_digest == pair.record.parents[0].source_digest
         np.testing.assert_array_equal(pair.before, parent.before)
         np.testing.assert_array_equal(pair.after[pair.mask == 0], pair.before[pair.mask == 0])
         w = parent.w_before.astype(np.float32)
@@ -92,9 +92,9 @@ def test_stored_latents_and_noise_render_to_the_stored_images_to_the_bit(pairs, 
 
 
 def test_no_edit_changes_less_than_half_of_it_and_half_less_than_all(augmented):
-    by_parent: dict[str, list[shards.Pair]] = {}
+    by_parent: dict[str, list[Pair]] = {}
     for pair in children(augmented, people=1):
-        by_parent.setdefault(pair.record.parents[0]["id"], []).append(pair)
+        by_parent.setdefault(pair.record.parents[0].id, []).append(pair)
     for made in by_parent.values():
         change = [np.abs(pair.generated_after.astype(int) - pair.generated_before).mean() for pair in made]
         assert change[0] == 0 < change[1] < change[2]
@@ -106,7 +106,7 @@ def test_the_person_between_is_generated_and_carries_both_parents(pairs, augment
     assert made
     assert sorted({pair.record.figures["augmentation_t"] for pair in made}) == [0.5, 1.0]
     for pair in made:
-        a, b = (shards.read_pair(pairs, parent["id"]) for parent in pair.record.parents)
+        a, b = (shards.read_pair(pairs, parent.id) for parent in pair.record.parents)
         np.testing.assert_array_equal(pair.before, pair.generated_before)
         between, *parents = (prior.whiten(torch.from_numpy(p.w_before).float()) for p in (pair, a, b))
         torch.testing.assert_close(between, (parents[0] + parents[1]) / 2, atol=0.05, rtol=0)

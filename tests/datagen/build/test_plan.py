@@ -20,6 +20,7 @@ from stylepairs.datagen.build.draws import combinations, draw
 from stylepairs.datagen.build.inversion_cache import InversionCache
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import split_of
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell import machine
 from stylepairs.datagen.shell.errors import InputError
@@ -66,7 +67,7 @@ def test_pairs_are_identical_outside_the_mask_and_carry_what_made_them(tmp_path)
         assert (pair.after != pair.before).any()
         assert pair.w_before.dtype == pair.noise[0].dtype == np.float16
         assert pair.record.generator_digest == "f" * 64
-        assert pair.record.split == shards.split_of(f"photo of {pair.record.portrait}")
+        assert pair.record.split == split_of(f"photo of {pair.record.portrait}")
         assert {
             "color_delta_e",
             "outside_psnr_db",
@@ -225,7 +226,7 @@ def test_a_bug_in_reading_records_surfaces_and_remakes_no_finished_shard(tmp_pat
     def bug(*arguments):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(shards, "_record", bug)
+    monkeypatch.setattr(shards, "decode_record", bug)
     with pytest.raises(AttributeError, match="a bug"):
         build(plan(tmp_path))
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()} == times

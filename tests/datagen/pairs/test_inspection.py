@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from stylepairs.datagen.pairs import inspection, shards
+from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.shell.errors import InputError
 
 
@@ -74,7 +76,7 @@ def test_the_page_is_bounded(page):
 
 
 def test_both_accepted_and_rejected_pairs_are_chosen():
-    record = shards.PairRecord("", "f", {}, 1.0, True, [], {}, "p", "d", "g", 0, "v", "train")
+    record = PairRecord("000000", "f", {}, 1.0, True, [], {}, "p", "d", "g", 0, "v", "train")
     records = [replace(record, id=f"{i:06d}", accepted=i % 50 != 0) for i in range(1000)]
     chosen = inspection.choose(records, 100)
     assert len(chosen) == 100
@@ -94,7 +96,7 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path, synthetic_pairs):
     pair = shards.read_pair(folder, "000000")
     record = replace(
         pair.record, portrait=attack, feature=attack, params={attack: attack}, reasons=[attack], accepted=False,
-        figures={attack: 1.0}, split=attack, code_version=attack, generator_digest=attack,
+        figures={attack: 1.0}, code_version=attack, generator_digest=attack,
     )  # fmt: skip
     shards.write_shard(folder / "pairs-00000.tar", [replace(pair, record=record)])
     inspection.write_report(folder, tmp_path / "report.html")
@@ -104,13 +106,15 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path, synthetic_pairs):
     assert sum(tag == "script" for tag, _ in checked.tags) == 1
     assert not [attributes for _, attributes in checked.tags if "onerror" in attributes]
     assert "<script>alert" not in text
+    with pytest.raises(ValidationError, match="split"):
+        replace(record, split=attack)
 
 
 def test_pairs_without_an_after_image_and_figures_that_are_not_finite_are_shown(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path, count=2)
     pairs = list(shards.read_pairs(tmp_path))
     record = replace(pairs[0].record, accepted=False, reasons=["not finite"], figures={"hair_delta_e": float("nan")})
-    shards.write_shard(tmp_path / "pairs-00000.tar", [shards.Pair(record, before=pairs[0].before), pairs[1]])
+    shards.write_shard(tmp_path / "pairs-00000.tar", [Pair(record, before=pairs[0].before), pairs[1]])
     assert inspection.write_report(tmp_path, tmp_path / "report.html") == 2
     text = (tmp_path / "report.html").read_text()
     assert "no after" in text
@@ -158,7 +162,20 @@ def test_pairs_can_be_filtered_by_feature_parameter_and_degree(tmp_path, synthet
 
 
 def test_parameters_that_are_the_same_everywhere_are_no_choice():
-    record = shards.PairRecord("", "f", {"color": "red"}, 1.0, True, [], {}, "p", "d", "g", 0, "v", "train")
+    record = PairRecord("000000", "f", {"color": "red"}, 1.0, True, [], {}, "p", "d", "g", 0, "v", "train")
     records = [replace(record, params={"color": "red", "length": i / 1000}) for i in range(1000)]
     assert len(inspection.varying_params(records)) <= inspection.MOST_OPTIONS
     assert not any("color" in value for value in inspection.varying_params(records))
+
+
+def test_a_histogram_stacks_rejected_on_accepted_and_fills_its_height():
+    drawn = inspection._histogram("a", [0.0, 1.0, 1.0], [1.0, 0.5])
+    bars = re.findall(r'class="(yes|no)" x="([\d.]+)" y="([\d.]+)" width="9.0" height="([\d.]+)"', drawn)
+    assert bars == [
+        ("yes", "0.0", "42.7", "21.3"),
+        ("no", "120.0", "42.7", "21.3"),
+        ("yes", "230.0", "21.3", "42.7"),
+        ("no", "230.0", "0.0", "21.3"),
+    ]
+    assert "<b>1</b>" in drawn
+    assert inspection._histogram("close", [1.0], [1.0 + 2**-52]).count("<rect") == 2

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stylepairs.datagen.pairs import codec, shards
+from stylepairs.datagen.pairs import manifest, shards
+from stylepairs.datagen.pairs.record import Pair, split_of
 from stylepairs.datagen.shell import decode
 from stylepairs.datagen.shell.errors import InputError
 
@@ -47,9 +48,9 @@ def test_only_accepted_pairs_and_one_split_are_read_when_asked(tmp_path, synthet
 
 
 def test_split_is_nine_to_one_and_depends_on_the_portrait_alone():
-    sides = [shards.split_of(f"{i:064x}") for i in range(2000)]
+    sides = [split_of(f"{i:064x}") for i in range(2000)]
     assert 0.07 < sides.count("val") / 2000 < 0.13
-    assert shards.split_of("abc") == shards.split_of("abc")
+    assert split_of("abc") == split_of("abc")
 
 
 def test_one_pair_is_found_by_its_id_even_when_rejected(tmp_path, synthetic_pairs):
@@ -93,6 +94,50 @@ def test_a_manifest_of_another_layout_is_one_clear_line(tmp_path, synthetic_pair
     metadata = pq.read_schema(tmp_path / "manifest.parquet").metadata
     pq.write_table(pa.table({"id": ["x"]}).replace_schema_metadata(metadata), tmp_path / "manifest.parquet")
     with pytest.raises(InputError, match=r"damaged manifest .*the shards suffice"):
+        shards.read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", None), ("id", 1), ("id", "../x"), ("shard", "../pairs-00000.tar"), ("shard", 0), ("degree", "x"),
+        ("accepted", None), ("params", None), ("params", "[]"), ("params", "{"), ("params", 5), ("parts", None),
+        ("parts", 3), ("parts", [None]), ("parts", [{"name": None, "offset": 0, "bytes": 0}]), ("parts", [{"x": 1}]),
+        ("parts", [{"name": "before", "offset": -1, "bytes": 0}]), ("reasons", [None]), ("figure_hair_delta_e", "x"),
+        ("parents", [{"id": "x"}]), ("parents", 1), ("split", "test"), ("seed", -1), ("seed", 0.5),
+    ],
+)  # fmt: skip
+def test_a_manifest_with_values_that_cannot_be_is_one_clear_line(tmp_path, synthetic_pairs, column, value):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    synthetic_pairs(tmp_path, count=2)
+    path = tmp_path / "manifest.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([value, value])), path)
+    with pytest.raises(InputError, match=r"damaged manifest .*the shards suffice") as caught:
+        shards.read_index(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_of_an_older_version_is_read(tmp_path, synthetic_pairs):
+    import pyarrow.parquet as pq
+
+    synthetic_pairs(tmp_path, count=2)
+    path = tmp_path / "manifest.parquet"
+    whole = shards.read_index(tmp_path)
+    pq.write_table(pq.read_table(path).drop_columns(["parents", "source_digest"]), path)
+    assert shards.read_index(tmp_path) == whole
+
+
+def test_a_bug_in_reading_the_manifest_surfaces_as_itself(tmp_path, synthetic_pairs, monkeypatch):
+    def bug(row):
+        raise AttributeError("a bug")
+
+    synthetic_pairs(tmp_path, count=1)
+    monkeypatch.setattr(manifest, "_record", bug)
+    with pytest.raises(AttributeError, match="a bug"):
         shards.read_index(tmp_path)
 
 
@@ -191,7 +236,7 @@ DAMAGED_NPZ = {
 @pytest.mark.parametrize("case", DAMAGED_NPZ)
 def test_arrays_that_are_not_what_they_claim_are_one_clear_line(tmp_path, synthetic_pairs, monkeypatch, case):
     synthetic_pairs(tmp_path, count=1)
-    monkeypatch.setattr(codec, "encode_npz", lambda **arrays: DAMAGED_NPZ[case])
+    monkeypatch.setattr(shards, "encode_npz", lambda **arrays: DAMAGED_NPZ[case])
     pair = shards.read_pair(tmp_path, "000000")
     shards.write_shard(tmp_path / "pairs-00000.tar", [pair])
     for part in ("latents", "noise"):
@@ -255,7 +300,7 @@ def test_a_rejected_pair_without_pixels_is_kept_with_its_reason(tmp_path, synthe
     synthetic_pairs(tmp_path, count=1)
     whole = shards.read_pair(tmp_path, "000000")
     record = replace(whole.record, accepted=False, reasons=["not finite"], figures={"outside_psnr_db": float("nan")})
-    shards.write_shard(tmp_path / "pairs-00000.tar", [shards.Pair(record, before=whole.before)])
+    shards.write_shard(tmp_path / "pairs-00000.tar", [Pair(record, before=whole.before)])
     shards.write_manifest(tmp_path)
     pair = shards.read_pair(tmp_path, "000000")
     assert pair.after is None
@@ -267,6 +312,6 @@ def test_a_bug_in_reading_a_record_surfaces_as_itself(tmp_path, synthetic_pairs,
         raise AttributeError("a bug")
 
     synthetic_pairs(tmp_path, count=1)
-    monkeypatch.setattr(shards, "_record", bug)
+    monkeypatch.setattr(shards, "decode_record", bug)
     with pytest.raises(AttributeError, match="a bug"):
         shards.scan_shard(tmp_path / "pairs-00000.tar")

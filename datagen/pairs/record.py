@@ -1,0 +1,117 @@
+"""What is known of a pair, and its JSON in a shard: checked where it comes from outside, the same text every time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+IMAGES = ("before", "after", "mask", "sketch", "generated_before", "generated_after")
+PARTS = (*IMAGES, "latents", "noise")
+VAL_PERCENT = 10
+# Of a record in a shard's JSON: how the pair was made, nested there under this name.
+PROVENANCE = (
+    "portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split", "parents",
+)  # fmt: skip
+# Of a record, but not in the JSON: where the pair lies.
+_PLACE = ("id", "shard", "parts")
+
+PairId = Annotated[str, Field(pattern=r"^\d{6,12}$")]
+ShardName = Annotated[str, Field(pattern=r"^(pairs-\d{5,9}\.tar)?$")]
+_Text = Annotated[str, Field(max_length=4096)]
+_Figure = Annotated[float | None, AfterValidator(lambda value: value if math.isfinite(value or 0.0) else None)]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A pair that an augmented pair was made from."""
+
+    id: PairId
+    portrait_digest: _Text
+    source_digest: _Text
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """What is known of a pair besides its pixels; pydantic's ValidationError where a value cannot be.
+
+    figures: None where a figure was not finite. source_digest: of the photo that the portrait was cut from; "" where it
+    is not known; of several, "a+b". parents: of an augmented pair, those that it was made from. parts: name -> (offset,
+    bytes) in the shard.
+    """
+
+    id: PairId
+    feature: _Text
+    params: dict[str, Any]
+    degree: Annotated[float, Field(ge=0, le=1)]
+    accepted: bool
+    reasons: list[str]
+    figures: dict[str, _Figure]
+    portrait: _Text
+    portrait_digest: _Text
+    generator_digest: _Text
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    code_version: _Text
+    split: Literal["train", "val"]
+    source_digest: _Text = ""
+    parents: list[Parent] = field(default_factory=list)
+    shard: ShardName = ""
+    parts: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A pair's pixels and latents; what was not asked for, or does not exist for a rejected pair, is None.
+
+    before, after, sketch, generated_before, generated_after [H,W,3] uint8 RGB; mask [H,W] uint8, 255 where edited;
+    w_before, w_after [L,C] float16; noise: list of [r,r] float16 maps, in the order of the generator's layers.
+    """
+
+    record: PairRecord
+    before: np.ndarray | None = None
+    after: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    sketch: np.ndarray | None = None
+    generated_before: np.ndarray | None = None
+    generated_after: np.ndarray | None = None
+    w_before: np.ndarray | None = None
+    w_after: np.ndarray | None = None
+    noise: list[np.ndarray] | None = None
+
+
+RECORD = TypeAdapter(PairRecord)
+OBJECT = TypeAdapter(dict[str, Any])
+
+
+def encode_record(record: PairRecord) -> bytes:
+    """The JSON that a shard holds of a pair."""
+    known = {name: value for name, value in asdict(record).items() if name not in _PLACE}
+    provenance = {name: known.pop(name) for name in PROVENANCE}
+    if not record.parents:
+        del provenance["parents"]
+    return json.dumps(known | {"provenance": provenance}, sort_keys=True, allow_nan=False).encode()
+
+
+def decode_record(text: bytes, id: str, shard: str, parts: dict[str, tuple[int, int]]) -> PairRecord:
+    """The record whose JSON a shard holds. Raises pydantic's ValidationError."""
+    known = OBJECT.validate_json(text)
+    known |= OBJECT.validate_python(known.pop("provenance", None))
+    return RECORD.validate_python(known | {"id": id, "shard": shard, "parts": parts})
+
+
+def parent_of(record: PairRecord) -> Parent:
+    """What an augmented pair notes of a pair that it was made from."""
+    return Parent(id=record.id, portrait_digest=record.portrait_digest, source_digest=record.source_digest)
+
+
+def split_of(source_digest: str) -> Literal["train", "val"]:
+    """ "train" or "val" (about 10 %), by source photo alone: all that is made from a photo stays on one side."""
+    bucket = int.from_bytes(hashlib.sha256(f"split:{source_digest}".encode()).digest()[:8], "big") % 100
+    return "val" if bucket < VAL_PERCENT else "train"
