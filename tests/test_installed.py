@@ -46,7 +46,7 @@ def lowest_versions() -> list[str]:
     """`name==version` of every dependency that pyproject declares with a lowest version, torch apart."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["perceptual"]]
-    bounds = [re.fullmatch(r"([\w-]+)>=([\w.]+)", requirement) for requirement in wanted]
+    bounds = [re.fullmatch(r"([\w-]+)[>=]=([\w.]+)", requirement) for requirement in wanted]
     assert all(bounds), wanted
     return [f"{bound[1]}=={bound[2]}" for bound in bounds if bound and bound[1] != "torch"]
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "datagen", "i2i")
-HEAVY = ("torch", "kornia", "cv2", "accelerate", "sklearn", "pyarrow")
+HEAVY = ("torch", "kornia", "cv2", "albumentations", "accelerate", "sklearn", "pyarrow")
 COMMANDS = ["datagen", "datagen prepare", "datagen build", "datagen inspect", "datagen export"] + [
     "i2i",
     "i2i train",

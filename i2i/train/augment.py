@@ -1,65 +1,85 @@
-"""Augmentation of one training sample with kornia: it moves, recolours or degrades, every number drawn from an rng."""
+"""Augmentation of one training sample with albumentations: a pair moves and is recoloured as one, and then the photo
+alone is degraded, as poor originals are.
+
+Every number comes from a generator that the caller seeds. All transforms of a call share it: seeded one by one, as
+`Compose(seed=)` does, they decide alike, and what is flipped is always rotated too.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+import os
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import torch
 
+from stylepairs.datagen.images.filters import blurred
+
 if TYPE_CHECKING:
+    import albumentations
+
     from stylepairs.i2i.train.settings import DataSettings
 
-
-def geometry(stack: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-    """Flip, rotate, scale and shift all channels [C,H,W] alike, edges reflected; also whether anything moved."""
-    from kornia.geometry.transform import warp_affine
-
-    flip = rng.random() < settings.flip_share
-    affine = rng.random() < settings.affine_share
-    angle = math.radians(rng.uniform(-settings.rotation_degrees, settings.rotation_degrees))
-    scale = 1 + rng.uniform(-settings.scale_share, settings.scale_share)
-    side = stack.shape[-1]
-    shift = rng.uniform(-settings.shift_share, settings.shift_share, size=2) * side
-    if flip:
-        stack = stack.flip(-1)
-    if affine:
-        cos, sin, centre = math.cos(angle) * scale, math.sin(angle) * scale, (side - 1) / 2
-        matrix = torch.tensor(
-            [
-                [cos, -sin, centre - cos * centre + sin * centre + shift[0]],
-                [sin, cos, centre - sin * centre - cos * centre + shift[1]],
-            ],
-            dtype=torch.float32,
-        )
-        # Bicubic: bilinear resampling would teach the model a softer target.
-        stack = warp_affine(stack[None], matrix[None], (side, side), mode="bicubic", padding_mode="reflection")[0]
-    return stack, flip or affine
+# What degrades a photo: each of them in half of the degraded samples, up to this much.
+BLUR_SIGMA_PX = (0.3, 1.0)
+DOWN_SCALE = (0.5, 0.9)
+NOISE_STD = (0.0, 0.03)  # of the range from black to white
+JPEG_QUALITY = (40, 95)
 
 
-def photometric(images: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
-    """Brightness, contrast and saturation of all images [N,3,H,W] alike."""
-    from kornia.enhance import adjust_contrast, adjust_saturation
+@dataclass(frozen=True)
+class Transforms:
+    """In the order in which they are applied: to photo, target and mask; to photo and target; to the photo alone."""
 
-    wanted = rng.random() < settings.photometric_share
-    brightness = rng.uniform(-settings.brightness, settings.brightness)
-    contrast = 1 + rng.uniform(-settings.contrast, settings.contrast)
-    saturation = 1 + rng.uniform(-settings.saturation, settings.saturation)
-    if not wanted:
-        return images
-    unit = adjust_contrast(adjust_saturation(images / 2 + 0.5, saturation), contrast)
-    return (unit * 2 - 1 + brightness).clamp(-1, 1)
+    moving: albumentations.Compose
+    recolouring: albumentations.Compose
+    degrading: albumentations.Compose
 
 
-def degrade(photo: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
-    """The photo [3,H,W] a little blurred and noisy, as poor originals are."""
-    wanted = rng.random() < settings.degrade_share
-    sigma, strength = rng.uniform(0.3, 1.0), rng.uniform(0.0, 0.06)
-    noise = torch.from_numpy(rng.standard_normal(tuple(photo.shape), dtype=np.float32))
-    if not wanted:
-        return photo
-    return (blurred(photo, sigma) + noise * strength).clamp(-1, 1)
+@lru_cache(maxsize=8)
+def transforms_of(settings: DataSettings) -> Transforms:
+    """The transforms with these settings; made once, as it takes longer than to apply them."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks the network for a newer version
+    import albumentations as A
+
+    shift, turn = settings.shift_share, settings.rotation_degrees
+    affine = A.Affine(
+        scale=_around_one(settings.scale_share),
+        translate_percent=(-shift, shift),
+        rotate=(-turn, turn),
+        interpolation=cv2.INTER_CUBIC,  # linear resampling would teach the model a softer target
+        mask_interpolation=cv2.INTER_LINEAR,
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=settings.affine_share,
+    )
+    # Neither looks at the picture's mean, so that photo and target stay equal where they are.
+    lightness = A.RandomBrightnessContrast(settings.brightness / 2, settings.contrast, brightness_by_max=True, p=1)
+    saturation = A.ColorJitter((1, 1), (1, 1), _around_one(settings.saturation), (0, 0), p=1)
+    poor = [
+        A.GaussianBlur(blur_limit=0, sigma_limit=BLUR_SIGMA_PX, p=0.5),
+        A.Downscale(DOWN_SCALE, {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=0.5),
+        A.GaussNoise(NOISE_STD, p=0.5),
+        A.ImageCompression(quality_range=JPEG_QUALITY, p=0.5),
+    ]
+    pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
+    return Transforms(
+        moving=A.Compose([A.HorizontalFlip(p=settings.flip_share), affine], **pair),
+        recolouring=A.Compose([A.Sequential([lightness, saturation], p=settings.photometric_share)], **pair),
+        degrading=A.Compose([A.Sequential(poor, p=settings.degrade_share)]),
+    )
+
+
+def applied(
+    transforms: albumentations.Compose, rng: np.random.Generator, **images: np.ndarray
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The images (uint8 [H,W,3] `image` and `target`, [H,W] `mask`) transformed alike, and whether anything was."""
+    transforms.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    result = transforms(**images)
+    return {name: result[name] for name in images}, bool(result.get("applied_transforms"))
 
 
 def region(mask: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
@@ -69,14 +89,9 @@ def region(mask: torch.Tensor, settings: DataSettings, rng: np.random.Generator)
     shift = rng.integers(-1, 2, size=2)
     if not wanted:
         return mask
-    soft = blurred(mask, sigma)
-    soft = torch.roll(soft, (int(shift[0]), int(shift[1])), dims=(-2, -1))
+    soft = torch.roll(blurred(mask, sigma), (int(shift[0]), int(shift[1])), dims=(-2, -1))
     return ((soft - 0.5) * hardness + 0.5 + grow * 4 * soft * (1 - soft)).clamp(0, 1)
 
 
-def blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """[C,H,W] under a Gaussian of sigma pixels."""
-    from kornia.filters import gaussian_blur2d
-
-    size = 2 * math.ceil(2 * sigma) + 1
-    return gaussian_blur2d(image[None], (size, size), (sigma, sigma))[0]
+def _around_one(share: float) -> tuple[float, float]:
+    return 1 - share, 1 + share

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.features import SEPARATOR
+from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.errors import InputError
@@ -142,32 +143,39 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
 
 
 def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: np.random.Generator) -> Sample:
-    """The sample moved, recoloured and degraded; every decision is drawn from rng, in a fixed order."""
-    kind = rng.random()
-    sample = _of_other_degree(sample, settings, kind, rng.uniform(0.1, 1.0))
-    full = sample.pop("full_target")
-    stack = torch.cat([sample["photo"], sample["target"], full, sample["mask"]])
-    stack, moved = augment.geometry(stack, settings, rng)
-    images, mask = stack[:9].clamp(-1, 1), stack[9:].clamp(0, 1)
-    images = images.unflatten(0, (3, 3))
-    recoloured = augment.photometric(images, settings, rng)
+    """The sample moved, recoloured and degraded, sometimes of a lower degree; every decision is drawn from rng."""
+    kind, share = rng.random(), float(rng.uniform(0.1, 1.0))
+    steps = augment.transforms_of(settings)
+    pixels = {
+        "image": to_uint8(sample["photo"]),
+        "target": to_uint8(sample["target"]),
+        "mask": to_uint8(sample["mask"]),
+    }
+    pixels, moved = augment.applied(steps.moving, rng, **pixels)
+    mask = torch.from_numpy(pixels.pop("mask"))[None].float() / 255
+    recoloured, changed = augment.applied(steps.recolouring, rng, **pixels)
     code = sample["style"]
-    if style == "color" and recoloured is not images:
+    if style == "color" and changed:
         # The wanted colour follows what the recolouring did to the colour that was reached.
-        code = code + encode_color(_inner_color(recoloured[2], mask)) - encode_color(_inner_color(images[2], mask))
-    photo = augment.degrade(recoloured[0], settings, rng)
+        before, after = (_inner_color(to_float(each["target"]), mask) for each in (pixels, recoloured))
+        code = code + encode_color(after) - encode_color(before)
+    degraded, _ = augment.applied(steps.degrading, rng, image=recoloured["image"])
+    clean, photo = to_float(recoloured["image"]), to_float(degraded["image"])
+    # Some targets are the photo itself (degree 0), or blended towards it.
+    if kind >= settings.identity_share + settings.blend_share:
+        share = 1.0
+    elif kind < settings.identity_share:
+        share = 0.0
+    target = clean.lerp(to_float(recoloured["target"]), share)
     return {
         "photo": photo,
-        "target": photo
-        + mask * (recoloured[1] - photo),  # outside the mask the photo stays as it came, degraded or not
+        "target": photo + mask * (target - photo),  # outside the mask the photo stays as it came, degraded or not
         "mask": mask,
         "region": augment.region(tightened(mask), settings, rng),
-        "degree": sample["degree"],
+        "degree": sample["degree"] * share,
         "style": code,
         "ws": sample["ws"],
-        "ws_valid": torch.zeros(())
-        if moved or kind < settings.identity_share + settings.blend_share
-        else sample["ws_valid"],
+        "ws_valid": sample["ws_valid"] * float(share == 1 and not moved),
     }
 
 
@@ -223,17 +231,6 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """On the device, images in the layout of the convolutions; the copy runs beside the computation where it can."""
     layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=True, memory_format=layout)
-
-
-def _of_other_degree(sample: Sample, settings: DataSettings, kind: float, share: float) -> Sample:
-    """Sometimes the photo itself (degree 0) or a blend towards it; `full_target` keeps the target as it was."""
-    sample = sample | {"full_target": sample["target"]}
-    if kind < settings.identity_share:
-        return sample | {"target": sample["photo"], "degree": torch.zeros(())}
-    if kind < settings.identity_share + settings.blend_share:
-        target = sample["photo"].lerp(sample["target"], share)
-        return sample | {"target": target, "degree": sample["degree"] * share}
-    return sample
 
 
 def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class DataSettings(Section):
     contrast: float = Field(default=0.15, ge=0, lt=1)
     saturation: float = Field(default=0.2, ge=0, lt=1)
     degrade_share: float = Field(
-        default=0.3, ge=0, le=1, description="samples whose photo, not target, is blurred and noisy"
+        default=0.3, ge=0, le=1, description="samples whose photo, not target, is poor: blurred, reduced, noisy, JPEG"
     )
     region_share: float = Field(
         default=0.5, ge=0, le=1, description="samples whose region is shifted, softened or grown a bit"

@@ -11,6 +11,7 @@ import torch
 from stylepairs.datagen.pairs.shards import read_index
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
+from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import (
     PairDataset,
     Sample,
@@ -174,3 +175,63 @@ def test_pairs_of_one_kind_have_an_empty_code() -> None:
     assert kinds == {}
     assert style_of("params", {"style": "anything"}, kinds).shape == (0,)
     assert style_channels("params", kinds) == 0
+
+
+def test_photo_and_target_are_moved_and_recoloured_alike(pairs: Path) -> None:
+    plain = dataset(pairs)[0]
+    twins = plain | {"target": plain["photo"], "mask": torch.ones(1, 32, 32)}
+    settings = DataSettings(**(NONE | {"flip_share": 0.5, "affine_share": 1.0, "photometric_share": 1.0}))
+    for seed in range(4):
+        sample = augmented_sample(twins, settings, "color", np.random.default_rng(seed))
+        assert not torch.equal(sample["photo"], plain["photo"])
+        torch.testing.assert_close(sample["photo"], sample["target"], rtol=0, atol=1e-6)
+
+
+def test_mask_goes_where_its_picture_goes_and_stays_in_range(pairs: Path) -> None:
+    plain = dataset(pairs)[0]
+    soft = torch.nn.functional.avg_pool2d(plain["mask"][None], 5, 1, 2)[0]
+    drawn = plain | {"photo": soft.expand(3, -1, -1) * 2 - 1, "mask": soft}
+    settings = DataSettings(**(NONE | {"affine_share": 1.0, "region_share": 1.0}))
+    for seed in range(8):
+        sample = augmented_sample(drawn, settings, "color", np.random.default_rng(seed))
+        for name in ("mask", "region"):
+            assert 0 <= sample[name].min() <= sample[name].max() <= 1
+        assert not torch.equal(sample["mask"], soft)
+        torch.testing.assert_close(sample["photo"][:1] / 2 + 0.5, sample["mask"], rtol=0, atol=0.08)
+
+
+def test_degradations_touch_the_photo_alone(pairs: Path) -> None:
+    _, clean = augmented(pairs)
+    _, poor = augmented(pairs, degrade_share=1.0)
+    assert not torch.equal(poor["photo"], clean["photo"])
+    inside = (clean["mask"] == 1).expand_as(clean["photo"])
+    torch.testing.assert_close(poor["target"][inside], clean["target"][inside], rtol=0, atol=1e-6)
+    for name in ("mask", "region", "degree", "style", "ws", "ws_valid"):
+        assert torch.equal(poor[name], clean[name]), name
+
+
+def test_transforms_decide_on_their_own(pairs: Path) -> None:
+    """With one seed for each, albumentations flips exactly those that it also rotates."""
+    steps = augment.transforms_of(DataSettings())
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    pictures = {"image": image, "target": image, "mask": image[..., 0]}
+    found = set()
+    for seed in range(40):
+        moved, _ = augment.applied(steps.moving, np.random.default_rng(seed), **pictures)
+        found.add(steps_of(moved["image"], image))
+    assert found == {"none", "flip", "affine"}
+
+
+def steps_of(moved: np.ndarray, image: np.ndarray) -> str:
+    if np.array_equal(moved, image):
+        return "none"
+    return "flip" if np.array_equal(moved, image[:, ::-1]) else "affine"
+
+
+def test_shares_are_kept(pairs: Path) -> None:
+    plain, settings = dataset(pairs)[0], DataSettings(**(NONE | {"identity_share": 0.25, "blend_share": 0.25}))
+    samples = [augmented_sample(plain, settings, "color", np.random.default_rng(seed)) for seed in range(80)]
+    degrees = [float(sample["degree"]) for sample in samples]
+    assert 10 <= degrees.count(0.0) <= 32
+    assert 28 <= degrees.count(1.0) <= 52
+    assert all(sample["ws_valid"] == (sample["degree"] == 1) for sample in samples)
