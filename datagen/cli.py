@@ -40,6 +40,7 @@ def prepare(
     import torch
 
     from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
+    from stylepairs.datagen.shell.errors import printable
 
     # The networks are small: more threads gain nothing, and beside other work they waited for each other (12 s became
     # 75 s for 24 photos on 2 busy cores).
@@ -54,8 +55,12 @@ def prepare(
 
         result = prepare_photos(photos, out, size, min_score, landmarks, parser, advance)
         for photo, reason in result.skipped:
-            shown.note(f"skipped {photo}: {reason}")
+            shown.note(printable(f"skipped {photo}: {reason}"))
+        for note in result.notes:
+            shown.note(note)
     print(f"{out}: {len(result.portraits)} portraits; {result.photos} photos, {len(result.skipped)} skipped")
+    if result.unreadable:
+        raise typer.Exit(2)
 
 
 @app.command()

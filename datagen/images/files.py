@@ -5,6 +5,7 @@ tensors.
 from __future__ import annotations
 
 import re
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 MAX_PIXELS = 100e6  # 300 MB of RGB; phones reach 50 to 108 million, larger ones are stitched panoramas
+_MAX_SIDE_PX = 65_535  # of a JPEG; a line of millions of pixels costs a decoder far more than its area
+_MAX_BYTES = 2**30
 # Decoders written for these only: others (EPS, FITS, ...) call programs or are no photos.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
@@ -67,19 +70,14 @@ def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
 def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
     """As `read_image`, with what is needed to save an edited copy: alpha, colour profile and EXIF."""
     path = Path(path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
-    if size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
+    check_photo_file(path)
     # Decoders meet hostile bytes with exceptions of every kind, from SyntaxError to struct.error: all mean "not a
     # photo".
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
-                _check_size(path, image.width * image.height, max_pixels)
+                _check_size(path, image.width * image.height, max_pixels, max(image.size))
                 return _decode(image)
     except InputError:
         raise
@@ -93,6 +91,22 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
         raise InputError(f"{path}: does not fit into memory; make it smaller") from None
     except Exception as error:
         raise InputError(f"{path}: damaged image ({one_line(error)}); copy it again") from None
+
+
+def check_photo_file(path: Path) -> None:
+    """Raises InputError for what cannot be a photo, before anything is read: no file, a pipe or device, nothing in it,
+    or more than any photo holds.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: a folder, pipe or device, no photo file; name a photo")
+    if status.st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
+    if status.st_size > _MAX_BYTES:
+        raise InputError(f"{path}: {status.st_size / 2**30:.0f} GB, more than a photo holds; convert it")
 
 
 def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
@@ -142,7 +156,9 @@ def to_uint8(image: torch.Tensor) -> np.ndarray:
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def _check_size(path: Path, pixels: int, max_pixels: float) -> None:
+def _check_size(path: Path, pixels: int, max_pixels: float, longest_px: int = 0) -> None:
+    if longest_px > _MAX_SIDE_PX:
+        raise InputError(f"{path}: a side of {longest_px} pixels, more than {_MAX_SIDE_PX}; cut it into parts")
     if pixels > max_pixels:
         raise InputError(f"{path}: {pixels / 1e6:.0f} megapixels, more than {max_pixels / 1e6:.0f}; make it smaller")
 

@@ -28,6 +28,15 @@ def one_line(error: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def printable(text: str) -> str:
+    """The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
+
+    >>> printable("two\\nlines")
+    'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """ "; did you mean 'x'?" for the nearest known word; where none is near "; " and `otherwise`, or nothing."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

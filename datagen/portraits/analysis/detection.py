@@ -35,7 +35,8 @@ LARGEST_LEVEL_PX = 1280  # longest side of the finest pyramid level: a face of 4
 SMALLEST_LEVEL_PX = 28
 LEVEL_BORDER_PX = 16  # grey around each level, so that faces cut by the frame have their centre inside the grid
 HEAT_FLOOR = 0.2  # weaker centres are not looked at
-MAX_CANDIDATES = 48  # per photo, strongest first: bounds the time that a hostile texture can cost
+MAX_CANDIDATES = 240  # per photo, strongest first: bounds the time that a hostile texture can cost
+_BATCH = 48  # of candidates whose landmarks are found together: bounds the memory
 MIN_FACE_PX = 17.0  # half of FFHQ's square, in photo pixels; what is smaller is a lapel pin more often than a face
 
 
@@ -48,6 +49,12 @@ class Face:
     box: tuple[float, float, float, float]
     score: float
     points68: np.ndarray
+
+
+class Faces(list[Face]):
+    """Faces, largest first; passed_over: how many more places that may hold one were too many to be looked at."""
+
+    passed_over: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,28 +73,29 @@ class EmbeddedFinder:
         self.landmarks = landmarks
 
     @torch.inference_mode()
-    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> Faces:
         """photo uint8 [H,W,3] -> faces with score >= min_score, largest first; none gives an empty list."""
-        candidates = self.candidates(photo)
-        if not candidates:
-            return []
-        points, scores = self._landmarks(photo, candidates)
-        faces = [
-            make_face(p, s) for p, s in zip(points, scores, strict=True) if s >= min_score and np.isfinite(p).all()
-        ]
-        return sorted(_without_doubles(faces), key=lambda face: (-_area(face), face.box))
+        candidates, passed_over = self._candidates(photo)
+        faces = []
+        for start in range(0, len(candidates), _BATCH):
+            points, scores = self._landmarks(photo, candidates[start : start + _BATCH])
+            found = zip(points, scores, strict=True)
+            faces += [make_face(p, s) for p, s in found if s >= min_score and np.isfinite(p).all()]
+        kept = Faces(sorted(_without_doubles(faces), key=lambda face: (-_area(face), face.box)))
+        kept.passed_over = passed_over
+        return kept
 
-    def candidates(self, photo: np.ndarray) -> list[Candidate]:
-        """photo uint8 [H,W,3] -> possible faces over all pyramid levels, strongest first."""
+    def _candidates(self, photo: np.ndarray) -> tuple[list[Candidate], int]:
+        """photo uint8 [H,W,3] -> possible faces over all pyramid levels, strongest first, and how many were left."""
         found = [c for level, scale in _pyramid(photo) for c in self._centres(level, scale)]
         found.sort(key=lambda c: -c.heat)
         kept: list[Candidate] = []
-        for candidate in found:
+        for number, candidate in enumerate(found):
             if len(kept) == MAX_CANDIDATES:
-                break
+                return kept, len(found) - number
             if not any(_same(candidate.eyes_mouth, k.eyes_mouth) for k in kept):
                 kept.append(candidate)
-        return kept
+        return kept, 0
 
     def _centres(self, level: np.ndarray, scale: tuple[float, float]) -> list[Candidate]:
         h, w = level.shape[:2]

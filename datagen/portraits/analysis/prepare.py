@@ -6,20 +6,25 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
-from stylepairs.datagen.images.files import read_image, write_png
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, check_photo_file, read_image, write_png
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
-from stylepairs.datagen.portraits.analysis.analyser import Face, FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.folders import checked_name
+from stylepairs.datagen.shell.decode import Damaged, decode_json
 from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, printable
+from stylepairs.datagen.shell.lock import folder_lock
 
 MIN_SCORE = 0.5
 _MAX_SIZE_PX = 4096
@@ -31,13 +36,15 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare_photos` did: how many photos it looked at, the portraits in the folder, and the skipped
-    (photo, reason).
+    """What `prepare_photos` did: how many photos it looked at, the portraits in the folder, the skipped (photo,
+    reason), how many of these are photos that could not be read, and what else is to be said, in lines.
     """
 
     photos: int
     portraits: list[str]
     skipped: list[tuple[str, str]]
+    unreadable: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,29 @@ class _Settings:
     min_score: float
     landmarks: str
     parser: str
+
+
+class _Row(BaseModel):
+    """What is kept of one portrait."""
+
+    name: str
+    photo: str
+    photo_sha256: str
+    photo_width: int
+    photo_height: int
+    face: int
+    score: float
+    size_px: int
+    native_crop_px: float
+    points68: Annotated[list[tuple[float, float]], Field(min_length=68, max_length=68)]
+    source_to_aligned: Annotated[list[tuple[float, float, float]], Field(min_length=2, max_length=2)]
+
+
+class _Entry(BaseModel):
+    """A line of the journal: a photo and its portraits; none: it was dropped."""
+
+    photo: str
+    portraits: list[_Row]
 
 
 def prepare_photos(
@@ -63,8 +93,8 @@ def prepare_photos(
     pixels; source_to_aligned [N,2,3]) and skipped.jsonl (photo, reason). NAME is the photo's stem; several faces are
     NAME_0, NAME_1, ... from the largest down. A photo that cannot be used is skipped with its reason. Running again
     goes on where it stopped, and adds new photos. progress(done, total, photo) is called after each photo. Raises
-    InputError for a path that does not exist, for no usable photo at all, for a full disk, and for an `out` that was
-    prepared with other settings.
+    InputError for a path that does not exist, for no usable photo at all, for a full disk, for an `out` that was
+    prepared with other settings, and while another process works in it.
     """
     out = Path(out)
     if not 16 <= size_px <= _MAX_SIZE_PX:
@@ -74,16 +104,26 @@ def prepare_photos(
     settings = _Settings(size_px, min_score, landmarks, str(parser))
     files = list_photos(photos, out)
     analyser = load_analyser(landmarks, parser)
+    with folder_lock(out, "datagen prepare"):
+        return _prepare(files, out, settings, analyser, progress)
+
+
+def _prepare(
+    files: list[Path], out: Path, settings: _Settings, analyser: FaceAnalyser, progress: Progress | None
+) -> Prepared:
     journal = _Journal(out, settings)
     skipped: list[tuple[str, str]] = []
+    unreadable, notes = 0, []
     for done, path in enumerate(files, 1):
         try:
-            _prepare_photo(path, out, settings, analyser, journal)
+            notes += _prepare_photo(path, out, settings, analyser, journal)
         except _Unusable as unusable:
-            journal.drop(str(path))
-            skipped.append((str(path), str(unusable)))
+            journal.drop(_key(path))
+            skipped.append((_key(path), str(unusable)))
+            # Other files that lie among photos are no news.
+            unreadable += unusable.unreadable and path.suffix.lower() in PHOTO_SUFFIXES
         if progress:
-            progress(done, len(files), str(path))
+            progress(done, len(files), _key(path))
     rows = journal.rows()
     _write_lines(out / "skipped.jsonl", ({"photo": photo, "reason": reason} for photo, reason in skipped))
     if rows or (out / "landmarks.npz").exists():
@@ -91,8 +131,8 @@ def prepare_photos(
     if len(skipped) == len(files):
         photo, reason = skipped[0]
         count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
-        raise InputError(f"{photo}: {reason}{count}")
-    return Prepared(len(files), [row["name"] for row in rows], skipped)
+        raise InputError(printable(f"{photo}: {reason}{count}"))
+    return Prepared(len(files), [row.name for row in rows], skipped, unreadable, tuple(notes))
 
 
 def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
@@ -102,23 +142,26 @@ def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     in `out` itself. Raises InputError for a path that does not exist and for no file.
     """
     photos = [Path(p) for p in photos]
-    found: dict[Path, Path] = {}
-    whole_out = out.resolve() if out else None
-    written = {whole_out / name for name in (*_KINDS, *_LISTS)} if whole_out else set()
+    found: dict[str, Path] = {}
+    written = [Path(os.path.realpath(out)) / name for name in (*_KINDS, *_LISTS)] if out else []
     for path in photos:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         for file in _files(path) if path.is_dir() else [path]:
-            whole = file.resolve()
-            if written.isdisjoint((whole, *whole.parents)):
-                found.setdefault(whole, file)
+            whole = Path(os.path.realpath(file))
+            if not any(place in (whole, *whole.parents) for place in written):
+                found.setdefault(str(whole), file)
     if not found:
         raise InputError(f"{photos[0] if photos else 'photos'}: no photo in it; name files or folders with photos")
     return sorted(found.values())
 
 
 class _Unusable(Exception):
-    """Why one photo is skipped."""
+    """Why one photo is skipped; unreadable: it is the file's fault, and not that no face is in it."""
+
+    def __init__(self, reason: str, unreadable: bool = False) -> None:
+        super().__init__(reason)
+        self.unreadable = unreadable
 
 
 class _Journal:
@@ -131,18 +174,19 @@ class _Journal:
         if entries and entries[0] != head:
             was = entries[0].get("settings")
             if not isinstance(was, dict):
-                raise InputError(f"{self.path}: damaged (settings missing); delete it to prepare every photo again")
+                raise self._damaged("settings missing")
             changed = next((k for k, v in asdict(settings).items() if was.get(k) != v), "format")
             raise InputError(
                 f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
             )
-        photos = dict(_checked_entry(entry, self.path) for entry in entries[1:])
+        photos = dict(map(self._checked, entries[1:]))
         self.photos = {photo: rows for photo, rows in photos.items() if rows}
         # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
-        _write_lines(self.path, [head, *({"photo": p, "portraits": r} for p, r in self.photos.items())])
+        kept = [_Entry(photo=photo, portraits=rows).model_dump() for photo, rows in self.photos.items()]
+        _write_lines(self.path, [head, *kept])
 
-    def rows(self) -> list[dict[str, Any]]:
-        return sorted((row for rows in self.photos.values() for row in rows), key=lambda row: row["name"])
+    def rows(self) -> list[_Row]:
+        return sorted((row for rows in self.photos.values() for row in rows), key=lambda row: row.name)
 
     def drop(self, photo: str) -> None:
         """Forgets `photo` and removes its portraits."""
@@ -151,23 +195,16 @@ class _Journal:
         # Noted after the files are gone: a run killed in between finds the entry, and removes the rest of them.
         for row in self.photos.pop(photo):
             for kind in _KINDS:
-                (self.path.parent / kind / f"{row['name']}.png").unlink(missing_ok=True)
+                (self.path.parent / kind / f"{row.name}.png").unlink(missing_ok=True)
         self._append(photo, [])
 
-    def add(self, photo: str, rows: list[dict[str, Any]]) -> None:
+    def add(self, photo: str, rows: list[_Row]) -> None:
         self.photos[photo] = rows
         self._append(photo, rows)
 
-    def _append(self, photo: str, rows: list[dict[str, Any]]) -> None:
-        try:
-            with self.path.open("ab") as file:
-                file.write(_line({"photo": photo, "portraits": rows}))
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); free space") from None
-
-    def free_name(self, path: Path, digest: str, count: int) -> list[str]:
+    def free_names(self, path: Path, digest: str, count: int) -> list[str]:
         """The stem where it is free, else with the photo's digest: the same for every rerun."""
-        taken = {row["name"].casefold() for rows in self.photos.values() for row in rows}
+        taken = {row.name.casefold() for row in self.rows()}
         stem = re.sub(r"[^\w.-]+", "_", path.stem).strip(".") or "photo"
         stem = stem.encode()[:120].decode(errors="ignore")
         for attempt in range(len(self.photos) + 2):
@@ -177,68 +214,102 @@ class _Journal:
                 return names
         raise AssertionError("more names taken than photos prepared")
 
+    def _append(self, photo: str, rows: list[_Row]) -> None:
+        try:
+            with self.path.open("ab") as file:
+                file.write(_line(_Entry(photo=photo, portraits=rows).model_dump()))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); free space") from None
 
-def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAnalyser, journal: _Journal) -> None:
-    key = str(path)
+    def _checked(self, entry: dict[str, Any]) -> tuple[str, list[_Row]]:
+        try:
+            checked = _Entry.model_validate(entry)
+        except ValidationError:
+            raise self._damaged(f"entry of photo {entry.get('photo')!r:.80}") from None
+        for row in checked.portraits:
+            checked_name(row.name, self.path)  # it must not lead out of the folder
+        return checked.photo, checked.portraits
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError(f"{self.path}: damaged ({what}); delete it to prepare every photo again")
+
+
+def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAnalyser, journal: _Journal) -> list[str]:
+    """Writes the portraits of one photo, unless that was done; what is to be said of it, in lines."""
+    key = _key(path)
     try:
+        check_photo_file(path)
         digest = file_digest(path)
         before = journal.photos.get(key)
-        if before and before[0]["photo_sha256"] == digest and _complete(out, before):
-            return
+        if before and before[0].photo_sha256 == digest and _complete(out, before):
+            return []
         photo = read_image(path)
     except InputError as error:
-        raise _Unusable(str(error).removeprefix(f"{path}: ")) from None
-    faces = _find(photo, settings, analyser)
+        raise _Unusable(printable(str(error).removeprefix(f"{path}: ")), unreadable=True) from None
+    faces, passed_over = _find(photo, settings, analyser)
     journal.drop(key)
     rows = []
-    for index, (name, face) in enumerate(zip(journal.free_name(path, digest, len(faces)), faces, strict=True)):
+    for index, (name, face) in enumerate(zip(journal.free_names(path, digest, len(faces)), faces, strict=True)):
         move = ffhq_transform(face.points68, settings.size_px)
         aligned = crop_aligned(photo, move, settings.size_px)
         label, hair = analyser.parse(aligned[None])
         write_png(out / "aligned" / f"{name}.png", aligned)
         write_png(out / "label" / f"{name}.png", label[0].numpy())
         write_png(out / "hair" / f"{name}.png", (hair[0, 0] * 255).round().byte().numpy())
-        row = {
-            "name": name,
-            "photo": key,
-            "photo_sha256": digest,
-            "photo_width": photo.shape[1],
-            "photo_height": photo.shape[0],
-        }
-        row |= {"face": index, "score": round(face.score, 4), "size_px": settings.size_px}
-        row |= {"native_crop_px": round(settings.size_px / transform_scale(move), 1)}
-        rows.append(row | {"points68": face.points68.tolist(), "source_to_aligned": move.tolist()})
+        row = _Row(
+            name=name,
+            photo=key,
+            photo_sha256=digest,
+            photo_width=photo.shape[1],
+            photo_height=photo.shape[0],
+            face=index,
+            score=round(face.score, 4),
+            size_px=settings.size_px,
+            native_crop_px=round(settings.size_px / transform_scale(move), 1),
+            points68=face.points68.tolist(),
+            source_to_aligned=move.tolist(),
+        )
+        rows.append(row)
     journal.add(key, rows)
+    left = f"up to {passed_over} more, too many for one photo, were not looked at; cut it into parts"
+    return [printable(f"{key}: {len(faces)} faces prepared; {left}")] if passed_over else []
 
 
-def _find(photo: np.ndarray, settings: _Settings, analyser: FaceAnalyser) -> list[Face]:
+def _find(photo: np.ndarray, settings: _Settings, analyser: FaceAnalyser) -> tuple[list[Face], int]:
+    """The faces of a photo, largest first, and of how many places that may hold one nobody knows."""
     if min(photo.shape[:2]) < 16:
         raise _Unusable(f"only {photo.shape[1]} x {photo.shape[0]} pixels; use a larger photo")
     found = analyser.find(photo, min_score=0.0)
-    faces = [face for face in found if face.score >= settings.min_score]
+    faces = [face for face in found if face.score >= settings.min_score and _has_a_square(face)]
     if not faces:
         best = max((face.score for face in found), default=0.0)
         candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
         raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
-    return faces
+    return faces, found.passed_over if isinstance(found, Faces) else 0
 
 
-def _complete(out: Path, rows: list[dict[str, Any]]) -> bool:
-    return all((out / kind / f"{row['name']}.png").is_file() for row in rows for kind in _KINDS)
+def _has_a_square(face: Face) -> bool:
+    try:
+        ffhq_transform(face.points68, 1)
+    except ValueError:  # eyes and mouth on one point
+        return False
+    return True
 
 
-def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:
+def _complete(out: Path, rows: list[_Row]) -> bool:
+    return all((out / kind / f"{row.name}.png").is_file() for row in rows for kind in _KINDS)
+
+
+def _write_index(out: Path, rows: list[_Row]) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        name=np.array([row["name"] for row in rows], np.str_),
-        points68=np.array([row["points68"] for row in rows], np.float32).reshape(-1, 68, 2),
-        source_to_aligned=np.array([row["source_to_aligned"] for row in rows], np.float64).reshape(-1, 2, 3),
+        name=np.array([row.name for row in rows], np.str_),
+        points68=np.array([row.points68 for row in rows], np.float32).reshape(-1, 68, 2),
+        source_to_aligned=np.array([row.source_to_aligned for row in rows], np.float64).reshape(-1, 2, 3),
     )
-    make_folder(out)
     replace_file(out / "landmarks.npz", lambda file: file.write(buffer.getvalue()))
-    hidden = ("points68", "source_to_aligned")
-    _write_lines(out / "index.jsonl", ({k: v for k, v in row.items() if k not in hidden} for row in rows))
+    _write_lines(out / "index.jsonl", (row.model_dump(exclude={"points68", "source_to_aligned"}) for row in rows))
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -260,10 +331,10 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        except RecursionError:
+            entry = decode_json(line)
+        except Damaged as damage:
+            if isinstance(damage.__cause__, ValueError):
+                continue
             entry = None
         if not isinstance(entry, dict):
             raise InputError(f"{path}: damaged (line {number}); delete it to prepare every photo again")
@@ -271,25 +342,13 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _checked_entry(entry: dict[str, Any], path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(photo, rows) of a journal entry; InputError where something is missing, or a name could leave the folder."""
-    photo: Any = entry.get("photo")
-    rows: Any = entry.get("portraits")
-    try:
-        sound = isinstance(photo, str) and isinstance(rows, list)
-        for row in rows:
-            checked_name(row["name"], path)
-            shapes = [np.asarray(row[key], np.float64).shape for key in ("points68", "source_to_aligned")]
-            sound = sound and shapes == [(68, 2), (2, 3)] and isinstance(row["photo_sha256"], str)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path}: damaged (entry of photo {photo!r:.80}); delete it to prepare every photo again")
-    return photo, rows
-
-
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden:
             yield path
+
+
+def _key(path: Path) -> str:
+    """The photo's path as text: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

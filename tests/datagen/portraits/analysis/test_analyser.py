@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from stylepairs.datagen.images.files import read_image
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, ffhq_transform
+from stylepairs.datagen.portraits.analysis import detection
 from stylepairs.datagen.portraits.analysis.analyser import (
     WEIGHTS,
     FaceAnalyser,
@@ -165,3 +166,15 @@ def test_files_that_are_no_analyser_give_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="unknown"):
         load_analyser(landmarks="dlib")
+
+
+def test_the_faces_of_a_large_group_are_all_found_or_told(monkeypatch, analyser, photo):
+    move = ffhq_transform(analyser.find(photo)[0].points68, 64)
+    group = np.tile(crop_aligned(photo, move, 64), (7, 7, 1))
+    found = analyser.find(group)
+    assert len(found) == 49
+    assert found.passed_over == 0
+    monkeypatch.setattr(detection, "MAX_CANDIDATES", 10)
+    found = analyser.find(group)
+    assert len(found) == 10
+    assert found.passed_over >= 39

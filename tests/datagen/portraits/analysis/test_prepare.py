@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ from PIL import Image
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform
 from stylepairs.datagen.portraits.analysis import prepare
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser
-from stylepairs.datagen.portraits.analysis.detection import Face, make_face
+from stylepairs.datagen.portraits.analysis.detection import Face, Faces, make_face
 from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.lock import folder_lock
 
 
 class MarkerFinder:
@@ -304,3 +308,100 @@ def test_prepared_portraits_load_with_points_in_aligned_pixels(tmp_path: Path) -
     np.testing.assert_allclose(portrait.points68.numpy(), expected, atol=1e-3)
     pixels = np.asarray(Image.open(tmp_path / "out" / "aligned" / "a.png"))
     assert portrait.digest == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def test_photos_of_one_name_from_folders_given_in_turn_keep_their_own_portraits(tmp_path: Path) -> None:
+    first, second = (write_photo(tmp_path / folder / "same.png", seed=i) for i, folder in enumerate("ab"))
+    prepare_photos([first.parent], tmp_path / "out", size_px=64)
+    kept = (tmp_path / "out" / "aligned" / "same.png").read_bytes()
+    done = prepare_photos([second.parent], tmp_path / "out", size_px=64)
+    assert len(done.portraits) == 2
+    assert (tmp_path / "out" / "aligned" / "same.png").read_bytes() == kept
+    by_photo = {row["photo"]: row["name"] for row in rows(tmp_path / "out" / "index.jsonl")}
+    assert by_photo[str(first)] == "same"
+    assert by_photo[str(second)].startswith("same-")
+
+
+def test_a_folder_that_another_process_works_in_is_refused_with_its_holder(tmp_path: Path) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    with (
+        folder_lock(out, "datagen prepare"),
+        pytest.raises(InputError, match=r"out: datagen prepare \(process \d+ on .*\) is working in it") as error,
+    ):
+        prepare_photos([path], out, size_px=64)
+    assert "\n" not in str(error.value)
+    assert prepare_photos([path], out, size_px=64).portraits == ["a"]
+
+
+def test_pipes_devices_and_loops_of_links_are_told_in_a_line_and_end_nothing(tmp_path: Path) -> None:
+    write_photo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    named = [tmp_path / name for name in ("a.png", "pipe.png", "device.png")]
+    done = prepare_photos(named, tmp_path / "out", size_px=64)
+    assert done.portraits == ["a"]
+    assert done.unreadable == 2
+    assert all("pipe or device" in reason for _, reason in done.skipped)
+    with pytest.raises(InputError, match=r"loop\.png: no such file or folder"):
+        prepare_photos([tmp_path / "loop.png"], tmp_path / "out", size_px=64)
+    assert list_photos([tmp_path], tmp_path / "out") == [tmp_path / "a.png"]
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photo(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = struct.pack(">II", 1, 90_000_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "line.png").write_bytes(data)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(InputError, match=r"line\.png: a side of 90000000 pixels, more than 65535"):
+        prepare_photos([tmp_path / "line.png"], tmp_path / "out", size_px=64)
+
+
+def test_names_that_are_no_text_or_hold_line_breaks_are_prepared_and_told_in_one_line(tmp_path: Path) -> None:
+    odd = [tmp_path / "photos" / os.fsdecode(name) for name in (b"caf\xe9.png", b"two\nlines.png")]
+    for index, path in enumerate(odd):
+        write_photo(path, seed=index)
+    done = prepare_photos([tmp_path / "photos"], tmp_path / "out", size_px=64)
+    assert done.portraits == ["caf_", "two_lines"]
+    assert len(load_portraits(tmp_path / "out")) == 2
+    before = snapshot(tmp_path / "out")
+    assert prepare_photos([tmp_path / "photos"], tmp_path / "out", size_px=64).portraits == done.portraits
+    assert snapshot(tmp_path / "out") == before
+    for path in odd:
+        write_photo(path, faces=0)
+        with pytest.raises(InputError, match="no face found") as error:
+            prepare_photos([path], tmp_path / "out", size_px=64)
+        assert str(error.value).isprintable()
+
+
+def test_only_what_should_have_been_read_counts_as_unreadable(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_photo(photos / "good.png")
+    write_photo(photos / "nobody.png", faces=0)
+    (photos / "notes.txt").write_text("not an image")
+    assert prepare_photos([photos], tmp_path / "out", size_px=64).unreadable == 0
+    (photos / "cut.png").write_bytes((photos / "good.png").read_bytes()[:3000])
+    assert prepare_photos([photos], tmp_path / "out", size_px=64).unreadable == 1
+
+
+def test_a_face_folded_into_a_point_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = [make_face(np.zeros((68, 2)), 0.9)]
+    monkeypatch.setattr(MarkerFinder, "find", lambda self, photo, min_score: faces)
+    with pytest.raises(InputError, match="no face found"):
+        prepare_photos([write_photo(tmp_path / "a.png")], tmp_path / "out", size_px=64)
+
+
+def test_faces_that_were_not_looked_at_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = MarkerFinder.find
+
+    def find_some(self: MarkerFinder, photo: np.ndarray, min_score: float) -> Faces:
+        faces = Faces(find(self, photo))
+        faces.passed_over = 7
+        return faces
+
+    monkeypatch.setattr(MarkerFinder, "find", find_some)
+    done = prepare_photos([write_photo(tmp_path / "a.png", faces=2)], tmp_path / "out", size_px=64)
+    assert done.notes == (f"{tmp_path / 'a.png'}: 2 faces prepared; up to 7 more, too many for one photo, were not "
+                          "looked at; cut it into parts",)  # fmt: skip
