@@ -40,7 +40,7 @@ from stylepairs.datagen.sketching.hair.foreheads import (
     usual_hairline,
 )
 from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, hat_share, styled_fringe
-from stylepairs.datagen.sketching.hair.hairness import Told, hairness, smooth_lab
+from stylepairs.datagen.sketching.hair.hairness import hairness
 from stylepairs.datagen.sketching.hair.strands import (
     HairPalette,
     contrast_likeness,
@@ -50,7 +50,9 @@ from stylepairs.datagen.sketching.hair.strands import (
     shade_skin,
     strand_likeness,
 )
+from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
+from stylepairs.datagen.sketching.tools.texture import blurred
 
 # `across` at which the hairline that a fringe hides turns down.
 _TEMPLE = 0.78
@@ -64,6 +66,8 @@ _APPEARS = 0.15
 # are told where so much of the crop lies farther inside. At 128 px, 40 pixels: full fringes have 70 to 870 at degree 1,
 # 40 to 270 at 0.5, and under 40 (where strands as painted measured 0) at 0.2.
 _STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.0024
+# Of the side: colours are compared smoothed by this much.
+_COMPARE_SIGMA = 0.008
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
 
@@ -134,21 +138,18 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
     removed = params.style == "none"
     seen = AnalysedPair(seen.before.resized(portrait.size_px), seen.after.resized(portrait.size_px))
-    before, after = (smooth_lab(image) for image in (portrait.image, seen.after.image))
+    before, after = (_smooth_lab(image) for image in (portrait.image, seen.after.image))
     wanted, wanted_full = (_changed(portrait, edit, removed) for edit in (made, full))
-    told = Told(
-        skin=skin_tone(portrait, face, wanted_full),
-        palette=hair_palette(portrait),
-        fringe=before if removed else None,
-    )
-    had, has = hairness(before, seen.before.hair, told), hairness(after, seen.after.hair, told)
+    palette, skin = hair_palette(portrait), skin_tone(portrait, face, wanted_full)
+    hair = before if removed else palette
+    had, has = (hairness(lab, half.hair, skin, hair) for lab, half in ((before, seen.before), (after, seen.after)))
     gained = (had - has if removed else has - had).clamp(0, 1)
     beside = dilate((made.edit_mask > 0.02).float(), 0.03) * (1 - dilate((wanted > 0.1).float(), 0.012))
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
-    skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
-    rest = skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
+    forehead_skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
+    rest = forehead_skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
     reached = float(overall_mean(1 - has if removed else has, wanted))
-    sketched, obtained = (mean_of(lab, wanted) for lab in (smooth_lab(made.image), after))
+    sketched, obtained = (mean_of(lab, wanted) for lab in (_smooth_lab(made.image), after))
     return {
         "coverage": reached,
         "coverage_gain": reached - float(overall_mean(1 - had if removed else had, wanted)),
@@ -156,9 +157,9 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         if float(rest.sum()) > _FEWEST_PX
         else 1.0,
         "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
-        "texture": _texture(portrait, face, seen, params, wanted, told.palette),
+        "texture": _texture(portrait, face, seen, params, wanted, palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
-        "degree": _degree(before, after, smooth_lab(full.image), wanted_full),
+        "degree": _degree(before, after, _smooth_lab(full.image), wanted_full),
     }
 
 
@@ -173,15 +174,17 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
         portrait,
         fringe.region,
         fringe.flow,
-        params.density * (0.65 if wispy else 1.0),
+        StrandStyle(
+            density=params.density * (0.65 if wispy else 1.0),
+            lock_cover=1.2 if wispy else 3.0,
+            lock_width=0.014 if wispy else 0.017,
+            clumping=0.6 if wispy else 0.4,
+            ragged=0.22 if wispy else 0.14,
+            root_shadow=0.0,
+        ),
         rng,
-        palette=palette,
-        lock_cover=1.2 if wispy else 3.0,
-        lock_share=0.014 if wispy else 0.017,
-        clumping=0.6 if wispy else 0.4,
-        ragged=0.22 if wispy else 0.14,
-        root_shadow=0.0,
-        light=fringe.light,
+        palette,
+        fringe.light,
     )
     # The hair behind the hairline is laid anew as soon as there is a fringe, but not at once.
     alpha = alpha * fringe.blend * min(1.0, params.intensity / _APPEARS)
@@ -310,9 +313,8 @@ def _regrown_hairline(
     near = feather(dilate((hole > 0.5).float(), 0.025), 0.01)
     region = ((out - 0.9) / 0.16).clamp(0, 1) * ((1.3 - out) / 0.2).clamp(0, 1) * near
     length = 0.35 * face.height_px / portrait.size_px
-    painted, alpha = grow_hair(
-        portrait, region, own_flow(portrait), 0.9, rng, length_share=length, ragged=0.4, lock_share=0.014, clumping=0.2
-    )
+    style = StrandStyle(density=0.9, length=length, ragged=0.4, lock_width=0.014, clumping=0.2)
+    painted, alpha = grow_hair(portrait, region, own_flow(portrait), style, rng)
     alpha = alpha * region.clamp(0, 1) ** 0.5
     skin = shade_skin(bare, alpha, 0.12)
     return skin + (painted - skin) * alpha, alpha
@@ -363,6 +365,11 @@ def _texture(
         return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
     fringe = _fringe(portrait, face, params, params.intensity)
     return strand_likeness(light, core, fringe.flow, palette)
+
+
+def _smooth_lab(image: torch.Tensor) -> torch.Tensor:
+    """Lab [3,H,W] of an image [3,H,W], smoothed so that single strands do not count."""
+    return blurred(srgb_to_lab(image), _COMPARE_SIGMA)
 
 
 def _degree(before: torch.Tensor, after: torch.Tensor, full: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -28,8 +28,16 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, Hairline, find_hairline, smoothed
+from stylepairs.datagen.sketching.hair.hairline_curve import (
+    ANGLES,
+    Hairline,
+    find_hairline,
+    refuse_unclear_hairline,
+    smoothed,
+)
+from stylepairs.datagen.sketching.hair.rays import pixels_polar
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
+from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, inner_contrast
 
 # Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
@@ -193,10 +201,10 @@ def _discriminant(skin: torch.Tensor, hair: torch.Tensor) -> tuple[torch.Tensor,
     return axis, max(float(axis @ apart), 1e-6) ** 0.5
 
 
-def _polar(line: Hairline, size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _polar(line: Hairline, portrait: Portrait) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Angle and radius of every pixel, and brow, line and outline at its angle; [H,W] each."""
     known = line.filled()
-    angle, radius = line.frame.polar(size_px)
+    angle, radius = (values.cpu().numpy() for values in pixels_polar(line.frame, portrait))
     brow, at, outline = (
         np.interp(angle, ANGLES, smoothed(values, np.radians(3))) for values in (known.brow, known.line, known.outline)
     )
@@ -206,7 +214,7 @@ def _polar(line: Hairline, size_px: int) -> tuple[np.ndarray, np.ndarray, np.nda
 def _area(portrait: Portrait, line: Hairline) -> torch.Tensor:
     """Between hairline and outline [1,H,W], soft at both, where the analyser sees hair, be it thin."""
     size_px = portrait.size_px
-    angle, radius, _, at, outline = _polar(line, size_px)
+    angle, radius, _, at, outline = _polar(line, portrait)
     above = np.clip((radius - at) / (_LINE_SOFTNESS * size_px), 0, 1)
     below = np.clip((outline - radius) / (_OUTLINE_SOFTNESS * size_px), 0, 1)
     inside = torch.from_numpy(above * below * (np.abs(angle) <= ANGLES[-1])).to(portrait.image)[None]
@@ -216,7 +224,7 @@ def _area(portrait: Portrait, line: Hairline) -> torch.Tensor:
 def _forehead(portrait: Portrait, line: Hairline) -> torch.Tensor:
     """Bare skin between brows and hairline, bool [H,W]."""
     size_px = portrait.size_px
-    angle, radius, brow, at, _ = _polar(line, size_px)
+    angle, radius, brow, at, _ = _polar(line, portrait)
     between = (radius > brow) & (radius < at - 0.02 * size_px) & (np.abs(angle) <= np.radians(50))
     skin = (portrait.label == CLASS["skin"]) & (portrait.hair[0] < 0.1)
     return torch.from_numpy(between).to(skin.device) & skin
@@ -231,7 +239,7 @@ def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Param
         shows = scalp.shows(lab)
         shows = (shows - dilate(dilate(shows, -_PARTING), _PARTING)).clamp_min(0) * (scalp.area >= 1)
     elif params.areas != "all":
-        angle, *_ = _polar(line, portrait.size_px)
+        angle, *_ = _polar(line, portrait)
         temple = np.clip((np.abs(angle) - _TEMPLE) / _PASSAGE + 0.5, 0, 1)
         shows = shows * torch.from_numpy(temple if params.areas == "temples" else 1 - temple).to(shows)
     return blurred(shows, 0.004) * (scalp.area > 0)
@@ -240,7 +248,7 @@ def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Param
 def _plausible(portrait: Portrait, line: Hairline) -> torch.Tensor:
     """Where scalp is to be expected [1,H,W]: near the hairline, and wherever the matte is thin."""
     size_px = portrait.size_px
-    _, radius, _, at, _ = _polar(line, size_px)
+    _, radius, _, at, _ = _polar(line, portrait)
     near = np.clip((_BEYOND - (radius - at) / size_px) / (_BEYOND - _FRONTAL), 0, 1)
     thin = ((0.95 - blurred(portrait.hair, 0.006)) / 0.3).clamp(0, 1)
     return torch.maximum(torch.from_numpy(near).to(thin)[None], thin)
@@ -250,14 +258,8 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
     """The portrait's image with the scalp's share of colour taken out at `place`, and strands over it."""
     lab = srgb_to_lab(portrait.image)
     toned = lab_to_srgb(lab + (1.2 * place).clamp(max=1) * scalp.share(lab) * (scalp.hair - scalp.skin[:, None, None]))
-    strands, alpha = grow_hair(
-        portrait,
-        place,
-        own_flow(portrait),
-        1.0,
-        random_generator("density", params.seed, portrait.digest),
-        length_share=_STRAND_LENGTH,
-    )
+    rng = random_generator("density", params.seed, portrait.digest)
+    strands, alpha = grow_hair(portrait, place, own_flow(portrait), StrandStyle(length=_STRAND_LENGTH), rng)
     full = toned.lerp(strands, (_STRANDS_OVER * alpha * place).expand_as(toned))
     return portrait.image.lerp(full.clamp(-1, 1), params.intensity * params.strength)
 
@@ -267,18 +269,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, scalp: Scalp, place: to
     hat = float((portrait.label == CLASS["hat"]).float().mean())
     if hat > 0.005:
         raise SketchRefused(f"{name}: a hat covers {100 * hat:.1f} % of the crop; the hair is hidden")
-    found = float(line.found[np.abs(ANGLES) <= FRONT].mean())
-    if found < params.min_found:
-        raise SketchRefused(
-            f"{name}: a hairline is found on {100 * found:.0f} % of the front (min_found {100 * params.min_found:g} %)"
-        )
-    points = portrait.points68
-    eyes = max(float((points[42:48].mean(0) - points[36:42].mean(0)).norm()), 1e-6)
-    ragged = line.raggedness() / eyes
-    if ragged > params.max_ragged:
-        raise SketchRefused(
-            f"{name}: the hairline is ragged by {ragged:.3f} eye distances (max_ragged {params.max_ragged:g})"
-        )
+    refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
     if scalp.separation < params.min_separation:
         raise SketchRefused(
             f"{name}: hair and skin are {scalp.separation:.1f} apart (min_separation {params.min_separation:g}); "

@@ -38,7 +38,6 @@ from stylepairs.datagen.sketching.hair.hair_outline import (
     hair_outline,
     head_width_px,
     outline_flow,
-    sample_rays,
 )
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.warp import warp_image
@@ -303,7 +302,7 @@ def _read_rays(portrait: Portrait, seen: AnalysedPair, plan: _Plan) -> _Lines:
     offsets = torch.arange(-reach - (_RIM + _EDGE) * size, reach + (_RING + _EDGE) * size, step)
     radii = (outline.outer[:, None] + offsets).maximum(outline.inner[:, None])
     maps = torch.cat([hairness(before), hairness(after), deviation])
-    old, new, deviation = sample_rays(maps, outline.centre, outline.angles, radii)
+    old, new, deviation = outline.read(maps, radii)
     window = ((offsets > -reach - _EDGE * size) & (offsets < reach + _EDGE * size)).float()
     gained = ((new - old) * window).sum(1) * step
     return _Lines(offsets, size, old, new, deviation, gained)

@@ -24,6 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
@@ -33,7 +35,7 @@ from stylepairs.datagen.sketching.hair.hairline_curve import (
     Hairline,
     find_hairline,
     line_flow,
-    sampled,
+    refuse_unclear_hairline,
     smoothed,
 )
 from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
@@ -174,13 +176,8 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
     hat = float((portrait.label == CLASS["hat"]).float().mean())
     if hat > 0.005:
         raise SketchRefused(f"{name}: a hat covers {100 * hat:.1f} % of the crop; the hairline is hidden")
-    front = np.abs(ANGLES) <= FRONT
-    found = float(line.found[front].mean())
-    if found < params.min_found:
-        raise SketchRefused(
-            f"{name}: a hairline is found on {100 * found:.0f} % of the front (min_found {100 * params.min_found:g} %)"
-        )
-    eyes = _eye_distance(portrait)
+    refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
+    front, eyes = np.abs(ANGLES) <= FRONT, eye_distance(portrait.points68)
     hair = float(np.nanmedian((line.outline - line.line)[front])) / eyes
     if hair < params.min_hair:
         raise SketchRefused(
@@ -191,11 +188,6 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
         raise SketchRefused(
             f"{name}: {forehead:.2f} eye distances of forehead below the line (min_forehead {params.min_forehead:g}); "
             "hair hides the line"
-        )
-    ragged = line.raggedness() / eyes
-    if ragged > params.max_ragged:
-        raise SketchRefused(
-            f"{name}: the hairline is ragged by {ragged:.3f} eye distances (max_ragged {params.max_ragged:g})"
         )
     contrast = _contrast_across(portrait, line)
     if contrast < params.min_contrast:
@@ -222,7 +214,8 @@ def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray, params
             f"{portrait.name}: the hair above the line would be drawn out {stretch:.1f} times "
             f"(at most {_MAX_STRETCH:g}); the line cannot be lowered so far"
         )
-    bare = float(np.quantile((known.line + full - known.brow)[np.abs(ANGLES) <= FRONT], 0.05)) / _eye_distance(portrait)
+    bare = np.quantile((known.line + full - known.brow)[np.abs(ANGLES) <= FRONT], 0.05)
+    bare = float(bare) / eye_distance(portrait.points68)
     if bare < _MIN_FOREHEAD_LEFT:
         raise SketchRefused(
             f"{portrait.name}: {bare:.2f} eye distances of forehead would be left (at least {_MIN_FOREHEAD_LEFT:g}); "
@@ -232,20 +225,13 @@ def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray, params
         raise SketchRefused(f"{portrait.name}: no corners to fill; the hairline is round already")
 
 
-def _eye_distance(portrait: Portrait) -> float:
-    points = portrait.points68
-    return max(float((points[42:48].mean(0) - points[36:42].mean(0)).norm()), 1e-6)
-
-
 def _contrast_across(portrait: Portrait, line: Hairline) -> float:
     """Median CIEDE2000 between hair just above and skin just below the line's front."""
     lab = srgb_to_lab(portrait.image)
     front = line.found & (np.abs(ANGLES) <= FRONT)
     step = 0.03 * portrait.size_px
-    sides = [
-        torch.from_numpy(sampled(lab, line.frame.at(ANGLES, line.line + way * step)[front])[:, None]) for way in (-1, 1)
-    ]
-    return float(delta_e_2000(sides[0], sides[1]).median())
+    skin, hair = (read_at(lab, line.places(line.line + way * step)[front].to(lab))[:, None] for way in (-1, 1))
+    return float(delta_e_2000(skin, hair).median())
 
 
 def _matched_displacement(
@@ -256,6 +242,8 @@ def _matched_displacement(
     Profiles along the up direction are compared by Lin's concordance (1989), which sees contrast and colour change
     too, summed over three neighbouring rays.
     """
+    from scipy.ndimage import uniform_filter1d
+
     size_px = before.shape[-1]
     step = _PROFILE_STEP * size_px
     half = round(_PROFILE / _PROFILE_STEP)
@@ -263,7 +251,7 @@ def _matched_displacement(
     old = _profiles(line, before, np.arange(-half, half + 1) * step)
     new = _profiles(line, after, np.arange(-half - slack, half + slack + 1) * step)
     windows = np.lib.stride_tricks.sliding_window_view(new, 2 * half + 1, axis=-1)  # [3,K,D,2 half + 1]
-    scores = _over_neighbours(_concordance(old[:, :, None], windows))
+    scores = np.asarray(uniform_filter1d(_concordance(old[:, :, None], windows), 3, axis=0, mode="nearest"))
     moves = (np.arange(scores.shape[1]) - slack) * step
     # From a little the wrong way to a little too far: elsewhere it is another edge that looks alike.
     share = moves * np.sign(full)[:, None]
@@ -279,8 +267,8 @@ def _matched_displacement(
 
 def _profiles(line: Hairline, lab: torch.Tensor, offsets: np.ndarray) -> np.ndarray:
     """Colours [3,K,R] at offsets [R] pixels up from the line's points."""
-    points = line.filled().points()
-    return sampled(lab, points[:, None] + offsets[:, None] * line.frame.up)
+    places = line.places(line.filled().line)[:, None] - torch.from_numpy(offsets)[:, None] * line.frame.down
+    return np.asarray(read_at(lab.double(), places.to(lab.device)).cpu().numpy())
 
 
 def _concordance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -288,12 +276,6 @@ def _concordance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     covariance = ((a - a.mean(-1, keepdims=True)) * (b - b.mean(-1, keepdims=True))).mean(-1).sum(0)
     spread = a.var(-1).sum(0) + b.var(-1).sum(0) + ((a.mean(-1) - b.mean(-1)) ** 2).sum(0)
     return np.asarray(2 * covariance / np.maximum(spread, 1e-6))
-
-
-def _over_neighbours(values: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import uniform_filter1d
-
-    return np.asarray(uniform_filter1d(values, 3, axis=0, mode="nearest"))
 
 
 def _old_edge_left(

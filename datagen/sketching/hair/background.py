@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.images.filters import blurred
+
 # Side of the picture in which gradients are fitted, and standard deviation there of the fits' window.
 _BASE_PX = 128
 _SIGMA_PX = 1.5
@@ -131,17 +133,10 @@ def _range(colors: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def _grain(texture: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """The finest part of the texture [3,H,W] without edges."""
-    from kornia.filters import gaussian_blur2d
-
     sigma = max(0.8, _GRAIN_SCALE * texture.shape[-1])
-    size = 2 * int(np.ceil(2.5 * sigma)) + 1
-
-    def blur(x: torch.Tensor) -> torch.Tensor:
-        return gaussian_blur2d(x[None], (size, size), (sigma, sigma))[0]
-
-    fine = (texture - blur(texture) / blur(known).clamp_min(1e-3)) * known
+    fine = (texture - blurred(texture, sigma) / blurred(known, sigma).clamp_min(1e-3)) * known
     usual = 1.48 * fine[:, known[0] > 0].abs().median(1).values[:, None, None]
-    energy = blur(fine.square()) / (_EDGE * usual).square().clamp_min(1e-8)
+    energy = blurred(fine.square(), sigma) / (_EDGE * usual).square().clamp_min(1e-8)
     return fine / (1 + energy.square())
 
 
@@ -181,4 +176,4 @@ def _folded(index: np.ndarray, size: int) -> np.ndarray:
     """Indices reflected at the picture's border, as often as needed."""
     period = max(1, 2 * (size - 1))
     wrapped = np.abs(index) % period
-    return np.minimum(wrapped, period - wrapped)
+    return np.asarray(np.minimum(wrapped, period - wrapped))

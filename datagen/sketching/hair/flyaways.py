@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.sketching.hair.hair_outline import HairOutline
+from stylepairs.datagen.sketching.hair.rays import ray_places
 
 # All of the side: how far under the outline strands begin, how far they rise over it, how long and how thick they are.
 _ROOT = 0.012
@@ -43,7 +44,7 @@ def loose_strands(
         at = start[index] + turn * t
         over = (-_ROOT + (_ROOT + _between(_RISE, rise[index])) * np.sin(np.pi * end * t)) * size_px
         away = np.interp(at, angles, edge) + over
-        points = outline.centre.numpy() + away[:, None] * np.stack([np.sin(at), -np.cos(at)], -1)
+        points = ray_places(outline.frame, torch.from_numpy(at), torch.from_numpy(away)).numpy()
         _draw(canvas, points, _between(_THICK, thick[index]) * size_px)
     fine = torch.from_numpy(canvas)[None, None]
     return torch.nn.functional.avg_pool2d(fine, _FINER)[0].clamp(0, 1)

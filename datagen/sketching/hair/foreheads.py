@@ -8,16 +8,22 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.filters import blurred
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.regions import dilate
+from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
+from stylepairs.datagen.portraits.landmarks import JAW, NOSE_FOOT
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import class_region, dilate
+from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
+from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
 
 # In units of the distance from the brows to below the nose, which the forehead's height equals in the canon of thirds.
 _USUAL_HEIGHT = 0.95
 _LEAST_HEIGHT, _GREATEST_HEIGHT = 0.5, 1.35
 # Where hair begins lower than this the hairline itself is hidden by it.
 _HIDDEN_BELOW = 0.5
-_COLUMNS = 41
+# `across` of the columns in which the hairline is read.
+_COLUMNS = np.linspace(-0.95, 0.95, 41)
+# Places on the upper edge of the brows, less their ends.
+_BROW_TOPS = [18, 19, 20, 23, 24, 25]
 # Of the side: the bands of a skin's grain.
 _GRAIN = (0.003, 0.012)
 
@@ -27,61 +33,60 @@ class Forehead:
     """A portrait's forehead; fields [1,H,W] over the whole crop.
 
     across: -1 and 1 at the temples (image left, right). up: 0 at the top of the brows, 1 at the middle of the hairline.
-    hairline: `up` of the hairline in each pixel's own column. right, upward [2]: unit vectors in the image. height_px:
-    one unit of `up`. half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the
-    nose, what a forehead is usually high. hairy: 1 where hair is, by label or matte. found: share of the columns over
-    the forehead in which a hairline was seen.
+    hairline: `up` of the hairline in each pixel's own column. frame: the face's axes. height_px: one unit of `up`.
+    half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the nose, what a forehead
+    is usually high. hairy: 1 where hair is, by label or matte.
     """
 
     across: torch.Tensor
     up: torch.Tensor
     hairline: torch.Tensor
-    right: torch.Tensor
-    upward: torch.Tensor
+    frame: FaceFrame
     height_px: float
     half_width_px: float
     third_px: float
     hairy: torch.Tensor
-    found: float
 
 
 def forehead(portrait: Portrait) -> Forehead:
     """Measures the forehead of a portrait, also of a bald one or one behind a fringe, where its height is the usual."""
-    points = portrait.points68.to(portrait.image)
-    right, upward = _axes(points)
-    brows = points[[18, 19, 20, 23, 24, 25]]
-    base = ((brows - points[27]) @ upward).mean()
-    # To where the nose meets the lip.
-    third = float((base - (points[33] - points[27]) @ upward).clamp_min(1.0))
-    steps = torch.arange(portrait.size_px, device=points.device, dtype=points.dtype)
-    from_bridge = torch.stack(torch.meshgrid(steps, steps, indexing="xy")) - points[27][:, None, None]
-    aside = (from_bridge * right[:, None, None]).sum(0, keepdim=True)
-    above = (from_bridge * upward[:, None, None]).sum(0, keepdim=True) - base
-    widths = [float(((points[index] - points[27]) @ right).abs()) for index in (0, 16)]
+    frame = FaceFrame.of_both(portrait.points68.to(portrait.image))
+
+    def in_face(places: torch.Tensor) -> torch.Tensor:
+        return frame.unit_px * frame.coordinates(places)  # pixels across and down from the root of the nose
+
+    landmarks = in_face(portrait.points68.to(portrait.image))
+    base = float(landmarks[_BROW_TOPS, 1].mean())
+    third = max(float(landmarks[NOSE_FOOT, 1]) - base, 1.0)
     # A turned head shows little of one side, never nothing.
-    left_px, right_px = (max(0.93 * width, 0.25 * sum(widths)) for width in widths)
-    across = torch.where(aside < 0, aside / left_px, aside / right_px)
-    hairy = torch.maximum((portrait.label == CLASS["hair"]).float()[None], (portrait.hair > 0.5).float())
-    columns, heights, seen = _hairline_heights(across, above, hairy, portrait, third)
-    middle = np.abs(columns) < 0.45
+    sides = landmarks[JAW][[0, -1], 0].abs()
+    left_px, right_px = torch.maximum(0.93 * sides, 0.25 * sides.sum()).tolist()
+
+    def across_and_above(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        aside, down = in_face(places).unbind(-1)
+        return torch.where(aside < 0, aside / left_px, aside / right_px), base - down
+
+    line = find_hairline(portrait)
+    at, heights = (x.cpu().numpy() for x in across_and_above(line.filled().places(line.filled().line).to(frame.origin)))
+    order = np.argsort(at)
+    heights, seen = (np.interp(_COLUMNS, at[order], x[order], left=0, right=0) for x in (heights, line.found))
+    seen, middle = seen > 0.5, np.abs(_COLUMNS) < 0.45
     usual = _USUAL_HEIGHT * third
     height = usual if seen[middle].mean() < 0.5 else float(np.median(heights[middle & seen]))
     if height < _HIDDEN_BELOW * third:
         height, seen = usual, np.zeros_like(seen)
     height = float(np.clip(height, _LEAST_HEIGHT * third, _GREATEST_HEIGHT * third))
-    line = _smooth_line(columns, heights / height, seen)
-    at = np.interp(across.cpu().numpy().ravel(), columns, line).reshape(across.shape)
+    across, above = (field[None] for field in across_and_above(pixel_places(portrait.image)))
+    hairline = np.interp(across.cpu().numpy(), _COLUMNS, _smooth_line(heights / height, seen))
     return Forehead(
         across=across,
         up=above / height,
-        hairline=torch.from_numpy(at).to(across),
-        right=right,
-        upward=upward,
+        hairline=torch.from_numpy(hairline).to(across),
+        frame=frame,
         height_px=height,
         half_width_px=(left_px + right_px) / 2,
         third_px=third,
-        hairy=hairy,
-        found=float(seen[np.abs(columns) < 0.7].mean()),
+        hairy=torch.maximum(class_region(portrait, ["hair"], 0.0), (portrait.hair > 0.5).float()),
     )
 
 
@@ -100,14 +105,13 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
     # A forehead bends away under the hairline: less light.
     smooth = torch.cat([smooth[:1] * (1 - 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5)), smooth[1:]])
     noise = torch.from_numpy(rng.normal(size=lab[:1].shape)).to(lab)
-    light = smooth[:1]
-    sharp = [lab[:1], *(_blur(lab[:1] * known, sigma) / _blur(known, sigma).clamp_min(1e-3) for sigma in _GRAIN)]
-    soft = [noise, *(_blur(noise, sigma) for sigma in _GRAIN)]
-    for index in range(len(_GRAIN)):
-        own, new = sharp[index] - sharp[index + 1], soft[index] - soft[index + 1]
+    light, own, new = smooth[:1], lab[:1], noise
+    for sigma in _GRAIN:
+        coarser_own, coarser_new = blurred_within(lab[:1], known, sigma), blurred(noise, sigma)
         # Median of what varies: wrinkles and shines are not grain. New grain, without pores to sit in, is held back.
-        spread = 0.9 * own[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
-        light = light + new / new.std() * spread
+        spread = 0.9 * (own - coarser_own)[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
+        light = light + (new - coarser_new) / (new - coarser_new).std() * spread
+        own, new = coarser_own, coarser_new
     skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)
     return portrait.image + (skin - portrait.image) * hole
 
@@ -121,15 +125,14 @@ def carried_on(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """values [C,H,W] smoothed where known [1,H,W] is 1 and carried on from there, near ones first."""
     total = (values * known).sum((1, 2), keepdim=True) / known.sum().clamp_min(1e-3)
     for sigma in (0.25, 0.12, 0.06, 0.03, 0.015):
-        weight = _blur(known, sigma)
-        total = total + (_blur(values * known, sigma) / weight.clamp_min(1e-4) - total) * (weight / 0.25).clamp(0, 1)
+        weight = blurred(known, sigma)
+        total = total + (blurred(values * known, sigma) / weight.clamp_min(1e-4) - total) * (weight / 0.25).clamp(0, 1)
     return total
 
 
 def sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.Tensor:
     """Skin [1,H,W] of forehead, nose and upper cheeks, 0 or 1, away from hair, its shadow, eyes and brows."""
-    skin = torch.isin(portrait.label.long(), torch.tensor([CLASS["skin"], CLASS["nose"]], device=portrait.label.device))
-    seen = skin.float()[None] * (1 - hole.round())
+    seen = class_region(portrait, ["skin", "nose"], 0.0) * (1 - hole.round())
     near = torch.maximum(dilate(face.hairy, 0.03), dilate(1 - seen, 0.016))
     sure = (1 - near).clamp(0, 1).round() * (face.across.abs() < 0.8).float() * (face.up > -1.2).float()
     light = srgb_to_lab(portrait.image)[:1]
@@ -141,49 +144,10 @@ def sure_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor) -> torch.T
     return sure * ((light > middle - 1.5 * spread) & (light < middle + 3 * spread)).float()
 
 
-def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
-    """Gaussian blur of [C,H,W] by `share` of the side."""
-    sigma = max(share * x.shape[-1], 0.3)
-    return blurred(x, sigma, round(2.5 * sigma))
-
-
-def _axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors to the image's right and up the face; half by the line of the eyes, half by that from the chin."""
-    eyes = points[42:48].mean(0) - points[36:42].mean(0)
-    from_eyes = torch.stack([eyes[1], -eyes[0]])
-    from_chin = points[27] - points[8]
-    upward = from_eyes / from_eyes.norm().clamp_min(1e-6) + from_chin / from_chin.norm().clamp_min(1e-6)
-    upward = upward / upward.norm().clamp_min(1e-6)
-    return torch.stack([-upward[1], upward[0]]), upward
-
-
-def _hairline_heights(
-    across: torch.Tensor, above: torch.Tensor, hairy: torch.Tensor, portrait: Portrait, third: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In columns over the forehead: their `across` [C], pixels above the brows where hair begins [C], and whether hair
-    is met there before the background or nothing [C]."""
-    columns = np.linspace(-0.95, 0.95, _COLUMNS)
-    x, y, hair = (value[0].cpu().numpy() for value in (across, above, hairy))
-    background = (portrait.label == CLASS["background"]).cpu().numpy()
-    width = 1.2 * (columns[1] - columns[0])
-    heights, seen = np.zeros(_COLUMNS), np.zeros(_COLUMNS, bool)
-    rows = np.arange(0.1 * third, 1.6 * third, max(1.0, 0.02 * third))
-    for index, column in enumerate(columns):
-        strip = (np.abs(x - column) < width) & (y > 0) & (y < 1.6 * third)
-        which = np.digitize(y[strip], rows)
-        count = np.bincount(which, minlength=len(rows) + 1).clip(1)
-        covered = np.bincount(which, hair[strip], len(rows) + 1) / count
-        outside = np.bincount(which, background[strip], len(rows) + 1) / count
-        starts, leaves = np.nonzero(covered > 0.5)[0], np.nonzero(outside > 0.5)[0]
-        if len(starts) and (len(leaves) == 0 or starts[0] < leaves[0]):
-            seen[index], heights[index] = True, rows[min(starts[0], len(rows) - 1)]
-    return columns, heights, seen
-
-
-def _smooth_line(columns: np.ndarray, heights: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """The hairline [C]: what was seen, smoothed, nowhere far from the usual one."""
-    usual = usual_hairline(torch.from_numpy(columns)).numpy()
+def _smooth_line(heights: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The hairline [C] at _COLUMNS: what was seen, smoothed, nowhere far from the usual one."""
+    usual = usual_hairline(torch.from_numpy(_COLUMNS)).numpy()
     line = np.where(seen, np.clip(heights, usual - 0.35, usual + 0.3), usual)
     padded = np.pad(line, 4, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 9)
-    return 0.5 * np.median(windows, axis=1) + 0.5 * windows.mean(axis=1)
+    return np.asarray(0.5 * np.median(windows, axis=1) + 0.5 * windows.mean(axis=1))

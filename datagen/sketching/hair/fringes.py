@@ -104,8 +104,8 @@ def _falling(face: Forehead, style: Style) -> torch.Tensor:
     elif style == "curtain":
         # Straight down out of the parting, then in an arc towards the temples.
         aside = 0.9 * torch.tanh(face.across / 0.12) * (0.45 + 0.8 * face.across.abs()) + 0.3 * aside
-    vectors = aside * face.right[:, None, None] - face.upward[:, None, None]
-    return vectors / vectors.norm(dim=0, keepdim=True).clamp_min(1e-6)
+    vectors = aside * face.frame.across[:, None, None] + face.frame.down[:, None, None]
+    return F.normalize(vectors, dim=0)
 
 
 def _top(portrait: Portrait, face: Forehead) -> torch.Tensor:

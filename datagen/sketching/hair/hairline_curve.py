@@ -1,9 +1,4 @@
-"""The line where a person's forehead ends and the hair begins: found along rays from between the eyes, and moved.
-
-Rays fan out from the root of the nose; an angle of 0 is straight up the face (from the chin to the root of the nose,
-so that turned and tilted heads are followed), positive towards the right of the image. Along a ray come the brow, the
-forehead, the hairline, the hair, and the hair's outline. In this frame every hairline is a function of the angle, also
-at the temples, where it runs steeply.
+"""The line where a person's forehead ends and the hair begins: found along rays (`rays`), and moved.
 
 Moving is a smooth warp along the face's up direction: the transition at the line travels as it is, the forehead is
 stretched or shortened down to the brows, the hair up to its outline.
@@ -11,20 +6,23 @@ stretched or shortened down to the brows, the hair up to its outline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
+from stylepairs.datagen.portraits.landmarks import BROWS, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.sketching.tools.curves import half_crossing
+from stylepairs.datagen.portraits.regions import dilate
+from stylepairs.datagen.portraits.sketch import SketchRefused
+from stylepairs.datagen.sketching.hair.rays import crossing, hair_runs, polar, ray_places
 
 ANGLES = np.radians(np.arange(-76.0, 77.0, 2.0))
 # The angles between which the forehead's height is read, and those of the whole front of the line.
 CENTRAL = np.radians(20.0)
 FRONT = np.radians(40.0)
-_BROWS = slice(17, 27)
-_ROOT, _CHIN = 27, 8
 # Of the side: rays are read in steps of this, and start this far above the brow.
 _STEP = 1 / 512
 _BROW_MARGIN = 0.02
@@ -47,44 +45,13 @@ _MIN_SLOPE = 0.1
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The face's own axes: origin (x, y) in pixels, `up` and `right` unit vectors (x, y) of the image."""
-
-    origin: np.ndarray
-    up: np.ndarray
-    right: np.ndarray
-
-    @classmethod
-    def of(cls, portrait: Portrait) -> Frame:
-        points = portrait.points68.cpu().double().numpy()
-        up = points[_ROOT] - points[_CHIN]
-        up = up / max(float(np.hypot(*up)), 1e-6)
-        return cls(points[_ROOT], up, np.array([-up[1], up[0]]))
-
-    def polar(self, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-        """Angle and radius (pixels) of every pixel, [H,W] each."""
-        y, x = np.mgrid[:size_px, :size_px].astype(float)
-        across = (x - self.origin[0]) * self.right[0] + (y - self.origin[1]) * self.right[1]
-        along = (x - self.origin[0]) * self.up[0] + (y - self.origin[1]) * self.up[1]
-        return np.arctan2(across, along), np.hypot(across, along)
-
-    def at(self, angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        """The image points [...,2] at angles and radii."""
-        return (
-            self.origin
-            + (radius * np.sin(angle))[..., None] * self.right
-            + (radius * np.cos(angle))[..., None] * self.up
-        )
-
-
-@dataclass(frozen=True)
 class Hairline:
     """Radii in pixels at the angles ANGLES [K]: brow (where the forehead starts), line, outline (where the hair ends).
 
     line is NaN where a ray meets no hair beyond skin, or none that lasts; outline likewise.
     """
 
-    frame: Frame
+    frame: FaceFrame
     brow: np.ndarray
     line: np.ndarray
     outline: np.ndarray
@@ -92,16 +59,16 @@ class Hairline:
     @property
     def found(self) -> np.ndarray:
         """Where the line was found, bool [K]."""
-        return np.isfinite(self.line)
+        return np.asarray(np.isfinite(self.line))
 
     def height(self, within: float = CENTRAL) -> float:
         """The forehead's height in pixels: the median of line - brow over the angles up to `within`; NaN if nothing."""
         heights = (self.line - self.brow)[np.abs(ANGLES) <= within]
         return float(np.nanmedian(heights)) if np.isfinite(heights).any() else float("nan")
 
-    def points(self) -> np.ndarray:
-        """The line's points [K,2] in the image, NaN where not found."""
-        return self.frame.at(ANGLES, self.line)
+    def places(self, radii: np.ndarray) -> torch.Tensor:
+        """The places [K,2] in the image at radii [K] pixels along the rays; NaN where a radius is."""
+        return ray_places(self.frame, torch.from_numpy(ANGLES), torch.from_numpy(radii))
 
     def raggedness(self) -> float:
         """Root mean square distance in pixels of the line's front from itself smoothed over 6 degrees."""
@@ -115,34 +82,62 @@ class Hairline:
         across, along = known * np.sin(ANGLES), known * np.cos(ANGLES) + displacement
         angle = np.arctan2(across, along)
         order = np.argsort(angle)
-        return np.interp(ANGLES, angle[order], np.hypot(across, along)[order])
+        return np.asarray(np.interp(ANGLES, angle[order], np.hypot(across, along)[order]))
 
     def filled(self) -> Hairline:
         """The same with gaps bridged linearly, and the ends continued."""
-        return Hairline(self.frame, self.brow, _bridged(self.line), _bridged(self.outline))
+        known = self.found
+        if not known.any():
+            return self
+        line, outline = (np.interp(ANGLES, ANGLES[known], radii[known]) for radii in (self.line, self.outline))
+        return replace(self, line=line, outline=outline)
 
 
-def find_hairline(portrait: Portrait, frame: Frame | None = None) -> Hairline:
-    """The portrait's hairline, brow and hair outline along ANGLES; frame None: the portrait's own."""
+def find_hairline(portrait: Portrait, frame: FaceFrame | None = None) -> Hairline:
+    """The portrait's hairline, brow and hair outline along ANGLES; frame None: the portrait's own, by its midline."""
     size_px = portrait.size_px
-    frame = Frame.of(portrait) if frame is None else frame
+    frame = FaceFrame.of_midline(portrait.points68.cpu().double()) if frame is None else frame
     brow = _brow_radii(portrait, frame)
     radii = np.arange(0, 1.2, _STEP) * size_px
-    places = frame.at(ANGLES[:, None], np.broadcast_to(radii, (len(ANGLES), len(radii))))
-    inside = ((places >= 0) & (places <= size_px - 1)).all(-1)
-    hair = np.where(inside, sampled(_clean_matte(portrait), places)[0], 0.0)
-    skin = sampled((portrait.label == CLASS["skin"]).float()[None], places)[0]
+    places = ray_places(frame, torch.from_numpy(ANGLES)[:, None], torch.from_numpy(radii))
+    # Brows and shadows that the matte takes for hair, away from what the label map calls hair, are no hairline.
+    matte = portrait.hair * dilate((portrait.label == CLASS["hair"]).float()[None], 0.03)
+    planes = torch.cat([matte, (portrait.label == CLASS["skin"]).float()[None]]).cpu().double()
+    hair, skin = read_at(planes, places).numpy()
+    hair = np.where(((places >= 0) & (places <= size_px - 1)).all(-1).numpy(), hair, 0.0)
     lasting = max(1, round(_SUSTAINED / _STEP))
-    line = np.full(len(ANGLES), np.nan)
-    outline = np.full(len(ANGLES), np.nan)
+    line, outline = np.full((2, len(ANGLES)), np.nan)
     for k in range(len(ANGLES)):
         first = int(np.searchsorted(radii, brow[k]))
-        at = _first_crossing(hair[k], first, lasting)
-        if at is None or (at > first + 2 * lasting and skin[k, first : int(at)].mean() < _MIN_SKIN):
+        mean_ahead = np.convolve(hair[k], np.ones(lasting) / lasting)[lasting - 1 :]
+        begins = first + np.flatnonzero((hair[k, first:] > 0.5) & (mean_ahead[first : len(radii)] >= 0.5))
+        if len(begins) == 0:
             continue
-        line[k] = np.interp(at, np.arange(len(radii)), radii)
-        outline[k] = radii[_last_of_run(hair[k], int(at) + 1)]
+        at = int(begins[0])
+        if at > first + 2 * lasting and skin[k, first:at].mean() < _MIN_SKIN:
+            continue
+        # Hair that lies over the brow already has no line above it.
+        exact = crossing(hair[k], at) if at > first and hair[k, at - 1] <= 0.5 else at
+        line[k] = exact * _STEP * size_px
+        runs = hair_runs(hair[k], _GAP / _STEP)
+        outline[k] = radii[runs[runs[:, 0] <= at][-1, 1] - 1]
     return Hairline(frame, brow, line, outline)
+
+
+def refuse_unclear_hairline(portrait: Portrait, line: Hairline, min_found: float, max_ragged: float) -> None:
+    """Raises SketchRefused where the line is found on less than min_found of its front, or is ragged by more than
+    max_ragged eye distances."""
+    found = float(line.found[np.abs(ANGLES) <= FRONT].mean())
+    if found < min_found:
+        raise SketchRefused(
+            f"{portrait.name}: a hairline is found on {100 * found:.0f} % of the front "
+            f"(min_found {100 * min_found:g} %)"
+        )
+    ragged = line.raggedness() / eye_distance(portrait.points68)
+    if ragged > max_ragged:
+        raise SketchRefused(
+            f"{portrait.name}: the hairline is ragged by {ragged:.3f} eye distances (max_ragged {max_ragged:g})"
+        )
 
 
 def line_flow(hairline: Hairline, displacement: np.ndarray, size_px: int) -> torch.Tensor:
@@ -150,8 +145,6 @@ def line_flow(hairline: Hairline, displacement: np.ndarray, size_px: int) -> tor
 
     Exactly zero below the brows, beyond the hair's outline, and everywhere where displacement is zero.
     """
-    from scipy.ndimage import map_coordinates
-
     frame = hairline.frame
     across = np.linspace(-1, 1, 2 * _NODES_ACROSS) * size_px
     along = np.linspace(-0.2, 1.2, round(1.4 * _NODES_ALONG)) * size_px
@@ -161,28 +154,18 @@ def line_flow(hairline: Hairline, displacement: np.ndarray, size_px: int) -> tor
     # out(y) = in(x) with moved(x) = y, so the flow is x - y at y.
     back = np.stack([np.interp(along, row, along) - along for row in moved])
     back = back * np.maximum(0, 1 - (_STILL * size_px / np.maximum(np.abs(back), 1e-9)) ** 2)
-    y, x = np.mgrid[:size_px, :size_px].astype(float)
-    dx, dy = x - frame.origin[0], y - frame.origin[1]
-    s, t = dx * frame.right[0] + dy * frame.right[1], dx * frame.up[0] + dy * frame.up[1]
-    nodes = [(s - across[0]) / (across[1] - across[0]), (t - along[0]) / (along[1] - along[0])]
-    length = map_coordinates(back, nodes, order=1, mode="nearest")
-    return torch.from_numpy(np.stack([length * frame.up[0], length * frame.up[1]])).float()
-
-
-def sampled(image: torch.Tensor, places: np.ndarray) -> np.ndarray:
-    """image [C,H,W] read bilinearly at places [...,2] (x, y), the border continued -> [C,...]."""
-    from scipy.ndimage import map_coordinates
-
-    planes = image.detach().cpu().double().numpy()
-    where = np.stack([places[..., 1], places[..., 0]])
-    return np.stack([map_coordinates(plane, where, order=1, mode="nearest") for plane in planes])
+    first, last = (torch.tensor([axis[end] for axis in (along, across)]) for end in (0, -1))
+    pixels = frame.unit_px * frame.coordinates(pixel_places(torch.zeros(size_px, size_px).double()))
+    nodes = (pixels.flip(-1) * torch.tensor([-1, 1]) - first) / (last - first) * torch.tensor(back.shape[::-1]).sub(1)
+    length = read_at(torch.from_numpy(back)[None], nodes)
+    return (-length * frame.down[:, None, None]).float()
 
 
 def smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
     """values [K] at ANGLES, smoothed over `sigma` radians, the ends continued."""
     from scipy.ndimage import gaussian_filter1d
 
-    return gaussian_filter1d(values, sigma / (ANGLES[1] - ANGLES[0]), mode="nearest")
+    return np.asarray(gaussian_filter1d(values, sigma / (ANGLES[1] - ANGLES[0]), mode="nearest"))
 
 
 def _motion(
@@ -208,51 +191,16 @@ def _motion(
     return np.asarray(gaussian_filter(motion, [_ROUNDING * size_px / step for step in nodes_px]))
 
 
-def _clean_matte(portrait: Portrait) -> torch.Tensor:
-    """The hair matte near what the label map calls hair, so that brows and shadows of it are no hairline."""
-    from stylepairs.datagen.portraits.regions import dilate
-
-    near = dilate((portrait.label == CLASS["hair"]).float()[None], 0.03)
-    return portrait.hair * near
-
-
-def _brow_radii(portrait: Portrait, frame: Frame) -> np.ndarray:
+def _brow_radii(portrait: Portrait, frame: FaceFrame) -> np.ndarray:
     """The radius [K] of the brows' upper edge with a margin, level with their ends beyond them."""
-    points = portrait.points68[_BROWS].cpu().double().numpy() - frame.origin
-    angle, radius = np.arctan2(points @ frame.right, points @ frame.up), np.hypot(*points.T)
-    order = np.argsort(angle)
+    points = portrait.points68[BROWS].cpu().double()
+    angle, radius = polar(frame, points)
     # Dense along the brows' polygon, so that a ray between two points meets the segment and not the chord in angle.
-    dense = np.linspace(0, len(points) - 1, 200)
-    x, y = (np.interp(dense, np.arange(len(points)), points[order] @ axis) for axis in (frame.right, frame.up))
-    dense_angle = np.arctan2(x, y)
-    by_angle = np.argsort(dense_angle)
-    radii = np.interp(ANGLES, dense_angle[by_angle], np.hypot(x, y)[by_angle])
+    corners, dense = points[angle.argsort()].numpy(), np.linspace(0, len(points) - 1, 200)
+    outline = np.stack([np.interp(dense, np.arange(len(points)), axis) for axis in corners.T], -1)
+    dense_angle, dense_radius = polar(frame, torch.from_numpy(outline))
+    order = dense_angle.argsort()
+    radii = np.interp(ANGLES, dense_angle[order].numpy(), dense_radius[order].numpy())
     # Between the brows the polygon dips towards the origin: the forehead starts no lower than a third of their height.
-    floor = 0.35 * float(np.median(radius))
-    return np.maximum(radii, floor) + _BROW_MARGIN * portrait.size_px
-
-
-def _first_crossing(hair: np.ndarray, first: int, lasting: int) -> float | None:
-    """The fractional index from `first` on where hair [R] passes 0.5 for good; None where it never does."""
-    means = np.convolve(hair, np.ones(lasting) / lasting)[lasting - 1 :]  # of hair[i : i + lasting]
-    candidates = np.flatnonzero((hair[first:] >= 0.5) & (means[first : first + len(hair[first:])] >= 0.5))
-    if len(candidates) == 0:
-        return None
-    at = first + int(candidates[0])
-    if at == first:
-        return float(at)
-    return at - 1 + float(half_crossing(*torch.from_numpy(hair[at - 1 : at + 1]))) if hair[at - 1] < 0.5 else float(at)
-
-
-def _last_of_run(hair: np.ndarray, start: int) -> int:
-    """The last index of the hair >= 0.5 that begins at `start`, over gaps of up to _GAP."""
-    there = start + np.flatnonzero(hair[start:] >= 0.5)
-    if len(there) == 0:
-        return start
-    ends = np.flatnonzero(np.diff(there) > _GAP / _STEP)
-    return int(there[ends[0]] if len(ends) else there[-1])
-
-
-def _bridged(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    return np.interp(ANGLES, ANGLES[known], values[known]) if known.any() else values
+    floor = 0.35 * float(radius.median())
+    return np.asarray(np.maximum(radii, floor)) + _BROW_MARGIN * portrait.size_px

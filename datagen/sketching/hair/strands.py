@@ -6,7 +6,7 @@ shares of the crop's side: the same strokes at every size.
 
     palette = hair_palette(portrait)                        # raises SketchRefused where there is no hair to learn from
     rng = random_generator("strands", seed, portrait.digest)
-    image, alpha = grow_hair(portrait, region, flow, density=1.0, rng=rng)
+    image, alpha = grow_hair(portrait, region, flow, StrandStyle(), rng)
     image = shade_skin(portrait.image, alpha) * (1 - alpha) + image * alpha
 """
 
@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import pixel_places
+from stylepairs.datagen.portraits.landmarks import CHIN, EYES, NASION, NOSE_TIP
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import SketchRefused
-from stylepairs.datagen.sketching.hair.strokes import Strokes, paint, trace_guides
+from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
+from stylepairs.datagen.sketching.hair.strokes import StrandStyle, paint, trace_guides
+from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
 
-LOCK_SHARE = 0.022
-STRAND_SHARE = 0.0026
-# Thinner than this many pixels a strand is only noise once it is averaged down.
-_MIN_STRAND_PX = 0.6
 # Of the side: the scales that part the bands of lightness: sharpness, strands, locks, and the shading above.
 _BAND_SIGMAS = (0.003, 0.012, 0.03)
 # Painted strands all run one way, so that the same contrast looks stronger on them than in the own hair.
@@ -55,7 +55,7 @@ class HairPalette:
     shadow: torch.Tensor
     mean: torch.Tensor
     highlight: torch.Tensor
-    contrast: tuple[float, float, float]
+    contrast: list[float]
     chroma_slope: torch.Tensor
     curl: float
     core: torch.Tensor
@@ -78,15 +78,19 @@ def hair_palette(portrait: Portrait) -> HairPalette:
     # Least squares of a, b on lightness, shrunk: where lightness hardly varies it tells nothing of colour.
     centred = pixels - mean[:, None]
     slope = (centred[1:] * centred[0] * weights).sum(1) / ((centred[0].square() * weights).sum() + 4.0)
-    strength = _orientation(lab[:1], core)[1]
+    clearness = _orientation(lab[:1], core)[1]
+
+    def at_lightness(light: torch.Tensor) -> torch.Tensor:
+        return torch.cat([light[None], mean[1:] + slope * (light - mean[0])])
+
     return HairPalette(
-        shadow=_at_lightness(mean, slope, low),
+        shadow=at_lightness(low),
         mean=mean,
-        highlight=_at_lightness(mean, slope, high),
-        contrast=tuple(_deviation(band, core) for band in _bands(lab[:1], core)),  # type: ignore[arg-type]
+        highlight=at_lightness(high),
+        contrast=_contrasts(lab[:1], core),
         chroma_slope=slope.clamp(-0.6, 0.6),
-        # Coherence is 0.55 to 0.8 over straight hair, 0.25 to 0.45 over curls and where the hair is cropped.
-        curl=float(((0.52 - (strength * core[0]).sum() / core.sum()) / 0.25).clamp(0, 1)),
+        # 0.55 to 0.8 over straight hair, 0.25 to 0.45 over curls and where the hair is cropped.
+        curl=float(((0.52 - overall_mean(clearness, core[0])) / 0.25).clamp(0, 1)),
         core=core,
     )
 
@@ -97,57 +101,36 @@ def own_flow(portrait: Portrait) -> torch.Tensor:
     From the structure tensor (Kass & Witkin 1987) where the hair shows its strands; elsewhere straight away from the
     nose, which is how hair lies that is brushed back.
     """
-    size = portrait.size_px
-    centre = portrait.points68[30].to(portrait.image)
-    grid = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="xy")).to(portrait.image)
-    away = _unit(grid - centre[:, None, None])
+    away = F.normalize((pixel_places(portrait.image) - portrait.points68[NOSE_TIP]).permute(2, 0, 1), dim=0)
     inside = dilate(((portrait.label == CLASS["hair"]).float()[None] * portrait.hair > 0.6).float(), -0.008)
     along, strength = _orientation(srgb_to_lab(portrait.image)[:1], inside)
     along = along * torch.where((along * away).sum(0) < 0, -1.0, 1.0)
-    trust = strength.clamp(0, 1) * _wide_blur(inside, 0.03)[0].clamp(0, 1)
-    return _unit(_wide_blur(away + (along - away) * trust, 0.02))
+    trust = strength.clamp(0, 1) * blurred(inside, 0.03)[0].clamp(0, 1)
+    return F.normalize(blurred(away + (along - away) * trust, 0.02), dim=0)
 
 
 def grow_hair(
     portrait: Portrait,
     region: torch.Tensor,
     flow: torch.Tensor,
-    density: float,
+    style: StrandStyle,
     rng: np.random.Generator,
-    *,
     palette: HairPalette | None = None,
-    length_share: float | None = None,
-    lock_share: float = LOCK_SHARE,
-    strand_share: float = STRAND_SHARE,
-    lock_cover: float = 2.5,
-    clumping: float = 0.6,
-    ragged: float = 0.15,
-    root_shadow: float = 0.5,
     light: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hair grown in region [1,H,W] (soft: fewer strands where it is lower) along flow [2,H,W] (x, y; unit vectors from
     root to tip) -> image [3,H,W] in [-1,1], alpha [1,H,W] in [0,1]; the image means nothing where alpha is 0.
 
-    Strands run through the region from where the flow enters it to where it leaves, and not beyond; or, with
-    length_share, from roots all over it for at most that share of the side. density: the share of the region's inside
-    that is covered. palette: None takes the portrait's own hair, which raises SketchRefused where there is none.
-    lock_share, strand_share: width of a lock and of a strand; lock_cover: locks over each point, under 1 leaves gaps
-    between them; clumping in [0,1]: how far strands draw together at the tips; ragged in [0,1]: how differently long
-    they are; root_shadow in [0,1]: how much darker they begin; light [1,H,W]: lightness to add, in units of the own
-    hair's spread from shadow to highlight (None: none).
+    palette: None takes the portrait's own hair, which raises SketchRefused where there is none. light [1,H,W]:
+    lightness to add, in units of the own hair's spread from shadow to highlight (None: none).
     """
     palette = hair_palette(portrait) if palette is None else palette
-    size = portrait.size_px
-    field, direction = region[0].cpu().numpy(), flow.cpu().numpy()
-    guides, lengths = trace_guides(field, direction, length_share, lock_share, lock_cover, rng)
-    if density <= 0 or len(guides) == 0:
+    guides, lengths = trace_guides(region, flow, style, rng)
+    if style.density <= 0 or len(guides) == 0:
         return portrait.image.clone(), torch.zeros_like(region)
-    strokes = Strokes(
-        lock_share * size, max(strand_share * size, _MIN_STRAND_PX), density, lock_cover, clumping, ragged, palette.curl
-    )
-    shade, alpha = paint(size, guides, lengths, strokes, rng)
-    shade, alpha = _filled(region, shade.to(region), alpha.to(region), density if lock_cover >= 2 else 0.0)
-    roots = -0.25 * root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
+    shade, alpha = (part.to(region) for part in paint(portrait.size_px, guides, lengths, style, palette.curl, rng))
+    shade, alpha = _without_chance_gaps(region, shade, alpha, style.density if style.lock_cover >= 2 else 0.0)
+    roots = -0.25 * style.root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
     return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
 
@@ -158,9 +141,9 @@ def shade_skin(
 
     strength in [0,1]: how much of the light is gone right under the hair; drop_share: how far down the shadow falls.
     """
-    drop = drop_share * alpha.shape[-1]
-    fallen = _shifted_down(alpha, drop)
-    shadow = 0.6 * feather(fallen, drop_share) + 0.4 * feather(_shifted_down(alpha, 2 * drop), 2.5 * drop_share)
+    places, step = pixel_places(alpha), torch.tensor([0.0, drop_share * alpha.shape[-1]]).to(alpha)
+    near, far = (read_at(alpha, places - times * step) for times in (1, 2))
+    shadow = 0.6 * feather(near, drop_share) + 0.4 * feather(far, 2.5 * drop_share)
     # Skin shadows are warmer than grey: red light scatters under the surface.
     tint = torch.tensor([0.82, 1.0, 1.06]).to(image)[:, None, None]
     return image - (image + 1) * (strength * shadow * tint).clamp(0, 1)
@@ -169,22 +152,22 @@ def shade_skin(
 def strand_likeness(light: torch.Tensor, inside: torch.Tensor, flow: torch.Tensor, palette: HairPalette) -> float:
     """How much lightness [1,H,W] over inside [1,H,W] looks like the palette's strands, running along flow [2,H,W]: 1
     like them; 0 for flat paint, and for noise without direction."""
-    contrasts = [_deviation(band, inside) for band in _bands(light, inside)]
     along, clear = _orientation(light, inside)
     # Cosine of the doubled angle between strands and flow: 1 along it, 0 on average for any direction.
     agreement = 2 * (along * flow).sum(0).square() - 1
-    aligned = float((agreement * clear * inside[0]).sum() / inside.sum().clamp_min(1e-6))
+    aligned = float(overall_mean(agreement * clear, inside[0]))
+    contrast = _likeness_of_contrasts(_contrasts(light, inside)[1:], palette.contrast[1:])
     # Straight strands of a sketch reach 0.4 to 0.8, curls 0.3.
-    return _folded(contrasts[1:], palette.contrast[1:]) * min(max(aligned / 0.35, 0.0), 1.0)
+    return contrast * min(max(aligned / 0.35, 0.0), 1.0)
 
 
 def contrast_likeness(light: torch.Tensor, inside: torch.Tensor, like: torch.Tensor) -> float:
     """How near the contrast of lightness [1,H,W] over inside [1,H,W] comes to that over like: 1 the same, 0 flat."""
-    found, wanted = ([_deviation(band, part) for band in _bands(light, part)[1:2]] for part in (inside, like))
-    return _folded(found, wanted)
+    found, wanted = (_contrasts(light, part)[1:2] for part in (inside, like))
+    return _likeness_of_contrasts(found, wanted)
 
 
-def _folded(found: Sequence[float], wanted: Sequence[float]) -> float:
+def _likeness_of_contrasts(found: Sequence[float], wanted: Sequence[float]) -> float:
     """Geometric mean of the ratios of contrasts, those over one turned over; 0.3 is what quantisation alone gives."""
     ratios = [(a + 0.05) / max(b, 0.3) for a, b in zip(found, wanted, strict=True)]
     return float(np.prod([min(ratio, 1 / ratio) for ratio in ratios]) ** (1 / len(ratios)))
@@ -193,7 +176,7 @@ def _folded(found: Sequence[float], wanted: Sequence[float]) -> float:
 def _hair_core(portrait: Portrait) -> torch.Tensor:
     hair = (portrait.label == CLASS["hair"]).float()[None]
     rows = torch.arange(portrait.size_px, device=hair.device)[:, None]
-    head = (rows < float(portrait.points68[36:48, 1].mean())).float()[None]
+    head = (rows < float(portrait.points68[EYES, 1].mean())).float()[None]
     enough = _MIN_CORE_SHARE * hair.numel()
     for zone, least, inset in (
         (head, 0.9, 0.012),
@@ -213,68 +196,38 @@ def _hair_core(portrait: Portrait) -> torch.Tensor:
 
 def _nearness(portrait: Portrait) -> torch.Tensor:
     """How much a pixel [H,W] tells of the hair at the forehead: falls off from the middle above it, never to zero."""
-    points = portrait.points68.to(portrait.image)
-    middle = points[27] + 0.75 * (points[27] - points[8])
-    steps = torch.arange(portrait.size_px, device=points.device)
-    away2 = ((steps - middle[0]) ** 2)[None] + ((steps - middle[1]) ** 2)[:, None]
+    nasion, chin = portrait.points68[NASION], portrait.points68[CHIN]
+    away2 = (pixel_places(portrait.image) - (nasion + 0.75 * (nasion - chin))).square().sum(-1)
     return torch.exp(-away2 / (2 * (_FOREHEAD_SIGMA * portrait.size_px) ** 2)) + 0.05
 
 
 def _orientation(light: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Along which line [2,H,W] (unit, sign without meaning) strands run, and how clearly [H,W], 0 to 1."""
-    gy, gx = torch.gradient(_wide_blur(light, 0.003)[0])
+    gy, gx = torch.gradient(blurred(light, 0.003)[0])
     # Double angle: opposite gradients are one orientation.
     tensor = torch.stack([gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy]) * inside
-    smooth = _wide_blur(tensor, 0.012) + 0.1 * _wide_blur(tensor, 0.05)
+    smooth = blurred(tensor, 0.012) + 0.1 * blurred(tensor, 0.05)
     across = 0.5 * torch.atan2(smooth[1], smooth[0])
     return torch.stack([-across.sin(), across.cos()]), smooth[:2].norm(dim=0) / (smooth[2] + 1e-3)
 
 
-def _at_lightness(mean: torch.Tensor, slope: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
-    return torch.cat([light[None], mean[1:] + slope * (light - mean[0])])
+def _contrasts(light: torch.Tensor, inside: torch.Tensor) -> list[float]:
+    """Standard deviation of lightness [1,H,W] over `inside` in the bands of sharpness, strands and locks."""
+    return [float(overall_mean(band.square(), inside).sqrt()) for band in _bands(light, inside)]
 
 
 def _bands(light: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:
     """Lightness [1,H,W] -> its bands of sharpness, strands and locks; blurred over `inside` only."""
-    levels = [light, *(_blur_over(light, inside, sigma) for sigma in _BAND_SIGMAS)]
+    levels = [light, *(blurred_within(light, inside, sigma) for sigma in _BAND_SIGMAS)]
     return [finer - coarser for finer, coarser in itertools.pairwise(levels)]
 
 
-def _deviation(band: torch.Tensor, inside: torch.Tensor) -> float:
-    return float(((band.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
-
-
-def _blur_over(x: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
-    return _wide_blur(x * inside, share) / _wide_blur(inside, share).clamp_min(1e-4)
-
-
-def _wide_blur(x: torch.Tensor, share: float) -> torch.Tensor:
-    """Gaussian blur of [C,H,W] by `share` of the side, without clamping."""
-    sigma = max(share * x.shape[-1], 0.3)
-    return blurred(x, sigma, round(2.5 * sigma))
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors / vectors.norm(dim=0, keepdim=True).clamp_min(1e-6)
-
-
-def _shifted_down(mask: torch.Tensor, pixels: float) -> torch.Tensor:
-    """mask moved down by a fraction of pixels, its top row repeated."""
-    whole = int(pixels)
-    part = pixels - whole
-
-    def moved(rows: int) -> torch.Tensor:
-        return F.pad(mask[None], (0, 0, rows, 0), mode="replicate")[0, :, : mask.shape[-2]] if rows else mask
-
-    return moved(whole) * (1 - part) + moved(whole + 1) * part
-
-
-def _filled(
+def _without_chance_gaps(
     region: torch.Tensor, shade: torch.Tensor, alpha: torch.Tensor, density: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shade [2,H,W] and alpha [1,H,W] with the chance gaps between dense strands closed by hair in their shadow; not at
     the tips, which stand free."""
-    along = _blur_over(shade[1:], alpha, 0.012)
+    along = blurred_within(shade[1:], alpha, 0.012)
     inner = feather(dilate(region, -0.012), 0.006) * ((0.8 - along) / 0.25).clamp(0, 1)
     under = torch.maximum(alpha, density**2 * inner)
     light = (shade[:1] * alpha + _UNDER_SHADE * (under - alpha)) / under.clamp_min(1e-4)
@@ -287,15 +240,16 @@ def _coloured(
     """Shade, alpha, lit [1,H,W] -> sRGB: the own hair's colour nearby, its contrast band by band."""
     lab = srgb_to_lab(portrait.image)
     core = palette.core.to(lab)
-    near = _wide_blur(core, _NEAR_SIGMA)
-    local = _wide_blur(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
+    near = blurred(core, _NEAR_SIGMA)
+    local = blurred(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
     mean = palette.mean.to(lab)[:, None, None]
     base = mean + (local - mean) * (near / (near + 0.06))
     # Where hair only begins to cover, contrast against the skin is contrast enough.
     inside = (alpha > 0.6).float()
     light = torch.zeros_like(alpha)
     for band, wanted in zip(_bands(shade, alpha), palette.contrast, strict=True):
-        light = light + band * (_CONTRAST * min(wanted, 10.0) / max(_deviation(band, inside), 0.05))
+        found = float(overall_mean(band.square(), inside).sqrt())
+        light = light + band * (_CONTRAST * min(wanted, 10.0) / max(found, 0.05))
     spread = (palette.highlight[0] - palette.shadow[0]).to(lab)
     light = light + lit * spread
     floor, ceiling = float(palette.shadow[0]) - 0.1 * float(spread), float(palette.highlight[0]) + 0.1 * float(spread)

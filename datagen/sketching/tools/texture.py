@@ -18,6 +18,11 @@ def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
     return filters.blurred(image, max(share * image.shape[-1], 0.4))
 
 
+def blurred_within(image: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
+    """`blurred` of what lies inside [1,H,W] alone, carried on a little beyond it: [C,H,W]."""
+    return blurred(image * inside, share) / blurred(inside, share).clamp_min(1e-3)
+
+
 def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
     """Standard deviation of the lightness of strands inside region [1,H,W], well away from its edges; lab [3,H,W].
 
@@ -28,7 +33,7 @@ def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
     insides = (dilate(core, -LOCKS), core, region)
     inside = next((one for one in insides if one.sum() >= 0.2 * region.sum()), region)
     light = lab[:1]
-    strands = light - blurred(light * inside, STRANDS) / blurred(inside, STRANDS).clamp_min(1e-3)
+    strands = light - blurred_within(light, inside, STRANDS)
     return float(((strands.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
 
 

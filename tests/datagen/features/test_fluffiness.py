@@ -14,7 +14,8 @@ from stylepairs.datagen.features import fluffiness
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
-from stylepairs.datagen.sketching.hair.hair_outline import hair_outline, head_width_px, outline_flow, sample_rays
+from stylepairs.datagen.sketching.hair.hair_outline import hair_outline, head_width_px, outline_flow
+from stylepairs.datagen.sketching.hair.rays import ray_places
 
 SIZE = 96
 
@@ -211,8 +212,7 @@ def test_the_warp_never_folds_and_leaves_the_hairline(share, radius):
     outline = hair_outline(before, before.hair)
     flow = outline_flow(outline, share * outline.thickness, 64)
     radii = torch.arange(0, 30, 0.5)
-    radians = torch.deg2rad(outline.angles)
-    outwards = torch.stack([radians.sin(), -radians.cos()])[:, :, None]
-    source = radii + (sample_rays(flow, outline.centre, outline.angles, radii) * outwards).sum(0)
+    outwards = ray_places(outline.frame, torch.deg2rad(outline.angles), torch.ones(1)) - outline.frame.origin
+    source = radii + (outline.read(flow, radii) * outwards.T[:, :, None]).sum(0)
     assert (source.diff(dim=1) > -0.05).all()
     assert (flow[:, soft_disc((0.5, 0.5), 0.15, 64)[0] > 0] == 0).all()

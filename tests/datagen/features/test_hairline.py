@@ -15,7 +15,8 @@ from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import hairline
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
-from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find_hairline, line_flow
+from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, CENTRAL, FRONT, find_hairline, line_flow
+from stylepairs.datagen.sketching.hair.rays import pixels_polar
 from stylepairs.datagen.sketching.tools.warp import jacobian_determinant, warp_image, warp_label
 
 FRONTAL = np.abs(ANGLES) <= FRONT
@@ -66,7 +67,7 @@ def test_the_warp_never_folds_and_stays_off_the_face_and_the_background(shift, c
     params = hairline.Params.model_construct(shift=shift, corners=corners, reach=1.0)
     flow = line_flow(line, hairline.wanted_displacement(line, params), 96)
     assert jacobian_determinant(flow).min() > 0
-    angle, radius = line.frame.polar(96)
+    angle, radius = (values.numpy() for values in pixels_polar(line.frame, portrait))
     still = (radius < np.interp(angle, ANGLES, line.brow) - 2) | (radius > 96 * (OUTLINE + 0.02))
     assert flow[:, torch.from_numpy(still)].abs().max() == 0
 
@@ -157,7 +158,10 @@ def test_portraits_without_a_hairline_to_move_are_refused(portrait, shift, reaso
 
 
 def test_a_small_shift_is_no_missing_corner():
-    hairline.sketch(head(), hairline.Params(shift=-0.03))
+    portrait = head()
+    line, sketch = find_hairline(portrait), hairline.sketch(portrait, hairline.Params(shift=-0.03))
+    moved = (find_hairline(sketch.applied_to(portrait), line.frame).line - line.line)[np.abs(ANGLES) <= CENTRAL]
+    assert np.median(moved) == pytest.approx(-0.03 * line.height(), rel=0.25)
 
 
 def test_a_ragged_line_and_missing_corners_are_refused():

@@ -20,6 +20,7 @@ from stylepairs.datagen.sketching.hair.strands import (
     shade_skin,
     strand_likeness,
 )
+from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 
 SIZE = 64
 BROWN = (86, 64, 50)
@@ -55,11 +56,8 @@ def level_flow(size, angle):
 def grown(before, angle=math.pi / 2, density=1.0, seed=0, **options):
     region = box(before.size_px, 0.2, 0.5, 0.8, 0.9)
     flow = level_flow(before.size_px, angle)
-    return (
-        region,
-        flow,
-        *grow_hair(before, region, flow, density, random_generator("strands", seed, before.digest), **options),
-    )
+    rng = random_generator("strands", seed, before.digest)
+    return region, flow, *grow_hair(before, region, flow, StrandStyle(density, **options), rng)
 
 
 def test_hair_covers_the_region_and_hardly_anything_else():
@@ -141,16 +139,18 @@ def test_strands_of_limited_length_stay_near_their_roots():
     long_region = box(SIZE, 0.2, 0.5, 0.8, 0.95)
     flow = level_flow(SIZE, math.pi / 2)
     rng = np.random.default_rng(0)
-    _, alpha = grow_hair(before, torch.maximum(region, 0.06 * long_region), flow, 1.0, rng, length_share=0.1)
+    _, alpha = grow_hair(before, torch.maximum(region, 0.06 * long_region), flow, StrandStyle(length=0.1), rng)
     rows = alpha[0].amax(1)
     assert rows[int(0.52 * SIZE)] > 0.8
-    through = grow_hair(before, long_region, flow, 1.0, rng)[1]
+    through = grow_hair(before, long_region, flow, StrandStyle(), rng)[1]
     assert alpha.sum() < 0.5 * through.sum()
 
 
 def test_an_empty_region_grows_nothing():
     before = portrait()
-    _, alpha = grow_hair(before, torch.zeros(1, SIZE, SIZE), level_flow(SIZE, 0), 1.0, np.random.default_rng(0))
+    _, alpha = grow_hair(
+        before, torch.zeros(1, SIZE, SIZE), level_flow(SIZE, 0), StrandStyle(), np.random.default_rng(0)
+    )
     assert float(alpha.max()) == 0
 
 
