@@ -24,7 +24,6 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylepairs.datagen.features.hair_color import hair_matte, refuse_untrusted_matte
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
@@ -33,6 +32,7 @@ from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.background import continue_background
 from stylepairs.datagen.sketching.hair.flyaways import loose_strands
+from stylepairs.datagen.sketching.hair.hair_matte import hair_matte, refuse_untrusted_matte
 from stylepairs.datagen.sketching.hair.hair_outline import (
     HairOutline,
     hair_outline,
@@ -40,6 +40,7 @@ from stylepairs.datagen.sketching.hair.hair_outline import (
     outline_flow,
 )
 from stylepairs.datagen.sketching.tools.curves import smoothstep
+from stylepairs.datagen.sketching.tools.texture import blurred
 from stylepairs.datagen.sketching.tools.warp import warp_image
 
 # Of the hair's thickness between hairline and outline: how far it may be stretched, and how far pressed together.
@@ -312,18 +313,13 @@ def _hair_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """The hair's colour nearby [3,H,W], carried on beyond it; found in a small picture, as it is smooth."""
     core = 1 - dilate((matte < 0.9).float(), _TAINTED)
     core = core if core.sum() > 0 else matte
-    size = image.shape[-2:]
-    small_core, small = (_shrunk(x, max(1, size[0] // _SMALL_PX)) for x in (core, image * core))
+    factor = max(1, image.shape[-1] // _SMALL_PX)
+    small_core, small = (torch.nn.functional.avg_pool2d(x, factor, ceil_mode=True) for x in (core, image * core))
     total = weight = torch.zeros(())
     for share, trust in ((0.03, 1.0), (0.1, 1e-2), (0.3, 1e-5)):
-        total = total + trust * _blur(small, share)
-        weight = weight + trust * _blur(small_core, share)
-    colors = total / weight.clamp_min(1e-9)
-    return torch.nn.functional.interpolate(colors[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _shrunk(x: torch.Tensor, factor: int) -> torch.Tensor:
-    return torch.nn.functional.avg_pool2d(x[None], factor, ceil_mode=True)[0]
+        total, weight = total + trust * blurred(small, share), weight + trust * blurred(small_core, share)
+    colors = (total / weight.clamp_min(1e-9))[None]
+    return torch.nn.functional.interpolate(colors, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
 def _unevenness(gained: torch.Tensor, plan: _Plan) -> torch.Tensor:
@@ -349,11 +345,3 @@ def _along(values: torch.Tensor) -> torch.Tensor:
     kernel = torch.exp(-0.5 * (torch.arange(-16, 17) / 6.5) ** 2)
     padded = torch.nn.functional.pad(values[None, None], (16, 16), mode="replicate")
     return torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])[0, 0]
-
-
-def _blur(x: torch.Tensor, share: float) -> torch.Tensor:
-    from kornia.filters import gaussian_blur2d
-
-    sigma = share * x.shape[-1]
-    size = 2 * min(int(3 * sigma) + 1, x.shape[-1] - 1) + 1
-    return gaussian_blur2d(x[None], (size, size), (sigma, sigma))[0]
