@@ -43,7 +43,8 @@ from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction import inversion as stage0
 from stylepairs.datagen.reconstruction import phases
 from stylepairs.datagen.reconstruction import reconstruct as stage1
-from stylepairs.datagen.reconstruction.batch import Job, Objective, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.batch import optimise
+from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 from stylepairs.datagen.stylegan import generator as network

@@ -12,7 +12,7 @@ from torch import nn
 
 from stylepairs.datagen.portraits.analysis.networks import PARSER_CLASSES, PARSER_INPUT_PX
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import State, Verdict
+from stylepairs.datagen.reconstruction.in_hand import State, Verdict
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
 # A noise map's side at which the projector's pyramid ends.

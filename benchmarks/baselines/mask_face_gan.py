@@ -35,7 +35,8 @@ from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
+from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.objective import LAB_SCALE
 from stylepairs.datagen.reconstruction.prior import WPrior

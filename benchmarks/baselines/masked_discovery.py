@@ -27,7 +27,8 @@ from baselines.harness import (
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
+from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect

@@ -23,7 +23,8 @@ from baselines.harness import frozen_except, scheduled, verdict
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction.batch import Job, Objective, Progress, State, Verdict, optimise_all
+from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
+from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect

@@ -12,7 +12,8 @@ import torch
 from stylepairs.datagen.images.filters import psnr
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.batch import Objective, Outcome, Progress, State, Targets, Verdict
+from stylepairs.datagen.reconstruction.batch import Progress
+from stylepairs.datagen.reconstruction.in_hand import Objective, Outcome, State, Targets, Verdict
 from stylepairs.datagen.reconstruction.objective import (
     downsample,
     noise_autocorrelation,

@@ -9,15 +9,8 @@ from functools import partial
 
 import torch
 
-from stylepairs.datagen.reconstruction.batch import (
-    Job,
-    Objective,
-    Outcome,
-    Progress,
-    State,
-    Targets,
-    optimise_all,
-)
+from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
+from stylepairs.datagen.reconstruction.in_hand import Job, Objective, Outcome, State, Targets
 from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.settings import PhasedSettings
 

@@ -13,7 +13,8 @@ from stylepairs.datagen.images.filters import psnr
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction.batch import Objective, Progress, State, Targets, Verdict
+from stylepairs.datagen.reconstruction.batch import Progress
+from stylepairs.datagen.reconstruction.in_hand import Objective, State, Targets, Verdict
 from stylepairs.datagen.reconstruction.inversion import (
     Inversion,
     features_of,

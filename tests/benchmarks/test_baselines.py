@@ -20,7 +20,7 @@ from torch import nn
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.perceptual import perceptual_distance
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction.batch import State
+from stylepairs.datagen.reconstruction.in_hand import State
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stylepairs.datagen.reconstruction.batch import Job, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.batch import optimise
+from stylepairs.datagen.reconstruction.in_hand import Job, State, Verdict
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
 SETTINGS = OptimiserSettings(

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylepairs.datagen.images import colors
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.sketch import Sketch
-from stylepairs.datagen.reconstruction import batch, inversion, phases, reconstruct
+from stylepairs.datagen.reconstruction import batch, in_hand, inversion, phases, reconstruct
 from stylepairs.datagen.reconstruction import settings as reconstruction_settings
-from stylepairs.datagen.reconstruction.batch import Job, State, Verdict, optimise
+from stylepairs.datagen.reconstruction.batch import optimise
+from stylepairs.datagen.reconstruction.in_hand import Job, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
@@ -133,9 +134,9 @@ def assert_same_bits(found, wanted):
 
 def test_a_device_that_is_seldom_asked_gives_the_same_bits(monkeypatch):
     asked_each_step, calls = run(), []
-    monkeypatch.setattr(batch, "_waits", lambda device: True)
-    fetch = batch._Batch.leaving
-    monkeypatch.setattr(batch._Batch, "leaving", lambda self: (calls.append(1), fetch(self))[1])
+    monkeypatch.setattr(in_hand, "waits", lambda device: True)
+    fetch = batch.Batch.leaving
+    monkeypatch.setattr(batch.Batch, "leaving", lambda self: (calls.append(1), fetch(self))[1])
     assert_same_bits(run(), asked_each_step)
     assert len({outcome.steps for outcome in asked_each_step.values()}) > 3
     assert asked_each_step[4].figures["finite"] == 0
@@ -152,7 +153,7 @@ def test_a_recorded_step_gives_the_same_bits(monkeypatch, at_once):
         recorders.append(Recorder())
         return GraphedStep(step, recorders[-1])
 
-    monkeypatch.setattr(batch, "_waits", lambda device: True)
+    monkeypatch.setattr(in_hand, "waits", lambda device: True)
     monkeypatch.setattr(batch, "graphed", recorded)
     assert_same_bits(run(), wanted)
     assert len(recorders[0].operations) > 50
@@ -170,7 +171,7 @@ def test_a_recorded_inversion_gives_the_same_bits(monkeypatch, coarse_share):
     settings = InversionSettings(batch=2, steps=10, decay_steps=3, warmup_steps=2, coarse_share=coarse_share)
     monkeypatch.setattr(reconstruction_settings, "LEAST_COARSE_PX", 16)
     wanted = inversion.invert(generator, perceptual, photos, settings, prior)
-    monkeypatch.setattr(batch, "_waits", lambda device: True)
+    monkeypatch.setattr(in_hand, "waits", lambda device: True)
     monkeypatch.setattr(batch, "graphed", lambda step, device: GraphedStep(step, Recorder()))
     found = inversion.invert(generator, perceptual, photos, settings, prior)
     for one, other in zip(found, wanted, strict=True):
@@ -204,11 +205,10 @@ class Checked(Exception):
 
 def checks_a_step(jobs, objective, settings, *args, pause_at):
     """In place of optimise_all: one step that may ask nothing."""
-    running = batch._Batch(jobs, settings, 0.03, pause_at)
+    hand = batch.Batch(jobs, settings, 0.03, pause_at).hand
     # A dispatch mode does not see how torch.tensor takes a constant to a device.
     with NoHost(), mock.patch.object(torch, "tensor", side_effect=RuntimeError("takes a constant from the host")):
-        verdict = objective(running.state)
-        running.advance(verdict, torch.autograd.grad(verdict.loss.sum(), running.parameters()), None)
+        hand.advance(*batch.evaluated(objective, hand.state, settings, settings.batch), None)
     raise Checked
 
 

@@ -12,7 +12,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction import inversion as stage0
-from stylepairs.datagen.reconstruction.batch import State, Verdict
+from stylepairs.datagen.reconstruction.in_hand import State, Verdict
 from stylepairs.datagen.reconstruction.inversion import invert, rendered, seen_render
 from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_phases, phases_of, whole_latent
