@@ -1,12 +1,12 @@
 """Reads StyleGAN2 generators and discriminators from every common checkpoint format, and writes our own.
 
-Checkpoints are data, never code: nothing that a file names is imported or called (see restricted_pickle).
+Checkpoints are data, never code: nothing that a file names is imported or called (see safe_pickle).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
@@ -27,7 +28,7 @@ from stylepairs.datagen.stylegan.key_maps import (
     generator_shapes,
 )
 from stylepairs.datagen.stylegan.network_search import Network, find_discriminator, find_generator
-from stylepairs.datagen.stylegan.restricted_pickle import CheckpointError, printable
+from stylepairs.datagen.stylegan.safe_pickle import CheckpointError, printable
 from stylepairs.kernels.upfirdn2d import setup_filter
 
 EMBEDDED = "embedded"
@@ -85,7 +86,8 @@ def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str
     if clash:
         raise ValueError(f"save_generator: metadata may not set {', '.join(clash)}, the configuration does")
     tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
-    _write(Path(path), save(tensors, metadata={**(metadata or {}), **config}))
+    content = save(tensors, metadata={**(metadata or {}), **config})
+    replace_file(Path(path), lambda file: file.write(content))
 
 
 def export_rosinality(path: str | Path, generator: Generator) -> None:
@@ -111,8 +113,9 @@ def export_rosinality(path: str | Path, generator: Generator) -> None:
     for index in range(len(config.resolutions) - 1):
         theirs[f"convs.{2 * index}.conv.blur.kernel"] = kernel.clone()
         theirs[f"to_rgbs.{index}.upsample.kernel"] = kernel.clone()
-    with _temporary(Path(path)) as temporary:
-        torch.save({"g_ema": theirs, "latent_avg": state["mapping.w_avg"]}, temporary)
+    content = io.BytesIO()
+    torch.save({"g_ema": theirs, "latent_avg": state["mapping.w_avg"]}, content)
+    replace_file(Path(path), lambda file: file.write(content.getbuffer()))
 
 
 def generator_digest(generator: Generator) -> str:
@@ -177,7 +180,8 @@ def _read_values(network: Network, expected: Mapping[str, tuple[int, ...]], file
         )
     if sum(tensor.nbytes for tensor in network.tensors.values()) > file_size:
         raise CheckpointError("claims more numbers than the file holds; copy or download it again")
-    values = {key: tensor.read().to(torch.float32) for key, tensor in network.tensors.items()}
+    # Copies: what is loaded does not hang on the file any more.
+    values = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in network.tensors.items()}
     broken = [key for key, value in values.items() if not torch.isfinite(value).all()]
     if broken:
         raise CheckpointError(
@@ -215,26 +219,3 @@ def _rosinality_shape(ours: str, value: torch.Tensor) -> torch.Tensor:
         return value.reshape(1, -1, 1, 1).clone()
     is_modulated = value.ndim == 4 and ours.endswith(".weight")
     return value[None].clone() if is_modulated or ours.endswith(".const") else value.clone()
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to it, synced, when all went well, removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as RuntimeError.
-        reason = getattr(error, "strerror", None) or printable(error)
-        raise InputError(f"{path}: cannot be written ({reason}); free some space or choose another place") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _temporary(path) as temporary:
-        temporary.write_bytes(content)

@@ -70,8 +70,8 @@ class DiscriminatorBlock(nn.Module):
         if self.is_first:
             x = self.fromrgb(x)
         gain = math.sqrt(0.5)
-        skip: torch.Tensor = self.skip(x, gain=gain)
-        return skip + self.conv1(self.conv0(x), gain=gain)
+        y: torch.Tensor = self.skip(x, gain=gain) + self.conv1(self.conv0(x), gain=gain)
+        return y
 
 
 class DiscriminatorEpilogue(nn.Module):

@@ -24,7 +24,7 @@ _RGB_PARTS = (
     ("bias", "bias", "bias"),
 )
 ROSINALITY, OPENMMLAB = 1, 2
-_RESOLUTIONS = [2**k for k in range(2, 13)]
+_RESOLUTIONS: list[int] = [2**k for k in range(2, 13)]
 
 
 def generator_names(resolution: int, mapping_layers: int, layout: int) -> dict[str, str]:

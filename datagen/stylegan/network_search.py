@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from stylepairs.datagen.stylegan import key_maps
-from stylepairs.datagen.stylegan.checkpoint_files import Content, StoredTensor
+from stylepairs.datagen.stylegan.checkpoint_files import Content
 from stylepairs.datagen.stylegan.official_pickle import Module, state_dict, walk
-from stylepairs.datagen.stylegan.restricted_pickle import CheckpointError, printable
-from stylepairs.datagen.stylegan.torch_archive import TensorRecord
+from stylepairs.datagen.stylegan.safe_pickle import CheckpointError, printable
 from stylepairs.kernels.upfirdn2d import setup_filter
 
-Tensors = Mapping[str, StoredTensor]
+Tensors = Mapping[str, torch.Tensor]
 
 _MAPPING_LR = 0.01
 _UNCONDITIONAL = (
@@ -42,16 +41,17 @@ _DISCRIMINATOR_PREFIXES = ("", "discriminator.module.", "discriminator.", "modul
 class Network:
     """A network found: its tensors by NVIDIA's names (FIR filters left out) and what fixes its shapes.
 
-    optional: names that may be absent; names: what the file itself calls each tensor, for messages.
+    optional: names that may be absent; prefix, theirs: what the file itself calls its tensors, for messages.
     """
 
     tensors: Tensors
     config: dict[str, Any]
     optional: frozenset[str] = frozenset()
-    names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    theirs: Mapping[str, str] = field(default_factory=dict)
 
     def name_of(self, key: str) -> str:
-        return printable(self.names.get(key, key))
+        return printable(self.prefix + self.theirs.get(key, key))
 
 
 def find_generator(content: Content) -> Network:
@@ -68,14 +68,15 @@ def find_generator(content: Content) -> Network:
         _check_official(module, r"synthesis\.b\d+\.conv[01]\.$|mapping\.fc\d+\.$", r"synthesis\.b\d+\.$", "skip")
         clamp = _conv_clamp(module, r"synthesis\.b\d+\.(conv[01]|torgb)\.$")
         return _nvidia_generator(tensors, {"conv_clamp": clamp})
-    tensors, prefix, latent_avg = _generator_tensors(root)
+    signs = ("synthesis.b4.const", "input.input", "constant_input.input", "synthesis.input.freqs")
+    tensors, prefix = _search(root, _GENERATOR_PLACES, _GENERATOR_PREFIXES, signs)
     layout = key_maps.generator_layout(tensors)
     _refuse_other_generators(tensors)
     if layout is None:
         raise CheckpointError(_nothing_found(root, "generator"))
     if layout == "nvidia":
         return _nvidia_generator(tensors, content.metadata, prefix)
-    return _renamed_generator(tensors, layout, prefix, latent_avg)
+    return _renamed_generator(tensors, layout, prefix, root.get("latent_avg"))
 
 
 def find_discriminator(content: Content) -> Network:
@@ -101,13 +102,6 @@ def _official(root: Any, places: tuple[str, ...], child: str) -> Module | None:
     return next((found for found in candidates if isinstance(found, Module) and child in found.children()), None)
 
 
-def _generator_tensors(root: Any) -> tuple[Tensors, str, StoredTensor | None]:
-    signs = ("synthesis.b4.const", "input.input", "constant_input.input", "synthesis.input.freqs")
-    tensors, prefix = _search(root, _GENERATOR_PLACES, _GENERATOR_PREFIXES, signs)
-    latent_avg = root.get("latent_avg") if isinstance(root, dict) else None
-    return tensors, prefix, latent_avg if isinstance(latent_avg, TensorRecord) else None
-
-
 def _search(
     root: Any, places: tuple[str, ...], prefixes: tuple[str, ...], signs: tuple[str, ...]
 ) -> tuple[Tensors, str]:
@@ -121,13 +115,8 @@ def _search(
         for prefix in prefixes:
             if any(prefix + sign in table for sign in signs):
                 inside = {key: value for key, value in table.items() if isinstance(key, str) and key.startswith(prefix)}
-                tensors = {key[len(prefix) :]: value for key, value in inside.items() if _is_tensor(value)}
-                return tensors, prefix
+                return {k.removeprefix(prefix): v for k, v in inside.items() if isinstance(v, torch.Tensor)}, prefix
     return {}, ""
-
-
-def _is_tensor(value: object) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "read")
 
 
 def _nvidia_generator(tensors: Tensors, declared: Mapping[str, Any], prefix: str = "") -> Network:
@@ -135,15 +124,12 @@ def _nvidia_generator(tensors: Tensors, declared: Mapping[str, Any], prefix: str
         raise CheckpointError(_UNCONDITIONAL)
     kept = _without_filters(tensors)
     config = _inferred(key_maps.generator_config, kept)
-    optional = {key for key in _noise_names(config["img_resolution"]) if key.endswith("noise_const")}
-    if not any(key.endswith("noise_strength") for key in kept):
-        optional |= _noise_names(config["img_resolution"])
-    return Network(
-        kept, _with_declared(config, declared), frozenset(optional | {"mapping.w_avg"}), _prefixed(kept, prefix)
-    )
+    with_noise = any(key.endswith("noise_strength") for key in kept)
+    optional = _optional_names(config["img_resolution"], with_noise)
+    return Network(kept, _with_declared(config, declared), optional, prefix)
 
 
-def _renamed_generator(tensors: Tensors, layout: str, prefix: str, latent_avg: StoredTensor | None) -> Network:
+def _renamed_generator(tensors: Tensors, layout: str, prefix: str, latent_avg: object) -> Network:
     if "embed.weight_orig" in tensors or "embed.linear.weight_orig" in tensors:
         raise CheckpointError(_UNCONDITIONAL)
     column = key_maps.ROSINALITY if layout == "rosinality" else key_maps.OPENMMLAB
@@ -154,11 +140,9 @@ def _renamed_generator(tensors: Tensors, layout: str, prefix: str, latent_avg: S
     names = key_maps.generator_names(resolution, layers, column) | {"mapping.w_avg": "w_avg"}
     renamed = _rename(_without_filters(tensors), names)
     config = _inferred(key_maps.generator_config, renamed)
-    if latent_avg is not None and "mapping.w_avg" not in renamed:
-        renamed["mapping.w_avg"] = _MeanRow(latent_avg, (config["w_dim"],))
-    optional = {key for key in _noise_names(resolution) if key.endswith("noise_const")} | {"mapping.w_avg"}
-    shown = {ours: prefix + theirs for ours, theirs in names.items()}
-    return Network(renamed, config, frozenset(optional), _prefixed(renamed, prefix) | shown)
+    if isinstance(latent_avg, torch.Tensor) and "mapping.w_avg" not in renamed:
+        renamed["mapping.w_avg"] = _mean_row(latent_avg, config["w_dim"])
+    return Network(renamed, config, _optional_names(resolution, with_noise=True), prefix, names)
 
 
 def _nvidia_discriminator(tensors: Tensors, declared: Mapping[str, Any], prefix: str = "") -> Network:
@@ -168,14 +152,14 @@ def _nvidia_discriminator(tensors: Tensors, declared: Mapping[str, Any], prefix:
     config = _inferred(key_maps.discriminator_config, kept)
     conditions = _number(declared, "cond_channels") or 0
     config |= {"cond_channels": conditions, "img_channels": config["img_channels"] - conditions}
-    return Network(kept, _with_declared(config, declared), frozenset(), _prefixed(kept, prefix))
+    return Network(kept, _with_declared(config, declared), prefix=prefix)
 
 
-def _rename(tensors: Tensors, names: Mapping[str, str]) -> dict[str, StoredTensor]:
+def _rename(tensors: Tensors, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Tensors under NVIDIA's names and shapes; those without a counterpart keep their own name."""
     ours = {theirs: key for key, theirs in names.items()}
     renamed = {ours.get(key, key): tensor for key, tensor in tensors.items()}
-    return {key: _Reshaped(tensor, _our_shape(key, tuple(tensor.shape))) for key, tensor in renamed.items()}
+    return {key: tensor.reshape(_our_shape(key, tuple(tensor.shape))) for key, tensor in renamed.items()}
 
 
 def _our_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -193,28 +177,11 @@ def _our_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-@dataclass(frozen=True)
-class _Reshaped:
-    stored: StoredTensor
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return self.stored.nbytes
-
-    def read(self) -> torch.Tensor:
-        return self.stored.read().reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class _MeanRow(_Reshaped):
+def _mean_row(latent_avg: torch.Tensor, w_dim: int) -> torch.Tensor:
     """A mean latent kept once, or repeated for every layer (pSp)."""
-
-    def read(self) -> torch.Tensor:
-        value = self.stored.read().float()
-        if value.numel() == 0 or value.numel() % self.shape[0]:
-            raise CheckpointError("has a latent_avg of another width than its latents; it is of an unknown variant")
-        return value.reshape(-1, self.shape[0]).mean(0)
+    if latent_avg.numel() == 0 or latent_avg.numel() % w_dim:
+        raise CheckpointError("has a latent_avg of another width than its latents; it is of an unknown variant")
+    return latent_avg.float().reshape(-1, w_dim).mean(0)
 
 
 def _inferred(infer: Callable[[key_maps.Shapes], dict[str, int]], tensors: Tensors) -> dict[str, Any]:
@@ -316,31 +283,25 @@ def _refuse_other_generators(tensors: Tensors) -> None:
         )
 
 
-def _without_filters(tensors: Tensors) -> dict[str, StoredTensor]:
+def _without_filters(tensors: Tensors) -> dict[str, torch.Tensor]:
     """Leave out the FIR filters, which are built anew, after a look whether they are the usual [1, 3, 3, 1]."""
     usual = setup_filter()
+    kept = {}
     for key, tensor in tensors.items():
-        if not _is_filter(key):
-            continue
-        value = tensor.read().float() if tuple(tensor.shape) == (4, 4) else None
-        if value is None or not torch.allclose(value / value.sum(), usual, atol=1e-4):
+        if not key.endswith((".resample_filter", ".blur.kernel", ".upsample.kernel", ".0.kernel")):
+            kept[key] = tensor
+        elif tensor.shape != (4, 4) or not torch.allclose(tensor.float() / tensor.float().sum(), usual, atol=1e-4):
             raise CheckpointError(
                 f"resamples with another filter than [1, 3, 3, 1] ({printable(key)}); use another checkpoint"
             )
-    return {key: tensor for key, tensor in tensors.items() if not _is_filter(key)}
+    return kept
 
 
-def _is_filter(key: str) -> bool:
-    return key.endswith((".resample_filter", ".blur.kernel", ".upsample.kernel", ".0.kernel"))
-
-
-def _noise_names(resolution: int) -> set[str]:
-    layers = [f"b{2**k}.{conv}" for k in range(2, resolution.bit_length()) for conv in ("conv0", "conv1")]
-    return {f"synthesis.{layer}.{part}" for layer in layers for part in ("noise_const", "noise_strength")}
-
-
-def _prefixed(tensors: Tensors, prefix: str) -> dict[str, str]:
-    return {key: prefix + key for key in tensors}
+def _optional_names(resolution: int, with_noise: bool) -> frozenset[str]:
+    """What a generator's file may lack: its mean latent, noise maps, and their strengths where it has none at all."""
+    layers = [f"synthesis.b{2**k}.{conv}" for k in range(2, resolution.bit_length()) for conv in ("conv0", "conv1")]
+    parts = ("noise_const",) if with_noise else ("noise_const", "noise_strength")
+    return frozenset({f"{layer}.{part}" for layer in layers for part in parts} | {"mapping.w_avg"})
 
 
 def _nothing_found(root: Any, what: str) -> str:

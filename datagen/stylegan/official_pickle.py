@@ -6,12 +6,23 @@ and the `__dict__` of a torch module. The source is dropped unread; tensors, att
 
 from __future__ import annotations
 
+import io
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
-from stylepairs.datagen.stylegan.restricted_pickle import Budget, ByteReader, CheckpointError, Opaque, read_pickle
-from stylepairs.datagen.stylegan.torch_archive import NAMES, Storage, TensorRecord, read_legacy, tensor_calls
+import torch
+
+from stylepairs.datagen.stylegan.safe_pickle import (
+    DTYPES,
+    Budget,
+    CheckpointError,
+    Ignored,
+    read_concatenated,
+    read_pickle,
+    tensor_table,
+)
 
 _MAX_DEPTH = 16
 _MAX_MODULES = 10_000
@@ -19,7 +30,7 @@ _MAX_MODULES = 10_000
 
 @dataclass(frozen=True)
 class Module:
-    """One torch module of the pickle: its class's name and its attributes."""
+    """One torch module of an official pickle: its class's name and its attributes."""
 
     class_name: str
     state: dict[str, Any]
@@ -32,33 +43,33 @@ class Module:
     def children(self) -> dict[str, Module]:
         return {name: child for name, child in self._table("_modules").items() if isinstance(child, Module)}
 
-    def tensors(self) -> dict[str, TensorRecord]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         both = self._table("_parameters") | self._table("_buffers")
-        return {name: tensor for name, tensor in both.items() if isinstance(tensor, TensorRecord)}
+        return {name: tensor for name, tensor in both.items() if isinstance(tensor, torch.Tensor)}
 
     def _table(self, name: str) -> dict[str, Any]:
         table = self.state.get(name)
         return {key: value for key, value in table.items() if isinstance(key, str)} if isinstance(table, dict) else {}
 
 
-def read_official(reader: ByteReader, budget: Budget) -> Any:
-    """The object of the pickle, with Module for networks and TensorRecord for tensors. Raises CheckpointError."""
+def read_official(data: mmap.mmap) -> Any:
+    """The object of an official pickle: Module for its networks. The source inside is dropped unread."""
+    budget = Budget(len(data))
 
-    def load_from_bytes(arguments: tuple[Any, ...]) -> Storage:
-        # PyTorch pickles a storage as the bytes of a file of its own: read with an empty table, so nothing nests in it.
-        if len(arguments) != 1 or not isinstance(arguments[0], bytes):
-            raise TypeError("storage without bytes")
-        storage = read_legacy(ByteReader(arguments[0]), budget, calls={})
-        if not isinstance(storage, Storage):
-            raise TypeError("storage bytes that hold something else")
+    def load_from_bytes(content: bytes) -> torch.Tensor:
+        # PyTorch pickles a storage as the bytes of a file of its own: read with names alone, so nothing nests in it.
+        budget.spend(bytes=len(content))
+        storage = read_concatenated(io.BytesIO(content), memoryview(content), budget, DTYPES)
+        if not isinstance(storage, torch.Tensor):
+            raise CheckpointError("is damaged (bytes of a storage hold something else); copy or download it again")
         return storage
 
-    calls = tensor_calls() | {
+    table = tensor_table(budget) | {
         "torch.storage._load_from_bytes": load_from_bytes,
         "torch_utils.persistence._reconstruct_persistent_obj": _module,
-        "dnnlib.util.EasyDict": _easy_dict,
+        "dnnlib.util.EasyDict": _EasyDict,
     }
-    return read_pickle(reader, calls, NAMES, budget)
+    return read_pickle(cast(IO[bytes], data), table, budget)
 
 
 def walk(module: Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Module]]:
@@ -74,22 +85,22 @@ def walk(module: Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str
         todo.extend((f"{prefix}{name}.", child, depth + 1) for name, child in module.children().items())
 
 
-def state_dict(module: Module) -> dict[str, TensorRecord]:
+def state_dict(module: Module) -> dict[str, torch.Tensor]:
     """All tensors below a module, by the names that torch gives them."""
     return {prefix + name: tensor for prefix, part in walk(module) for name, tensor in part.tensors().items()}
 
 
-def _module(arguments: tuple[Any, ...]) -> Module:
-    (meta,) = arguments
+class _EasyDict(dict[Any, Any]):
+    """dnnlib's: filled by the pickle's items, which are checked, never by arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def _module(meta: Any) -> Module:
     state = meta["state"]
     if meta["type"] != "class" or not isinstance(meta["class_name"], str) or not isinstance(state, dict):
         raise TypeError("persistent object without a state")
     # Tensors live in the tables of torch.nn.Module; everything else that is neither plain nor a table is not needed.
-    kept = {key: value for key, value in state.items() if isinstance(key, str) and not isinstance(value, Opaque)}
+    kept = {key: value for key, value in state.items() if isinstance(key, str) and not isinstance(value, Ignored)}
     return Module(meta["class_name"], kept)
-
-
-def _easy_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    if arguments:
-        raise TypeError("EasyDict with arguments")
-    return {}

@@ -34,6 +34,37 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, refusal):
     tracemalloc.stop()
 
 
+def test_records_that_claim_more_than_the_file_holds_are_refused(tmp_path, refusal):
+    path = tmp_path / "a.pt"
+    torch.save({"g_ema": torch.ones(4)}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = (2**32 - 2).to_bytes(4, "little") * 2  # its sizes, in the directory
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)
+
+
+def test_a_storage_larger_than_its_record_is_refused(tmp_path, refusal):
+    path = tmp_path / "a.pt"
+    torch.save({"g_ema": torch.ones(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in records if name.endswith("data.pkl"))
+    wanted = (b"X\x03\x00\x00\x00cpuq\x06K\x04", b"X\x03\x00\x00\x00cpuq\x06K\x05")
+    assert wanted[0] in records[pickled]
+    zip_with(path, records | {pickled: records[pickled].replace(*wanted)})
+    assert "truncated" in refusal(path)
+
+
+def test_a_record_that_fails_its_checksum_is_refused(tmp_path, refusal):
+    path = tmp_path / "a.pt"
+    torch.save({"g_ema": torch.full((64,), 0.3)}, path)
+    content = path.read_bytes()
+    number = struct.pack("<f", 0.3)
+    path.write_bytes(content.replace(number * 8, number * 7 + b"\0\0\0\0", 1))
+    assert "fails its checksum" in refusal(path)
+
+
 def test_other_zip_archives_are_refused(tmp_path, refusal):
     path = tmp_path / "a.pt"
     zip_with(path, {"photo.png": b"x"})
@@ -190,7 +221,14 @@ def test_missing_and_misshapen_tensors_are_named(small_generator, tmp_path, refu
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"img_resolution": "16"}, {"z_dim": "many"}, {"conv_clamp": "nan"}, {"w_dim": "-5"}]
+    "metadata",
+    [
+        {"img_resolution": "16"},
+        {"z_dim": "many"},
+        {"conv_clamp": "nan"},
+        {"w_dim": "-5"},
+        {"mapping_layers": "10000000"},
+    ],
 )
 def test_metadata_that_contradicts_the_tensors_is_refused(small_generator, tmp_path, metadata, refusal):
     save_file(dict(small_generator.state_dict()), tmp_path / "a.safetensors", metadata)
