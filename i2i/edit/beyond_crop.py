@@ -97,7 +97,8 @@ def met(region: np.ndarray, edit: np.ndarray, margin: int) -> np.ndarray:
     solid = np.isin(pieces, np.flatnonzero(share > _MET)).astype(np.float32)
     near = cv2.dilate(solid, np.ones((5, 5), np.uint8))  # the soft edge of what is kept
     passage = np.maximum(smooth_step(2 * edit), smooth_step(beyond / (FEATHER_SHARE * len(place)) - 0.5))
-    return (region * near * passage).astype(np.float32)
+    kept: np.ndarray = (region * near * passage).astype(np.float32)
+    return kept
 
 
 def carried_outwards(values: np.ndarray, weight: np.ndarray, margin: int) -> np.ndarray:
@@ -120,10 +121,12 @@ def border_fade(side: int) -> np.ndarray:
     """[side,side] float32: 1 inside, smoothly 0 towards the square's border."""
     from_border = np.minimum(np.arange(side), np.arange(side)[::-1]) / (FEATHER_SHARE * side)
     ramp = smooth_step(from_border)
-    return np.minimum.outer(ramp, ramp).astype(np.float32)
+    fade: np.ndarray = np.minimum.outer(ramp, ramp).astype(np.float32)
+    return fade
 
 
 def smooth_step(x: np.ndarray) -> np.ndarray:
     """0 up to 0, 1 from 1 on, smooth between."""
     x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
+    y: np.ndarray = x * x * (3 - 2 * x)
+    return y

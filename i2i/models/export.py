@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -73,8 +74,10 @@ def export(model: Glean, info: ModelInfo, path: Path) -> None:
         shapes = tuple({0: batch} for _ in inputs)
         program = torch.export.export(editor, tuple(inputs.values()), dynamic_shapes=shapes)
         if path.suffix == ".pt2":
-            extra = {METADATA_NAME: description}
-            replace_file(path, lambda file: torch.export.save(program, file, extra_files=extra))
+            # By way of memory: on a full disk torch's own writer ends the process.
+            data = io.BytesIO()
+            torch.export.save(program, data, extra_files={METADATA_NAME: description})
+            replace_file(path, lambda file: file.write(data.getbuffer()))
             return
         exported = torch.onnx.export(program, input_names=list(inputs), output_names=list(OUTPUTS), verbose=False)
     assert exported is not None

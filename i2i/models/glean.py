@@ -141,7 +141,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = activation(self.conv1(F.avg_pool2d(activation(self.conv0(x)), 2)))
-        return (y + self.skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
+        halved: torch.Tensor = (y + self.skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
+        return halved
 
 
 class LatentHead(nn.Module):
@@ -154,8 +155,9 @@ class LatentHead(nn.Module):
         self.offsets = zeroed(nn.Linear(width, num_ws * w_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        offsets: torch.Tensor = self.offsets(activation(self.hidden(x.flatten(1)))).float()
-        return offsets.unflatten(1, (self.num_ws, -1))
+        offsets = self.offsets(activation(self.hidden(x.flatten(1)))).float()
+        rows: torch.Tensor = offsets.unflatten(1, (self.num_ws, -1))
+        return rows
 
 
 class ScaleAndShift(nn.Module):
@@ -167,7 +169,8 @@ class ScaleAndShift(nn.Module):
 
     def forward(self, x: torch.Tensor, feature: torch.Tensor) -> torch.Tensor:
         scale, shift = self.conv(feature).chunk(2, dim=1)
-        return x * (1 + scale) + shift
+        fused: torch.Tensor = x * (1 + scale) + shift
+        return fused
 
 
 class Decoder(nn.Module):

@@ -153,7 +153,8 @@ class _DownBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.leaky_relu_(self.conv0(x), 0.2)
         y = F.leaky_relu_(self.conv1(F.avg_pool2d(y, 2)), 0.2)
-        return y + self.skip(F.avg_pool2d(x, 2))
+        halved: torch.Tensor = y + self.skip(F.avg_pool2d(x, 2))
+        return halved
 
 
 class _SynthesisLayer(nn.Module):
@@ -208,7 +209,8 @@ class _ToRGB(nn.Module):
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N,r*r,C], a view where channels come last
         rgb = torch.bmm(pixels, weight.transpose(1, 2)).float() + self.bias
         rgb = rgb if self.clamp is None else rgb.clamp_(-self.clamp, self.clamp)
-        return rgb.transpose(1, 2).unflatten(2, x.shape[2:])
+        image: torch.Tensor = rgb.transpose(1, 2).unflatten(2, x.shape[2:])
+        return image
 
 
 class _Decoder(nn.Module):

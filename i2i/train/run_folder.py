@@ -160,6 +160,11 @@ def save_checkpoint(
     checkpoints.save_state(out / checkpoints.STATE_FILE, tensors, details)
 
 
+def save_sample(out: Path, step: int, png: bytes) -> None:
+    """Write a sheet of samples, named by its step."""
+    replace_file(out / "samples" / f"{step:08d}.png", lambda file: file.write(png))
+
+
 def newest_state(out: Path) -> Path | None:
     """The state to go on from: the last one, or where it was removed the one before; None for a new run."""
     candidates = (out / checkpoints.STATE_FILE, out / PREVIOUS / checkpoints.STATE_FILE)

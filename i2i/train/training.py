@@ -19,7 +19,6 @@ from torch import nn
 
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
-from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
@@ -29,7 +28,7 @@ from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.data import PairDataset, batches, data_digest, load_batches, one_feature, read_pairs
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
-from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint
+from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
 from stylepairs.i2i.train.state import resume, run_state
 
@@ -104,7 +103,7 @@ def train(
         if run.due(settings.sample_every_steps) and accelerator.is_main_process:
             shown = val if held_out else dataset
             png = sample_sheet(run.average, shown, min(SHEET_ROWS, len(shown)), accelerator.device)
-            replace_file(out / "samples" / f"{run.step:08d}.png", lambda file, png=png: file.write(png))
+            save_sample(out, run.step, png)
         if run.due(settings.checkpoint_every_steps):
             stop_unless_finite(run, figures)
             if accelerator.is_main_process:

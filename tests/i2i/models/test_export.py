@@ -46,6 +46,7 @@ def example_of(library: str) -> str:
     return next(block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if library in block)
 
 
+@pytest.mark.slow
 def test_exported_program_equals_the_model_at_any_batch_size(tmp_path: Path, trained: Glean) -> None:
     path = tmp_path / "out" / "editor.pt2"
     export(trained, INFO, path)

@@ -11,11 +11,67 @@ from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.i2i.train import losses
 
 
+def flat(*values: float) -> torch.Tensor:
+    """Grey images [N,3,2,2], one of each value."""
+    return torch.tensor(values)[:, None, None, None].expand(-1, 3, 2, 2).clone()
+
+
+def lab_of(value: float) -> torch.Tensor:
+    return srgb_to_lab(flat(value))[0, :, 0, 0]
+
+
 def test_pixel_l1_counts_the_region_more() -> None:
-    image, target = torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
-    image[..., 0] = 1.0
+    image, target = torch.full((1, 3, 1, 2), -0.25), torch.full((1, 3, 1, 2), 0.25)
+    image[..., 0] = 1.25
     region = torch.tensor([[[[1.0, 0.0]]]])
-    assert losses.pixel_l1(image, target, region, 3.0).item() == pytest.approx(4 / 5)
+    assert losses.pixel_l1(image, target, region, 3.0).item() == pytest.approx((4 * 1.0 + 0.5) / 5)
+    assert losses.pixel_l1(image, target, region, 0.0).item() == pytest.approx(0.75)
+
+
+def test_perceptual_l2_sums_channels_and_levels_and_means_over_pixels_and_samples() -> None:
+    features = [torch.full((2, 3, 2, 2), 0.5), torch.full((2, 5, 1, 1), 1.0)]
+    target = [torch.full((2, 3, 2, 2), 0.25), torch.full((2, 5, 1, 1), 3.0)]
+    assert losses.perceptual_l2(features, target).item() == pytest.approx(3 * 0.25**2 + 5 * 2.0**2)
+    assert losses.perceptual_l2(features, features).item() == 0
+    with pytest.raises(ValueError, match="argument"):
+        losses.perceptual_l2(features, target[:1])
+
+
+def test_mask_cross_entropy_pulls_where_the_stretched_mask_is_clamped_too() -> None:
+    logits = torch.tensor([[[[6.0, -6.0]]]], requires_grad=True)
+    loss = losses.mask_cross_entropy(logits, torch.tensor([[[[0.0, 0.0]]]]))
+    assert loss.item() == pytest.approx((math.log1p(math.exp(6)) + math.log1p(math.exp(-6))) / 2)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[..., 0].item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_mean_color_is_weighted_by_the_region() -> None:
+    image = torch.cat([flat(0.5)[..., :1], flat(-0.5)[..., :1]], dim=3)
+    region = torch.tensor([0.75, 0.25]).expand(1, 1, 2, 2)
+    torch.testing.assert_close(losses.mean_color(image, region)[0], 0.75 * lab_of(0.5) + 0.25 * lab_of(-0.5))
+    faint = torch.full((1, 1, 2, 2), 1e-4)  # far below one pixel, the mean is still right
+    torch.testing.assert_close(losses.mean_color(flat(0.5), faint)[0], lab_of(0.5))
+    assert losses.mean_color(image, torch.zeros(1, 1, 2, 2)).tolist() == [[0, 0, 0]]
+
+
+def test_color_distance_is_the_mean_distance_in_lab_of_the_regions_that_are_there() -> None:
+    image = flat(0.2, 0.2, 0.2)
+    wanted = torch.stack(
+        [lab_of(0.2) + torch.tensor(v) for v in ([0.0, 30.0, 40.0], [10.0, 0.0, 0.0], [99.0, 0.0, 0.0])]
+    )
+    region = torch.ones(3, 1, 2, 2)
+    region[2] = 0.25  # one pixel in all: too little to say its colour
+    assert losses.color_distance(image, wanted, region).item() == pytest.approx((0.5 + 0.1) / 2, abs=1e-3)
+    region[2, ..., 0, 0] = 0.5  # 1.25 pixels
+    assert losses.color_distance(image, wanted, region).item() == pytest.approx((0.5 + 0.1 + 0.99) / 3, abs=1e-3)
+
+
+def test_color_distance_takes_colours_that_can_be_shown() -> None:
+    distance = losses.color_distance(flat(2.0), lab_of(1.0)[None], torch.ones(1, 1, 2, 2))
+    assert distance.item() == pytest.approx(0, abs=1e-3)
+    dark = losses.color_distance(flat(-2.0), lab_of(-1.0)[None], torch.ones(1, 1, 2, 2))
+    assert dark.item() == pytest.approx(0, abs=1e-3)
 
 
 def test_color_distance_is_zero_at_the_wanted_mean_and_differentiable_there() -> None:
@@ -34,18 +90,30 @@ def test_color_distance_ignores_empty_regions() -> None:
 
 
 def test_latent_l2_counts_valid_samples_only() -> None:
-    ws, target = torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
-    assert losses.latent_l2(ws, target * torch.tensor([1.0, 9.0])[:, None, None], torch.tensor([1.0, 0.0])).item() == 1
-    assert losses.latent_l2(ws, target, torch.zeros(2)).item() == 0
+    ws, target = torch.full((3, 3, 4), 0.5), torch.full((3, 3, 4), 1.5)
+    target[1] = 3.5
+    target[2] = 99.0
+    assert losses.latent_l2(ws, target, torch.tensor([1.0, 1.0, 0.0])).item() == pytest.approx((1 + 9) / 2)
+    assert losses.latent_l2(ws, target, torch.tensor([1.0, 0.0, 0.0])).item() == 1
+    assert losses.latent_l2(ws, target, torch.zeros(3)).item() == 0
 
 
-def test_adversarial_terms_at_an_undecided_discriminator() -> None:
-    zero = torch.zeros(4, 1)
-    assert losses.generator_adversarial(zero).item() == pytest.approx(math.log(2))
-    assert losses.discriminator_adversarial(zero, zero).item() == pytest.approx(2 * math.log(2))
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
 
 
-def test_r1_is_half_the_squared_gradient() -> None:
+def test_adversarial_terms_pull_the_logits_apart() -> None:
+    real, fake = torch.tensor([[2.0], [0.0]]), torch.tensor([[-1.0], [3.0]])
+    assert losses.generator_adversarial(fake).item() == pytest.approx((softplus(1) + softplus(-3)) / 2)
+    expected = (softplus(-2) + softplus(0)) / 2 + (softplus(-1) + softplus(3)) / 2
+    assert losses.discriminator_adversarial(real, fake).item() == pytest.approx(expected)
+
+
+def test_r1_is_half_the_squared_gradient_and_can_be_trained_on() -> None:
     real = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    penalty = losses.r1_penalty(real, (real * 0.5).sum((1, 2, 3))[:, None])
+    weight = torch.tensor(0.5, requires_grad=True)
+    penalty = losses.r1_penalty(real, (real * weight).sum((1, 2, 3))[:, None])
     assert penalty.item() == pytest.approx(0.5 * 48 * 0.25)
+    penalty.backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == pytest.approx(48 * 0.5)

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train import training
-from stylepairs.i2i.train.data import PairDataset
+from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.training import Run, schedule, train, training_step
+from stylepairs.i2i.train.training import Run, build, schedule, train, training_step
 
 Make = Callable[..., TrainingSettings]
 
@@ -281,6 +281,7 @@ def test_killed_runs_end_like_the_one_that_was_not(tmp_path: Path, pairs: Path, 
     assert_same_run(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Make) -> None:
     chosen = settings(steps=3, batch_size=2, checkpoint_every_steps=3)
     recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
@@ -296,6 +297,18 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
     assert "2 processes" in done.stdout
     assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
     assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1].step == 3
+
+
+def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings: Make) -> None:
+    chosen = settings(steps=8, decay_from_share=0.25, ema_halflife_images=1.0)
+    run = build(chosen, "hair_color", 3)
+    data = PairDataset(pairs, read_records(pairs, "train"), 32, "color", (8, 16), "")
+    batch = next(load_batches(data, [[(0, 0), (0, 1), (0, 2), (0, 3)]], torch.device("cpu"), 0))
+    for step, rate in ((0, 0.5), (5, 0.5)):
+        run.step = step
+        assert training_step(run, batch)["rate"] == pytest.approx(rate)
+        assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.learning_rate)
+        assert run.critic_optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.discriminator.learning_rate)
 
 
 def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:
