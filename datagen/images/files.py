@@ -28,6 +28,27 @@ _MAX_BYTES = 2**30
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 _EXIF_ORIENTATION = 0x0112
+# What of EXIF's first directory tells of the photo: description, camera, resolution, software, date, author, rating,
+# copyright, Windows' texts, and where the camera's and the place's own directories are. A TIFF keeps there, too, how
+# its pixels are stored (sizes, strips, colour maps), which is wrong of any other file.
+_DESCRIPTIVE = {
+    270,
+    271,
+    272,
+    282,
+    283,
+    296,
+    305,
+    306,
+    315,
+    316,
+    18246,
+    18249,
+    33432,
+    34665,
+    34853,
+    *range(40091, 40096),
+}
 _MAX_JPEG_EXIF = 65_500  # bytes: one JPEG segment
 # EXIF orientation -> what turns the stored pixels upright.
 _UPRIGHT = {
@@ -187,6 +208,8 @@ def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
         exif = image.getexif()
         stored = exif.pop(_EXIF_ORIENTATION, 1)
         orientation = stored if isinstance(stored, int) else 1
+        for tag in set(exif) - _DESCRIPTIVE:
+            del exif[tag]
         return orientation, exif.tobytes() if len(exif) else None
     except Exception:
         return orientation, None

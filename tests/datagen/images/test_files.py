@@ -13,9 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
-from stylepairs.datagen.images.files import Photo, load_photo, read_image, save_photo, to_float, to_uint8, write_png
+from stylepairs.datagen.images.files import (
+    PHOTO_SUFFIXES,
+    Photo,
+    load_photo,
+    read_image,
+    save_photo,
+    to_float,
+    to_uint8,
+    write_png,
+)
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
 
@@ -234,3 +243,36 @@ def test_floats_and_bytes_round_trip(height: int, width: int, seed: int) -> None
     np.testing.assert_array_equal(to_uint8(tensor), image)
     mask = torch.from_numpy(image[..., 0]).float()[None] / 255
     np.testing.assert_array_equal(to_uint8(mask), image[..., 0])
+
+
+def _modes() -> dict[str, Image.Image]:
+    """A smooth picture in every mode that a TIFF stores."""
+    ys, xs = np.mgrid[:45, :60]
+    picture = Image.fromarray(np.stack([xs * 4, ys * 5, 2 * (xs + ys)], -1).astype(np.uint8))
+    grey = np.asarray(picture.convert("L"))
+    plain = {mode: picture.convert(mode) for mode in ("RGB", "RGBA", "L", "LA", "1", "CMYK", "YCbCr")}
+    lab = ImageCms.profileToProfile(
+        picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    deep = {"I;16": grey.astype(np.uint16) * 256, "I": grey.astype(np.int32) * 256, "F": grey.astype(np.float32)}
+    return plain | {"P": picture.quantize(64), "LAB": lab} | {mode: Image.fromarray(x) for mode, x in deep.items()}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", sorted(_modes()))
+def test_a_tiff_of_any_mode_is_saved_in_any_format_as_it_was_read(tmp_path: Path, mode: str, orientation: int) -> None:
+    """Its tags that say how pixels are stored would override the new file's: all but what describes is left out."""
+    source = tmp_path / "source.tif"
+    _modes()[mode].save(source, tiffinfo={274: orientation, 270: "described"}, compression="tiff_adobe_deflate")
+    photo = load_photo(source)
+    for suffix in PHOTO_SUFFIXES:
+        target = tmp_path / f"target{suffix}"
+        save_photo(target, photo)
+        again = load_photo(target)
+        lossless = suffix in (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+        assert again.pixels.shape == photo.pixels.shape, suffix
+        assert np.abs(again.pixels.astype(int) - photo.pixels).mean() <= (0 if lossless else 6), suffix
+        if suffix in (".png", ".jpg", ".webp", ".tif"):
+            with Image.open(target) as image:
+                assert image.getexif().get(270) == "described", suffix
+                assert image.getexif().get(274, 1) == 1, suffix
