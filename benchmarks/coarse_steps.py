@@ -25,7 +25,7 @@ from stages import sketch_of
 
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import reconstruct
+from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
@@ -67,7 +67,7 @@ def seconds_per_step(generator: Generator, perceptual: Perceptual, batch: int, s
         share = 0.0 if divisor == 1 else 1.0  # then all but the last step are coarse
         changed = {"coarse_share": share, "coarse_divisor": max(divisor, 2), "batch": batch}
         settings = ReconstructionSettings(**exactly(count) | changed)
-        return reconstruct(generator, perceptual, prior, *lists, settings)
+        return reconstruct(Problem(generator, perceptual, prior, *lists, settings))
 
     calls = [(divisor, count) for divisor in DIVISORS for count in (2, 2 + steps)]
     spent = measure.interleaved({str(call): partial(run, *call) for call in calls}, rounds).cpu_seconds

@@ -97,7 +97,8 @@ def run(case: Case, generator: Generator, perceptual: Perceptual) -> None:
         stage0.invert(generator, perceptual, portraits, case.settings(), prior)
         return
     sketches = [sketch_of(portrait.image) for portrait in portraits]
-    stage1.reconstruct(generator, perceptual, prior, portraits, inversions, sketches, case.settings())
+    problem = stage1.Problem(generator, perceptual, prior, portraits, inversions, sketches, case.settings())
+    stage1.reconstruct(problem)
 
 
 def sketch_of(image: torch.Tensor) -> Sketch:

@@ -48,6 +48,8 @@ from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.reconstruction.batch import Progress
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
 
@@ -182,10 +184,10 @@ class Clock:
     def __init__(self, function: Callable[..., list[Any]]):
         self.function, self.seconds, self.count = function, 0.0, 0
 
-    def __call__(self, generator: Any, perceptual: Any, prior: Any, portraits: Any, *rest: Any) -> list[Any]:
+    def __call__(self, problem: Problem, progress: Progress | None = None) -> list[Any]:
         start = time.process_time()
-        found = self.function(generator, perceptual, prior, portraits, *rest)
-        self.seconds, self.count = self.seconds + time.process_time() - start, self.count + len(portraits)
+        found = self.function(problem, progress)
+        self.seconds, self.count = self.seconds + time.process_time() - start, self.count + len(problem.cases)
         return found
 
 
@@ -198,12 +200,9 @@ def reconstruct_of(method: str) -> Callable[..., list[Any]]:
     return function
 
 
-def unedited(generator, perceptual, prior, portraits, inversions, sketches, settings, progress=None):
+def unedited(problem: Problem, progress: Progress | None = None) -> list[Reconstruction]:
     """What every method starts from, as its own result."""
-    from stylepairs.datagen.reconstruction.reconstruct import Found, collect
-
-    found = [Found(inversion.ws, inversion.noise, {"steps": 0.0}) for inversion in inversions]
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    return collect(problem, [Found(one.ws, one.noise, {"steps": 0.0}) for one in problem.inversions])
 
 
 def job_of(folder: Path, name: str, recipe: BuildRecipe, backend: Backend) -> Job:

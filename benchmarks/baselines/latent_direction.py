@@ -24,16 +24,14 @@ from torch import nn
 
 from baselines.harness import embedded_parser, hair_matte
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.objective import LAB_SCALE
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import render, use_channels_last
-from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 1024
@@ -57,30 +55,23 @@ _samples: weakref.WeakKeyDictionary[nn.Module, ScoredSamples] = weakref.WeakKeyD
 
 
 def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-    parser: nn.Module | None = None,
+    problem: Problem, progress: Progress | None = None, parser: nn.Module | None = None
 ) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings only `batch` counts. parser None: the embedded one.
 
     The samples are drawn and scored once for a generator object.
     """
+    generator, prior, width = problem.generator, problem.prior, problem.settings.batch
     use_channels_last(generator)
     parser = parser or embedded_parser()
     if generator not in _samples:
-        _samples[generator] = score_samples(generator, prior, parser, settings.batch)
+        _samples[generator] = score_samples(generator, prior, parser, width)
     found = []
-    for index, (portrait, inversion, sketch) in enumerate(zip(portraits, inversions, sketches, strict=True)):
-        found.append(_edited(generator, prior, parser, portrait, inversion, sketch, settings.batch))
+    for done, case in enumerate(problem.cases, 1):
+        found.append(_edited(generator, prior, parser, *case, width))
         if progress is not None:
-            progress(index + 1, len(portraits))
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+            progress(done, len(problem.cases))
+    return collect(problem, found)
 
 
 @torch.no_grad()

@@ -17,8 +17,6 @@ Composition is ours, as for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,17 +30,14 @@ from baselines.harness import (
     verdict,
 )
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
 from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.objective import LAB_SCALE
-from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
-from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 PIXEL_WEIGHT, ATTRIBUTE_WEIGHT, PARSER_WEIGHT, NOISE_WEIGHT = 2.0, 0.005, 0.5, 1.0
@@ -55,29 +50,19 @@ _LOGIT = 4.0
 
 
 def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-    parser: nn.Module | None = None,
+    problem: Problem, progress: Progress | None = None, parser: nn.Module | None = None
 ) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings steps, decay_steps, batch and precision count.
 
     parser None: the embedded one.
     """
+    generator, settings = problem.generator, problem.settings
     use_channels_last(generator)
     parser = parser or embedded_parser()
     rate = LATENT_REACH / (LATENT_SHARE * total_steps(settings))
     on_latents = scheduled(settings, rate, share=LATENT_SHARE)
     on_noise = scheduled(settings, 1e-9, NOISE_LEARNING_RATE, share=1 - LATENT_SHARE)
-    jobs = [
-        _job(parser, portrait, inversion, sketch)
-        for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
-    ]
+    jobs = [_job(parser, *case) for case in problem.cases]
     edited = optimise_all(jobs, _latent_objective(generator, parser, settings.precision), on_latents, progress=progress)
     jobs = [Job(one.u, one.noise, job.targets) for one, job in zip(edited, jobs, strict=True)]
     finished = optimise_all(jobs, _noise_objective(generator, settings.precision), on_noise)
@@ -86,7 +71,7 @@ def reconstruct(
         Found(first.u, last.noise, _figures(first.figures, last.figures) | {"steps": float(first.steps + last.steps)})
         for first, last in zip(edited, finished, strict=True)
     ]
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    return collect(problem, found)
 
 
 def masked_mse(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,6 @@ steps as ours. EfficientNet features in place of LPIPS-Alex, under soft masks in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from baselines.harness import (
@@ -31,9 +29,8 @@ from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
 from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
 from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
-from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 FREE_ROWS = range(2, 8)
@@ -42,31 +39,20 @@ SPRING_WEIGHT, REST_LENGTH = 0.3, 4.0
 START_NOISE = 1e-3
 
 
-def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-) -> list[Reconstruction]:
+def reconstruct(problem: Problem, progress: Progress | None = None) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings steps, decay_steps, warmup_steps, learning_rate, batch and
     precision count."""
+    generator, perceptual, prior, settings = problem.generator, problem.perceptual, problem.prior, problem.settings
     use_channels_last(generator)
     total = settings.steps + settings.decay_steps
     schedule = scheduled(
         settings, settings.learning_rate, 0.0, settings.warmup_steps / total, settings.decay_steps / total
     )
-    jobs = [
-        _job(perceptual, prior, portrait, inversion, sketch)
-        for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
-    ]
+    jobs = [_job(perceptual, prior, *case) for case in problem.cases]
     objective = _objective(generator, perceptual, prior, settings.precision)
     outcomes = optimise_all(jobs, objective, schedule, progress=progress)
     found = [Found(prior.unwhiten(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    return collect(problem, found)
 
 
 def mask_loss(outside: torch.Tensor, inside: torch.Tensor, offset: float = 0.0) -> torch.Tensor:

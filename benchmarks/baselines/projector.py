@@ -27,14 +27,12 @@ from baselines.harness import (
 )
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
 from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
-from stylepairs.datagen.reconstruction.inversion import Inversion, features_of, stored_features
-from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.inversion import features_of, stored_features
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
-from stylepairs.datagen.reconstruction.settings import OptimiserSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 LEARNING_RATE = 0.1
@@ -44,23 +42,14 @@ EXPLORATION, EXPLORATION_UNTIL = 0.05, 0.75
 _W_SAMPLES = 10_000
 
 
-def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-) -> list[Reconstruction]:
+def reconstruct(problem: Problem, progress: Progress | None = None) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings only steps, decay_steps, batch and precision count."""
     jobs = [
-        Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(perceptual, sketch.image))
-        for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True)
+        Job(inversion.ws, inversion.noise, {"seed": seed_of(portrait)} | features_of(problem.perceptual, sketch.image))
+        for portrait, inversion, sketch in problem.cases
     ]
-    found = _found(generator, perceptual, jobs, settings, progress)
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    found = _found(problem.generator, problem.perceptual, jobs, problem.settings, progress)
+    return collect(problem, found)
 
 
 def project(

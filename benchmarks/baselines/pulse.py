@@ -14,22 +14,15 @@ is less than 32 px. The last step is the result, as there is no better one to te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from baselines.harness import frozen_except, scheduled, verdict
-from stylepairs.datagen.images.perceptual import Perceptual
-from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
 from stylepairs.datagen.reconstruction.in_hand import Job, Objective, State, Verdict
-from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Found, Reconstruction, collect
+from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
-from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 LEARNING_RATE = 0.4
@@ -40,29 +33,21 @@ SMALL_PX = 32
 FREE_NOISE = range(5)
 
 
-def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-) -> list[Reconstruction]:
+def reconstruct(problem: Problem, progress: Progress | None = None) -> list[Reconstruction]:
     """As `reconstruction.reconstruct`; of the settings only steps, decay_steps, batch and precision count."""
+    generator = problem.generator
     use_channels_last(generator)
-    schedule = scheduled(settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, 1 - RAMPUP)
-    sphere = Sphere(prior)
+    schedule = scheduled(problem.settings, LEARNING_RATE, LEARNING_RATE, RAMPUP, 1 - RAMPUP)
+    sphere = Sphere(problem.prior)
     jobs = []
-    for inversion, sketch in zip(inversions, sketches, strict=True):
+    for _, inversion, sketch in problem.cases:
         start = sphere.to_v(inversion.ws)
         targets = {"small": downscaled(sketch.image[None])[0], "radius": start.norm(dim=-1, keepdim=True)}
         jobs.append(Job(start, inversion.noise, targets))
     objective = _objective(generator, sphere, schedule.precision)
     outcomes = optimise_all(jobs, objective, schedule, progress=progress, after_step=onto_sphere)
     found = [Found(sphere.to_w(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    return collect(problem, found)
 
 
 class Sphere:

@@ -21,7 +21,7 @@ from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.pairs.shards import read_index
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import reconstruct
+from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
@@ -45,7 +45,7 @@ class Bench:
         """Reconstruct the first `count` portraits in exactly `steps` steps each."""
         settings = ReconstructionSettings(**exactly(steps), batch=batch, precision=precision)
         lists = (self.portraits[:count], self.inversions[:count], self.sketches[:count])
-        return reconstruct(self.generator, self.perceptual, self.prior, *lists, settings)
+        return reconstruct(Problem(self.generator, self.perceptual, self.prior, *lists, settings))
 
 
 def sketch_of(image: torch.Tensor) -> Sketch:

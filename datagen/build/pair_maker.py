@@ -23,6 +23,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.reconstruction.reconstruct import Problem
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 Advance = Callable[[float], None]
@@ -170,7 +171,7 @@ def _reconstruct(task: Task, drafts: list[Draft], models: Models, backend: Backe
             by_size.setdefault(draft.sketch.reference_px, []).append(draft)
     instruments = models.instruments
     for wanted in by_size.values():
-        results = backend.reconstruct(
+        problem = Problem(
             models.generator,
             instruments.perceptual,
             instruments.prior,
@@ -178,8 +179,8 @@ def _reconstruct(task: Task, drafts: list[Draft], models: Models, backend: Backe
             [draft.inversion for draft in wanted],
             [draft.sketch for draft in wanted],
             task.reconstruction,
-            _share(advance, (1 - INVERSION_SHARE) * len(wanted), len(wanted)),
         )
+        results = backend.reconstruct(problem, _share(advance, (1 - INVERSION_SHARE) * len(wanted), len(wanted)))
         for draft, result in zip(wanted, results, strict=True):
             draft.reconstruction = result
             images = (result.generated_before, result.generated_after)

@@ -4,7 +4,7 @@ region at low resolution and the photo outside at full resolution, its latent ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -64,65 +64,68 @@ class Found:
     figures: dict[str, float]
 
 
-def reconstruct(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    settings: ReconstructionSettings,
-    progress: Progress | None = None,
-) -> list[Reconstruction]:
-    """Reconstruct each portrait (at the generator's resolution, with its inversion) for its sketch, in their order.
+@dataclass(frozen=True)
+class Problem:
+    """What `reconstruct`, or a method in its place, is given: portraits at the generator's resolution, each with its
+    inversion and its sketch."""
+
+    generator: Generator
+    perceptual: Perceptual
+    prior: WPrior
+    portraits: Sequence[Portrait]
+    inversions: Sequence[Inversion]
+    sketches: Sequence[Sketch]
+    settings: ReconstructionSettings
+
+    @property
+    def cases(self) -> list[tuple[Portrait, Inversion, Sketch]]:
+        """What belongs together."""
+        return list(zip(self.portraits, self.inversions, self.sketches, strict=True))
+
+
+def reconstruct(problem: Problem, progress: Progress | None = None) -> list[Reconstruction]:
+    """Reconstruct each portrait for its sketch, in their order.
 
     All sketches of a call have one reference_px. Figures: reference_error, keep_error and its tolerance, psnr_outside
     (dB, before composing), prior_distance, latent_shift, steps, multiplier, finite.
     """
-    if len({sketch.reference_px for sketch in sketches}) > 1:
+    generator, prior, settings = problem.generator, problem.prior, problem.settings
+    if len({sketch.reference_px for sketch in problem.sketches}) > 1:
         raise ValueError("reconstruct: the sketches of one call must share reference_px")
     use_channels_last(generator)
-    if not any(sketch.sketch_detail for sketch in sketches):
+    if not any(sketch.sketch_detail for sketch in problem.sketches):
         settings = settings.model_copy(update={"detail_weight": 0.0})  # saves the time; the sum is the same
+        problem = replace(problem, settings=settings)
     # Decided here, once: asking a tensor in each step would make a GPU wait.
-    any_lab = any(sketch.space == "lab" for sketch in sketches)
-    objective = partial(_objective, generator, perceptual, prior, settings, sketches[0].reference_px if sketches else 0)
-    starts = []
-    for portrait, inversion, sketch in zip(portraits, inversions, sketches, strict=True):
-        targets = partial(_targets, perceptual, prior, portrait, inversion, sketch, settings, any_lab)
-        starts.append(Start(prior.whiten(inversion.ws), inversion.noise, targets))
-    phases = phases_of(settings, generator.config.img_resolution)
+    any_lab = any(sketch.space == "lab" for sketch in problem.sketches)
+    starts = [
+        Start(prior.whiten(inversion.ws), inversion.noise, partial(_targets, problem, index, any_lab))
+        for index, (_, inversion, _) in enumerate(problem.cases)
+    ]
     outcomes = optimise_in_phases(
         starts,
-        phases,
-        objective,
+        phases_of(settings, generator.config.img_resolution),
+        partial(_objective, problem),
         partial(rendered, generator, prior, settings),
         settings,
         settings.multiplier_rate,
         progress,
     )
     found = [Found(prior.unwhiten(one.u), one.noise, one.figures | {"steps": float(one.steps)}) for one in outcomes]
-    return collect(generator, prior, portraits, inversions, sketches, found, settings.batch)
+    return collect(problem, found)
 
 
 @torch.no_grad()
-def collect(
-    generator: Generator,
-    prior: WPrior,
-    portraits: Sequence[Portrait],
-    inversions: Sequence[Inversion],
-    sketches: Sequence[Sketch],
-    found: Sequence[Found],
-    width: int,
-) -> list[Reconstruction]:
-    """Render what was found for each portrait, `width` at a time, and add the figures that every method reports."""
+def collect(problem: Problem, found: Sequence[Found]) -> list[Reconstruction]:
+    """Render what was found for each portrait, and add the figures that every method reports."""
+    generator, prior, width = problem.generator, problem.prior, problem.settings.batch
     ws = [half(one.ws) for one in found]
     noise = [[half(level) for level in one.noise] for one in found]
     # The pair shares one set of noise maps, so that its halves differ in the latent alone.
-    before = render(generator, [inversion.ws for inversion in inversions], noise, width)
+    before = render(generator, [inversion.ws for inversion in problem.inversions], noise, width)
     after = render(generator, ws, noise, width)
     made = []
-    for index, (portrait, inversion, sketch) in enumerate(zip(portraits, inversions, sketches, strict=True)):
+    for index, (portrait, inversion, sketch) in enumerate(problem.cases):
         outside = psnr(after[index][None], portrait.image[None], sketch.keep_mask[None])
         shift = (prior.whiten(ws[index]) - prior.whiten(inversion.ws)).square().mean().sqrt()
         figures = found[index].figures | {
@@ -134,21 +137,14 @@ def collect(
     return made
 
 
-def _targets(
-    perceptual: Perceptual,
-    prior: WPrior,
-    portrait: Portrait,
-    inversion: Inversion,
-    sketch: Sketch,
-    settings: ReconstructionSettings,
-    any_lab: bool,
-    phase: Phase,
-) -> Targets:
-    edit_mask = sketch.edit_mask[None]
+def _targets(problem: Problem, index: int, any_lab: bool, phase: Phase) -> Targets:
+    """What one portrait is compared with in a phase; any_lab: whether a sketch of the call is compared in Lab."""
+    perceptual, settings = problem.perceptual, problem.settings
+    portrait, inversion, sketch = problem.cases[index]
     photo, inverted = downsample(portrait.image, phase.size_px), downsample(inversion.image, phase.size_px)
     targets = {
         "photo": photo,
-        "start": prior.whiten(inversion.ws),
+        "start": problem.prior.whiten(inversion.ws),
         "edit_mask": downsample(sketch.edit_mask, phase.size_px),
         "keep_mask": downsample(sketch.keep_mask, phase.size_px),
     }
@@ -157,7 +153,8 @@ def _targets(
     lab = targets["lab"][None] if any_lab else None
     for size_px in _reference_sizes(sketch.reference_px):
         if size_px <= phase.size_px:
-            targets[f"reference{size_px}"] = reference_colors(sketch.image[None], edit_mask, size_px, lab)[0]
+            reference = reference_colors(sketch.image[None], sketch.edit_mask[None], size_px, lab)
+            targets[f"reference{size_px}"] = reference[0]
     targets |= features_of(perceptual, photo)
     if settings.detail_weight:
         drawn = features_of(perceptual, downsample(sketch.image, phase.size_px))
@@ -169,14 +166,9 @@ def _targets(
     return targets
 
 
-def _objective(
-    generator: Generator,
-    perceptual: Perceptual,
-    prior: WPrior,
-    settings: ReconstructionSettings,
-    reference_px: int,
-    phase: Phase,
-) -> Objective:
+def _objective(problem: Problem, phase: Phase) -> Objective:
+    generator, perceptual, prior, settings = problem.generator, problem.perceptual, problem.prior, problem.settings
+    reference_px = problem.sketches[0].reference_px if problem.sketches else 0
     device = generator.mapping.w_avg.device  # made there: a copy in each step would make a GPU wait
     weights = torch.linspace(settings.anchor_coarse, settings.anchor_fine, generator.num_ws, device=device)
 

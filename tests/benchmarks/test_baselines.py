@@ -23,6 +23,7 @@ from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.in_hand import State
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.reconstruct import Problem
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 
 SIDE = 32
@@ -68,7 +69,7 @@ def run(generator, perceptual, prior, portraits, inversions, sketches):
     def run(method, chosen=(0, 1, 2), settings=SETTINGS):
         own = {"parser": BrightIsHair()} if method in (mask_face_gan, latent_direction) else {}
         lists = [[values[index] for index in chosen] for values in (portraits, inversions, sketches)]
-        return method.reconstruct(generator, perceptual, prior, *lists, settings, **own)
+        return method.reconstruct(Problem(generator, perceptual, prior, *lists, settings), **own)
 
     return run
 

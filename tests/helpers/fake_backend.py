@@ -73,11 +73,11 @@ def invert(generator, perceptual, portraits, settings, prior, progress, start=No
     return made
 
 
-def reconstruct(generator, perceptual, prior, portraits, inversions, sketches, settings, progress):
+def reconstruct(problem, progress):
     made = []
-    for done, (portrait, inversion, sketch) in enumerate(zip(portraits, inversions, sketches, strict=True), 1):
-        made.append(_reconstruct(portrait, inversion, sketch))
-        progress(done, len(portraits))
+    for done, case in enumerate(problem.cases, 1):
+        made.append(_reconstruct(*case))
+        progress(done, len(problem.cases))
     return made
 
 

@@ -246,5 +246,6 @@ def test_stage_1_asks_nothing_of_the_host(on_meta, noise_rate, detail, space, co
     noise = [level[0, 0] for level in generator.noise_maps()]
     inverted = Inversion(torch.zeros(generator.num_ws, 8, device=META), noise, portrait.image, {})
     sketch = Sketch(portrait.image, mask, mask, reference_px=16, space=space, sketch_detail=1.0)
+    problem = reconstruct.Problem(generator, perceptual, prior, [portrait], [inverted], [sketch], settings)
     with pytest.raises(Checked):
-        reconstruct.reconstruct(generator, perceptual, prior, [portrait], [inverted], [sketch], settings)
+        reconstruct.reconstruct(problem)

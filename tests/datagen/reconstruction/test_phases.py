@@ -17,7 +17,7 @@ from stylepairs.datagen.reconstruction.inversion import invert, rendered, seen_r
 from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.phases import Phase, Start, optimise_in_phases, phases_of, whole_latent
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import reconstruct
+from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
@@ -166,8 +166,8 @@ def test_coarse_results_do_not_depend_on_neighbours_or_order(generator, perceptu
     assert not torch.equal(together[0].image, inversions[0].image)
 
     sketches, settings1 = [paint_top(portrait) for portrait in portraits], STAGE1.model_copy(update=COARSE)
-    made = reconstruct(generator, perceptual, prior, portraits, inversions, sketches, settings1)
-    last = reconstruct(generator, perceptual, prior, portraits[2:], inversions[2:], sketches[2:], settings1)[0]
+    made = reconstruct(Problem(generator, perceptual, prior, portraits, inversions, sketches, settings1))
+    last = reconstruct(Problem(generator, perceptual, prior, portraits[2:], inversions[2:], sketches[2:], settings1))[0]
     assert torch.equal(made[2].ws_after, last.ws_after)
     assert made[2].figures == last.figures
     assert all(torch.equal(*level) for level in zip(last.noise, inversions[2].noise, strict=True))  # rate 0
@@ -194,7 +194,7 @@ def test_at_its_start_a_coarse_phase_sees_the_whole_render_made_small(generator,
 
 def test_a_sketch_finer_than_the_coarse_render_is_met_all_the_same(generator, perceptual, portraits, inversions, prior):
     sketch, settings = paint_top(portraits[0], SIDE), STAGE1.model_copy(update=COARSE | {"steps": 20})
-    made = reconstruct(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings)[0]
+    made = reconstruct(Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings))[0]
     inside = sketch.edit_mask.bool().expand(3, -1, -1)
     wanted = sketch.image[inside]
     before, after = ((image[inside] - wanted).abs().mean() for image in (inversions[0].image, made.generated_after))

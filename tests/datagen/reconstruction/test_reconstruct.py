@@ -12,7 +12,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.reconstruction.reconstruct import Reconstruction, reconstruct
+from stylepairs.datagen.reconstruction.reconstruct import Problem, Reconstruction, reconstruct
 from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, ReconstructionSettings
 
 SIDE = 32
@@ -60,7 +60,7 @@ def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, percep
         changed = {"precision": precision, "recompute_from_px": recompute_from_px, "steps": 3, "decay_steps": 2}
         stage0, stage1 = (settings.model_copy(update=changed) for settings in (STAGE0, STAGE1))
         found = invert(generator, perceptual, portraits[:1], stage0, prior)
-        made = reconstruct(generator, perceptual, prior, portraits[:1], found, sketches, stage1)
+        made = reconstruct(Problem(generator, perceptual, prior, portraits[:1], found, sketches, stage1))
         tensors = [tensor for one in found for tensor in (one.ws, one.image, *one.noise)]
         results.append([*tensors, *(tensor for one in made for tensor in (one.ws_after, one.generated_after))])
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
@@ -95,7 +95,7 @@ def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
 ):
     prior = WPrior.fit(generator)
     sketches = [paint_top(portrait) for portrait in portraits]
-    found = reconstruct(generator, perceptual, prior, portraits, inversions, sketches, STAGE1)
+    found = reconstruct(Problem(generator, perceptual, prior, portraits, inversions, sketches, STAGE1))
     for sketch, inversion, made in zip(sketches, inversions, found, strict=True):
         inside = sketch.edit_mask.bool().expand(3, -1, -1)
         wanted = sketch.image[inside].mean()
@@ -107,7 +107,8 @@ def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
 def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual, portraits, inversions):
     everywhere = torch.ones(1, SIDE, SIDE)
     sketch = Sketch(torch.full((3, SIDE, SIDE), 0.5), everywhere, 1 - everywhere, 8)
-    made = reconstruct(generator, perceptual, WPrior.fit(generator), portraits[:1], inversions[:1], [sketch], STAGE1)[0]
+    prior = WPrior.fit(generator)
+    made = reconstruct(Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], STAGE1))[0]
     assert made.figures["finite"] == 1
     assert made.ws_after.isfinite().all()
 
@@ -120,7 +121,7 @@ def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, per
     def run(sketch: Sketch, weight: float) -> Reconstruction:
         settings = STAGE1.model_copy(update={"detail_weight": weight})
         prior = WPrior.fit(generator, samples=2000)
-        return reconstruct(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings)[0]
+        return reconstruct(Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings))[0]
 
     def distance(made: Reconstruction) -> float:
         features = (perceptual.features(x[None]) for x in (made.generated_after, striped.image))
@@ -134,8 +135,10 @@ def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, per
 def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions):
     sketches = [paint_top(portraits[0]), paint_top(portraits[1])]
     sketches[1] = Sketch(sketches[1].image, sketches[1].edit_mask, sketches[1].keep_mask, 16)
+    prior = WPrior.fit(generator)
+    problem = Problem(generator, perceptual, prior, portraits[:2], inversions[:2], sketches, STAGE1)
     with pytest.raises(ValueError, match="reference_px"):
-        reconstruct(generator, perceptual, WPrior.fit(generator), portraits[:2], inversions[:2], sketches, STAGE1)
+        reconstruct(problem)
 
 
 @pytest.mark.parametrize("photo_detail", [0.0, 1.0])
