@@ -1,62 +1,76 @@
-"""Differentiable augmentation of what the discriminator sees (Zhao et al. 2020), with its probability adapted to
-overfitting (Karras et al. 2020, ADA): each operation is applied per image with probability p."""
+"""Differentiable augmentation of what the heads see (Zhao et al. 2020): a draw per image, the same for a portrait and
+a rendering in its place."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-Images = torch.Tensor
-ADA_TARGET = 0.6  # mean sign of real logits that is held
-ADA_IMAGES = 10_000  # images over which p may travel from 0 to 1; the 500 000 of the paper come too late for short runs
-P_MAX = 0.8  # above it augmentations leak into the samples
+BRIGHTNESS, SATURATION, CONTRAST, SHIFT = 0.4, 0.8, 0.4, 0.125  # largest changes; the shift by the side
+CUTOUT = 0.5  # side of the square that is blacked out, by the image's
 
 
-def augment(image: Images, p: float, generator: torch.Generator) -> Images:
-    """[N,3,H,W] in [-1,1] -> the same, each of brightness, saturation, contrast, shift and cutout with probability
-    p."""
-    if p <= 0:
-        return image
-    n, _, h, w = image.shape
+@dataclass(frozen=True)
+class Augmentation:
+    """[N] each, zero where an image keeps what it has; cutout [N,2]: the square's centre, negative where there is
+    none."""
 
-    def draw(low: float, high: float) -> torch.Tensor:
-        """Uniform [N,1,1,1] in [low, high] with probability p, else 0."""
-        value, keep = torch.rand(2, n, generator=generator)
-        return ((low + (high - low) * value) * (keep < p)).view(n, 1, 1, 1).to(image.device)
+    brightness: torch.Tensor
+    saturation: torch.Tensor
+    contrast: torch.Tensor
+    shift: torch.Tensor  # [N,2]
+    cutout: torch.Tensor
 
-    image = image + draw(-0.4, 0.4)
-    grey = image.mean(1, keepdim=True)
-    image = grey + (image - grey) * (1 + draw(-0.8, 0.8))
-    mean = image.mean((1, 2, 3), keepdim=True)
-    image = mean + (image - mean) * (1 + draw(-0.4, 0.4))
-    image = _shift(image, draw(-0.125, 0.125) * h, draw(-0.125, 0.125) * w)
-    return image * _cutout(n, h, w, p, generator).to(image.device)
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """[N,3,H,W] in [-1,1] -> the same, differentiably."""
+        image = image + _column(self.brightness, image)
+        image = _about(image, image.mean(1, keepdim=True), self.saturation)
+        image = _about(image, image.mean((1, 2, 3), keepdim=True), self.contrast)
+        image = _shifted(image, (self.shift * image.shape[-1]).round().int().tolist())
+        return image * self._kept(image)
+
+    def _kept(self, image: torch.Tensor) -> torch.Tensor:
+        """[N,1,H,W]: 0 in the squares."""
+        n, side = len(image), image.shape[-1]
+        place = (torch.arange(side, device=image.device) + 0.5) / side
+        near = [(place - at.view(n, 1)).abs() < CUTOUT / 2 for at in self.cutout.to(image.device).unbind(1)]
+        hit = near[0][:, :, None] & near[1][:, None] & (self.cutout[:, :1, None] >= 0).to(image.device)
+        return (~hit).float()[:, None]
 
 
-def adapt(p: float, mean_sign: float, images: int) -> float:
-    """Move p by the sign of (how often real logits are positive) - target."""
-    step = images / ADA_IMAGES * (1 if mean_sign > ADA_TARGET else -1)
-    return min(max(p + step, 0.0), P_MAX)
+def draw_augmentation(count: int, untouched: int, p: float, draw: torch.Generator) -> Augmentation:
+    """Each operation with probability p; the first `untouched` images stay as they are."""
+
+    def uniform(most: float, columns: int = 1) -> torch.Tensor:
+        values = (torch.rand(count, columns, generator=draw) * 2 - 1) * most
+        return values * chosen()
+
+    def chosen() -> torch.Tensor:
+        keep = torch.rand(count, 1, generator=draw) < p
+        keep[:untouched] = False
+        return keep
+
+    brightness, saturation, contrast = (uniform(most)[:, 0] for most in (BRIGHTNESS, SATURATION, CONTRAST))
+    shift, centre = uniform(SHIFT, 2), torch.rand(count, 2, generator=draw)
+    return Augmentation(brightness, saturation, contrast, shift, torch.where(chosen(), centre, -torch.ones(())))
 
 
-def _shift(image: Images, dy: torch.Tensor, dx: torch.Tensor) -> Images:
-    """Translate by whole pixels, zeros entering."""
-    n, _, h, w = image.shape
-    rows, columns = dy.flatten().round().int().tolist(), dx.flatten().round().int().tolist()
-    border = max(map(abs, rows + columns))
+def _about(image: torch.Tensor, middle: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    return middle + (image - middle) * (1 + _column(change, image))
+
+
+def _column(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    return values.to(image.device).view(-1, 1, 1, 1)
+
+
+def _shifted(image: torch.Tensor, by: list[list[int]]) -> torch.Tensor:
+    """Each image moved (down, right) by whole pixels, zeros entering."""
+    h, w = image.shape[2:]
+    border = max(abs(value) for pair in by for value in pair)
     if border == 0:
         return image
     padded = F.pad(image, (border, border, border, border))
-    shifted = [
-        padded[i, :, border - rows[i] : border - rows[i] + h, border - columns[i] : border - columns[i] + w]
-        for i in range(n)
-    ]
-    return torch.stack(shifted)
-
-
-def _cutout(n: int, h: int, w: int, p: float, generator: torch.Generator) -> torch.Tensor:
-    """Masks [N,1,H,W] with a square of half the side blacked out, with probability p."""
-    keep, y, x = torch.rand(3, n, 1, 1, generator=generator)
-    rows, columns = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w)
-    hit = ((rows - y * h).abs() < h / 4) & ((columns - x * w).abs() < w / 4) & (keep < p)
-    return (~hit).float()[:, None]
+    moved = [padded[i, :, border - y : border - y + h, border - x : border - x + w] for i, (y, x) in enumerate(by)]
+    return torch.stack(moved)

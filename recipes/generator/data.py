@@ -3,6 +3,8 @@ known."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +21,49 @@ FASHION_SHARE = 0.2
 LEAST_HAIR = 0.03  # share of the image under which a portrait is left as it is
 
 
-class Portraits:
-    """images uint8 [M,3,R,R], mattes uint8 [M,1,R,R] (zeros where a folder has none)."""
+@dataclass
+class Batch:
+    """images [N,3,R,R] in [-1,1]; codes [N]: the row of each portrait (mirror images come after all others)."""
 
-    def __init__(self, folder: Path, resolution: int):
-        paths = sorted((folder / "aligned").glob("*.jpg")) + sorted((folder / "aligned").glob("*.png"))
-        if not paths:
-            raise SystemExit(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
-        self.images = torch.stack([_read(path, resolution, "RGB") for path in paths])
-        blank = torch.zeros(1, resolution, resolution, dtype=torch.uint8)
-        mattes = [folder / "hair" / f"{path.stem}.png" for path in paths]
-        self.mattes = torch.stack([_read(path, resolution, "L") if path.exists() else blank for path in mattes])
+    images: torch.Tensor
+    codes: torch.Tensor
+
+
+class Portraits:
+    """images uint8 [M,3,R,R], mattes uint8 [M,1,R,R] (zeros where a folder has none), of all folders in order."""
+
+    def __init__(self, folders: Sequence[Path], resolution: int, shares: Sequence[float] | None = None):
+        """shares: how often each folder is drawn from; None draws every portrait equally often."""
+        paths = [aligned_files(folder) for folder in folders]
+        sizes = torch.tensor([len(part) for part in paths])
+        wanted = sizes.double() if shares is None else torch.tensor(shares).double()
+        self.chances = (wanted / sizes).repeat_interleave(sizes)
+        self.images = torch.stack([_read(path, resolution, "RGB") for part in paths for path in part])
+        self.mattes = torch.stack([_matte(path, resolution) for part in paths for path in part])
+
+    def to(self, device: torch.device) -> Portraits:
+        self.images, self.mattes = self.images.to(device), self.mattes.to(device)
+        return self
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, count: int, recolour_share: float, generator: torch.Generator) -> torch.Tensor:
-        """`count` random portraits [count,3,R,R] in [-1,1], flipped and recoloured at random."""
-        rows = torch.randint(len(self), (count,), generator=generator)
-        images, mattes = self.images[rows].float() / 255, self.mattes[rows].float() / 255
+    def with_mirrored(self) -> torch.Tensor:
+        """All images, then all mirrored: the order of the codes."""
+        return torch.cat([self.images, self.images.flip(-1)])
+
+    def batch(self, count: int, recolour_share: float, generator: torch.Generator) -> Batch:
+        """`count` random portraits, mirrored and recoloured at random."""
+        rows = torch.multinomial(self.chances, count, replacement=True, generator=generator)
+        at = rows.to(self.images.device)
+        images, mattes = self.images[at].float() / 255, self.mattes[at].float() / 255
         chosen = torch.rand(count, generator=generator) < recolour_share
-        chosen &= mattes.mean((1, 2, 3)) > LEAST_HAIR
-        strength = chosen.float() * (0.7 + 0.3 * torch.rand(count, generator=generator))
-        images = recolour(images, mattes, draw_colours(count, generator), strength)
+        strength = chosen * (0.7 + 0.3 * torch.rand(count, generator=generator))
+        strength = strength.to(at.device) * (mattes.mean((1, 2, 3)) > LEAST_HAIR)
+        images = recolour(images, mattes, draw_colours(count, generator).to(at.device), strength)
         flip = torch.rand(count, generator=generator) < 0.5
-        images[flip] = images[flip].flip(-1)
-        return images * 2 - 1
+        images = torch.where(flip.to(at.device).view(-1, 1, 1, 1), images.flip(-1), images)
+        return Batch(images * 2 - 1, rows + flip * len(self))
 
 
 def draw_colours(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -65,6 +84,25 @@ def recolour(image: torch.Tensor, matte: torch.Tensor, colour: torch.Tensor, str
     shading = ((luma + 0.05) / (mean + 0.05)).clamp(0.35, 1.9) ** 0.8
     painted = (colour.view(-1, 3, 1, 1) * shading).clamp(0, 1)
     return image + matte * strength.view(-1, 1, 1, 1) * (painted - image)
+
+
+def aligned_files(folder: Path) -> list[Path]:
+    """By name, which is the order of the codes."""
+    paths = sorted((folder / "aligned").glob("*.jpg")) + sorted((folder / "aligned").glob("*.png"))
+    if not paths:
+        raise SystemExit(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
+    return paths
+
+
+def matte_file(aligned: Path) -> Path | None:
+    paths = (aligned.parents[1] / "hair" / f"{aligned.stem}{ending}" for ending in (".png", ".jpg"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def _matte(aligned: Path, resolution: int) -> torch.Tensor:
+    path = matte_file(aligned)
+    blank = torch.zeros(1, resolution, resolution, dtype=torch.uint8)
+    return blank if path is None else _read(path, resolution, "L")
 
 
 def _read(path: Path, resolution: int, mode: str) -> torch.Tensor:

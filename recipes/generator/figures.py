@@ -1,40 +1,134 @@
-"""How near a generator's images are to real portraits: kernel distance (KID, Binkowski et al. 2018), the measure of
-its kind that is unbiased for the few dozen portraits of a validation split."""
+"""How good a generator is: kernel distance (KID, Binkowski et al. 2018) of its samples to held-out portraits, and how
+well it brings those back.
+
+    python recipes/generator/figures.py WEIGHTS... --portraits DIR...
+
+prints a row of a table for each WEIGHTS (safetensors in the embedded format). Kernel distances are on
+EfficientNet-Lite0 features, which the training's losses see too, and on those of the embedded landmark network, which
+no loss sees.
+"""
 
 from __future__ import annotations
 
-import torch
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from stylepairs.datagen.images.perceptual import load_perceptual
+import torch
+from data import Portraits
+from PIL import Image
+
+from stylepairs.datagen.images.filters import psnr
+from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual, perceptual_distance
+from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
+from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
+from stylepairs.datagen.reconstruction.objective import pyramid_l1
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512
+BROUGHT_BACK = 12  # portraits, evenly over a folder
+STEPS, RATE, NOISE_RATE = 150, 0.05, 0.02
+WARM_STEPS, DECAY_SHARE = 10, 0.4
+PRIOR_WEIGHT = 0.001
+
+Pooled = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, nargs="+", help="generators in the embedded format")
+    parser.add_argument("--portraits", type=Path, nargs="+", required=True, help="held-out folders with aligned/")
+    parser.add_argument("--count", type=int, default=BROUGHT_BACK, help="portraits of each folder to bring back")
+    args = parser.parse_args()
+    folders = [f"{folder.parent.name}/{folder.name}" for folder in args.portraits]
+    figures = [f"kernel distance {name}: features, landmarks" for name in ("all", *folders)]
+    figures += [f"{name}: {how}" for name in folders for how in ("W+ and noise", "W+ alone")]
+    print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
+    for path in args.weights:
+        generator = load_generator(path).eval().requires_grad_(False)
+        sets = {folder: Portraits([folder], generator.config.img_resolution).images for folder in args.portraits}
+        distances = kernel_distances(generator, sets, {"features": pooled_features(), "landmarks": pooled_landmarks()})
+        cells = [f"{a:.0f}, {b:.0f}" for a, b in zip(*[iter(distances.values())] * 2, strict=True)]
+        for images in sets.values() if args.count else []:
+            chosen = images[torch.linspace(0, len(images) - 1, args.count).long()]
+            cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, noise)) for noise in (True, False)]
+        print(f"| {path.parent.name}/{path.stem} | " + " | ".join(cells) + " |", flush=True)
+
+
+def kernel_distances(
+    generator: Generator, sets: Mapping[Path, torch.Tensor], features: Mapping[str, Pooled] | None = None
+) -> dict[str, float]:
+    """Times 1000, to all sets (uint8 [M,3,R,R]) together and to each alone: {"all: features": ..., ...}.
+
+    features None: `pooled_features` alone.
+    """
+    features = {"features": pooled_features()} if features is None else features
+    named = {"all": torch.cat(list(sets.values()))}
+    named |= {f"{folder.parent.name}/{folder.name}": images for folder, images in sets.items()}
+    fakes = samples(generator)
+    return {
+        f"{which}: {name}": kernel_distance(fakes, images, pooled)
+        for which, images in named.items()
+        for name, pooled in features.items()
+    }
 
 
 @torch.no_grad()
-def kernel_distance(
-    generator: Generator, real: torch.Tensor, samples: int = SAMPLES, seed: int = 2
-) -> dict[str, float]:
-    """Squared MMD with the cubic kernel, times 1000, between real images uint8 [M,3,R,R] and `samples` generated ones.
-
-    The figure is named after the features that it is computed with; figures of other features cannot be compared.
-    """
-    perceptual = load_perceptual()
+def samples(generator: Generator, count: int = SAMPLES, seed: int = 2) -> torch.Tensor:
+    """[count,3,R,R] at psi 1, always of the same latents."""
+    z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
     device = generator.mapping.w_avg.device
-    perceptual.to(device)
-    draw = torch.Generator().manual_seed(seed)
+    return torch.cat([generator(part.to(device)).clamp(-1, 1) for part in torch.split(z, 16)])
 
-    def pooled(images: torch.Tensor) -> torch.Tensor:
-        levels = perceptual.features(images.to(device))
-        return torch.cat([level.mean((2, 3)) for level in levels], dim=1).double()
 
-    z = torch.randn(samples, generator.config.z_dim, generator=draw).to(device)
-    fake = torch.cat([pooled(generator(part).clamp(-1, 1)) for part in z.split(16)])
-    genuine = torch.cat([pooled(part.float() / 127.5 - 1) for part in real.split(16)])
+@torch.no_grad()
+def kernel_distance(fakes: torch.Tensor, real: torch.Tensor, pooled: Pooled) -> float:
+    """Squared MMD with the cubic kernel, times 1000, between images [N,3,R,R] and real ones uint8 [M,3,R,R].
+
+    Figures of other features cannot be compared.
+    """
+    fake = torch.cat([pooled(part) for part in torch.split(fakes, 16)])
+    genuine = torch.cat([pooled(part.to(fakes.device).float() / 127.5 - 1) for part in torch.split(real, 16)])
     # One scale for all: dimensions that hardly vary among real portraits must not decide.
     mean, scale = genuine.mean(0), genuine.std(0).square().mean().sqrt()
-    distance = polynomial_mmd((fake - mean) / scale, (genuine - mean) / scale)
-    return {f"kid_x1000_{perceptual.name}": round(1000 * distance, 3)}
+    return round(1000 * polynomial_mmd((fake - mean) / scale, (genuine - mean) / scale), 3)
+
+
+def pooled_features() -> Pooled:
+    """Images -> [N,D], means over places of the perceptual features."""
+    perceptual = load_perceptual()
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        levels = perceptual.to(images.device).features(images)
+        return torch.cat([level.mean((2, 3)) for level in levels], dim=1).double()
+
+    return pooled
+
+
+def pooled_landmarks() -> Pooled:
+    """Images -> [N,D], means over places of the embedded landmark network's inner layers."""
+    network = load_network(WEIGHTS / "analyser_landmarks.safetensors")
+    assert isinstance(network, LandmarkNet)
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        crop = torch.nn.functional.interpolate(images, size=96, mode="bilinear", antialias=True, align_corners=False)
+        x24 = network.down24(network.stem(crop))
+        x12 = network.down12(x24)
+        return torch.cat([x.mean((2, 3)) for x in (x24, x12, network.down6(x12))], dim=1).double()
+
+    return pooled
+
+
+@torch.no_grad()
+def write_sheet(path: Path, generator: Generator, rows: int = 8, columns: int = 8) -> None:
+    """Always the same latents: the upper half untruncated, the lower half at truncation 0.7."""
+    z = torch.randn(rows * columns // 2, generator.config.z_dim, generator=torch.Generator().manual_seed(1))
+    z = z.to(generator.mapping.w_avg.device)
+    images = torch.cat([generator(z), generator(z, truncation_psi=0.7)]).clamp(-1, 1).cpu()
+    grid = images.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(((grid + 1) * 127.5).round().byte().numpy()).save(path)
 
 
 def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -49,3 +143,49 @@ def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:
         return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
 
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def bring_back(generator: Generator, images: torch.Tensor, with_noise: bool) -> tuple[float, float]:
+    """Mean PSNR in dB and perceptual distance of portraits uint8 [M,3,R,R] found again by 150 steps of Adam on W+ from
+    the mean latent, and on noise maps too (`with_noise`; else rendered without any noise)."""
+    perceptual, prior = load_perceptual(), WPrior.fit(generator)
+    rows = [_found(generator, perceptual, prior, part, with_noise) for part in torch.split(images, 6)]
+    decibel, distance = torch.cat(rows, 1).mean(1)
+    return float(decibel), float(distance)
+
+
+def _found(
+    generator: Generator, perceptual: Perceptual, prior: WPrior, images: torch.Tensor, with_noise: bool
+) -> torch.Tensor:
+    """[2,M]: dB and perceptual distance of each."""
+    target = images.float() / 127.5 - 1
+    n, everywhere = len(target), torch.ones_like(target[:, :1])
+    u = torch.zeros(n, generator.num_ws, generator.config.w_dim, requires_grad=True)
+    start = [level.repeat(n, 1, 1, 1) if with_noise else level * 0 for level in generator.noise_maps()]
+    noise = [level.requires_grad_(with_noise) for level in start]
+    groups = [{"params": [u], "lr": RATE}, *([{"params": noise, "lr": NOISE_RATE}] if with_noise else [])]
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
+    wanted = perceptual.features(target)
+    for _ in range(STEPS):
+        image = generator.synthesis(prior.unwhiten(u), noise=noise)
+        loss = pyramid_l1(image, target, everywhere) + perceptual_distance(perceptual.features(image), wanted)
+        loss = loss + PRIOR_WEIGHT * u.square().mean((1, 2))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss.sum())
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        image = generator.synthesis(prior.unwhiten(u), noise=noise).clamp(-1, 1)
+        distance = perceptual_distance(perceptual.features(image), wanted)
+    return torch.stack([psnr(image, target, everywhere), distance])
+
+
+def _rate(step: int) -> float:
+    """Share of the full rate: up over the first steps, down to nothing over the last."""
+    down = min(1.0, (STEPS - step) / (STEPS * DECAY_SHARE))
+    return min(1.0, (step + 1) / WARM_STEPS) * down
+
+
+if __name__ == "__main__":
+    main()

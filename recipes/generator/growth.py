@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
-from stylepairs.datagen.stylegan.discriminator import Discriminator
 from stylepairs.datagen.stylegan.generator import Generator
 
 State = dict[str, torch.Tensor]
@@ -28,29 +28,13 @@ def grow_generator(old: State, target: Generator) -> None:
                 value.zero_()  # a new resolution adds nothing to the skip image until it has learned to
 
 
-def grow_discriminator(old: State, target: Discriminator) -> None:
-    """Fill `target` so that it scores nearly as `old` scored the downsampled image.
-
-    The new top block starts as the old fromrgb followed by a plain downsampling through the skip path.
-    """
+def grow_offsets(old: State, target: nn.Module) -> None:
+    """Fill `target`, of as many layers or more: old layers keep their offsets, new layers have none."""
     new = target.state_dict()
-    if old["b4.conv.weight"].shape != new["b4.conv.weight"].shape:
-        raise ValueError("grow_discriminator: channels at 4x4 must stay; keep channel_max")
-    old_top = max(int(key.split(".")[0][1:]) for key in old)
-    top = target.config.img_resolution
     with torch.no_grad():
-        for key, value in new.items():
-            if key in old and "resample_filter" not in key:
-                _widen_equalised(old[key], value)
-        for resolution in target.config.resolutions:
-            if resolution <= old_top:
-                break
-            _pass_through(new, resolution)
-        if top > old_top:
-            # Where the new top is narrower than the old one, its leading channels are all that fits.
-            shared = min(new[f"b{top}.fromrgb.bias"].shape[0], old[f"b{old_top}.fromrgb.bias"].shape[0])
-            for name in ("weight", "bias"):
-                new[f"b{top}.fromrgb.{name}"][:shared] = old[f"b{old_top}.fromrgb.{name}"][:shared]
+        for key, value in old.items():
+            new[key].zero_()
+            new[key][: len(value)] = value
 
 
 def _widen(key: str, old: torch.Tensor, new: torch.Tensor, torgb: bool) -> None:
@@ -61,23 +45,3 @@ def _widen(key: str, old: torch.Tensor, new: torch.Tensor, torgb: bool) -> None:
         # ToRGB scales its styles by 1/sqrt(Cin) at run time, demodulated layers do not.
         old = old * math.sqrt(new.shape[1] / old.shape[1]) if torgb else old
     new[corner] = old
-
-
-def _widen_equalised(old: torch.Tensor, new: torch.Tensor) -> None:
-    """The same for layers whose run-time weight is weight / sqrt(fan-in)."""
-    if old.ndim < 2:
-        new[: old.shape[0]] = old
-        return
-    new[: old.shape[0], old.shape[1] :] = 0
-    gain = math.sqrt(new.shape[1] / old.shape[1])
-    new[tuple(slice(0, size) for size in old.shape)] = old * gain
-
-
-def _pass_through(state: State, resolution: int) -> None:
-    """A block that returns its (leading) input channels downsampled: conv1 silent, skip the identity."""
-    state[f"b{resolution}.conv1.weight"].zero_()
-    skip = state[f"b{resolution}.skip.weight"]
-    skip.zero_()
-    shared = min(skip.shape[:2])
-    # sqrt(fan-in) undoes the equalised rate, sqrt(2) the variance-keeping gain of the block.
-    skip[torch.arange(shared), torch.arange(shared)] = math.sqrt(skip.shape[1]) * math.sqrt(2.0)

@@ -1,5 +1,5 @@
-"""The training state of the generator's recipe: built, grown, saved and resumed as safetensors and JSON, never as
-pickle."""
+"""The training state of the generator's recipe: built, started from weights, saved and resumed as one safetensors file
+with JSON in its metadata."""
 
 from __future__ import annotations
 
@@ -8,160 +8,210 @@ import copy
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from growth import grow_discriminator, grow_generator
+from codes import Offsets
+from growth import grow_generator, grow_offsets
+from moments import Moments
+from projected import MIXED_CHANNELS, Heads, Mixing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
+from trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
 
-from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
-R1_EVERY = 16  # the discriminator's rate is corrected for its extra steps, as in the paper's appendix B
+MODULES = ("generator", "ema", "mixing", "heads", "offsets", "moments")
+OPTIMIZERS = ("g_optimizer", "d_optimizer")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of Adam (Kingma & Ba 2015)."""
+
+    generator: float = 0.0
+    heads: float = 0.0
+    offsets: float = 0.0
 
 
 @dataclass
 class TrainingState:
     generator: Generator
     ema: Generator
-    discriminator: Discriminator
+    mixing: Mixing
+    heads: Heads
+    offsets: Offsets
+    moments: Moments
     g_optimizer: torch.optim.Adam
     d_optimizer: torch.optim.Adam
+    codes: torch.Tensor  # [2 M, z_dim]; no rows: not assigned yet
     images_seen: int = 0
-    augment_p: float = 0.0
+    measured: bool = False  # whether mixing and moments know the portraits' features
+    weights: dict[str, float] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> None:
-        for module in (self.generator, self.ema, self.discriminator):
-            # channels_last: 22 against 15 images/s at 128 px, bf16, 2 cores of an EPYC 9004
-            module.to(device=device, memory_format=torch.channels_last)
+        for name in MODULES:
+            module: nn.Module = getattr(self, name)
+            module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def build_state(args: argparse.Namespace, resolution: int) -> TrainingState:
-    """A fresh state, or one grown from the weights in --start-from (then images_seen continues theirs)."""
+def build_state(args: argparse.Namespace, rates: Rates, resolution: int) -> TrainingState:
+    """A fresh state, its generator grown from --start-from where that is given."""
     torch.manual_seed(args.seed)
-    state = _assemble(args, resolution)
-    if args.start_from is None:
-        return state
-    old, old_ema, old_d = (
-        load_file(_find(args.start_from, name)) for name in ("generator", "generator_ema", "discriminator")
-    )
-    _grow(state, old, old_ema, old_d)
-    with safe_open(_find(args.start_from, "generator"), "pt") as file:
-        state.images_seen = int(file.metadata().get("images_seen", 0))
+    config = GeneratorConfig(
+        args.latent_dim, args.latent_dim, resolution, mapping_layers=args.mapping_layers,
+        channel_base=args.channel_base, channel_max=args.channel_max,
+    )  # fmt: skip
+    state = _assemble(config, rates)
+    if args.start_from is not None:
+        start_from(state, args.start_from)
     return state
 
 
-def start_stage(previous: TrainingState, args: argparse.Namespace, resolution: int) -> TrainingState:
-    """The next resolution: everything grown, optimisers fresh, progress kept; the same whether resumed or not."""
-    torch.manual_seed(args.seed + resolution)
-    state = _assemble(args, resolution)
-    _grow(state, previous.generator.state_dict(), previous.ema.state_dict(), previous.discriminator.state_dict())
-    state.images_seen, state.augment_p = previous.images_seen, previous.augment_p
+def start_from(state: TrainingState, folder: Path) -> None:
+    """Weights of `folder`: generator and generator_ema, discriminator and codes where they are there."""
+    generator, ema = (_weights(folder / f"{name}.safetensors") for name in ("generator", "generator_ema"))
+    _grow(state, generator, ema)
+    with safe_open(folder / "generator.safetensors", "pt") as file:
+        state.images_seen = int((file.metadata() or {}).get("images_seen", 0))
+    if (folder / "discriminator.safetensors").exists():
+        tensors = _weights(folder / "discriminator.safetensors")
+        state.mixing.load_state_dict(_under(tensors, "mixing"))
+        state.heads.load_state_dict(_under(tensors, "heads"))
+    if (folder / "codes.safetensors").exists():
+        tensors = _weights(folder / "codes.safetensors")
+        state.codes = tensors["z"]
+        offsets = _under(tensors, "offsets")
+        if offsets:
+            grow_offsets(offsets, state.offsets)
+
+
+def write_weights(folder: Path, state: TrainingState) -> None:
+    """What `start_from` reads, in float16: all that was learned but the optimisers' moments, in about 12 MB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_generator(folder / "generator.safetensors", state.generator, state.images_seen, torch.float16)
+    write_generator(folder / "generator_ema.safetensors", state.ema, state.images_seen, torch.float16)
+    parts = {name: getattr(state, name).state_dict() for name in ("mixing", "heads", "offsets")}
+    tensors = {f"{name}/{key}": value.half() for name, part in parts.items() for key, value in part.items()}
+    codes = {key: tensors.pop(key) for key in list(tensors) if key.startswith("offsets/")}
+    write(folder / "discriminator.safetensors", tensors)
+    write(folder / "codes.safetensors", codes | {"z": state.codes.half()})
+
+
+def start_stage(previous: TrainingState, rates: Rates, resolution: int, seed: int) -> TrainingState:
+    """The next resolution: generator grown, the rest taken over, optimisers and moments fresh."""
+    torch.manual_seed(seed + resolution)
+    state = _assemble(dataclasses.replace(previous.generator.config, img_resolution=resolution), rates)
+    _grow(state, previous.generator.state_dict(), previous.ema.state_dict())
+    for name in ("mixing", "heads"):
+        getattr(state, name).load_state_dict(getattr(previous, name).state_dict())
+    grow_offsets(previous.offsets.state_dict(), state.offsets)
+    state.codes, state.images_seen = previous.codes, previous.images_seen
     return state
 
 
-def save_state(folder: Path, state: TrainingState) -> None:
-    """Write state.safetensors whole, then the JSON that names its progress; each under a temporary name, then
-    renamed."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name in ("generator", "ema", "discriminator"):
+def save_state(path: Path, state: TrainingState) -> None:
+    """Write the whole state under a temporary name, make it durable, rename it."""
+    tensors = {"codes": state.codes}
+    for name in MODULES:
         tensors |= {f"{name}/{key}": value for key, value in getattr(state, name).state_dict().items()}
-    for name in ("g_optimizer", "d_optimizer"):
+    for name in OPTIMIZERS:
         for index, moments in getattr(state, name).state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    progress: dict = {
-        "images_seen": state.images_seen,
-        "augment_p": state.augment_p,
-    }
+    progress = {"images_seen": state.images_seen, "measured": state.measured, "weights": state.weights}
     progress["generator"] = dataclasses.asdict(state.generator.config)
-    progress["discriminator"] = dataclasses.asdict(state.discriminator.config)
-    temporary = folder / "state.safetensors.tmp"
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
-    os.replace(temporary, folder / "state.safetensors")
+    write(path, tensors, {"progress": json.dumps(progress)})
 
 
-def load_state(folder: Path, learning_rate: float) -> TrainingState | None:
-    """The saved state, to go on at `learning_rate`, or None where there is none yet."""
-    path = folder / "state.safetensors"
+def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState | None:
+    """The saved state on the device, or None where there is none yet."""
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
     tensors = load_file(path)
-    state = _build(
-        GeneratorConfig(**progress["generator"]),
-        DiscriminatorConfig(**progress["discriminator"]),
-        learning_rate,
-    )
-    for name in ("generator", "ema", "discriminator"):
+    state = _assemble(GeneratorConfig(**progress["generator"]), rates)
+    for name in MODULES:
         getattr(state, name).load_state_dict(_under(tensors, name))
-    for name in ("g_optimizer", "d_optimizer"):
+    state.to(device)
+    for name in OPTIMIZERS:
         _load_optimizer(getattr(state, name), _under(tensors, name))
-    state.images_seen, state.augment_p = progress["images_seen"], progress["augment_p"]
+    state.codes, state.images_seen = tensors["codes"], progress["images_seen"]
+    state.measured, state.weights = progress["measured"], progress["weights"]
     return state
 
 
 def export_ema(path: Path, state: TrainingState) -> None:
     """The averaged generator alone, its configuration in the metadata: what the package embeds."""
-    config = {key: str(value) for key, value in dataclasses.asdict(state.ema.config).items() if value is not None}
-    tensors = {
-        key: value.detach().cpu().contiguous()
-        for key, value in state.ema.state_dict().items()
-        if not key.endswith("resample_filter")
-    }
+    write_generator(path, state.ema, state.images_seen)
+
+
+def write_generator(path: Path, generator: Generator, images_seen: int, dtype: torch.dtype = torch.float32) -> None:
+    config = {key: str(value) for key, value in dataclasses.asdict(generator.config).items() if value is not None}
+    tensors = {key: value.to(dtype) for key, value in generator.state_dict().items() if "resample_filter" not in key}
+    write(path, tensors, config | {"images_seen": str(images_seen)})
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=config | {"images_seen": str(state.images_seen)})
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def _assemble(args: argparse.Namespace, resolution: int) -> TrainingState:
-    width = {"channel_base": args.channel_base, "channel_max": args.channel_max}
-    config = GeneratorConfig(args.latent_dim, args.latent_dim, resolution, mapping_layers=args.mapping_layers, **width)
-    return _build(config, DiscriminatorConfig(resolution, **width), args.learning_rate)
-
-
-def _build(g_config: GeneratorConfig, d_config: DiscriminatorConfig, learning_rate: float) -> TrainingState:
-    generator, discriminator = Generator(g_config), Discriminator(d_config)
-    correction = R1_EVERY / (R1_EVERY + 1)
+def _assemble(config: GeneratorConfig, rates: Rates) -> TrainingState:
+    generator, heads = Generator(config), Heads()
+    offsets = Offsets(config.num_ws, config.w_dim)
+    groups: list[dict[str, Any]] = [
+        {"params": list(generator.parameters())},
+        {"params": list(offsets.parameters()), "lr": rates.offsets},
+    ]
     return TrainingState(
         generator,
         copy.deepcopy(generator).requires_grad_(False),
-        discriminator,
-        torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.0, 0.99), eps=1e-8),
-        torch.optim.Adam(
-            discriminator.parameters(), lr=learning_rate * correction, betas=(0.0, 0.99**correction), eps=1e-8
-        ),
+        Mixing(),
+        heads,
+        offsets,
+        Moments(moment_shapes(config.img_resolution)),
+        torch.optim.Adam(groups, lr=rates.generator, betas=(0.5, 0.99), eps=1e-8, fused=True),
+        torch.optim.Adam(heads.parameters(), lr=rates.heads, betas=(0.0, 0.99), eps=1e-8, fused=True),
+        torch.zeros(0, config.z_dim),
     )
 
 
-def _grow(state: TrainingState, generator: dict, ema: dict, discriminator: dict) -> None:
+def moment_shapes(resolution: int) -> list[tuple[int, int, int]]:
+    """Of the normalised features, then of their mixtures."""
+    channels, px = (*LEVEL_CHANNELS, *MIXED_CHANNELS), max(resolution, LEAST_PX)
+    return [(c, px // s, px // s) for c, s in zip(channels, LEVEL_STRIDES * 2, strict=True)]
+
+
+def _grow(state: TrainingState, generator: dict[str, torch.Tensor], ema: dict[str, torch.Tensor]) -> None:
     grow_generator(generator, state.generator)
-    grow_discriminator(discriminator, state.discriminator)
     # The average starts from the same new random parts, or its new layers would be averaged with others' noise.
     state.ema.load_state_dict(state.generator.state_dict())
     grow_generator(ema, state.ema)
 
 
 def _load_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> None:
-    saved = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split("/")
+        if value.ndim:  # in the parameter's own memory format: the fused step reads both as they lie
+            value = torch.empty_like(parameters[int(index)]).copy_(value)
         moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise SystemExit(f"{path}: no such file; a folder to start from has generator and generator_ema .safetensors")
+    return {key: value.float() for key, value in load_file(path).items()}
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + "/")}
-
-
-def _find(folder: Path, name: str) -> Path:
-    """FOLDER/name.safetensors, or the one file there that ends in _name.safetensors."""
-    exact = folder / f"{name}.safetensors"
-    found = [exact] if exact.exists() else sorted(folder.glob(f"*_{name}.safetensors"))
-    if len(found) != 1:
-        raise SystemExit(f"{folder}: {len(found)} files named {name}.safetensors; one is needed to start from")
-    return found[0]

@@ -1,12 +1,11 @@
-"""Train the embedded portrait StyleGAN2 (Karras et al. 2020) on a few hundred aligned portraits, growing in resolution.
+"""Train the embedded portrait StyleGAN2 (Karras et al. 2020) on a few thousand aligned portraits.
 
-    python recipes/generator/train.py --portraits DIR --out RUN --stages 64:200000 128:400000
+    python recipes/generator/train.py --portraits DIR... --out RUN --start-from recipes/generator/weights
     accelerate launch recipes/generator/train.py ...        (several GPUs)
 
-DIR holds aligned/NAME.png and hair/NAME.png as `datagen prepare` writes them. RUN keeps the state (resumed when it
-exists), the log, sample sheets and `generator_ema.safetensors`. Needs torch, accelerate, numpy, safetensors and
-Pillow alone. All images are kept in memory (48 KB each at 128 px). Non-saturating loss, lazy R1, EMA, style mixing,
-adaptive augmentation.
+Each DIR holds aligned/ and hair/ as `datagen prepare` writes them. RUN keeps the state (resumed when it exists), log,
+figures, sample sheets and `generator_ema.safetensors`. Three losses: heads on frozen features (projected.py), moments
+of features (moments.py), and portraits rendered from their own latents without noise (codes.py).
 """
 
 from __future__ import annotations
@@ -18,47 +17,56 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from augment import adapt, augment
+from augment import draw_augmentation
+from codes import assign_codes
 from data import Portraits
-from PIL import Image
-from state import R1_EVERY, TrainingState, build_state, export_ema, load_state, save_state, start_stage
+from draws import Draws, draw_step
+from figures import kernel_distances, write_sheet
+from losses import accuracy, balanced, decibel, generator_loss, heads_loss, likeness_loss
+from state import Rates, TrainingState, build_state, export_ema, load_state, save_state, start_stage
+from trunk import load_trunk
 
-from stylepairs.datagen.stylegan.generator import Generator
-
-MIXING_SHARE = 0.9
 W_AVG_BETA = 0.998
-EMA_RAMPUP = 0.05
+EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
+BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
+MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
+HEADS_REST_BELOW = 1.5  # heads whose loss is lower win already; learning on, they lead the generator to a painted look
+Maps = list[torch.Tensor]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--portraits", type=Path, required=True, help="folder with aligned/ and hair/ (training split only)"
-    )
-    parser.add_argument("--validation", type=Path, help="folder of the same form, for the logged figure")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--start-from", type=Path, help="folder with generator, generator_ema, discriminator .safetensors"
-    )
-    parser.add_argument(
-        "--stages", nargs="+", default=["32:100000", "64:300000", "128:600000"], help="RESOLUTION:UNTIL_IMAGES"
-    )
-    parser.add_argument("--channel-base", type=int, default=2048)
-    parser.add_argument("--channel-max", type=int, default=128)
-    parser.add_argument("--latent-dim", type=int, default=256, help="both z and w")
-    parser.add_argument("--mapping-layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16, help="images per step, all processes together")
-    parser.add_argument("--learning-rate", type=float, default=0.002)
-    parser.add_argument("--r1-gamma", type=float, default=0.2, help="about 0.0002 * resolution^2 / batch at 128 px")
-    parser.add_argument("--ema-images", type=float, default=10_000, help="half-life of the weight average, in images")
-    parser.add_argument("--recolour-share", type=float, default=0.5, help="share of real images with recoloured hair")
-    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
-    parser.add_argument("--save-every", type=int, default=4_000, help="images between saved states")
-    parser.add_argument("--sheet-every", type=int, default=10_000, help="images between sample sheets and figures")
-    parser.add_argument("--minutes", type=float, help="stop (with the state saved) after so many minutes")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--portraits", type=Path, nargs="+", required=True, help="folders with aligned/ and hair/ (training only)")
+    add("--shares", type=float, nargs="+", help="how often each folder is drawn from; default: by its size")
+    add("--validation", type=Path, nargs="*", default=[], help="folders of the same form, for the logged figures")
+    add("--out", type=Path, required=True)
+    add("--start-from", type=Path, help="folder with generator, generator_ema and, if there, discriminator, codes")
+    add("--trunk", type=Path, help="EfficientNet-Lite0 weights; default: those installed")
+    add("--stages", nargs="+", default=["128:1000000"], help="RESOLUTION:UNTIL_IMAGES")
+    add("--channel-base", type=int, default=2048)
+    add("--channel-max", type=int, default=128)
+    add("--latent-dim", type=int, default=256, help="both z and w")
+    add("--mapping-layers", type=int, default=2)
+    add("--batch", type=int, default=8, help="images per step, all processes together")
+    add("--learning-rate", type=float, default=0.002)
+    add("--heads-rate", type=float, default=0.0002)
+    add("--offsets-rate", type=float, default=0.0005)
+    add("--rebuilt-share", type=float, default=0.375, help="share of a batch rendered from portraits' latents")
+    add("--likeness", type=float, nargs=2, default=[0.3, 0.6], help="its gradient by the heads', first and last")
+    add("--moments", type=float, nargs=2, default=[0.6, 0.3], help="the moments' gradient by the heads', likewise")
+    add("--settle-images", type=float, default=250_000, help="images until the last of these shares is reached")
+    add("--offsets-decay", type=float, default=0.1, help="weight of the offsets' mean square beside the likeness")
+    add("--measure-images", type=int, default=8192, help="draws of portraits from which their moments are taken")
+    add("--augment-p", type=float, default=0.3)
+    add("--ema-images", type=float, default=10_000, help="half-life of the weight average, in images")
+    add("--recolour-share", type=float, default=0.2, help="share of real images with recoloured hair")
+    add("--precision", choices=["no", "bf16"], default="bf16")
+    add("--save-every", type=int, default=2_000, help="images between saved states")
+    add("--sheet-every", type=int, default=10_000, help="images between sample sheets and figures")
+    add("--minutes", type=float, help="stop (with the state saved) after so many minutes")
+    add("--seed", type=int, default=0)
     return parser.parse_args()
 
 
@@ -70,157 +78,194 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     stages = [(int(r), int(until)) for r, until in (stage.split(":") for stage in args.stages)]
     deadline = time.time() + 60 * args.minutes if args.minutes else float("inf")
-    state = load_state(args.out, args.learning_rate) or build_state(args, stages[0][0])
+    rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
+    state = load_state(args.out / "state.safetensors", rates, accelerator.device)
+    state = state or build_state(args, rates, stages[0][0])
     for resolution, until in stages:
         if state.images_seen >= until:
             continue
         if state.generator.config.img_resolution < resolution:
-            state = start_stage(state, args, resolution)
-        train_stage(state, args, until, deadline, accelerator)
+            state = start_stage(state, rates, resolution, args.seed)
+        Stage(state, args, accelerator).train(until, deadline)
         if time.time() > deadline:
             break
 
 
-def train_stage(
-    state: TrainingState, args: argparse.Namespace, until: int, deadline: float, accelerator: Accelerator
-) -> None:
-    """Train at one resolution until `until` images have been seen or the time is up."""
-    resolution = state.generator.config.img_resolution
-    data = Portraits(args.portraits, resolution)
-    validation = Portraits(args.validation, resolution) if args.validation else None
-    state.to(accelerator.device)
-    players = accelerator.prepare(
-        MixingGenerator(state.generator), state.discriminator, state.g_optimizer, state.d_optimizer
-    )
-    local_batch = args.batch // accelerator.num_processes
-    started, started_at = time.time(), state.images_seen
-    while state.images_seen < until and time.time() < deadline:
-        # Randomness comes from progress alone, so a resumed run draws what an uninterrupted one would have drawn.
-        draw = torch.Generator().manual_seed(hash((args.seed, state.images_seen, accelerator.process_index)) % 2**63)
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
-        step = state.images_seen // args.batch
-        real = data.batch(local_batch, args.recolour_share, draw).to(accelerator.device)
-        g_loss = generator_step(players, state, args, local_batch, draw, accelerator)
-        d_loss, sign = discriminator_step(players, state, args, real, draw, accelerator, with_r1=step % R1_EVERY == 0)
-        if not math.isfinite(g_loss + d_loss):
-            raise SystemExit(
-                f"loss is not finite after {state.images_seen} images; resume with a lower --learning-rate"
-            )
-        update_ema(state, args)
-        state.images_seen += args.batch
-        state.augment_p = adapt(state.augment_p, accelerator.reduce(sign, "mean").item(), args.batch)
-        if accelerator.is_main_process:
-            report(state, args, until, g_loss, d_loss, started, started_at, validation)
-    if accelerator.is_main_process:
-        save_state(args.out, state)
-        export_ema(args.out / "generator_ema.safetensors", state)
+class Stage:
+    """Training at one resolution."""
+
+    def __init__(self, state: TrainingState, args: argparse.Namespace, accelerator: Accelerator):
+        self.state, self.args, self.accelerator = state, args, accelerator
+        state.to(accelerator.device)
+        resolution = state.generator.config.img_resolution
+        self.data = Portraits(args.portraits, resolution, args.shares).to(accelerator.device)
+        self.validation = {folder: Portraits([folder], resolution).images for folder in args.validation}
+        dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        self.trunk = load_trunk(args.trunk, dtype).to(accelerator.device)
+        self.count = args.batch // accelerator.num_processes
+        self.rebuilt = round(self.count * args.rebuilt_share)
+        if not len(state.codes):
+            state.codes = assign_codes(state.ema, self.trunk, self.data.with_mirrored(), args.seed)
+        if len(state.codes) != 2 * len(self.data):
+            raise SystemExit(f"{len(state.codes)} codes for {len(self.data)} portraits: these are not the run's own")
+        if not state.measured:
+            self.measure_portraits()
+
+    @torch.no_grad()
+    def measure_portraits(self) -> None:
+        """The portraits' own features, as the heads see them: mean and deviation of each channel, then the moments."""
+        draw = torch.Generator().manual_seed(self.args.seed)
+
+        def features() -> Maps:
+            portraits = self.data.batch(MEASURE_BATCH, self.args.recolour_share, draw).images
+            maps: Maps = self.trunk(draw_augmentation(MEASURE_BATCH, 0, self.args.augment_p, draw)(portraits))
+            return maps
+
+        batches = -(-self.args.measure_images // MEASURE_BATCH)
+        self.state.mixing.measure([features() for _ in range(min(batches, DEVIATION_BATCHES))])
+        self.state.moments.fit(self.maps(features()) for _ in range(batches))
+        self.state.measured = True
+
+    def train(self, until: int, deadline: float) -> None:
+        """Until `until` images have been seen or the time is up."""
+        state, args = self.state, self.args
+        started, started_at = time.time(), state.images_seen
+        while state.images_seen < until and time.time() < deadline:
+            draws = draw_step(
+                (args.seed, state.images_seen, self.accelerator.process_index), self.data, state.codes,
+                state.generator, self.count, self.rebuilt, args.augment_p, args.recolour_share,
+            )  # fmt: skip
+            row, fake, real = self.generator_step(draws)
+            row |= self.heads_step(fake, real)
+            logged = {key: round(float(value), 4) for key, value in row.items()}
+            if not all(map(math.isfinite, logged.values())):
+                raise SystemExit(f"not finite after {state.images_seen} images: {logged}; resume with lower rates")
+            self.update_ema()
+            state.images_seen += args.batch
+            if self.accelerator.is_main_process:
+                self.report(logged, (state.images_seen - started_at) / (time.time() - started))
+        if self.accelerator.is_main_process:
+            save_state(args.out / "state.safetensors", state)
+            export_ema(args.out / "generator_ema.safetensors", state)
+            write_sheet(args.out / "samples.png", state.ema)
+
+    def generator_step(self, draws: Draws) -> tuple[dict[str, torch.Tensor], Maps, Maps]:
+        """One step of generator and offsets; returns what to log and the mixed features, generated and real."""
+        state, args, n = self.state, self.args, self.rebuilt
+        with torch.no_grad():
+            real = self.maps(self.trunk(draws.augment(draws.portraits)))
+        levels = len(real) // 2
+        offsets = state.offsets([level[:n] for level in real[:levels]])
+        image = self.render(draws, offsets)
+        fake = self.maps(self.trunk(draws.augment(image)))
+        state.heads.requires_grad_(False).eval()  # eval: their spectral norms move in their own step alone
+        with self.accelerator.autocast():
+            leading = generator_loss(state.heads(fake[levels:]))
+        # Of draws of the prior alone: what is rebuilt resembles portraits anyway.
+        drawn = args.batch // self.count * (self.count - n)
+        moments = state.moments([level[n:] for level in fake], drawn, self.mean)
+        pairs = ([level[:n] for level in fake[:levels]], [level[:n] for level in real[:levels]])
+        likeness = likeness_loss(image[:n], draws.portraits[:n], *pairs)
+        self.balance(image, leading, moments, likeness)
+        by_likeness = likeness + args.offsets_decay * offsets.square().mean()
+        state.g_optimizer.zero_grad()
+        self.accelerator.backward(
+            leading + state.weights["moments"] * moments + state.weights["likeness"] * by_likeness
+        )
+        self.reduce_gradients(state.g_optimizer)
+        state.g_optimizer.step()
+        row = {"adversarial": leading, "moments": moments, "likeness": likeness}
+        row |= {"offsets": offsets.square().mean().sqrt(), "rebuilt_db": decibel(image[:n], draws.portraits[:n])}
+        return {key: value.detach() for key, value in row.items()}, [x.detach() for x in fake[levels:]], real[levels:]
+
+    def heads_step(self, fake: Maps, real: Maps) -> dict[str, torch.Tensor]:
+        """One step of the heads; returns their loss and how often they were right."""
+        state = self.state
+        state.heads.requires_grad_(True).train()
+        with self.accelerator.autocast():
+            real_logits, fake_logits = state.heads(real), state.heads(fake)
+        loss = heads_loss(real_logits, fake_logits)
+        seen = self.mean(loss.detach())
+        if not seen < HEADS_REST_BELOW:
+            state.d_optimizer.zero_grad()
+            self.accelerator.backward(loss)
+            self.reduce_gradients(state.d_optimizer)
+            state.d_optimizer.step()
+        return {"heads": seen, "accuracy": accuracy(real_logits, fake_logits).detach()}
+
+    def render(self, draws: Draws, offsets: torch.Tensor) -> torch.Tensor:
+        """Images [N,3,R,R]; moves the running mean latent."""
+        generator = self.state.generator
+        mapping = generator.mapping
+        w = torch.unflatten(mapping.to_w(draws.z.flatten(0, 1)), 0, draws.z.shape[:2])
+        mapping.w_avg.copy_(self.mean(w[1].detach().mean(0)).lerp(mapping.w_avg, W_AVG_BETA))
+        layers = torch.arange(generator.num_ws, device=w.device)
+        ws = torch.where((layers < draws.cutoff[:, None])[..., None], w[0][:, None], w[1][:, None])
+        ws = torch.cat([ws[: len(offsets)] + offsets, ws[len(offsets) :]])
+        with self.accelerator.autocast():
+            image: torch.Tensor = generator.synthesis(ws, noise=draws.noise)
+        return image.float()
+
+    def maps(self, features: Maps) -> Maps:
+        """Normalised features, then their random mixtures."""
+        normalised = self.state.mixing.normalised(features)
+        with self.accelerator.autocast():
+            return [*normalised, *self.state.mixing(normalised)]
+
+    def balance(
+        self, image: torch.Tensor, leading: torch.Tensor, moments: torch.Tensor, likeness: torch.Tensor
+    ) -> None:
+        """Weigh the losses anew where it is due: their gradients on the image as shares of the heads'."""
+        state, args = self.state, self.args
+        if state.weights and state.images_seen // args.batch % BALANCE_EVERY:
+            return
+        settled = min(state.images_seen / args.settle_images, 1.0)
+        rows = {"moments": slice(self.rebuilt, None), "likeness": slice(self.rebuilt)}
+        for name, loss in (("moments", moments), ("likeness", likeness)):
+            first, last = getattr(args, name)
+            share, old = first + (last - first) * settled, state.weights.get(name)
+            state.weights[name] = balanced(old, share, leading, loss, image, rows[name], self.mean)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Over all processes."""
+        reduced: torch.Tensor = self.accelerator.reduce(value, "mean")
+        return reduced
+
+    def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.accelerator.num_processes > 1:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                parameter.grad = self.mean(parameter.grad)
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        state, args = self.state, self.args
+        half_life = min(args.ema_images, max(state.images_seen * EMA_RAMPUP, 1))
+        averages: Maps = list(state.ema.parameters())
+        values: Maps = list(state.generator.parameters())
+        torch._foreach_lerp_(averages, values, 1 - 0.5 ** (args.batch / half_life))
+        for average, value in zip(state.ema.buffers(), state.generator.buffers(), strict=True):
+            average.copy_(value)
+
+    def report(self, row: dict[str, float], rate: float) -> None:
+        """Log; save the state, draw a sheet and take figures when they are due."""
+        state, args, seen = self.state, self.args, self.state.images_seen
+        if seen // args.batch % LOG_EVERY == 0:
+            weights = {f"{name}_weight": float(f"{value:.4g}") for name, value in state.weights.items()}
+            resolution = state.generator.config.img_resolution
+            append(args.out / "log.jsonl", {"images": seen, "px": resolution, "rate": round(rate, 2), **row, **weights})
+        if seen % args.save_every < args.batch:
+            save_state(args.out / "state.safetensors", state)
+        if seen % args.sheet_every < args.batch:
+            write_sheet(args.out / f"samples_{seen:07d}.png", state.ema)
+            export_ema(args.out / "generator_ema.safetensors", state)
+            if self.validation:
+                append(args.out / "figures.jsonl", {"images": seen} | kernel_distances(state.ema, self.validation))
 
 
-class MixingGenerator(torch.nn.Module):
-    """Two codes per image, the second from a random layer on (style mixing); keeps the running mean latent."""
-
-    def __init__(self, generator: Generator):
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, z: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
-        """z [2,N,z_dim], cutoff [N] -> images [N,3,H,W]."""
-        mapping = self.generator.mapping
-        with torch.autocast(z.device.type, enabled=False):  # the mapping is small, and all layers hang on it
-            w = mapping.to_w(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        mapping.w_avg.copy_(w.detach().mean((0, 1)).lerp(mapping.w_avg, W_AVG_BETA))
-        layers = torch.arange(self.generator.num_ws, device=z.device)
-        ws = torch.where((layers[None] < cutoff[:, None])[..., None], w[0][:, None], w[1][:, None])
-        image: torch.Tensor = self.generator.synthesis(ws, noise_mode="random")
-        return image
-
-
-def draw_latents(state: TrainingState, count: int, draw: torch.Generator, device: torch.device) -> tuple:
-    config = state.generator.config
-    z = torch.randn(2, count, config.z_dim, generator=draw)
-    cutoff = torch.randint(1, config.num_ws, (count,), generator=draw)
-    cutoff[torch.rand(count, generator=draw) > MIXING_SHARE] = config.num_ws
-    return z.to(device), cutoff.to(device)
-
-
-def generator_step(players, state, args, count, draw, accelerator) -> float:
-    """Non-saturating loss (Goodfellow et al. 2014)."""
-    mixing, discriminator, g_optimizer, _ = players
-    discriminator.requires_grad_(False)
-    with accelerator.autocast():
-        fake = mixing(*draw_latents(state, count, draw, accelerator.device))
-        logits = discriminator(augment(fake.float(), state.augment_p, draw))
-    loss = F.softplus(-logits.float()).mean()
-    g_optimizer.zero_grad()
-    accelerator.backward(loss)
-    g_optimizer.step()
-    discriminator.requires_grad_(True)
-    return loss.item()
-
-
-def discriminator_step(players, state, args, real, draw, accelerator, with_r1) -> tuple[float, torch.Tensor]:
-    """Logistic loss, and every R1_EVERY steps the gradient penalty on real images (Mescheder et al. 2018), lazily."""
-    mixing, discriminator, _, d_optimizer = players
-    with accelerator.autocast(), torch.no_grad():
-        fake = mixing(*draw_latents(state, len(real), draw, accelerator.device)).float()
-    real = real.requires_grad_(with_r1)
-    with accelerator.autocast():
-        fake_logits = discriminator(augment(fake, state.augment_p, draw)).float()
-        real_logits = discriminator(augment(real, state.augment_p, draw)).float()
-    loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
-    total = loss
-    if with_r1:
-        (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-        total = loss + gradient.square().sum((1, 2, 3)).mean() * (args.r1_gamma / 2 * R1_EVERY)
-    d_optimizer.zero_grad()
-    accelerator.backward(total)
-    d_optimizer.step()
-    return loss.item(), real_logits.detach().sign().mean()
-
-
-@torch.no_grad()
-def update_ema(state: TrainingState, args: argparse.Namespace) -> None:
-    half_life = min(args.ema_images, max(state.images_seen * EMA_RAMPUP, 1))
-    beta = 0.5 ** (args.batch / half_life)
-    for average, value in zip(state.ema.parameters(), state.generator.parameters(), strict=True):
-        average.lerp_(value, 1 - beta)
-    for average, value in zip(state.ema.buffers(), state.generator.buffers(), strict=True):
-        average.copy_(value)
-
-
-def report(state, args, until, g_loss, d_loss, started, started_at, validation) -> None:
-    """Log every 50 steps; save the state and draw a sheet when they are due."""
-    seen = state.images_seen
-    if seen // args.batch % 50 == 0:
-        rate = (seen - started_at) / (time.time() - started)
-        row = {"images": seen, "resolution": state.generator.config.img_resolution, "g_loss": round(g_loss, 4)}
-        row |= {"d_loss": round(d_loss, 4), "augment_p": round(state.augment_p, 4), "images_per_second": round(rate, 2)}
-        _append(args.out / "log.jsonl", row)
-        print(f"{row}  {(until - seen) / rate / 60:.0f} min to go", flush=True)
-    if seen % args.save_every < args.batch:
-        save_state(args.out, state)
-    if seen % args.sheet_every < args.batch:
-        write_sheet(args.out / f"samples_{seen:07d}.png", state.ema)
-        export_ema(args.out / "generator_ema.safetensors", state)
-        if validation is not None:
-            from figures import kernel_distance
-
-            _append(args.out / "figures.jsonl", {"images": seen} | kernel_distance(state.ema, validation.images))
-
-
-@torch.no_grad()
-def write_sheet(path: Path, generator: Generator, rows: int = 4, columns: int = 8) -> None:
-    """The same latents each time: the upper half untruncated, the lower half at truncation 0.7."""
-    z = torch.randn(rows * columns // 2, generator.config.z_dim, generator=torch.Generator().manual_seed(1))
-    z = z.to(generator.mapping.w_avg.device)
-    images = torch.cat([generator(z), generator(z, truncation_psi=0.7)]).clamp(-1, 1).cpu()
-    grid = images.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(((grid + 1) * 127.5).round().byte().numpy()).save(path)
-
-
-def _append(path: Path, row: dict) -> None:
+def append(path: Path, row: dict[str, float]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+    print(row, flush=True)
 
 
 if __name__ == "__main__":

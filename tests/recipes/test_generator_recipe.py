@@ -1,47 +1,226 @@
-"""The recipe of the embedded generator: growth keeps what was learned, resume is exact, data are what they claim."""
+"""The recipe of the embedded generator: resume is exact, what is frozen stays, growth keeps what was learned, figures
+and data are what they claim."""
 
-import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
-from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
+NAMES = (
+    "augment", "codes", "data", "draws", "figures", "growth", "losses", "moments", "pack", "projected", "state",
+    "train", "trunk",
+)  # fmt: skip
+TINY = ["--channel-base", "128", "--channel-max", "8", "--latent-dim", "16", "--batch", "4", "--rebuilt-share", "0.5"]
+TINY += ["--measure-images", "4"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def recipe_on_path():
     """The recipe's scripts import each other by plain name, as when run."""
-    names = ("augment", "data", "figures", "growth", "state", "train")
-    held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    held = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
-    for name in names:
+    for name in NAMES:
         sys.modules.pop(name, None)
     sys.modules.update(held)
 
 
+@pytest.fixture(scope="module")
+def trunk_state() -> dict[str, torch.Tensor]:
+    """Random weights under the package's names and in its shapes."""
+    draw = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+
+    def add(conv: str, norm: str, *shape: int) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        state[f"{conv}.weight"] = torch.randn(*shape, generator=draw) * (2 / fan_in) ** 0.5
+        for name, value in (("weight", 1.0), ("bias", 0.1), ("running_mean", 0.0), ("running_var", 1.0)):
+            state[f"{norm}.{name}"] = torch.full((shape[0],), value)
+
+    add("_conv_stem", "_bn0", 32, 3, 3, 3)
+    index, channels = 0, 32
+    stages = (
+        (1, 3, 16, 1),
+        (2, 3, 24, 6),
+        (2, 5, 40, 6),
+        (3, 3, 80, 6),
+        (3, 5, 112, 6),
+        (4, 5, 192, 6),
+        (1, 3, 320, 6),
+    )
+    for blocks, kernel, out, ratio in stages:
+        for _ in range(blocks):
+            name, wide = f"_blocks.{index}", channels * ratio
+            if ratio > 1:
+                add(f"{name}._expand_conv", f"{name}._bn0", wide, channels, 1, 1)
+            add(f"{name}._depthwise_conv", f"{name}._bn1", wide, 1, kernel, kernel)
+            add(f"{name}._project_conv", f"{name}._bn2", out, wide, 1, 1)
+            index, channels = index + 1, out
+    return state
+
+
+@pytest.fixture
+def trunk_file(trunk_state, tmp_path) -> Path:
+    torch.save(trunk_state, tmp_path / "trunk.pth")
+    return tmp_path / "trunk.pth"
+
+
 @pytest.fixture
 def portraits(tmp_path) -> Path:
+    return write_portraits(tmp_path / "data")
+
+
+def write_portraits(folder: Path, count: int = 5) -> Path:
     draw = np.random.RandomState(0)
     for sub in ("aligned", "hair"):
-        (tmp_path / "data" / sub).mkdir(parents=True)
-    for index in range(6):
-        Image.fromarray(draw.randint(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / f"data/aligned/{index}.png")
-        Image.fromarray(np.full((32, 32), 255 * (index % 2), np.uint8)).save(tmp_path / f"data/hair/{index}.png")
-    return tmp_path / "data"
+        (folder / sub).mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(draw.randint(0, 255, (64, 64, 3), np.uint8)).save(folder / f"aligned/{index}.png")
+        Image.fromarray(np.full((64, 64), 255 * (index % 2), np.uint8)).save(folder / f"hair/{index}.png")
+    return folder
 
 
-def test_grown_generator_renders_the_same_image_larger():
-    from growth import grow_generator
+def run(monkeypatch, portraits: Path, trunk: Path, out: Path, *extra: str) -> dict[str, torch.Tensor]:
+    import train
+
+    monkeypatch.setattr(train, "MEASURE_BATCH", 4)
+    arguments = ["--portraits", str(portraits), "--trunk", str(trunk), "--out", str(out), *TINY]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--precision", "no", "--save-every", "8", *extra])
+    train.main()
+    return load_file(out / "state.safetensors")
+
+
+def test_resumed_training_equals_unbroken_training(portraits, trunk_file, tmp_path, monkeypatch):
+    whole = run(monkeypatch, portraits, trunk_file, tmp_path / "whole", "--stages", "32:8", "64:16")
+    for stages in (["32:8"], ["32:8", "64:12"], ["32:8", "64:16"]):  # stopped between stages and within one
+        torch.manual_seed(len(stages[-1]))  # a new process has another random state
+        parts = run(monkeypatch, portraits, trunk_file, tmp_path / "parts", "--stages", *stages)
+    assert whole.keys() == parts.keys()
+    assert not [key for key in whole if not torch.equal(whole[key], parts[key])]
+    assert (tmp_path / "whole" / "generator_ema.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(portraits, trunk_file, tmp_path, monkeypatch):
+    import train
+
+    before = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+    monkeypatch.setattr(train, "generator_loss", lambda logits: logits[0].mean() * float("nan"))
+    with pytest.raises(SystemExit, match="not finite after 8 images"):
+        run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:16")
+    after = load_file(tmp_path / "run" / "state.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_training_goes_on_from_written_weights(portraits, trunk_file, tmp_path, monkeypatch):
+    import state
+
+    run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+    loaded = state.load_state(tmp_path / "run" / "state.safetensors", state.Rates(), torch.device("cpu"))
+    state.write_weights(tmp_path / "weights", loaded)
+    start = ["--start-from", str(tmp_path / "weights"), "--learning-rate", "0", "--offsets-rate", "0"]
+    again = run(monkeypatch, portraits, trunk_file, tmp_path / "again", *start, "--stages", "32:12")
+    assert again["codes"].equal(loaded.codes.half().float())
+    assert again["generator/synthesis.b4.const"].equal(loaded.generator.synthesis.b4.const.half().float())
+    assert again["offsets/hidden.weight"].equal(loaded.offsets.hidden.weight.half().float())
+
+
+def test_mixing_stays_as_it_was_while_heads_and_generator_learn(portraits, trunk_file, tmp_path, monkeypatch):
+    before = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:4")
+    after = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not [key for key in changed if key.startswith("mixing/")]
+    assert "heads/levels.0.0.parametrizations.weight.original" in changed
+    assert "generator/synthesis.b32.conv0.weight" in changed
+
+
+def test_trunk_gives_five_levels_as_its_blocks_one_by_one_do(trunk_state):
+    from trunk import LEVEL_CHANNELS, LEVEL_STRIDES, Trunk
+
+    trunk = Trunk(trunk_state)
+    image = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    maps = trunk(image)
+    expected = [(2, c, 128 // s, 128 // s) for c, s in zip(LEVEL_CHANNELS, LEVEL_STRIDES, strict=True)]
+    assert [tuple(x.shape) for x in maps] == expected
+    slow = trunk(image.clone().requires_grad_())
+    for a, b in zip(maps, slow, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_have_unit_spectral_norm_and_give_logits_for_every_level():
+    from projected import MIXED_CHANNELS, Heads
+
+    torch.manual_seed(0)
+    heads = Heads()
+    maps = [torch.randn(3, c, 64 // 2**level, 64 // 2**level) for level, c in enumerate(MIXED_CHANNELS)]
+    for _ in range(30):
+        logits = heads(maps)
+    assert [tuple(x.shape[:2]) for x in logits] == [(3, 1)] * 5
+    for module in heads.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert torch.linalg.matrix_norm(module.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
+
+
+def test_moments_are_those_of_all_images_and_draw_a_batch_towards_them():
+    from moments import Moments
+
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(64, 3, 4, 4, generator=draw) * 2 + 1
+    moments = Moments([(3, 4, 4)], window_images=8)
+    moments.fit([part] for part in real.split(16))
+    torch.testing.assert_close(moments.real0, torch.stack([real.mean(0), real.square().mean(0)]))
+    assert float(moments([real], 0)) < 1e-9  # the running moments start at the portraits' own
+    fake = torch.zeros(8, 3, 4, 4, requires_grad=True)
+    distance = moments([fake], 8)
+    torch.testing.assert_close(distance, moments.real0.square().mean())
+    (gradient,) = torch.autograd.grad(distance, fake)
+    assert (-gradient.mean(0) * real.mean(0)).mean() > 0
+
+
+def test_every_portrait_gets_a_latent_of_its_own(trunk_state):
+    from codes import assign_codes
+    from trunk import Trunk
+
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(16, 16, 32, 3, 128, 8, 2))
+    images = torch.randint(0, 255, (9, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        codes = assign_codes(generator, Trunk(trunk_state), images, seed=0)
+    assert codes.shape == (9, 16)
+    assert len({tuple(code.tolist()) for code in codes}) == 9
+
+
+def test_what_is_rebuilt_has_its_own_latent_no_noise_and_no_augmentation(portraits):
+    from data import Portraits
+    from draws import JITTER, draw_step
+
+    generator = Generator(GeneratorConfig(16, 16, 32, 3, 128, 8, 2))
+    data = Portraits([portraits], 32)
+    codes = torch.eye(10, 16) * 100
+    draws = draw_step((0, 8, 0), data, codes, generator, 6, 2, augment_p=1.0, recolour_share=0.0)
+    nearest = draws.z[0, :2].argmax(1)
+    assert ((draws.z[0, :2] - codes[nearest] * (1 - JITTER**2) ** 0.5).abs() < 10 * JITTER).all()
+    shown = data.with_mirrored()[nearest].float() / 127.5 - 1
+    torch.testing.assert_close(draws.portraits[:2], shown, atol=1e-5, rtol=0)
+    assert all(level[:2].abs().sum() == 0 < level[2:].abs().sum() for level in draws.noise)
+    augmented = draws.augment(draws.portraits)
+    change = (augmented - draws.portraits).abs().mean((1, 2, 3))
+    assert change[:2].max() < 1e-6 < change[2:].min()
+
+
+def test_grown_generator_renders_the_same_image_larger_and_offsets_stay():
+    from codes import Offsets
+    from growth import grow_generator, grow_offsets
+    from trunk import LEVEL_CHANNELS
 
     torch.manual_seed(0)
     old = Generator(GeneratorConfig(16, 16, 16, 3, 256, 32, 2))
@@ -50,21 +229,12 @@ def test_grown_generator_renders_the_same_image_larger():
     z = torch.randn(2, 16)
     with torch.no_grad():
         torch.testing.assert_close(new.synthesis(new.mapping(z), max_resolution=16), old(z), atol=1e-4, rtol=1e-4)
-        small = F.avg_pool2d(new(z), 2)
-    assert (small - old(z)).abs().mean() < 0.2 * old(z).abs().mean()
-
-
-def test_grown_discriminator_ranks_images_as_before():
-    from growth import grow_discriminator
-
-    torch.manual_seed(0)
-    old = Discriminator(DiscriminatorConfig(16, 3, 256, 32))
-    new = Discriminator(DiscriminatorConfig(32, 3, 512, 32))
-    grow_discriminator(old.state_dict(), new)
-    smooth = F.interpolate(torch.randn(8, 3, 4, 4), size=32, mode="bicubic")
-    with torch.no_grad():
-        before, after = old(F.avg_pool2d(smooth, 2)).flatten(), new(smooth).flatten()
-    assert torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.95
+    small, large = Offsets(old.num_ws, 16), Offsets(new.num_ws, 16)
+    torch.nn.init.normal_(small.out.weight)
+    grow_offsets(small.state_dict(), large)
+    features = [torch.randn(2, c, 8, 8) for c in LEVEL_CHANNELS]
+    torch.testing.assert_close(large(features)[:, : old.num_ws], small(features))
+    assert large(features)[:, old.num_ws :].abs().sum() == 0
 
 
 def test_recolouring_reaches_the_mean_colour_and_leaves_the_rest():
@@ -80,54 +250,6 @@ def test_recolouring_reaches_the_mean_colour_and_leaves_the_rest():
     assert out[0, 0, :8].std() > 0.01
 
 
-def test_augmentation_is_off_at_zero_differentiable_and_bounded_in_its_probability():
-    from augment import P_MAX, adapt, augment
-
-    image = torch.rand(4, 3, 16, 16, requires_grad=True)
-    draw = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(image, 0.0, draw), image)
-    out = augment(image, 1.0, draw)
-    (gradient,) = torch.autograd.grad(out.sum(), image)
-    assert gradient.isfinite().all()
-    assert gradient.abs().sum() > 0
-    assert adapt(P_MAX, 1.0, 10**6) == P_MAX
-    assert adapt(0.1, -1.0, 10**6) == 0
-
-
-def run(portraits: Path, out: Path, stages: list[str], monkeypatch) -> dict[str, torch.Tensor]:
-    import train
-    from safetensors.torch import load_file
-
-    arguments = ["train.py", "--portraits", str(portraits), "--out", str(out), "--stages", *stages]
-    arguments += [
-        "--channel-base",
-        "128",
-        "--channel-max",
-        "16",
-        "--latent-dim",
-        "16",
-        "--batch",
-        "4",
-        "--precision",
-        "no",
-        "--save-every",
-        "8",
-    ]
-    monkeypatch.setattr(sys, "argv", arguments)
-    train.main()
-    return load_file(out / "state.safetensors")
-
-
-def test_resumed_training_equals_uninterrupted_training(portraits, tmp_path, monkeypatch):
-    whole = run(portraits, tmp_path / "whole", ["8:32", "16:64"], monkeypatch)
-    for stages in (["8:32"], ["8:32", "16:48"], ["8:32", "16:64"]):  # stopped between stages and within one
-        torch.manual_seed(len(stages[-1]))  # a new process has another random state
-        parts = run(portraits, tmp_path / "parts", stages, monkeypatch)
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    assert (tmp_path / "whole" / "generator_ema.safetensors").exists()
-
-
 def test_polynomial_mmd_is_near_zero_for_equal_distributions_and_grows_with_distance():
     from figures import polynomial_mmd
 
@@ -136,24 +258,57 @@ def test_polynomial_mmd_is_near_zero_for_equal_distributions_and_grows_with_dist
     assert abs(polynomial_mmd(a, b)) < 0.1 < polynomial_mmd(a, b + 1)
 
 
+def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move(monkeypatch):
+    import figures
+
+    monkeypatch.setattr(figures, "STEPS", 20)
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(16, 16, 32, 3, 128, 8, 2)).eval().requires_grad_(False)
+    images = ((generator(torch.randn(2, 16)).clamp(-1, 1) + 1) * 127.5).byte()
+    decibel, distance = figures.bring_back(generator, images, with_noise=False)
+    monkeypatch.setattr(figures, "RATE", 0.0)
+    unmoved, further = figures.bring_back(generator, images, with_noise=False)
+    assert decibel > unmoved
+    assert distance < further
+
+
+def test_shares_decide_how_often_a_folder_is_drawn_from(tmp_path):
+    from data import Portraits
+
+    folders = [write_portraits(tmp_path / "a", 2), write_portraits(tmp_path / "b", 6)]
+    data = Portraits(folders, 16, shares=[0.9, 0.1])
+    rows = data.batch(400, 0.0, torch.Generator().manual_seed(0)).codes % len(data)
+    assert 0.8 < (rows < 2).float().mean() < 0.97
+
+
 def test_empty_folder_is_named(tmp_path):
     from data import Portraits
 
     with pytest.raises(SystemExit, match="no aligned"):
-        Portraits(tmp_path, 16)
+        Portraits([tmp_path], 16)
 
 
-def test_start_from_a_folder_without_weights_is_named(tmp_path):
-    from state import build_state
-
-    args = argparse.Namespace(
-        seed=0,
-        channel_base=128,
-        channel_max=16,
-        latent_dim=16,
-        mapping_layers=2,
-        learning_rate=1e-3,
-        start_from=tmp_path,
-    )
+def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="start from"):
-        build_state(args, 8)
+        run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--start-from", str(tmp_path), "--stages", "32:8")
+
+
+@pytest.mark.slow
+def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file, tmp_path, monkeypatch):
+    run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+    tiny = "--channel-base 128 --channel-max 8 --latent-dim 16 --precision no --measure-images 1"
+    limits = {"SMALL": "32", "LARGE": "64", "SECONDS_SMALL": "6", "SECONDS_LARGE": "6", "BATCH": "4", "EXTRA": tiny}
+    places = {"PACK": str(tmp_path / "pack"), "TRUNK": str(trunk_file), "PYTHON": sys.executable}
+
+    def gpu(*arguments: object) -> None:
+        words = ["bash", str(FOLDER / "gpu.sh"), *map(str, arguments)]
+        subprocess.run(words, env=os.environ | limits | places, check=True)
+
+    gpu("pack", tmp_path / "run", portraits)
+    gpu("train", tmp_path / "out")
+    gpu("unpack", tmp_path / "out", tmp_path / "run")
+    start = ["--start-from", str(tmp_path / "run" / "from_gpu"), "--stages", "64:1000000000", "--minutes", "0.05"]
+    after = run(monkeypatch, portraits, trunk_file, tmp_path / "run", *start)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"generator_ema.safetensors", "samples.png"}
+    assert after["generator/synthesis.b64.conv0.weight"].isfinite().all()
+    assert len(after["codes"]) == 10

@@ -1,0 +1,69 @@
+"""Portraits, weights and frozen features in a small folder, to train where there is no network and no package index.
+
+python recipes/generator/pack.py data --portraits DIR... --to FOLDER     (FOLDER/0, FOLDER/1, ..., trunk.pth)
+python recipes/generator/pack.py weights --run RUN --to FOLDER           (what --start-from reads)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from data import aligned_files, matte_file
+from PIL import Image
+from state import Rates, load_state, write_weights
+from trunk import installed_weights
+
+ALIGNED_PX, ALIGNED_QUALITY = 256, 85
+MATTE_PX, MATTE_QUALITY = 128, 80  # mattes are soft
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["data", "weights"])
+    parser.add_argument("--portraits", type=Path, nargs="+", default=[])
+    parser.add_argument("--trunk", type=Path, help="EfficientNet-Lite0 weights; default: those installed")
+    parser.add_argument("--run", type=Path, help="folder with a state.safetensors")
+    parser.add_argument("--to", type=Path, required=True)
+    args = parser.parse_args()
+    args.to.mkdir(parents=True, exist_ok=True)
+    if args.what == "data":
+        for index, folder in enumerate(args.portraits):
+            pack_portraits(folder, args.to / str(index))
+        pack_trunk(args.trunk or installed_weights(), args.to / "trunk.pth")
+        return
+    state = load_state(args.run / "state.safetensors", Rates(), torch.device("cpu"))
+    if state is None:
+        raise SystemExit(f"{args.run}: no state.safetensors; train first")
+    write_weights(args.to, state)
+
+
+def pack_portraits(source: Path, to: Path) -> None:
+    """The same folder with smaller files, under the same names, so that latents stay with their portraits."""
+    for sub in ("aligned", "hair"):
+        (to / sub).mkdir(parents=True, exist_ok=True)
+    for path in aligned_files(source):
+        _write(path, "RGB", ALIGNED_PX, to / "aligned" / f"{path.stem}.jpg", ALIGNED_QUALITY)
+        matte = matte_file(path)
+        if matte is not None:
+            _write(matte, "L", MATTE_PX, to / "hair" / f"{path.stem}.jpg", MATTE_QUALITY)
+
+
+def pack_trunk(source: Path | None, to: Path) -> None:
+    """Its weights without the classifier, in float16."""
+    if source is None:
+        raise SystemExit("EfficientNet-Lite0 weights are not installed; pass --trunk FILE")
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    kept = {key: value for key, value in state.items() if not key.startswith(("_conv_head", "_bn1", "_fc"))}
+    torch.save({key: value.half() if value.is_floating_point() else value for key, value in kept.items()}, to)
+
+
+def _write(source: Path, mode: str, most_px: int, to: Path, quality: int) -> None:
+    with Image.open(source) as image:
+        px = min(most_px, image.width)
+        image.convert(mode).resize((px, px), Image.Resampling.LANCZOS).save(to, quality=quality)
+
+
+if __name__ == "__main__":
+    main()
