@@ -28,8 +28,8 @@ MANIFEST = "manifest.parquet"
 _SHARD_NAME = re.compile(r"pairs-\d{5,9}\.tar")
 _MEMBER_NAME = re.compile(r"(\d{6,12})\.([a-z_]{1,32}\.(?:png|npz)|json)")
 # What one member may claim, so that a damaged or hostile shard cannot fill the memory (a 4096 px PNG is 50 MB).
-_MAX_MEMBER_BYTES = 256 << 20
-_MAX_JSON_BYTES = 1 << 20
+_MAX_MEMBER_BYTES = 256 << 20  # any value will do
+_MAX_JSON_BYTES = 1 << 20  # any value will do
 
 
 def shard_name(index: int) -> str:

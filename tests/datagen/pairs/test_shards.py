@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -41,6 +42,8 @@ def test_equal_pairs_make_equal_bytes(tmp_path, synthetic_pairs):
 def test_only_accepted_pairs_and_one_split_are_read_when_asked(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path, count=40)
     assert all(record.accepted for record in shards.read_index(tmp_path))
+    assert [pair.record for pair in shards.read_pairs(tmp_path)] == shards.read_index(tmp_path)
+    assert len(shards.read_index(tmp_path)) < 40
     train = shards.read_index(tmp_path, accepted_only=False, split="train")
     val = shards.read_index(tmp_path, accepted_only=False, split="val")
     assert len(train) + len(val) == 40
@@ -84,6 +87,30 @@ def test_a_shard_that_is_newer_than_the_manifest_is_read_itself(tmp_path, synthe
     assert shards.read_index(tmp_path)[0].portrait == "portrait_999"
     shards.update_manifest(tmp_path)
     assert shards.read_index(tmp_path)[0].portrait == "portrait_999"
+
+
+def test_a_manifest_is_written_only_where_there_is_none_of_these_shards(tmp_path, synthetic_pairs):
+    shards.update_manifest(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    synthetic_pairs(tmp_path, count=4, shard_size=2)
+    path = tmp_path / "manifest.parquet"
+    content = path.read_bytes()
+    for file in tmp_path.iterdir():
+        os.utime(file, ns=(1_000_000, 1_000_000))
+    shards.update_manifest(tmp_path)
+    assert path.stat().st_mtime_ns == 1_000_000
+    path.unlink()
+    shards.update_manifest(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_one_newer_shard_among_older_ones_makes_the_manifest_stale(tmp_path, synthetic_pairs, monkeypatch):
+    synthetic_pairs(tmp_path, count=4, shard_size=2)
+    path = tmp_path / "manifest.parquet"
+    monkeypatch.setattr(shards, "scan_shard", lambda path: [])
+    assert len(shards.read_index(tmp_path, accepted_only=False)) == 4
+    os.utime(tmp_path / "pairs-00001.tar", ns=(path.stat().st_mtime_ns + 1,) * 2)
+    assert shards.read_index(tmp_path, accepted_only=False) == []
 
 
 def test_a_manifest_of_another_layout_is_one_clear_line(tmp_path, synthetic_pairs):
@@ -161,6 +188,53 @@ def test_a_truncated_tar_is_one_clear_line(tmp_path, synthetic_pairs, keep):
     with pytest.raises(InputError, match=r"pairs-00000.tar: damaged shard .*delete it and build again") as caught:
         list(shards.read_pairs(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_tar_is_whole_up_to_its_two_last_blocks_of_zeros(tmp_path, synthetic_pairs, count):
+    synthetic_pairs(tmp_path, count=1)
+    pair = shards.read_pair(tmp_path, "000000")
+    path = tmp_path / "pairs-00000.tar"
+    shards.write_shard(path, [pair][:count])
+    with tarfile.open(path) as tar:
+        end = max((-(-(member.offset_data + member.size) // 512) * 512 for member in tar), default=0)
+    content = path.read_bytes()
+    path.write_bytes(content[: end + 1024])
+    assert len(shards.scan_shard(path)) == count
+    path.write_bytes(content[: end + 512])
+    with pytest.raises(InputError, match="damaged shard"):
+        shards.scan_shard(path)
+
+
+def test_a_shard_whose_last_member_fills_its_blocks_needs_every_byte(tmp_path, synthetic_pairs):
+    path = tmp_path / "pairs-00000.tar"
+    synthetic_pairs(tmp_path / "made", count=1)
+    with tarfile.open(tmp_path / "made" / "pairs-00000.tar") as tar:
+        text = tar.extractfile("000000.json").read()
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("000000.json")
+        info.size = 1024
+        tar.addfile(info, io.BytesIO(text.ljust(1024)))
+    content = path.read_bytes()[: 512 + 1024 + 1024]
+    path.write_bytes(content)
+    assert [record.id for record in shards.scan_shard(path)] == ["000000"]
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        shards.scan_shard(path)
+
+
+def test_members_carry_no_time_and_anyone_may_read_them(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    with tarfile.open(tmp_path / "pairs-00000.tar") as tar:
+        assert {(member.mode, member.mtime, member.uid, member.uname) for member in tar} == {(0o644, 0, 0, "")}
+
+
+def test_one_latent_alone_is_not_written(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path, count=1)
+    whole = shards.read_pair(tmp_path, "000000")
+    for half in (replace(whole, w_after=None), replace(whole, w_before=None)):
+        shards.write_shard(tmp_path / "pairs-00000.tar", [half])
+        assert "latents" not in shards.scan_shard(tmp_path / "pairs-00000.tar")[0].parts
 
 
 @pytest.mark.parametrize("name", ["../evil.before.png", "/etc/passwd", "000001.before.exe", "000000/before.png"])
