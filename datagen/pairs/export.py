@@ -37,15 +37,6 @@ def _export(pairs: Path, record: PairRecord, out: Path) -> dict[str, Any]:
             files[name] = f"{name}/{record.id}.png"
             write_png(out / files[name], image)
     kept = (
-        "id",
-        "feature",
-        "params",
-        "degree",
-        "accepted",
-        "reasons",
-        "figures",
-        "portrait",
-        "portrait_digest",
-        "split",
-    )
+        "id", "feature", "params", "degree", "accepted", "reasons", "figures", "portrait", "portrait_digest", "split",
+    )  # fmt: skip
     return {name: getattr(record, name) for name in kept} | {"files": files}

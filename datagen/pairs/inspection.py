@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import re
 import statistics
 from collections import Counter
@@ -40,13 +39,14 @@ def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int
     """
     records = read_index(pairs, accepted_only=False)
     shown = choose(records, max_pairs)
+    histograms, constants = _distributions(records)
     template = Template(Path(__file__).with_name("inspection.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(pairs.resolve().name),
         summary=_summary(records),
         reasons=_reasons(records),
-        histograms="\n".join(_histograms(records)),
-        constants=_constants(records),
+        histograms="\n".join(histograms),
+        constants=html.escape(f"The same for all pairs: {', '.join(constants)}.") if constants else "",
         figures=_options(_figure_names(records)),
         features=_options(sorted({record.feature for record in records})),
         params=_options(varying_params(records)),
@@ -139,26 +139,20 @@ def _figure_names(records: Sequence[PairRecord]) -> list[str]:
     return sorted(names, key=lambda name: (name.startswith(("inversion_", "reconstruction_")), name))
 
 
-def _values(records: Sequence[PairRecord], name: str, accepted: bool) -> list[float]:
-    values = (record.figures.get(name) for record in records if record.accepted == accepted)
-    return [value for value in values if value is not None and math.isfinite(value)]
-
-
-def _histograms(records: Sequence[PairRecord]) -> Iterable[str]:
+def _distributions(records: Sequence[PairRecord]) -> tuple[list[str], list[str]]:
+    """A histogram of every figure, and in words those that are the same for all pairs."""
+    histograms, constants = [], []
     for name in _figure_names(records):
-        accepted, rejected = _values(records, name, True), _values(records, name, False)
-        if len({*accepted, *rejected}) > 1:
-            yield _histogram(name, accepted, rejected)
-
-
-def _constants(records: Sequence[PairRecord]) -> str:
-    """The figures that are the same for all pairs, in words."""
-    found = []
-    for name in _figure_names(records):
-        values = {*_values(records, name, True), *_values(records, name, False)}
-        if len(values) == 1:
-            found.append(f"{name} {values.pop():.4g}")
-    return html.escape(f"The same for all pairs: {', '.join(found)}.") if found else ""
+        sides: dict[bool, list[float]] = {True: [], False: []}
+        for record in records:
+            value = record.figures.get(name)
+            if value is not None:
+                sides[record.accepted].append(value)
+        if len({*sides[True], *sides[False]}) > 1:
+            histograms.append(_histogram(name, sides[True], sides[False]))
+        else:
+            constants.append(f"{name} {(sides[True] + sides[False])[0]:.4g}")
+    return histograms, constants
 
 
 def _histogram(name: str, accepted: list[float], rejected: list[float]) -> str:

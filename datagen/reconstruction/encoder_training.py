@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
@@ -29,8 +30,9 @@ from stylepairs.datagen.reconstruction.inversion import inversion_loss
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import make_folder, replace_file
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -39,6 +41,8 @@ OBJECTIVE = InversionSettings.model_validate({"prior_weight": 0.025})
 # A network would rather put a face's edges into a few huge values of a map than spread them; edits then fight these.
 TAILS_WEIGHT = 0.01
 MOST_KURTOSIS = 4.0  # 3 is Gaussian; stage 0 from the mean face ends at 4
+
+_STEP = TypeAdapter(NonNegativeInt)
 
 
 @dataclass(frozen=True)
@@ -235,16 +239,12 @@ def _save(path: Path, encoder: Encoder, optimizer: torch.optim.Adam, whole: dict
 
 def _resume(path: Path, encoder: Encoder, optimizer: torch.optim.Adam, whole: dict[str, Any]) -> int:
     """Load a checkpoint of this very run and return how many steps it has behind it. Raises InputError."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        run, step = metadata["run"], int(metadata["step"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be continued ({error}); remove it to start over") from error
-    if run != _text(whole):
+        tensors, metadata = read_safetensors(path)
+        step = _STEP.validate_python(metadata.get("step"))
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: cannot be continued ({one_line(error)}); remove it to start over") from error
+    if metadata.get("run") != _text(whole):
         raise InputError(
             f"{path}: is of another run (generator, portraits or settings differ); remove it to start over"
         )

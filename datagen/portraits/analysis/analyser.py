@@ -4,7 +4,6 @@ interfaces.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +16,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face
 from stylepairs.datagen.portraits.analysis.networks import DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.analysis.parsing import EmbeddedParser
+from stylepairs.datagen.shell.decode import Damaged, decode_json, read_safetensors
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 NETWORKS: dict[str, type[nn.Module]] = {"detector": DetectorNet, "landmarks": LandmarkNet, "parser": ParserNet}
 
-__all__ = ["Face", "FaceAnalyser", "FaceFinder", "FaceParser", "load_analyser", "load_network", "read_metadata"]
+__all__ = ["Face", "FaceAnalyser", "FaceFinder", "FaceParser", "load_analyser", "load_network"]
 
 
 class FaceFinder(Protocol):
@@ -93,32 +93,22 @@ def load_network(path: Path) -> nn.Module:
 
     Raises InputError for a file that is missing, damaged or of something else.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    metadata = read_metadata(path)
+    try:
+        tensors, metadata = read_safetensors(path)
+        config = decode_json(metadata.get("config", "{}"))
+    except Damaged as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error})") from None
     if metadata.get("network") not in NETWORKS:
         raise InputError(f"{path}: no face analyser's weights (metadata network={metadata.get('network')!r})")
-    net = NETWORKS[metadata["network"]](**json.loads(metadata.get("config", "{}")))
+    net = NETWORKS[metadata["network"]](**config)
     try:
-        missing, unexpected = net.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
-    except (SafetensorError, RuntimeError) as error:
+        missing, unexpected = net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    except RuntimeError as error:
         raise InputError(f"{path}: damaged weights ({one_line(error)})") from None
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise InputError(f"{path}: weights of another version ({(missing + unexpected)[0]})")
     return _fuse(net.eval().requires_grad_(False)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; InputError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
 
 
 @lru_cache(maxsize=3)

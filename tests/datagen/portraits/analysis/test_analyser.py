@@ -20,11 +20,11 @@ from stylepairs.datagen.portraits.analysis.analyser import (
     FaceAnalyser,
     load_analyser,
     load_network,
-    read_metadata,
 )
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.shell.decode import read_safetensors
 from stylepairs.datagen.shell.errors import InputError
 
 PHOTOS = sorted((Path(__file__).parents[4] / "recipes" / "photos" / "heldout").glob("*.jpg"))[:4]
@@ -148,7 +148,7 @@ def test_photos_are_prepared_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["detector", "landmarks", "parser"])
 def test_shipped_weights_say_what_they_are(name: str) -> None:
-    metadata = read_metadata(WEIGHTS / f"analyser_{name}.safetensors")
+    metadata = read_safetensors(WEIGHTS / f"analyser_{name}.safetensors")[1]
     assert metadata["network"] == name
     assert "train.py" in metadata["trained"]
     assert metadata["figures"]
