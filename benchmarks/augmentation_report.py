@@ -27,7 +27,8 @@ from feature_report import REJECTED, accepted_share, cell, tidy
 from scipy.stats import spearmanr
 
 from stylepairs.datagen.augment.interpolation import person_between
-from stylepairs.datagen.augment.plan import GRID_STEPS, Child, plan_augmentation
+from stylepairs.datagen.augment.making import Child
+from stylepairs.datagen.augment.plan import GRID_STEPS, plan_augmentation
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs.inspection import reason_kind
@@ -84,7 +85,7 @@ def augmented(options: argparse.Namespace) -> list[Pair]:
         generator=options.generator,
         workers=options.workers,
     )
-    parents = evenly(list(plan.records), options.count)
+    parents = evenly(list(plan.parents.records), options.count)
     couples = evenly(sorted({child.parents for child in plan.children if len(child.parents) == 2}), options.people)
     children = [child for child in plan.children if child.parents in {(parent,) for parent in parents}]
     children += [Child(couple, t) for couple in couples for t in GRID_STEPS]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.build.quality import Images, Prior
+from stylepairs.datagen.build.quality import Images
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 
 # Of the crop's side.
@@ -36,10 +37,10 @@ class Candidate:
     latents: tuple[torch.Tensor, torch.Tensor]
 
 
-Defect = Callable[[Candidate, Candidate, Prior], Candidate]
+Defect = Callable[[Candidate, Candidate, WPrior], Candidate]
 
 
-def wrong_mask(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def wrong_mask(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """The edit put where it does not belong: an eighth of the crop to the side and downwards."""
     off_px = round(_MASK_OFF * pair.portrait.size_px)
     images, photo = pair.images, pair.portrait.image
@@ -47,19 +48,19 @@ def wrong_mask(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     return replace(pair, images=replace(images, after=(photo + change).clamp(-1, 1), mask=mask))
 
 
-def shifted_face(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def shifted_face(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """The generator moved the head."""
     off_px = round(_FACE_OFF * pair.portrait.size_px)
     return _composed(pair, torch.roll(pair.images.generated_after, (off_px, off_px), (1, 2)))
 
 
-def other_identity(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def other_identity(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """The generator made the edit on somebody else."""
     broken = _composed(pair, other.images.generated_after)
     return replace(broken, latents=(pair.latents[0], other.latents[1]))
 
 
-def color_spill(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def color_spill(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """The surroundings of what was edited are tinted."""
     edit = pair.sketch.edit_mask
     radius = max(1, round(_SPILL * pair.portrait.size_px))
@@ -68,14 +69,14 @@ def color_spill(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     return _painted(pair, pair.images.after + edit.new_tensor(_TINT)[:, None, None], around)
 
 
-def seam(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def seam(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """Pasted in with some of its surroundings, a little too light, with a hard edge."""
     hard = (_grown(pair.sketch.edit_mask, round(_MARGIN * pair.portrait.size_px)) > 0.5).float()
     after = pair.portrait.image.lerp((pair.images.after + _STEP).clamp(-1, 1), hard)
     return replace(pair, images=replace(pair.images, after=after, mask=hard))
 
 
-def far_latent(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def far_latent(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """A latent that no portrait has."""
     draw = torch.Generator().manual_seed(0)
     u = prior.whiten(pair.latents[1])
@@ -83,7 +84,7 @@ def far_latent(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     return replace(pair, latents=(pair.latents[0], far))
 
 
-def closed_eyes(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def closed_eyes(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """Skin over both eyes."""
     image, size_px = pair.images.after, pair.portrait.size_px
     broken = pair
@@ -98,14 +99,14 @@ def closed_eyes(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
     return broken
 
 
-def flat_paint(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def flat_paint(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """One colour over all that was edited."""
     edit = pair.sketch.edit_mask
     mean = (pair.images.after * edit).sum((1, 2), keepdim=True) / edit.sum().clamp_min(1)
     return _painted(pair, mean.expand_as(pair.images.after), edit)
 
 
-def nothing_edited(pair: Candidate, other: Candidate, prior: Prior) -> Candidate:
+def nothing_edited(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
     """The photo itself."""
     images = replace(pair.images, after=pair.portrait.image, generated_after=pair.images.generated_before)
     return replace(pair, images=images, latents=(pair.latents[0], pair.latents[0]))

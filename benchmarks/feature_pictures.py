@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.build.inversion_cache import InversionCache
-from stylepairs.datagen.build.models import Models, list_portraits, load_models, load_portrait
+from stylepairs.datagen.build.models import Models, load_models
 from stylepairs.datagen.build.plan import plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
@@ -32,6 +32,7 @@ from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
@@ -102,10 +103,10 @@ def make_people(options: argparse.Namespace, cache: Path) -> None:
         InversionSettings().model_dump(mode="json"),
         models.instruments.names | {"device": "cpu"},
     )
-    names = list_portraits(options.portraits)
+    names = [file.name for file in load_portraits(options.portraits)]
     count = min(options.sources, len(names))
     chosen = [names[index * len(names) // count] for index in range(count)]
-    sources = [inverted(load_portrait(options.portraits, name)[0], models, kept) for name in chosen]
+    sources = [inverted(load_portrait(options.portraits, name), models, kept) for name in chosen]
     analyser = load_analyser()
     pairs = nearest_pairs(sources)
     mixes = [mixed(one, other, models, analyser) for one, other in pairs[: round(CLEAR_SHARE * len(pairs))]]
@@ -183,7 +184,7 @@ def write_people(people: list[Person], folder: Path, analyser, kept: InversionCa
         source_to_aligned=stay,
     )
     for name, person in zip(names, people, strict=True):
-        kept.store(load_portrait(folder, name)[0], person.inversion)
+        kept.store(load_portrait(folder, name), person.inversion)
 
 
 def picture(feature: str, work: Path, cache: Path, out: Path, more: list[str]) -> str:
@@ -196,7 +197,7 @@ def picture(feature: str, work: Path, cache: Path, out: Path, more: list[str]) -
         overrides.append(f"params.references={work / 'people'}")
     recipe = load_recipe(feature, "datagen", BuildRecipe, overrides + more)
     pairs: list[Pair] = []
-    for name in list_portraits(work / "people"):
+    for name in [file.name for file in load_portraits(work / "people")]:
         plan = plan_build(recipe, work / "people", work / feature / name, cache=cache)
         build_pairs(dataclasses.replace(plan, names=(name,)), workers=1, on_event=_quiet)
         pairs += read_pairs(plan.out, accepted_only=False)

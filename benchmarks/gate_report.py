@@ -25,7 +25,7 @@ from feature_report import REJECTED, cell, recipe_of
 from stylepairs.datagen.augment.interpolation import person_between
 from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build import quality
-from stylepairs.datagen.build.models import Models, real_backend
+from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
@@ -55,13 +55,13 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         plan = plan_augmentation(options.folder, options.out, steps=[1.0], generator=options.generator)
-        models = plan.load_models(real_backend())
+        models = plan.load_models()
         recipe = plan.recipe if options.recipe is None else recipe_of(options.recipe, [])
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     feature = load_feature(recipe.feature)
-    chosen = {record.id for record in evenly(list(plan.records.values()), options.pairs)}
+    chosen = {record.id for record in evenly(list(plan.parents.records.values()), options.pairs)}
     good = []
     for pair in read_pairs(options.folder):
         if pair.record.id in chosen:
@@ -92,7 +92,7 @@ def candidate(pair: Pair, feature: Any, models: Models, sketch_detail: float) ->
     bare = Portrait(
         pair.record.portrait, image, zeros.to(torch.uint8), zeros[None], points, pair.record.portrait_digest
     )
-    portrait = quality.look_at(bare, image, models.instruments.analyser).portrait
+    portrait = quality.analyse(bare, image, models.instruments.analyser).portrait
     sketch = feature.sketch(portrait, feature.Params.model_validate(pair.record.params)).with_detail(sketch_detail)
     composed = compose(portrait, Reconstruction(person.w0, person.w1, person.noise, before, after, {}), sketch)
     images = quality.Images(before, after, composed.after, composed.mask)
@@ -103,7 +103,7 @@ def figures_of(pair: Candidate, params: Any, feature: Any, models: Models) -> di
     """All figures, as a build measures them."""
     instruments, portrait = models.instruments, pair.portrait
     sights = tuple(
-        quality.look_at(portrait, image, instruments.analyser) for image in (portrait.image, pair.images.after)
+        quality.analyse(portrait, image, instruments.analyser) for image in (portrait.image, pair.images.after)
     )
     figures = quality.measure_pair(portrait, pair.sketch, pair.images, pair.latents, instruments, sights)
     return figures | feature.measure(portrait, AnalysedPair(sights[0].portrait, sights[1].portrait), params)

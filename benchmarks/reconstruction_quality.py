@@ -17,7 +17,6 @@ is typical); identity, cosine of deep features in the unedited face; seconds, pr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib
 import json
@@ -29,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
@@ -37,15 +37,16 @@ import numpy as np
 import torch
 from measure import processor
 
-from stylepairs.datagen.build import quality
+from stylepairs.datagen.build import pair_maker, quality
 from stylepairs.datagen.build.draws import combinations, draw
-from stylepairs.datagen.build.models import Backend, Models, load_models, real_backend
-from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs, sketched
+from stylepairs.datagen.build.models import Models, load_models
 from stylepairs.datagen.build.settings import BuildRecipe, code_version
+from stylepairs.datagen.build.unfinished_pair import WantedPair, sketched
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.batch import Progress
@@ -118,15 +119,14 @@ def run(options: argparse.Namespace) -> None:
 
 def portraits_of(options: argparse.Namespace, feature: str, recipe: BuildRecipe, models: Models) -> list[str]:
     """Up to `limit` portraits, spread over the folder, that the feature does not refuse; refusals become results."""
-    backend, module = real_backend(), load_feature(recipe.feature)
-    names = backend.list_portraits(options.portraits)
+    module, names = load_feature(recipe.feature), [file.name for file in load_portraits(options.portraits)]
     known = {row["portrait"]: "refused" in row for row in read_rows(options.out) if row["feature"] == feature}
     found: list[str] = []
     for name in spread_out(names):
         if len(found) == options.limit:
             break
         if name not in known:
-            job = job_of(options.portraits, name, recipe, backend)
+            job = job_of(options.portraits, name, recipe)
             draft = sketched(job, module, models, recipe.sketch_detail)
             known[name] = bool(draft.refused)
             if draft.refused:
@@ -152,13 +152,13 @@ def keep_results(
 ) -> None:
     """Make the pairs of some portraits by one method; write their pictures and figures."""
     clock = Clock(reconstruct_of(method))
-    backend = dataclasses.replace(real_backend(), reconstruct=clock)
     cache = options.cache or options.out / "inversions"
-    detail = recipe.sketch_detail
-    task = Task(recipe.feature, recipe.inversion, recipe.reconstruction, {}, 0, cache, code_version(), detail)
-    jobs = [job_of(options.portraits, name, recipe, backend) for name in names]
+    ungated = recipe.model_copy(update={"gate": {}})
+    jobs = [job_of(options.portraits, name, recipe) for name in names]
     module = load_feature(recipe.feature)
-    for job, pair in zip(jobs, make_pairs(task, jobs, models, backend, lambda work: None), strict=True):
+    with mock.patch.object(pair_maker, "reconstruct", clock):
+        pairs = list(pair_maker.make_pairs(ungated, jobs, models, 0, cache, lambda work: None))
+    for job, pair in zip(jobs, pairs, strict=True):
         folder = options.out / "images" / feature / job.portrait.name
         folder.mkdir(parents=True, exist_ok=True)
         row: Row = {"feature": feature, "portrait": job.portrait.name, "method": method, "params": pair.record.params}
@@ -205,17 +205,17 @@ def unedited(problem: Problem, progress: Progress | None = None) -> list[Reconst
     return collect(problem, [Found(one.ws, one.noise, {"steps": 0.0}) for one in problem.inversions])
 
 
-def job_of(folder: Path, name: str, recipe: BuildRecipe, backend: Backend) -> Job:
-    portrait, source = backend.load_portrait(folder, name)
-    return Job(name, portrait, draw(combinations(recipe.params), 1, 0, portrait.digest)[0], source)
+def job_of(folder: Path, name: str, recipe: BuildRecipe) -> WantedPair:
+    portrait = load_portrait(folder, name)
+    return WantedPair(name, portrait, draw(combinations(recipe.params), 1, 0, portrait.digest)[0], portrait.digest)
 
 
-def figures_of(pair: Pair, job: Job, module: Feature, models: Models) -> dict[str, float]:
+def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float]:
     """The pair's figures, and with "generated_" before their names the feature's own on the generated halves."""
     portrait = job.portrait.resized(models.image_px)
     analyser = models.instruments.analyser
     halves = (
-        quality.look_at(portrait, to_float(image), analyser).portrait
+        quality.analyse(portrait, to_float(image), analyser).portrait
         for image in (pair.generated_before, pair.generated_after)
         if image is not None
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stylepairs.datagen.build.quality import look_at
+from stylepairs.datagen.build.quality import analyse
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -72,7 +72,7 @@ def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row,
         params = params.model_copy(update={"intensity": wanted.degree})
         sketch = sketch if params == wanted.params else editor.feature.sketch(before, params)
     allowed = region_mask(sketch.edit_mask).to(after.device)
-    seen = AnalysedPair(*(look_at(before, image, editor.analyser).portrait for image in (before.image, after)))
+    seen = AnalysedPair(*(analyse(before, image, editor.analyser).portrait for image in (before.image, after)))
     return {
         **editor.feature.measure(before, seen, params),
         "psnr_outside_db": psnr_outside_db(after, before.image, allowed),

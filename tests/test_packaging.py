@@ -78,7 +78,7 @@ def test_recipes_are_found_by_name_in_an_installed_copy_from_any_folder(wheel, t
         archive.extractall(site)
     code = (
         "import stylepairs.datagen as d\n"
-        "from stylepairs.datagen.build.plan import BuildRecipe\n"
+        "from stylepairs.datagen.build.settings import BuildRecipe\n"
         "from stylepairs.datagen.recipe import installed_recipes, load_recipe\n"
         "print(d.__file__)\n"
         "print(*[load_recipe(name, 'datagen', BuildRecipe).feature for name in installed_recipes()])\n"

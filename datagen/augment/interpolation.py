@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from stylepairs.datagen.build.quality import Prior
 from stylepairs.datagen.build.settings import GateSettings, Threshold
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half
 from stylepairs.datagen.shell.errors import InputError
 
@@ -36,7 +36,7 @@ class Person:
     photo: np.ndarray | None
 
 
-def person_between(pairs: Sequence[Pair], prior: Prior, device: str) -> Person:
+def person_between(pairs: Sequence[Pair], prior: WPrior, device: str) -> Person:
     """The person of one pair, or the one half way between several. Raises InputError for pairs without latents."""
     for pair in pairs:
         if pair.before is None or pair.w_before is None or pair.w_after is None or pair.noise is None:
@@ -50,7 +50,7 @@ def person_between(pairs: Sequence[Pair], prior: Prior, device: str) -> Person:
     return Person(mixed_latents(before, prior), mixed_latents(after, prior), noise, photo)
 
 
-def mixed_latents(ws: Sequence[torch.Tensor], prior: Prior) -> torch.Tensor:
+def mixed_latents(ws: Sequence[torch.Tensor], prior: WPrior) -> torch.Tensor:
     """The mean of latents [L,C], taken where they are Gaussian, in float16 values; one stays as it is.
 
     The mean in W itself lies outside the generator's distribution (1.6 to 2.4 by the prior's distance, for parents of

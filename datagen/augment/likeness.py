@@ -61,8 +61,7 @@ def distances(one: Likeness, others: Likeness) -> np.ndarray:
         "hair": 1 - overlap,
         "latent": np.sqrt(np.square(others.latent - one.latent).mean(1)),
     }
-    terms = [value / _TYPICAL[name] for name, value in found.items()]
-    return np.mean(terms, axis=0)
+    return np.asarray(np.mean([value / _TYPICAL[name] for name, value in found.items()], axis=0))
 
 
 def choose_couples(

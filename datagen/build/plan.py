@@ -1,30 +1,31 @@
 """Builds pairs from a recipe and a folder of portraits: a fixed list of jobs, cut into shards.
 
 Jobs are the portraits, sorted by name, times their parameter draws; a shard is a fixed range of jobs. How shards are
-made, resumed and shared out is `building`'s.
+made, resumed and shared out is `shard_runner`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stylepairs.datagen.build.draws import combinations, draw
-from stylepairs.datagen.build.models import Backend, Models, real_backend
-from stylepairs.datagen.build.pair_maker import Job, Task, make_pairs
-from stylepairs.datagen.build.settings import BuildRecipe, code_version
-from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, ShardedPlan, build_pairs
+from stylepairs.datagen.build.models import Models, load_models
+from stylepairs.datagen.build.pair_maker import make_pairs
+from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import ShardedPlan
+from stylepairs.datagen.build.unfinished_pair import WantedPair
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests
 from stylepairs.datagen.recipe import validate_params
+from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
-
-__all__ = [
-    "BuildEvent", "BuildPlan", "BuildResult", "build_pairs", "plan_build",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class BuildPlan(ShardedPlan):
     inputs: digest of all that the build reads of its portraits.
     """
 
+    command = "datagen build"
     recipe: BuildRecipe
     portraits: Path
     names: tuple[str, ...]
@@ -47,29 +49,50 @@ class BuildPlan(ShardedPlan):
 
     @property
     def choices(self) -> list[dict[str, Any]]:
+        """Every combination of the recipe's parameters."""
         return combinations(self.recipe.params)
 
     @property
     def per_portrait(self) -> int:
+        """How many pairs a portrait gets."""
         wanted = self.recipe.pairs_per_portrait
         return len(self.choices) if wanted == "all" else wanted
 
     @property
     def job_count(self) -> int:
+        """See ShardedPlan."""
         return len(self.names) * self.per_portrait
 
-    def load_models(self, backend: Backend) -> Models:
+    def load_models(self) -> Models:
+        """See ShardedPlan."""
         recipe = self.recipe
-        weights = recipe.perceptual_weights
-        return backend.load_models(self.generator, recipe.perceptual, weights, self.device, recipe.encoder)
+        return load_models(self.generator, recipe.perceptual, recipe.perceptual_weights, self.device, recipe.encoder)
 
     def identity(self, models: Models) -> dict[str, Any]:
+        """See ShardedPlan."""
         own_code = code_digest(self.recipe.feature)
-        common = self.common_identity(self.recipe, self.seed, self.device, models)
-        return common | {"portraits": self.inputs} | ({} if own_code is None else {"feature_code": own_code})
+        return (
+            self.common_identity(self.recipe, self.device, models)
+            | {"portraits": self.inputs}
+            | ({} if own_code is None else {"feature_code": own_code})
+        )
 
-    def make(self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]) -> Iterator[Pair]:
-        return make_pairs(_task(self), _jobs(self, jobs, backend), models, backend, advance)
+    def make(self, jobs: range, models: Models, advance: Callable[[float], None]) -> Iterator[Pair]:
+        """See ShardedPlan."""
+        return make_pairs(self.recipe, self._wanted(jobs), models, self.seed, self.cache, advance)
+
+    def _wanted(self, jobs: range) -> list[WantedPair]:
+        files = {file.name: file for file in load_portraits(self.portraits)}
+        photos, choices, wanted = photo_digests(self.portraits), self.choices, []
+        portrait = None
+        for job in jobs:
+            name = self.names[job // self.per_portrait]
+            if portrait is None or portrait.name != name:
+                portrait = files[name].load()
+                draws = draw(choices, self.recipe.pairs_per_portrait, self.seed, portrait.digest)
+            source = photos.get(name, portrait.digest)
+            wanted.append(WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source))
+        return wanted
 
 
 def plan_build(
@@ -83,51 +106,34 @@ def plan_build(
     shard_size: int = 32,
     cache: Path | None = None,
     device: str = "cpu",
-    backend: Backend | None = None,
 ) -> BuildPlan:
     """Decide a build, without loading any network. limit: the first so many portraits by name; None means all.
 
     cache: folder of stage-0 inversions; None means `.stylepairs-cache` beside `out`. Raises InputError for parameters
     that the feature does not take, and for a folder without portraits.
     """
-    backend = backend or real_backend()
-    names = sorted(backend.list_portraits(portraits))[:limit]
-    if not names:
-        raise InputError(
-            f"{portraits}: no prepared portraits; make them with `datagen prepare PHOTOS --out {portraits}`"
-        )
+    files = load_portraits(portraits)[:limit]
+    names = tuple(file.name for file in files)
     cache = cache or out.parent / ".stylepairs-cache"
-    plan = BuildPlan(recipe, portraits, tuple(names), out, cache, generator, seed, shard_size, device)
+    plan = BuildPlan(recipe, portraits, names, out, cache, generator, seed, shard_size, device)
     model = load_feature(recipe.feature, run_files=True).Params
     for params in plan.choices:
         validate_params(model, params, f"recipe for {recipe.feature}")
     if plan.per_portrait > len(plan.choices):
         have = f"the choices in params have only {len(plan.choices)} combinations"
         raise InputError(f"pairs_per_portrait: {plan.per_portrait}, but {have}; lower it or add choices")
-    return replace(plan, inputs=backend.digest_portraits(portraits, names))
+    return replace(plan, inputs=digest_portraits(files, photo_digests(portraits)))
 
 
-def _jobs(plan: BuildPlan, numbers: range, backend: Backend) -> list[Job]:
-    jobs = []
-    portrait = None
-    for job in numbers:
-        name = plan.names[job // plan.per_portrait]
-        if portrait is None or portrait.name != name:
-            portrait, source = backend.load_portrait(plan.portraits, name)
-            draws = draw(plan.choices, plan.recipe.pairs_per_portrait, plan.seed, portrait.digest)
-        jobs.append(Job(shards.pair_id(job), portrait, draws[job % plan.per_portrait], source))
-    return jobs
+def digest_portraits(files: Sequence[PortraitFile], photos: Mapping[str, str]) -> str:
+    """sha256 over all that a build reads of these portraits: pictures, labels, mattes, points, digests of the photos.
 
-
-def _task(plan: BuildPlan) -> Task:
-    recipe = plan.recipe
-    return Task(
-        recipe.feature,
-        recipe.inversion,
-        recipe.reconstruction,
-        recipe.gate,
-        plan.seed,
-        plan.cache,
-        code_version(),
-        recipe.sketch_detail,
-    )
+    Raises InputError where a file is missing.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(json.dumps([file.name, photos.get(file.name, "")]).encode())
+        digest.update(file.points68.tobytes() + file.source_to_aligned.tobytes())
+        for path in file.paths:
+            digest.update(file_digest(path, "; make it again").encode())
+    return digest.hexdigest()

@@ -31,6 +31,7 @@ from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.errors import InputError, nearest
 
 NOT_FINITE = "not finite"
@@ -61,22 +62,12 @@ class Analyser(Protocol):
     def parse(self, aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-class Prior(Protocol):
-    """What is used of the latent prior: ws [N,L,C] -> distances [N]; and coordinates in which it is Gaussian."""
-
-    def distance(self, ws: torch.Tensor) -> torch.Tensor: ...
-
-    def whiten(self, w: torch.Tensor) -> torch.Tensor: ...
-
-    def unwhiten(self, u: torch.Tensor) -> torch.Tensor: ...
-
-
 @dataclass(frozen=True)
 class Instruments:
     """What figures are measured with; analyser None: none is installed, and its figures are left out."""
 
     perceptual: Perceptual
-    prior: Prior
+    prior: WPrior
     analyser: Analyser | None = None
 
     @property
@@ -95,29 +86,31 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A portrait as the face analyser sees it. score: the detector's; 0: no face was found, and the points are those
-    that were given; None: nothing was looked for."""
+class AnalysedPortrait:
+    """A portrait with the label map, matte and landmarks that the face analyser finds.
+
+    score: the detector's; 0: no face was found, and the points are those that were given; None: nothing was looked for.
+    """
 
     portrait: Portrait
     score: float | None
 
 
 @torch.no_grad()
-def look_at(portrait: Portrait, image: torch.Tensor, analyser: Analyser | None) -> Sight:
+def analyse(portrait: Portrait, image: torch.Tensor, analyser: Analyser | None) -> AnalysedPortrait:
     """`image` [3,H,W], a picture of the person of `portrait`, with label map, matte and landmarks found anew.
 
     analyser None: none is installed, and those of `portrait` are taken over.
     """
     seen = replace(portrait, image=image)
     if analyser is None:
-        return Sight(seen, None)
+        return AnalysedPortrait(seen, None)
     device = image.device
     label, hair = (part[0].to(device) for part in analyser.parse(image[None].cpu()))
     found = _best_face(image, analyser)
     if found is None:
-        return Sight(replace(seen, label=label, hair=hair), 0.0)
-    return Sight(replace(seen, label=label, hair=hair, points68=found[1].to(device)), found[0])
+        return AnalysedPortrait(replace(seen, label=label, hair=hair), 0.0)
+    return AnalysedPortrait(replace(seen, label=label, hair=hair, points68=found[1].to(device)), found[0])
 
 
 @torch.no_grad()
@@ -127,11 +120,11 @@ def measure_pair(
     images: Images,
     latents: tuple[torch.Tensor, torch.Tensor] | None,
     instruments: Instruments,
-    sights: tuple[Sight, Sight] | None = None,
+    analysed: tuple[AnalysedPortrait, AnalysedPortrait] | None = None,
 ) -> dict[str, float]:
     """All figures of the module's list that apply. portrait and sketch at the images' size.
 
-    latents: those of before and after, [L,C] each; None makes their figures NaN. sights: `look_at` of before and the
+    latents: those of before and after, [L,C] each; None makes their figures NaN. analysed: `analyse` of before and the
     composed after, where that was done already.
     """
     name = instruments.perceptual.name.replace("-", "_")
@@ -151,9 +144,8 @@ def measure_pair(
         "eyes_kept": eyes_kept(portrait, sketch, images.after),
     }
     if instruments.analyser is not None:
-        analyser = instruments.analyser
-        looks = (look_at(portrait, image, analyser) for image in (portrait.image, images.after))
-        figures |= _face_figures(*(sights or looks))
+        halves = (analyse(portrait, image, instruments.analyser) for image in (portrait.image, images.after))
+        figures |= _face_figures(*(analysed or halves))
     return figures
 
 
@@ -254,7 +246,7 @@ def _masked_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> floa
     return float((F.cosine_similarity(a, b, dim=1)[0] * weight).sum()) / total if total > 0 else math.nan
 
 
-def _face_figures(before: Sight, after: Sight) -> dict[str, float]:
+def _face_figures(before: AnalysedPortrait, after: AnalysedPortrait) -> dict[str, float]:
     if not after.score:
         return {"face_score": 0.0, "landmark_shift": math.nan}
     points_before, points_after = before.portrait.points68, after.portrait.points68

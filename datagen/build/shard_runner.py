@@ -1,8 +1,8 @@
 """Makes the shards of a plan that are not there yet, in one process or several, whole or not at all.
 
-What a plan is of, pairs from portraits (`pipeline`) or from other pairs (`augmentation`), it says itself: how many jobs
-it has, and how to make a range of them. Finished shards are skipped and an unfinished one is made again from its start,
-so that neither kills nor the number of workers and ranks show in the result.
+What a plan is of, pairs from portraits (`build.plan`) or from other pairs (`augment.plan`), it says itself: how many
+jobs it has, and how to make a range of them. Finished shards are skipped and an unfinished one is made again from its
+start, so that neither kills nor the number of workers and ranks show in the result.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
+from typing import Any, ClassVar
 
 from stylepairs.datagen.build.inversion_cache import SAME_BITS
-from stylepairs.datagen.build.models import Backend, Models, real_backend
-from stylepairs.datagen.build.settings import code_version
+from stylepairs.datagen.build.models import Models
+from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
-from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
+from stylepairs.datagen.shell.durable import remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.workers import run_workers
 
 BUILD_FILE = "build.json"
@@ -36,7 +35,9 @@ THREADS = 1
 class ShardedPlan(abc.ABC):
     """Jobs cut into shards of `shard_size`, in the folder `out`; plans must be picklable, for worker processes."""
 
+    command: ClassVar[str]  # that makes such plans, for messages
     out: Path
+    seed: int
     shard_size: int
 
     @property
@@ -45,14 +46,14 @@ class ShardedPlan(abc.ABC):
         """How many pairs there will be, accepted or not."""
 
     @abc.abstractmethod
-    def load_models(self, backend: Backend) -> Models:
+    def load_models(self) -> Models:
         """The networks that `make` needs. Raises InputError."""
 
     @abc.abstractmethod
     def identity(self, models: Models) -> dict[str, Any]:
         """All that shows in the bytes of the pairs, as JSON holds it; files by what they hold, wherever they are."""
 
-    def common_identity(self, recipe: BaseModel, seed: int, device: str, models: Models) -> dict[str, Any]:
+    def common_identity(self, recipe: BuildRecipe, device: str, models: Models) -> dict[str, Any]:
         """What the identity of every plan holds."""
         left_out: dict[str, Any] = {
             "perceptual_weights": True,
@@ -66,23 +67,26 @@ class ShardedPlan(abc.ABC):
             "generator_digest": models.digest,
             "instruments": {**models.instruments.names, **models.digests},
             "pairs": self.job_count,
-            "seed": seed,
+            "seed": self.seed,
             "shard_size": self.shard_size,
             "device": device.partition(":")[0],
         }
 
     @abc.abstractmethod
-    def make(self, jobs: range, models: Models, backend: Backend, advance: Callable[[float], None]) -> Iterator[Pair]:
+    def make(self, jobs: range, models: Models, advance: Callable[[float], None]) -> Iterator[Pair]:
         """The pairs of these jobs, in order; advance(x) reports x pairs' worth of work done."""
 
     @property
     def shard_count(self) -> int:
+        """How many shards there will be, the last one shorter perhaps."""
         return -(-self.job_count // self.shard_size)
 
     def shard_path(self, index: int) -> Path:
+        """The file of a shard."""
         return self.out / shards.shard_name(index)
 
     def shard_jobs(self, index: int) -> range:
+        """The jobs of a shard."""
         return range(index * self.shard_size, min((index + 1) * self.shard_size, self.job_count))
 
 
@@ -117,19 +121,17 @@ def build_pairs(
     rank: int = 0,
     world: int = 1,
     on_event: OnEvent = lambda event: None,
-    backend: Backend | None = None,
 ) -> BuildResult:
     """Make the shards of `plan` that are not there yet; of several ranks, each takes every `world`-th shard.
 
-    backend: None means the package's own; with several workers it must be picklable. Raises InputError (bad input, full
-    disk, a build of other settings in the same folder); whatever is raised, finished shards stay.
+    Raises InputError (bad input, full disk, a build of other settings in the same folder, another run at work in it);
+    whatever is raised, finished shards stay.
     """
-    make_folder(plan.out)
-    remove_stale(plan.out)
-    mine = range(rank % world, plan.shard_count, world)
-    missing = [index for index in mine if not _is_finished(plan, index, on_event)]
-    prepare = functools.partial(_prepare, plan, backend)
-    with settings_put_back():
+    with folder_lock(plan.out, plan.command, rank, world), settings_put_back():
+        remove_stale(plan.out)
+        mine = range(rank % world, plan.shard_count, world)
+        missing = [index for index in mine if not _is_finished(plan, index, on_event)]
+        prepare = functools.partial(_prepare, plan)
         try:
             if missing:
                 run_workers(prepare, missing, workers, on_event)
@@ -137,10 +139,10 @@ def build_pairs(
                 prepare(on_event)  # nothing to make, but the folder may be of another build: an error all the same
         finally:
             remove_stale(plan.out)  # of workers that were stopped
-    return _conclude(plan)
+        return _conclude(plan)
 
 
-def build_shard(plan: ShardedPlan, index: int, models: Models, backend: Backend, on_event: OnEvent) -> None:
+def build_shard(plan: ShardedPlan, index: int, models: Models, on_event: OnEvent) -> None:
     """Make one shard, whatever is there."""
     path = plan.shard_path(index)
     counts = {True: 0, False: 0}
@@ -149,7 +151,7 @@ def build_shard(plan: ShardedPlan, index: int, models: Models, backend: Backend,
         on_event(BuildEvent(work=work))
 
     def pairs() -> Iterator[Pair]:
-        for pair in plan.make(plan.shard_jobs(index), models, backend, advance):
+        for pair in plan.make(plan.shard_jobs(index), models, advance):
             counts[pair.record.accepted] += 1
             yield pair
         _check_folder(plan, models, "another build was started in it meanwhile")  # the last moment before the rename
@@ -158,16 +160,15 @@ def build_shard(plan: ShardedPlan, index: int, models: Models, backend: Backend,
     on_event(BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False]))
 
 
-def _prepare(plan: ShardedPlan, backend: Backend | None, on_event: OnEvent) -> Callable[[int], None]:
+def _prepare(plan: ShardedPlan, on_event: OnEvent) -> Callable[[int], None]:
     """Load the networks, make sure that the folder is this build's, and return what makes a shard."""
     fix_settings()
-    backend = backend or real_backend()
-    models = plan.load_models(backend)
-    _claim_folder(plan, models)
-    return lambda index: build_shard(plan, index, models, backend, on_event)
+    models = plan.load_models()
+    _write_build_file(plan, models)
+    return lambda index: build_shard(plan, index, models, on_event)
 
 
-def _claim_folder(plan: ShardedPlan, models: Models) -> None:
+def _write_build_file(plan: ShardedPlan, models: Models) -> None:
     """Write `build.json`, or compare with the one that is there."""
     if shards.shard_paths(plan.out):
         _check_folder(plan, models, "holds a build of other settings")
@@ -197,7 +198,7 @@ def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
         for key in present.keys() | wanted.keys():
             yield from _differences(present.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif present != wanted:
-        was, now = (json.dumps(value)[:40] for value in (present, wanted))
+        was, now = (json.dumps(value)[:40] for value in (present, wanted))  # read_json bounds them
         yield f"{path or BUILD_FILE} was {was}, now {now}"
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.images.files import read_image, to_float
 from stylepairs.datagen.portraits.alignment import apply_transform
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.shell.decode import Damaged, decode_npz
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.decode import Damaged, decode_npz, read_json_lines
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 _MAX_NAME_BYTES = 200
 
@@ -33,6 +34,12 @@ class PortraitFile:
     source_to_aligned: np.ndarray
 
     @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        """The aligned picture, the label map and the hair matte."""
+        label, hair = (self.folder / kind / f"{self.name}.png" for kind in ("label", "hair"))
+        return self.aligned_path, label, hair
+
+    @property
     def aligned_path(self) -> Path:
         """The aligned picture: .png, or .jpg in the training layout; the first of them where neither exists."""
         jpeg = self.folder / "aligned" / f"{self.name}.jpg"
@@ -42,8 +49,8 @@ class PortraitFile:
         """The portrait itself. Raises InputError where a file is missing, damaged or of another size than the rest."""
         import torch
 
-        aligned = read_image(self.aligned_path)
-        label_path, hair_path = (self.folder / kind / f"{self.name}.png" for kind in ("label", "hair"))
+        aligned_path, label_path, hair_path = self.paths
+        aligned = read_image(aligned_path)
         label, hair = _read_grey(label_path), _read_grey(hair_path)
         for path, plane in ((label_path, label), (hair_path, hair)):
             if plane.shape != aligned.shape[:2] or aligned.shape[0] != aligned.shape[1]:
@@ -92,6 +99,23 @@ def load_portrait(folder: Path, name: str) -> Portrait:
         if portrait.name == name:
             return portrait.load()
     raise InputError(f"{folder}: no portrait named {name}")
+
+
+def photo_digests(folder: Path) -> dict[str, str]:
+    """Portrait name -> sha256 of its photo, as `prepare_photos` noted it; {} where it did not. Raises InputError."""
+    path = folder / "index.jsonl"
+    if not path.is_file():
+        return {}
+    try:
+        rows = [_IndexRow.model_validate(row) for row in read_json_lines(path)]
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}); prepare the photos again") from error
+    return {row.name: row.photo_sha256 for row in rows if row.photo_sha256 is not None}
+
+
+class _IndexRow(BaseModel):
+    name: str
+    photo_sha256: str | None = None
 
 
 def checked_name(name: object, path: Path) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from stylepairs.datagen.shell.durable import make_folder
@@ -14,35 +14,54 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 LOCK_NAME = ".lock"
 
 
-@contextmanager
-def folder_lock(folder: Path, command: str) -> Iterator[None]:
+@contextlib.contextmanager
+def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> Iterator[None]:
     """Hold `folder`, made where it is missing, for `command`; the system lets go of it whenever the process ends.
 
-    Raises InputError, one line with the holder, where another process holds it. On systems and file systems that know
-    no locks nothing is held.
+    The `world` processes of a launcher hold it together, each rank once. Raises InputError, one line with the holder,
+    where another process holds it. On systems and file systems that know no locks nothing is held.
     """
     make_folder(folder)
+    with contextlib.ExitStack() as held:
+        _hold(held, folder / LOCK_NAME, command, shared=world > 1)
+        if world > 1:
+            _hold(held, folder / f"{LOCK_NAME}-{rank}", f"rank {rank} of {command}", shared=False)
+        yield
+
+
+def _hold(held: contextlib.ExitStack, path: Path, command: str, shared: bool) -> None:
     try:
         import fcntl
     except ImportError:
-        yield
         return
-    path = folder / LOCK_NAME
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
-    try:
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
+        held.callback(os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
         except BlockingIOError:
-            holder = one_line(os.read(file, 200).decode(errors="replace"))
-            raise InputError(f"{folder}: {holder} is working in it; wait for it, or choose another --out") from None
+            holder = one_line((os.read(file, 200) or b"another process").decode(errors="replace"))
+            raise InputError(
+                f"{path.parent}: {holder} is working in it; wait for it, or choose another --out"
+            ) from None
         except OSError:  # a file system without locks
-            yield
             return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False)):
+                break  # else whoever held it before has just removed it
+    held.callback(_let_go, path, file)
+    with contextlib.suppress(OSError):  # a full disk: then nobody is told who it is
         os.ftruncate(file, 0)
         os.pwrite(file, f"{command} (process {os.getpid()} on {socket.gethostname()})".encode(), 0)
-        yield
-    finally:
-        os.close(file)
+
+
+def _let_go(path: Path, file: int) -> None:
+    """Remove the lock's file, unless others share it."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_NB | fcntl.LOCK_EX)
+        path.unlink(missing_ok=True)

@@ -1,37 +1,38 @@
-"""Work shared by processes of this machine: each claims the next item, and all end with the one that started them."""
+"""Work shared by processes of this machine: each takes the next item, and all end with the one that started them.
+
+Built on `concurrent.futures`, not on `torch.multiprocessing.spawn`: that hands errors on as text, and its processes
+answer Ctrl-C themselves.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.context import SpawnContext
-from typing import Any, Generic, TypeVar
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.memory import keep_freed_memory
 
-Item = TypeVar("Item")
-Event = TypeVar("Event")
-Report = Callable[[Event], None]
-# Made once in each process, given `report`, and called with each item claimed.
-Prepare = Callable[[Report[Any]], Callable[[Any], None]]
+Report = Callable[[Any], None]
+# Called once in each process, given `report`; what it returns is called with each item.
+Prepare = Callable[[Report], Callable[[Any], None]]
 
-_POLL_S = 0.2
+_POLL_S = 0.1
 
 
-def run_workers(prepare: Prepare, items: Sequence[Any], workers: int, on_event: Report[Any]) -> None:
+def run_workers(prepare: Prepare, items: Sequence[Any], workers: int, on_event: Report) -> None:
     """Handle all items in `workers` processes; on_event receives, in this process, what the work reports.
 
     prepare(report) is called once in each process and returns the function that handles an item; it must be picklable
     (a module-level function, a dataclass with __call__, a functools.partial). One worker runs in this very process.
-    Raises InputError as a worker raised it, or for a worker that was killed; RuntimeError with the traceback otherwise.
-    Whatever is raised, KeyboardInterrupt included, all workers have ended by then.
+    Raises what a worker raised, with its traceback as the cause; InputError for a worker that was killed. Whatever is
+    raised, KeyboardInterrupt included, all workers have ended by then.
     """
     if workers <= 1 or len(items) <= 1:
         handle = prepare(on_event)
@@ -39,57 +40,46 @@ def run_workers(prepare: Prepare, items: Sequence[Any], workers: int, on_event: 
             handle(item)
         return
     context = multiprocessing.get_context("spawn")  # forked children deadlock in OpenMP once the parent used torch
-    pool: _Pool[Any] = _Pool(context, prepare, items, min(workers, len(items)))
+    events = context.SimpleQueue()  # without a thread: what an item reported is there when the item is done
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (prepare, events))
     try:
-        pool.drain(on_event)
-    finally:
-        pool.stop()
-
-
-class _Pool(Generic[Event]):
-    def __init__(self, context: SpawnContext, prepare: Prepare, items: Sequence[Any], count: int) -> None:
-        self.messages: Any = context.Queue()
-        self.claimed = context.Value("q", 0)  # kept: its semaphore is unlinked with it, before slow children open it
-        self.processes = [
-            context.Process(target=_work, args=(prepare, list(items), self.claimed, self.messages), daemon=True)
-            for _ in range(count)
-        ]
         with _interrupts_ignored():
-            for process in self.processes:
-                process.start()
+            waiting = {pool.submit(_work, item) for item in items}
+        while waiting:
+            done, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
+            while not events.empty():
+                on_event(events.get())
+            for future in done:
+                future.result()
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "a worker process was killed (was the memory full?); run the same command again, with fewer --workers "
+                "if it repeats: finished shards are kept"
+            ) from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def drain(self, on_event: Report[Any]) -> None:
-        """Pass events on until every worker has said that it is done."""
-        running = len(self.processes)
-        while running:
-            try:
-                kind, content = self.messages.get(timeout=_POLL_S)
-            except queue.Empty:
-                self._check_alive()
-                continue
-            if kind == "done":
-                running -= 1
-            elif kind == "event":
-                on_event(content)
-            elif kind == "input":
-                raise InputError(content)
-            else:
-                raise RuntimeError(f"a worker failed:\n{content}")
 
-    def stop(self) -> None:
-        for process in self.processes:
-            process.join(timeout=_POLL_S)
-            if process.is_alive():
-                process.kill()
-                process.join()
+_handle: Callable[[Any], None] | None = None  # in a worker: what handles an item, once it is prepared
+_prepare: Callable[[], Callable[[Any], None]]
 
-    def _check_alive(self) -> None:
-        for process in self.processes:
-            if process.exitcode not in (None, 0):
-                raise InputError(
-                    f"a worker process was killed (exit code {process.exitcode}; was the memory full?); "
-                    "run the same command again, with fewer --workers if it repeats: finished shards are kept"
-                )
+
+def _begin(prepare: Prepare, events: Any) -> None:
+    global _prepare
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    keep_freed_memory()
+    _prepare = lambda: prepare(events.put)  # noqa: E731 - not called here, where an error would only be logged
+
+
+def _work(item: Any) -> None:
+    global _handle
+    _handle = _handle or _prepare()
+    _handle(item)
 
 
 @contextlib.contextmanager
@@ -103,27 +93,6 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _work(prepare: Prepare, items: list[Any], claimed: Any, messages: Any) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    keep_freed_memory()
-    try:
-        handle = prepare(lambda event: messages.put(("event", event)))
-        while (index := _claim(claimed)) < len(items):
-            handle(items[index])
-        messages.put(("done", None))
-    except InputError as error:
-        messages.put(("input", str(error)))
-    except Exception:
-        messages.put(("crash", traceback.format_exc()))
-
-
-def _claim(claimed: Any) -> int:
-    with claimed.get_lock():
-        index = claimed.value
-        claimed.value = index + 1
-        return index
 
 
 def _die_with_parent() -> None:

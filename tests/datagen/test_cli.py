@@ -9,11 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import fake_backend
+from helpers import tiny_build
 
 from stylepairs.datagen import cli
-from stylepairs.datagen.build import plan as pipeline
-from stylepairs.datagen.build import shard_runner as building
+from stylepairs.datagen.build import models, shard_runner
 from stylepairs.datagen.shell.command_line import Progress, progress
 
 RECIPE = """
@@ -21,6 +20,8 @@ datagen:
   feature: hair_color
   params: {color: [blond, black], intensity: 1.0}
   perceptual: pyramid
+  inversion: {steps: 1, decay_steps: 1, warmup_steps: 1}
+  reconstruction: {steps: 1, decay_steps: 1, warmup_steps: 1, coarse_to_fine_steps: 1}
   gate: {color_delta_e: {max: 40}}
 i2i: {}
 """
@@ -28,9 +29,10 @@ i2i: {}
 
 @pytest.fixture
 def datagen(monkeypatch, capsys, tmp_path):
-    """Runs `datagen ARGUMENTS` in this process, with the fake steps; gives exit code, stdout and stderr."""
-    for module in (building, pipeline):
-        monkeypatch.setattr(module, "real_backend", lambda: fake_backend.BACKEND)
+    """Runs `datagen ARGUMENTS` in this process, beside portraits in `faces`; gives exit code, stdout and stderr."""
+    monkeypatch.setattr(models, "_analyser", lambda: (None, {}))  # slow, and no test here asks for its figures
+    tiny_build.write_portraits(tmp_path / "faces", 3, bald="portrait_002")
+    (tmp_path / "tiny.safetensors").symlink_to(tiny_build.generator_file())
     (tmp_path / "mine.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
 
@@ -44,20 +46,22 @@ def datagen(monkeypatch, capsys, tmp_path):
     return run
 
 
-BUILD = "build mine.yaml --portraits faces --out pairs --workers 1 --shard-size 4"
+BUILD = (
+    "build mine.yaml --portraits faces --out pairs --generator tiny.safetensors --workers 1 --shard-size 2 --device cpu"
+)
 
 
 def test_build_inspect_and_export_work_together(datagen, tmp_path):
     code, out, _ = datagen(BUILD)
     assert code == 0
-    assert out.startswith("pairs: 12 pairs, ")
+    assert out.startswith("pairs: 6 pairs, ")
     assert out.count("\n") == 1
     code, out, _ = datagen("inspect pairs --out page/report.html")
-    assert (code, out) == (0, "page/report.html: 12 pairs shown\n")
-    assert "portrait_003" in (tmp_path / "page" / "report.html").read_text()
+    assert (code, out) == (0, "page/report.html: 6 pairs shown\n")
+    assert "portrait_001" in (tmp_path / "page" / "report.html").read_text()
     assert datagen("export pairs --out plain --all")[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "plain" / "index.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(12)]
+    assert [row["id"] for row in rows] == [f"{i:06d}" for i in range(6)]
     assert all((tmp_path / "plain" / file).is_file() for row in rows for file in row["files"].values())
     assert rows[-1]["files"].keys() == {"before"}  # the bald one
 
@@ -118,7 +122,7 @@ def test_an_interrupted_build_says_how_to_go_on(datagen, monkeypatch):
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build_pairs", interrupt)
+    monkeypatch.setattr(shard_runner, "build_pairs", interrupt)
     code, out, err = datagen(BUILD)
     assert code == 130
     assert out == ""
@@ -132,11 +136,11 @@ def test_ranks_of_a_launcher_share_the_build(datagen, monkeypatch, tmp_path):
     assert code == 0
     assert "not finished yet" in out
     monkeypatch.setenv("RANK", "0")
-    assert datagen(BUILD)[1].startswith("pairs: 12 pairs, ")
+    assert datagen(BUILD)[1].startswith("pairs: 6 pairs, ")
 
 
 def test_an_error_of_the_code_is_not_dressed_up_as_bad_input(datagen, monkeypatch):
-    monkeypatch.setattr(building, "build_pairs", lambda *a, **k: 1 // 0)
+    monkeypatch.setattr(shard_runner, "build_pairs", lambda *a, **k: 1 // 0)
     monkeypatch.setattr(sys, "argv", ["datagen", *BUILD.split()])
     with pytest.raises(ZeroDivisionError):
         cli.main()

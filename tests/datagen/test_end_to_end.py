@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build.plan import BuildPlan, plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
@@ -57,12 +58,12 @@ def generator(tmp_path_factory) -> Path:
     return path
 
 
-def build(portraits: Path, generator: Path | str, out: Path, cache: Path, **settings) -> pipeline.BuildPlan:
+def build(portraits: Path, generator: Path | str, out: Path, cache: Path, **settings) -> BuildPlan:
     recipe = load_recipe("hair_color", "datagen", BuildRecipe, [*QUICK, *settings.pop("overrides", [])])
-    plan = pipeline.plan_build(
+    plan = plan_build(
         recipe, portraits, out, generator=str(generator), cache=cache, shard_size=4, limit=settings.pop("limit", 3)
     )
-    pipeline.build_pairs(plan, **settings)
+    build_pairs(plan, **settings)
     return plan
 
 

@@ -1,31 +1,27 @@
-"""A folder of pairs that a tiny random generator made, and an analyser that sees the same face on every picture."""
+"""A folder of pairs that the tiny generator made, and an analyser that finds the same face in every picture."""
 
 from __future__ import annotations
 
+import functools
 import json
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from helpers.tiny_build import SIZE_PX, generator_file
 
-from stylepairs.datagen.build.models import Backend, Models
-from stylepairs.datagen.build.quality import Instruments
+from stylepairs.datagen.augment.partners import ParentPairs
+from stylepairs.datagen.build import models
 from stylepairs.datagen.build.settings import BuildRecipe
-from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.images.files import to_uint8
-from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render, use_channels_last
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
-SIZE_PX = 32
-DIGEST = "d" * 64
 RENDER_WIDTH = ReconstructionSettings().batch
 RECIPE = {
     "feature": "hair_color",
@@ -52,21 +48,24 @@ class Analyser:
         return label, (label == CLASS["hair"])[:, None].float()
 
 
-@lru_cache(maxsize=1)
-def load_models(generator, perceptual, perceptual_weights, device, encoder="none") -> Models:
-    torch.manual_seed(0)
-    config = GeneratorConfig(
-        z_dim=16, w_dim=16, img_resolution=SIZE_PX, channel_base=256, channel_max=8, mapping_layers=2
-    )
-    network = Generator(config).eval().requires_grad_(False)
-    for layer in network.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.1)
-    use_channels_last(network)
-    instruments = Instruments(load_perceptual("pyramid"), WPrior.fit(network, samples=500), Analyser())
-    return Models(network, DIGEST if generator == "embedded" else "e" * 64, SIZE_PX, instruments, "cpu")
+class TinyParents(ParentPairs):
+    """Pairs that are analysed by `Analyser`, in worker processes too."""
+
+    def load_models(self) -> models.Models:
+        return _with_analyser(super().load_models())
 
 
-BACKEND = Backend(None, None, None, load_models, None, None, compose)  # type: ignore[arg-type]  # nothing else is used
+@functools.cache
+def load_models() -> models.Models:
+    """The networks that all tiny pairs are made with."""
+    loaded = _with_analyser(models.load_models(generator_file(), "pyramid", None, "cpu"))
+    use_channels_last(loaded.generator)
+    return loaded
+
+
+def _with_analyser(loaded: models.Models) -> models.Models:
+    digests = {name: digest for name, digest in loaded.digests.items() if name != "analyser"}
+    return replace(loaded, instruments=replace(loaded.instruments, analyser=Analyser()), digests=digests)
 
 
 def write_pairs(
@@ -81,7 +80,7 @@ def write_pairs(
     limits: more parameters of the pairs.
     """
     directory.mkdir(parents=True)
-    models = load_models("embedded", "pyramid", None, "cpu")
+    models = load_models()
     draw = torch.Generator().manual_seed(1)
     pairs = []
     for person in range(people):
@@ -115,7 +114,7 @@ def pair(models, number, person, color, latents, noise, split, accepted) -> Pair
         portrait=f"portrait_{person}",
         portrait_digest=f"{person:064x}",
         source_digest=f"photo {person}",
-        generator_digest=DIGEST,
+        generator_digest=models.digest,
         seed=0,
         code_version="test",
         split=split,

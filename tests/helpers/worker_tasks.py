@@ -27,6 +27,14 @@ def crash(report):
     return lambda item: 1 // 0
 
 
+def unprepared(report):
+    raise InputError("generator.pkl: damaged; make it again")
+
+
+def many(report):
+    return lambda item: [report((item, number)) for number in range(1000)]
+
+
 def die(report):
     return lambda item: os.kill(os.getpid(), signal.SIGKILL)
 

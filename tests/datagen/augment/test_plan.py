@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_pairs
+from helpers import tiny_build, tiny_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stylepairs.datagen import cli
 from stylepairs.datagen.augment import interpolation
-from stylepairs.datagen.augment import plan as augmentation
 from stylepairs.datagen.augment.likeness import Likeness, choose_couples, distances, stacked
+from stylepairs.datagen.augment.making import Child
 from stylepairs.datagen.augment.plan import AugmentPlan, plan_augmentation
-from stylepairs.datagen.build import shard_runner as building
+from stylepairs.datagen.build import models
 from stylepairs.datagen.build.settings import Threshold
+from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.reconstruction.rendering import render
@@ -29,6 +30,13 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train.data import read_records
 
 STEPS = (0.0, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_analyser():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_analyser", lambda: (tiny_pairs.Analyser(), {}))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +47,15 @@ def pairs(tmp_path_factory) -> Path:
 
 
 def plan(pairs: Path, out: Path, **settings) -> AugmentPlan:
-    return plan_augmentation(
-        pairs, out, **({"steps": STEPS, "backend": tiny_pairs.BACKEND, "shard_size": 5} | settings)
-    )
-
-
-def make(the_plan: AugmentPlan, **settings) -> building.BuildResult:
-    return building.build_pairs(the_plan, backend=tiny_pairs.BACKEND, **settings)
+    settings = {"steps": STEPS, "generator": tiny_build.generator_file(), "shard_size": 5} | settings
+    return plan_augmentation(pairs, out, **settings)
 
 
 @pytest.fixture(scope="module")
 def augmented(pairs, tmp_path_factory) -> Path:
     """All degrees of every pair, and a person between each and another."""
     out = tmp_path_factory.mktemp("augmented") / "more"
-    assert make(plan(pairs, out, grid=1)).complete
+    assert build_pairs(plan(pairs, out, grid=1)).complete
     return out
 
 
@@ -81,12 +84,12 @@ def test_every_accepted_pair_gets_every_degree(pairs, augmented):
 
 
 def test_stored_latents_and_noise_render_to_the_stored_images_to_the_bit(pairs, augmented):
-    models = tiny_pairs.load_models("embedded", "pyramid", None, "cpu")
+    network = tiny_pairs.load_models().generator
     for folder in (pairs, augmented):
         for pair in shards.read_pairs(folder, accepted_only=False):
             noise = [torch.from_numpy(level).float() for level in pair.noise]
             ws = [torch.from_numpy(w).float() for w in (pair.w_before, pair.w_after)]
-            images = render(models.generator, ws, [noise, noise], tiny_pairs.RENDER_WIDTH)
+            images = render(network, ws, [noise, noise], tiny_pairs.RENDER_WIDTH)
             for image, stored in zip(images, (pair.generated_before, pair.generated_after), strict=True):
                 np.testing.assert_array_equal(tiny_pairs.to_uint8(image), stored)
 
@@ -101,7 +104,7 @@ def test_no_edit_changes_less_than_half_of_it_and_half_less_than_all(augmented):
 
 
 def test_the_person_between_is_generated_and_carries_both_parents(pairs, augmented):
-    prior = tiny_pairs.load_models("embedded", "pyramid", None, "cpu").instruments.prior
+    prior = tiny_pairs.load_models().instruments.prior
     made = children(augmented, people=2)
     assert made
     assert sorted({pair.record.figures["augmentation_t"] for pair in made}) == [0.5, 1.0]
@@ -132,8 +135,14 @@ def test_the_degree_is_the_measured_one(augmented):
     assert any(abs(record.degree - record.params["intensity"]) > 0.02 for record in measured)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_show(pairs, augmented, tmp_path):
-    assert make(plan(pairs, tmp_path / "more", grid=1), workers=2).complete
+    planned = plan(pairs, tmp_path / "more", grid=1)
+    parents = tiny_pairs.TinyParents(**vars(planned.parents))
+    assert parents.likenesses(2, lambda event: None).keys() == {
+        record.portrait_digest for record in parents.records.values()
+    }
+    assert build_pairs(replace(planned, parents=parents), workers=2).complete
     assert digests(tmp_path / "more") == digests(augmented)
 
 
@@ -141,16 +150,16 @@ def test_an_interrupted_augmentation_goes_on_and_ends_with_the_same_bytes(pairs,
     class Killed(Exception):
         pass
 
-    def stop(event: building.BuildEvent) -> None:
+    def stop(event: BuildEvent) -> None:
         if event.shard:
             raise Killed
 
     out = tmp_path / "more"
     with pytest.raises(Killed):
-        make(plan(pairs, out, grid=1), on_event=stop)
+        build_pairs(plan(pairs, out, grid=1), on_event=stop)
     first = out / "pairs-00000.tar"
     written = first.stat().st_mtime_ns
-    assert make(plan(pairs, out, grid=1)).complete
+    assert build_pairs(plan(pairs, out, grid=1)).complete
     assert digests(out) == digests(augmented)
     assert first.stat().st_mtime_ns == written
 
@@ -159,45 +168,45 @@ def test_an_interrupted_augmentation_goes_on_and_ends_with_the_same_bytes(pairs,
 def test_a_folder_with_another_augmentation_is_refused(pairs, augmented, changed):
     before = digests(augmented)
     with pytest.raises(InputError, match="choose another --out"):
-        make(plan(pairs, augmented, **({"grid": 1} | changed)))
+        build_pairs(plan(pairs, augmented, **({"grid": 1} | changed)))
     assert digests(augmented) == before
 
 
 def test_only_accepted_pairs_are_parents(tmp_path):
     tiny_pairs.write_pairs(tmp_path / "pairs", accepted=lambda number: number == 3)
-    assert plan(tmp_path / "pairs", tmp_path / "more", grid=3).children == tuple(
-        augmentation.Child(("000003",), t) for t in STEPS
-    )
+    assert plan(tmp_path / "pairs", tmp_path / "more", grid=3).children == tuple(Child(("000003",), t) for t in STEPS)
 
 
 def test_the_gate_of_the_recipe_judges_and_what_is_no_face_is_refused(tmp_path):
     gate = {"color_delta_e": {"max": 0.0}, "reconstruction_steps": {"max": 1}}
     tiny_pairs.write_pairs(tmp_path / "pairs", recipe=tiny_pairs.RECIPE | {"gate": gate})
     out = tmp_path / "more"
-    make(plan(tmp_path / "pairs", out, steps=[1.0]))
+    build_pairs(plan(tmp_path / "pairs", out, steps=[1.0]))
     reasons = [record.reasons for record in shards.read_index(out, accepted_only=False)]
     assert all(len(found) == 1 and found[0].startswith("color_delta_e") for found in reasons)
 
     parent = next(shards.read_pairs(tmp_path / "pairs"))
     black = replace(parent, before=np.zeros_like(parent.before))
     shards.write_shard(tmp_path / "pairs" / "pairs-00000.tar", [black])
-    make(plan(tmp_path / "pairs", tmp_path / "black", steps=[1.0]))
+    build_pairs(plan(tmp_path / "pairs", tmp_path / "black", steps=[1.0]))
     (record,) = shards.read_index(tmp_path / "black", accepted_only=False)
     assert record.reasons == ["portrait_0: no face found"]
 
 
 def test_i2i_and_inspect_read_what_augment_wrote(pairs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(building, "real_backend", lambda: tiny_pairs.BACKEND)
-    monkeypatch.setattr(augmentation, "real_backend", lambda: tiny_pairs.BACKEND)
-
     def run(arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["datagen", *arguments.split()])
+        generator = (
+            []
+            if "--generator" in arguments or "augment" not in arguments
+            else ["--generator", tiny_build.generator_file()]
+        )
+        monkeypatch.setattr(sys, "argv", ["datagen", *arguments.split(), *generator])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         return (int(caught.value.code or 0), *capsys.readouterr())
 
-    more = tmp_path / "more"
-    code, out, _ = run(f"augment {pairs} --out {more} --steps .25 --grid 1 --workers 1 --device cpu")
+    more, one, other = tmp_path / "more", tiny_build.generator_file(), tiny_build.generator_file(seed=1)
+    code, out, _ = run(f"augment {pairs} --generator {one} --out {more} --steps .25 --grid 1 --workers 1 --device cpu")
     records = shards.read_index(more, accepted_only=False)
     assert (code, out.split(" pairs")[0]) == (0, f"{more}: {len(records)}")
     assert {r.id for r in read_records(more, "train")} | {r.id for r in read_records(more, "val")} == {
@@ -211,9 +220,11 @@ def test_i2i_and_inspect_read_what_augment_wrote(pairs, tmp_path, monkeypatch, c
         f"augment {pairs} --out {tmp_path}/x --steps half": "--steps half: must be numbers between 0 and 1",
         f"augment {pairs} --out {tmp_path}/x --steps 2": "must lie between 0 and 1",
         f"augment {pairs} --out {tmp_path}/x --steps none": "nothing to make",
-        f"augment {pairs} --out {tmp_path}/x --generator other": "is not the one that the pairs were made with",
+        f"augment {pairs} --out {tmp_path}/x --generator {other}": "is not the one that the pairs were made with",
     }.items():
-        code, _, err = run(f"{arguments} --workers 1 --device cpu")
+        code, _, err = run(
+            f"{arguments} --workers 1 --device cpu" + ("" if other in arguments else f" --generator {one}")
+        )
         assert code == 2
         assert problem in err
         assert err.count("\n") == 1
@@ -273,7 +284,7 @@ def test_what_an_edit_must_explain_grows_with_the_square_of_its_share(full):
 def test_an_accepted_parent_s_child_is_not_refused_for_whom_the_feature_applies_to(tmp_path):
     folder = tmp_path / "pairs"
     tiny_pairs.write_pairs(folder, limits={"min_hair_share": 0.9})
-    assert make(plan(folder, tmp_path / "more", steps=(0.5,))).complete
+    assert build_pairs(plan(folder, tmp_path / "more", steps=(0.5,))).complete
     made = children(tmp_path / "more", people=1)
     assert made
     assert all(pair.after is not None for pair in made)

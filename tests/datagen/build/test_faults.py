@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import fake_backend
+from helpers import tiny_build
+from helpers.tiny_build import Command, plan
 
-from stylepairs.datagen.build import plan as pipeline
-from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
@@ -27,32 +27,25 @@ from stylepairs.datagen.shell.errors import InputError
 RECIPE = """
 datagen:
   feature: hair_color
-  params: {color: [blond, black, red, grey, brown], intensity: [0.5, 1.0]}
-  perceptual: pyramid
+  params: {color: [blond, black]}
   gate: {color_delta_e: {max: 40}}
+  perceptual: pyramid
+  inversion: {steps: 1, decay_steps: 1, warmup_steps: 1}
+  reconstruction: {steps: 1, decay_steps: 1, warmup_steps: 1, coarse_to_fine_steps: 1}
 i2i: {}
 """
-SCRIPT = Path(__file__).parents[2] / "helpers" / "fake_build.py"
+PAIRS = 2 * tiny_build.COUNT
 
 
-def plan(folder: Path) -> pipeline.BuildPlan:
-    recipe = BuildRecipe(feature="hair_color", params={"color": ["blond", "black"]}, perceptual="pyramid")
-    return pipeline.plan_build(recipe, folder, folder / "pairs", shard_size=4, backend=fake_backend.BACKEND)
-
-
-def command(folder: Path, out: str = "pairs", *more: str) -> list[str]:
-    recipe = folder / "mine.yaml"
+def arguments(folder: Path, out: str = "pairs", *more: str) -> list[str]:
+    """Of a build of 10 pairs in 10 shards."""
+    recipe, portraits = folder / "mine.yaml", folder / "portraits"
     recipe.write_text(RECIPE)
-    settings = ["--portraits", str(folder), "--out", str(folder / out), "--shard-size", "6", "--workers", "1"]
-    settings += ["--cache", str(folder / f"cache-{out}")]
-    return [sys.executable, str(SCRIPT), "build", str(recipe), *settings, *more]
-
-
-def environment(**values: object) -> dict[str, str]:
-    path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])  # for its `helpers`
-    return (
-        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | {name: str(value) for name, value in values.items()}
-    )
+    if not portraits.exists():
+        tiny_build.write_portraits(portraits)
+    settings = ["--portraits", str(portraits), "--out", str(folder / out), "--shard-size", "1", "--workers", "1"]
+    settings += ["--cache", str(folder / f"cache-{out}"), "--generator", tiny_build.generator_file(), "--device", "cpu"]
+    return ["build", str(recipe), *settings, *more]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -62,10 +55,10 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, call, code):
-    the_plan = plan(tmp_path)
-    whole = pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
+    the_plan = plan(tmp_path, limit=2, shard_size=2)
+    whole = build_pairs(the_plan)
     before = digests(the_plan.out)
-    (the_plan.out / "pairs-00002.tar").unlink()
+    (the_plan.out / "pairs-00001.tar").unlink()
 
     def fail(*arguments):
         raise OSError(code, os.strerror(code))
@@ -73,11 +66,11 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(durable.os, call, fail)
         with pytest.raises(InputError, match="no space left") as caught:
-            pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
-    assert "pairs-00002.tar" in str(caught.value)
+            build_pairs(the_plan)
+    assert "pairs-00001.tar" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in the_plan.out.iterdir()) == sorted(before.keys() - {"pairs-00002.tar"})
-    assert pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND) == whole
+    assert sorted(path.name for path in the_plan.out.iterdir()) == sorted(before.keys() - {"pairs-00001.tar"})
+    assert build_pairs(the_plan) == whole
     assert digests(the_plan.out) == before
 
 
@@ -130,19 +123,13 @@ def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not
 
 
 def test_a_process_that_can_write_no_more_says_so_and_goes_on_later(tmp_path):
-    starved = subprocess.run(
-        command(tmp_path),
-        env=environment(**{fake_backend.FILE_LIMIT: 30_000}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert starved.returncode == 2
-    assert starved.stderr.strip().splitlines()[-1].endswith("finished files are kept")
-    assert "Traceback" not in starved.stderr
+    starved = Command(arguments(tmp_path), file_limit=8_000)
+    assert starved.wait() == 2
+    assert starved.err.strip().splitlines()[-1].endswith("finished files are kept")
+    assert "Traceback" not in starved.err
     assert not [path for path in (tmp_path / "pairs").iterdir() if path.suffix in (".tar", ".tmp")]
-    subprocess.run(command(tmp_path), env=environment(), capture_output=True, check=True)
-    assert len(shards.read_index(tmp_path / "pairs", accepted_only=False)) == 60
+    assert Command(arguments(tmp_path)).wait() == 0
+    assert len(shards.read_index(tmp_path / "pairs", accepted_only=False)) == PAIRS
 
 
 @pytest.mark.slow
@@ -154,75 +141,60 @@ def test_a_disk_that_is_really_full_is_one_clear_line(tmp_path):
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        full = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, check=False)
+        full = Command(arguments(tmp_path))
+        assert full.wait() == 2
         kept = [path.name for path in shards.shard_paths(disk)]
-        assert full.returncode == 2
-        assert "no space left" in full.stderr.strip().splitlines()[-1]
+        assert "no space left" in full.err.strip().splitlines()[-1]
         assert kept
         assert not list(disk.glob(".*.tmp"))
         assert all(shards.scan_shard(disk / name) for name in kept)
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        subprocess.run(command(tmp_path), env=environment(), capture_output=True, check=True)
-        assert len(shards.read_index(disk, accepted_only=False)) == 60
+        assert Command(arguments(tmp_path)).wait() == 0
+        assert len(shards.read_index(disk, accepted_only=False)) == PAIRS
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
 def kill_and_resume(folder: Path, kills: int, pause_s: float) -> None:
     """Build in one go, and with SIGKILLs at random moments; the folders must be equal."""
-    subprocess.run(command(folder, "whole"), env=environment(), capture_output=True, check=True)
+    assert Command(arguments(folder, "whole")).wait() == 0
     moments = random.Random(0)
     for _ in range(kills):
-        process = subprocess.Popen(
-            command(folder, "killed"),
-            env=environment(**{fake_backend.PAUSE: pause_s}),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for_work(folder / "killed", process)
-        time.sleep(moments.uniform(0, 12 * pause_s))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "finished before it was killed: raise the pause"
+        build = Command(arguments(folder, "killed"), pause_s=pause_s)
+        wait_for_work(folder / "killed", build)
+        time.sleep(moments.uniform(0, 5 * pause_s))
+        os.kill(build.pid, signal.SIGKILL)
+        assert build.wait() == -signal.SIGKILL, "finished before it was killed: raise the pause"
     assert len(shards.shard_paths(folder / "killed")) < 10, "everything was finished before the last kill"
-    subprocess.run(command(folder, "killed"), env=environment(), capture_output=True, check=True)
+    assert Command(arguments(folder, "killed")).wait() == 0
     assert digests(folder / "killed") == digests(folder / "whole")
 
 
-def wait_for_work(out: Path, process: subprocess.Popen) -> None:
+def wait_for_work(out: Path, build: Command) -> None:
     """Until a new shard was begun: its temporary file is there."""
     end = time.monotonic() + 300
     before = set(out.glob(".pairs-*.tmp"))
     while not set(out.glob(".pairs-*.tmp")) - before:
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError("the build ended by itself, or began no shard")
+        assert build.process.exitcode is None, "the build ended by itself"
+        assert time.monotonic() < end, "the build began no shard"
         time.sleep(0.01)
 
 
 def test_a_killed_and_resumed_build_is_byte_identical(tmp_path):
-    kill_and_resume(tmp_path, kills=3, pause_s=0.05)
+    kill_and_resume(tmp_path, kills=2, pause_s=0.2)
 
 
 def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "pairs", "--workers", "2"),
-        env=environment(**{fake_backend.PAUSE: 0.3}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-        # A test run in the background of a shell inherits an ignored Ctrl-C, and so would the build.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_for_work(tmp_path / "pairs", process)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert err == "interrupted; finished shards are kept: run the same command again to go on\n"
-    assert not list((tmp_path / "pairs").glob(".*.tmp"))
+    slow = ("--workers", "2", "--set", "inversion.steps=1000000")
+    build = Command(arguments(tmp_path, "pairs", *slow))
+    wait_for_work(tmp_path / "pairs", build)
+    os.killpg(build.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    assert build.wait(60) == 130
+    assert build.out == ""
+    assert build.err == "interrupted; finished shards are kept: run the same command again to go on\n"
+    assert not list((tmp_path / "pairs").glob(".*"))
     end = time.monotonic() + 60
-    while living(process.pid):
+    while living(build.pid):
         assert time.monotonic() < end, "workers are left"
         time.sleep(0.1)
 
@@ -240,12 +212,12 @@ def living(group: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_build_killed_ten_times_is_byte_identical(tmp_path):
-    kill_and_resume(tmp_path, kills=10, pause_s=0.02)
+    kill_and_resume(tmp_path, kills=10, pause_s=0.1)
 
 
 def test_what_was_built_is_plain_tar(tmp_path):
-    the_plan = plan(tmp_path)
-    pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND)
+    the_plan = plan(tmp_path, limit=1)
+    build_pairs(the_plan)
     with tarfile.open(the_plan.shard_path(0)) as tar:
         members = tar.getmembers()
     assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}

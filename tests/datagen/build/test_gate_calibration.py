@@ -14,11 +14,12 @@ import torch
 from defects import DEFECTS, Candidate
 
 from stylepairs.datagen.build import quality
-from stylepairs.datagen.build.models import list_portraits, load_portrait, real_backend
+from stylepairs.datagen.build.models import load_models
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
+from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
@@ -45,7 +46,7 @@ EXPECTED = {
 def models():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield real_backend().load_models("embedded", "pyramid", None, "cpu")
+    yield load_models("embedded", "pyramid", None, "cpu")
     torch.set_num_threads(threads)
 
 
@@ -56,8 +57,8 @@ def good(models, tmp_path_factory) -> list[Candidate]:
     z = torch.randn(len(PHOTOS), models.generator.config.z_dim, generator=torch.Generator().manual_seed(0))
     ws = models.generator.mapping(z)
     made = []
-    for name, w in zip(list_portraits(folder), ws, strict=True):
-        portrait, _ = load_portrait(folder, name)
+    for file, w in zip(load_portraits(folder), ws, strict=True):
+        portrait = file.load()
         sketch: Sketch = FEATURE.sketch(portrait, PARAMS)
         images = quality.Images(portrait.image, portrait.image, portrait.image, sketch.edit_mask)
         for _ in range(2):  # flat colour, then that colour with the photo's strands: what a generator makes of it
@@ -71,7 +72,7 @@ def good(models, tmp_path_factory) -> list[Candidate]:
 def reasons(pair: Candidate, models) -> list[str]:
     """Why the shipped recipe's gate rejects the pair."""
     before, after = (
-        quality.look_at(pair.portrait, image, models.instruments.analyser)
+        quality.analyse(pair.portrait, image, models.instruments.analyser)
         for image in (pair.portrait.image, pair.images.after)
     )
     figures = quality.measure_pair(

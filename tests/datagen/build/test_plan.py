@@ -6,41 +6,44 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import fake_backend
+import torch
+from helpers import tiny_build
+from helpers.tiny_build import BALD, COUNT, RECIPE, plan
 
-from stylepairs.datagen.build import models as backend
-from stylepairs.datagen.build import pair_maker
-from stylepairs.datagen.build import plan as pipeline
-from stylepairs.datagen.build.draws import combinations, draw
+from stylepairs.datagen.build import models, pair_maker
+from stylepairs.datagen.build import plan as build_plan
 from stylepairs.datagen.build.inversion_cache import InversionCache
-from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, build_pairs
+from stylepairs.datagen.images.files import read_image, write_png
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import split_of
+from stylepairs.datagen.portraits.folders import load_portrait, load_portraits, photo_digests
+from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell import machine
 from stylepairs.datagen.shell.errors import InputError
 
-RECIPE = {
-    "feature": "hair_color",
-    "params": {"color": ["blond", "black", "red"], "intensity": 1.0},
-    "perceptual": "pyramid",
-    "gate": {"color_delta_e": {"max": 40}, "outside_psnr_db": {"min": 10}},
-}
+PAIRS = 2 * COUNT
 
 
-def plan(tmp_path: Path, out: str = "pairs", recipe: dict | None = None, **settings) -> pipeline.BuildPlan:
-    settings = {"shard_size": 4, "backend": fake_backend.BACKEND, "cache": tmp_path / f"cache-{out}"} | settings
-    checked = BuildRecipe.model_validate(RECIPE | (recipe or {}))
-    return pipeline.plan_build(checked, tmp_path, tmp_path / out, **settings)
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """A folder with portraits, a finished build of them in `pairs`, and its cache."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert build_pairs(plan(folder)).complete
+    return folder
 
 
-def build(the_plan: pipeline.BuildPlan, **settings) -> pipeline.BuildResult:
-    return pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND, **settings)
+@pytest.fixture
+def built(reference, tmp_path) -> Path:
+    """The same, to do with as a test likes."""
+    return shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -48,118 +51,118 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
-def test_a_build_makes_every_combination_of_every_portrait(tmp_path):
-    result = build(plan(tmp_path))
-    records = shards.read_index(tmp_path / "pairs", accepted_only=False)
-    assert result == pipeline.BuildResult(18, sum(r.accepted for r in records), complete=True)
-    assert [r.id for r in records] == [f"{i:06d}" for i in range(18)]
-    assert [r.params["color"] for r in records[:6]] == ["blond", "black", "red"] * 2
-    assert {r.portrait for r in records} == set(fake_backend.list_portraits(tmp_path))
-    assert (tmp_path / "pairs" / "manifest.parquet").is_file()
+def test_a_build_makes_every_combination_of_every_portrait(built):
+    result = build_pairs(plan(built))
+    records = shards.read_index(built / "pairs", accepted_only=False)
+    assert result == BuildResult(PAIRS, sum(r.accepted for r in records), complete=True)
+    assert [r.id for r in records] == [f"{i:06d}" for i in range(PAIRS)]
+    assert [r.params["color"] for r in records[:4]] == ["blond", "black"] * 2
+    assert {r.portrait for r in records} == {file.name for file in load_portraits(built / "portraits")}
+    assert (built / "pairs" / "manifest.parquet").is_file()
 
 
-def test_pairs_are_identical_outside_the_mask_and_carry_what_made_them(tmp_path):
-    build(plan(tmp_path))
-    for pair in shards.read_pairs(tmp_path / "pairs", accepted_only=False):
-        if pair.after is None:
-            continue
+def test_pairs_are_identical_outside_the_mask_and_carry_what_made_them(reference):
+    digest = models.generator_digest(tiny_build.tiny_generator())
+    made = [pair for pair in shards.read_pairs(reference / "pairs", accepted_only=False) if pair.after is not None]
+    assert len(made) == PAIRS - 2
+    for pair in made:
         np.testing.assert_array_equal(pair.after[pair.mask == 0], pair.before[pair.mask == 0])
         assert (pair.after != pair.before).any()
         assert pair.w_before.dtype == pair.noise[0].dtype == np.float16
-        assert pair.record.generator_digest == "f" * 64
-        assert pair.record.split == split_of(f"photo of {pair.record.portrait}")
-        assert {
-            "color_delta_e",
-            "outside_psnr_db",
-            "inversion_psnr_db",
-            "reconstruction_steps",
-        } <= pair.record.figures.keys()
+        assert pair.record.generator_digest == digest
+        assert pair.record.source_digest == tiny_build.photo_digest(pair.record.portrait)
+        assert pair.record.split == split_of(pair.record.source_digest)
+        figures = {"color_delta_e", "outside_psnr_db", "inversion_psnr", "reconstruction_steps"}
+        assert figures <= pair.record.figures.keys()
 
 
-def test_a_portrait_that_the_feature_refuses_is_a_rejected_pair_with_the_reason(tmp_path):
-    build(plan(tmp_path))
-    bald = [r for r in shards.read_index(tmp_path / "pairs", False) if r.portrait == "portrait_005"]
-    assert len(bald) == 3
+def test_a_portrait_that_the_feature_refuses_is_a_rejected_pair_with_the_reason(reference):
+    bald = [r for r in shards.read_index(reference / "pairs", False) if r.portrait == BALD]
+    assert len(bald) == 2
     assert all("no hair to colour" in r.reasons[0] for r in bald)
-    assert shards.read_pair(tmp_path / "pairs", bald[0].id).after is None
+    assert shards.read_pair(reference / "pairs", bald[0].id).after is None
 
 
 def test_what_is_not_finite_is_rejected_and_its_pixels_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv(fake_backend.NOT_FINITE, "portrait_001")
-    build(plan(tmp_path))
-    broken = [p for p in shards.read_pairs(tmp_path / "pairs", False) if p.record.portrait == "portrait_001"]
-    assert [p.record.reasons for p in broken] == [["not finite"]] * 3
-    assert all(p.after is None and p.generated_after is None and p.w_after is None for p in broken)
-    assert all(p.before is not None for p in broken)
+    def broken(problem, progress):
+        found = real(problem, progress)
+        return [
+            replace(one, generated_after=one.generated_after * float("nan")) if portrait.name == "portrait_001" else one
+            for portrait, one in zip(problem.portraits, found, strict=True)
+        ]
+
+    real = pair_maker.reconstruct
+    monkeypatch.setattr(pair_maker, "reconstruct", broken)
+    build_pairs(plan(tmp_path, limit=2))
+    pairs = list(shards.read_pairs(tmp_path / "pairs", False))
+    assert [p.after is None for p in pairs] == [False, False, True, True]
+    assert [p.record.reasons for p in pairs[2:]] == [["not finite"]] * 2
+    assert all(p.after is None and p.generated_after is None and p.w_after is None for p in pairs[2:])
+    assert all(p.before is not None for p in pairs)
 
 
-def test_the_number_of_workers_does_not_show(tmp_path):
-    build(plan(tmp_path, "one"))
-    build(plan(tmp_path, "many"), workers=2)
-    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+def test_the_number_of_workers_does_not_show(built):
+    build_pairs(plan(built, "many"), workers=2)
+    assert digests(built / "many") == digests(built / "pairs")
 
 
-def test_the_number_of_pairs_in_the_making_together_does_not_show(tmp_path, monkeypatch):
-    build(plan(tmp_path, "all"))
+def test_the_number_of_pairs_in_the_making_together_does_not_show(built, monkeypatch):
     together, reconstructed = set(), pair_maker._reconstruct
 
-    def noted(task, drafts, *others):
-        together.add(len(drafts))
-        reconstructed(task, drafts, *others)
+    def noted(recipe, pairs, *others):
+        together.add(len(pairs))
+        reconstructed(recipe, pairs, *others)
 
     monkeypatch.setattr(pair_maker, "PIXELS_IN_HAND", 1)
     monkeypatch.setattr(pair_maker, "_reconstruct", noted)
-    build(plan(tmp_path, "one"))
+    build_pairs(plan(built, "one"))
     assert together == {1}
-    assert digests(tmp_path / "all") == digests(tmp_path / "one")
+    assert digests(built / "one") == digests(built / "pairs")
 
 
-def test_ranks_share_the_shards_and_the_last_writes_the_manifest(tmp_path):
-    build(plan(tmp_path, "one"))
-    first = build(plan(tmp_path, "ranks"), rank=1, world=2)
+def test_ranks_share_the_shards_and_the_last_writes_the_manifest(built):
+    first = build_pairs(plan(built, "ranks"), rank=1, world=2)
     assert not first.complete
-    assert not (tmp_path / "ranks" / "manifest.parquet").exists()
-    assert sorted(path.name for path in shards.shard_paths(tmp_path / "ranks")) == [
-        "pairs-00001.tar",
-        "pairs-00003.tar",
-    ]
-    assert build(plan(tmp_path, "ranks"), rank=0, world=2).complete
-    assert digests(tmp_path / "ranks") == digests(tmp_path / "one")
+    assert not (built / "ranks" / "manifest.parquet").exists()
+    assert [path.name for path in shards.shard_paths(built / "ranks")] == ["pairs-00001.tar", "pairs-00003.tar"]
+    assert build_pairs(plan(built, "ranks"), rank=0, world=2).complete
+    assert digests(built / "ranks") == digests(built / "pairs")
 
 
-def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(tmp_path):
-    cache = tmp_path / "cache"
-    build(plan(tmp_path, "one", cache=cache))
+def test_neither_an_empty_nor_a_partly_filled_nor_a_damaged_cache_shows(built):
+    cache = built / "cache-pairs"
     kept = sorted(cache.rglob("*.safetensors"))
-    assert len(kept) == 5
+    assert len(kept) == COUNT - 1
     kept[0].unlink()
     kept[1].write_bytes(kept[1].read_bytes()[:100])
     kept[2].write_bytes(b"")
     flipped = bytearray(kept[3].read_bytes())
     flipped[-5] ^= 1
     kept[3].write_bytes(flipped)
-    build(plan(tmp_path, "two", cache=cache))
-    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    build_pairs(plan(built, "two", cache=cache))
+    assert digests(built / "two") == digests(built / "pairs")
     assert sorted(cache.rglob("*.safetensors")) == kept
 
 
-def test_an_encoder_gives_stage_0_its_start_few_steps_and_cached_inversions_of_its_own(tmp_path):
+def test_an_encoder_gives_stage_0_its_start_few_steps_and_cached_inversions_of_its_own(tmp_path, monkeypatch):
     called = []
 
     def invert(generator, perceptual, portraits, settings, prior, progress, start):
         called.append((settings.steps, start and start(portraits[0].image)))
-        return fake_backend.invert(generator, perceptual, portraits, settings, prior, progress)
+        return real_invert(generator, perceptual, portraits, settings.model_copy(update={"steps": 1}), prior, progress)
 
-    def load_models(*arguments):
-        models = fake_backend.load_models(*arguments)
+    def load(*arguments):
+        loaded = real_load(*arguments[:4])
         if arguments[-1] == "none":
-            return models
-        return replace(models, start=lambda photo, precision: precision, digests={"encoder": arguments[-1]})
+            return loaded
+        return replace(loaded, start=lambda photo, precision: precision, digests={"encoder": arguments[-1]})
 
-    steps = replace(fake_backend.BACKEND, invert=invert, load_models=load_models)
+    real_invert, real_load = pair_maker.invert, build_plan.load_models
+    monkeypatch.setattr(pair_maker, "invert", invert)
+    monkeypatch.setattr(build_plan, "load_models", load)
     for name in ("none", "some", "other"):
-        settings = plan(tmp_path, name, cache=tmp_path / "cache", recipe={"encoder": name}, limit=1)
-        pipeline.build_pairs(settings, backend=steps)
+        changes = {"encoder": name, "inversion": {}}
+        build_pairs(plan(tmp_path, name, cache=tmp_path / "cache", recipe=changes, limit=1))
         identity = json.loads((tmp_path / name / "build.json").read_text())
         assert identity["instruments"].get("encoder", "none") == name
         assert "encoder" not in identity["recipe"]
@@ -172,9 +175,10 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    portrait, _ = fake_backend.load_portrait(tmp_path, "portrait_000")
+    tiny_build.write_portraits(tmp_path, 1)
+    portrait = load_portrait(tmp_path, "portrait_000")
     cache = InversionCache(tmp_path, "f" * 64, {}, {})
-    cache.store(portrait, fake_backend.invert(None, None, [portrait], None, None, lambda done, total: None)[0])
+    cache.store(portrait, Inversion(torch.zeros(8, 16), [torch.zeros(4, 4)], portrait.image, {"psnr": 25.0}))
     path = cache.path(portrait)
     assert cache.load(portrait) is not None
     with safe_open(path, "pt") as file:
@@ -187,82 +191,62 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
 def test_a_hostile_index_of_portraits_is_one_clear_line(tmp_path, text):
     (tmp_path / "index.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"index\.jsonl: damaged .*prepare the photos again") as caught:
-        backend._photo_digests(tmp_path)
+        photo_digests(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_second_build_with_the_same_cache_inverts_nothing(tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    build(plan(tmp_path, "one", cache=cache))
-
+def test_a_second_build_with_the_same_cache_inverts_nothing(built, monkeypatch):
     def fail(*arguments):
         raise AssertionError("inverted again")
 
-    steps = replace(fake_backend.BACKEND, invert=fail)
-    other = plan(tmp_path, "two", recipe={"params": {"color": "grey"}}, cache=cache)
-    assert pipeline.build_pairs(other, backend=steps).complete
+    monkeypatch.setattr(pair_maker, "invert", fail)
+    other = plan(built, "two", recipe={"params": {"color": "grey"}}, cache=built / "cache-pairs", limit=2)
+    assert build_pairs(other).complete
 
 
-def test_finished_shards_are_skipped_and_missing_or_damaged_ones_made_again(tmp_path):
-    build(plan(tmp_path))
-    before = digests(tmp_path / "pairs")
-    (tmp_path / "pairs" / "pairs-00001.tar").unlink()
-    damaged = tmp_path / "pairs" / "pairs-00002.tar"
+def test_finished_shards_are_skipped_and_missing_or_damaged_ones_made_again(built):
+    before = digests(built / "pairs")
+    (built / "pairs" / "pairs-00001.tar").unlink()
+    damaged = built / "pairs" / "pairs-00002.tar"
     damaged.write_bytes(damaged.read_bytes()[:3000])
-    untouched = (tmp_path / "pairs" / "pairs-00000.tar").stat().st_mtime_ns
-    events: list[pipeline.BuildEvent] = []
-    assert build(plan(tmp_path), on_event=events.append).complete
-    assert digests(tmp_path / "pairs") == before
-    assert (tmp_path / "pairs" / "pairs-00000.tar").stat().st_mtime_ns == untouched
+    untouched = (built / "pairs" / "pairs-00000.tar").stat().st_mtime_ns
+    events: list[BuildEvent] = []
+    assert build_pairs(plan(built), on_event=events.append).complete
+    assert digests(built / "pairs") == before
+    assert (built / "pairs" / "pairs-00000.tar").stat().st_mtime_ns == untouched
     assert [event.shard for event in events if event.shard] == ["pairs-00001.tar", "pairs-00002.tar"]
     assert any("damaged shard" in event.note for event in events)
-    assert sum(event.work for event in events) == pytest.approx(18)
-
-
-def test_a_bug_in_reading_records_surfaces_and_remakes_no_finished_shard(tmp_path, monkeypatch):
-    build(plan(tmp_path))
-    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()}
-
-    def bug(*arguments):
-        raise AttributeError("a bug")
-
-    monkeypatch.setattr(shards, "decode_record", bug)
-    with pytest.raises(AttributeError, match="a bug"):
-        build(plan(tmp_path))
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()} == times
+    assert sum(event.work for event in events) == pytest.approx(PAIRS)
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"seed": 1}, "seed was 0, now 1"),
-        ({"shard_size": 5}, "shard_size was 4, now 5"),
-        ({"limit": 2}, "pairs was 18, now 6"),
+        ({"shard_size": 5}, "shard_size was 3, now 5"),
+        ({"limit": 2}, "pairs was 10, now 4"),
         ({"recipe": {"inversion": {"steps": 7}}}, "recipe.inversion.steps was"),
         ({"recipe": {"params": {"color": "grey"}}}, "recipe.params"),
     ],
 )
-def test_a_folder_with_a_build_of_other_settings_is_refused(tmp_path, changed, expected):
-    build(plan(tmp_path))
-    before = digests(tmp_path / "pairs")
+def test_a_folder_with_a_build_of_other_settings_is_refused(built, changed, expected):
+    before = digests(built / "pairs")
     with pytest.raises(InputError, match="choose another --out") as caught:
-        build(plan(tmp_path, **changed))
+        build_pairs(plan(built, **changed))
     assert expected in str(caught.value) or "holds other pairs" in str(caught.value)
-    assert digests(tmp_path / "pairs") == before
+    assert digests(built / "pairs") == before
 
 
-def test_another_generator_is_refused_even_when_all_is_finished(tmp_path, monkeypatch):
-    build(plan(tmp_path))
-    monkeypatch.setenv(fake_backend.DIGEST, "e" * 64)
+def test_another_generator_is_refused_even_when_all_is_finished(built):
     with pytest.raises(InputError, match="generator_digest was"):
-        build(plan(tmp_path))
+        build_pairs(plan(built, generator=tiny_build.generator_file(seed=1)))
 
 
-def test_other_portraits_of_the_same_names_are_refused(tmp_path, monkeypatch):
-    build(plan(tmp_path))
-    monkeypatch.setenv(fake_backend.PORTRAITS, "others")
+def test_other_portraits_of_the_same_names_are_refused(built):
+    path = built / "portraits" / "aligned" / "portrait_001.png"
+    write_png(path, read_image(path)[::-1].copy())
     with pytest.raises(InputError, match="portraits was"):
-        build(plan(tmp_path))
+        build_pairs(plan(built))
 
 
 @pytest.mark.parametrize(
@@ -283,9 +267,10 @@ def test_the_digest_of_portraits_tells_every_change_of_what_is_read(tmp_path, ch
         np.savez(tmp_path / "landmarks.npz", name=np.array(["a", "b"]), points68=points, source_to_aligned=moves)
 
     def digest(*names: str) -> str:
-        found = backend.list_portraits(tmp_path)
-        assert found == ["a", "b"]
-        return backend.digest_portraits(tmp_path, names)
+        files = load_portraits(tmp_path)
+        assert [file.name for file in files] == ["a", "b"]
+        wanted = [file for file in files if file.name in names]
+        return build_plan.digest_portraits(wanted, photo_digests(tmp_path))
 
     write()
     before, other = digest("a", "b"), digest("b")
@@ -298,61 +283,61 @@ def test_the_digest_of_portraits_tells_every_change_of_what_is_read(tmp_path, ch
         digest("a")
 
 
-def test_weights_of_perceptual_features_count_by_their_content(tmp_path):
+def test_weights_of_perceptual_features_count_by_their_content(tmp_path, monkeypatch):
+    def load(generator, perceptual, weights, device, encoder):
+        loaded = real(generator, perceptual, None, device, encoder)
+        return replace(loaded, digests={"perceptual_weights": Path(weights).read_text()})
+
+    def changed(name: str) -> dict:
+        return {"perceptual_weights": str(tmp_path / name)}
+
+    real = build_plan.load_models
+    monkeypatch.setattr(build_plan, "load_models", load)
     (tmp_path / "x.pth").write_text("one")
     (tmp_path / "y.pth").write_text("one")
     cache = tmp_path / "cache"
-    build(plan(tmp_path, recipe={"perceptual_weights": str(tmp_path / "x.pth")}, cache=cache, limit=1))
-    build(plan(tmp_path, recipe={"perceptual_weights": str(tmp_path / "y.pth")}, cache=cache, limit=1))
-    assert len(list(cache.rglob("*.safetensors"))) == 1
+    for name in ("x.pth", "y.pth"):
+        build_pairs(plan(tmp_path, recipe=changed(name), cache=cache, limit=1))
+        assert len(list(cache.rglob("*.safetensors"))) == 1
     (tmp_path / "y.pth").write_text("two")
-    changed = {"perceptual_weights": str(tmp_path / "y.pth")}
     with pytest.raises(InputError, match=r"instruments\.perceptual_weights was"):
-        build(plan(tmp_path, recipe=changed, cache=cache, limit=1))
-    build(plan(tmp_path, "other", recipe=changed, cache=cache, limit=1))
+        build_pairs(plan(tmp_path, recipe=changed("y.pth"), cache=cache, limit=1))
+    build_pairs(plan(tmp_path, "other", recipe=changed("y.pth"), cache=cache, limit=1))
     assert len(list(cache.rglob("*.safetensors"))) == 2
 
 
 def test_the_embedded_analyser_counts_by_its_weights(monkeypatch):
-    analyser, digests = backend._analyser()
+    analyser, digests = models._analyser()
     assert analyser is not None
     assert re.fullmatch("[0-9a-f]{64}", digests["analyser"])
-    monkeypatch.setattr(backend, "file_digest", lambda path, advice: f"another {path.name}")
-    assert backend._analyser()[1] != digests
-
-
-def test_two_builds_started_into_one_folder_do_not_mix(tmp_path):
-    def overtaken(*arguments):
-        (tmp_path / "pairs" / "build.json").write_text(json.dumps(json.loads(text()) | {"seed": 7}))
-        return fake_backend.invert(*arguments)
-
-    def text() -> str:
-        return (tmp_path / "pairs" / "build.json").read_text()
-
-    with pytest.raises(InputError, match=r"another build was started in it meanwhile \(seed was 7, now 0\)"):
-        pipeline.build_pairs(plan(tmp_path), backend=replace(fake_backend.BACKEND, invert=overtaken))
-    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
+    monkeypatch.setattr(models, "file_digest", lambda path, advice: f"another {path.name}")
+    assert models._analyser()[1] != digests
 
 
 def test_shards_that_no_build_made_are_not_touched(tmp_path, synthetic_pairs):
-    synthetic_pairs(tmp_path / "pairs", count=18)
+    synthetic_pairs(tmp_path / "pairs", count=PAIRS, shard_size=3)
     with pytest.raises(InputError, match=r"shards but no build\.json"):
-        build(plan(tmp_path))
+        build_pairs(plan(tmp_path))
 
 
-def test_what_is_recomputed_to_save_memory_makes_no_other_build(tmp_path):
-    cache = tmp_path / "cache"
-    build(plan(tmp_path, cache=cache))
+def test_what_is_recomputed_to_save_memory_makes_no_other_build(built):
+    cache = built / "cache-pairs"
     kept = sorted(cache.rglob("*.safetensors"))
-    less = {"recompute_from_px": 16}
-    changed = plan(tmp_path, recipe={"inversion": less, "reconstruction": less}, cache=cache)
-    build(changed)  # a build of other settings in the same folder would be refused
-    build(replace(changed, out=tmp_path / "other"))  # and other inversions would be missed
+
+    def changed(**settings) -> dict:
+        return {stage: RECIPE[stage] | settings for stage in ("inversion", "reconstruction")}
+
+    less = plan(built, recipe=changed(recompute_from_px=16), cache=cache)
+    build_pairs(less)  # a build of other settings in the same folder would be refused
+    build_pairs(replace(less, out=built / "other"))  # and other inversions would be missed
     assert sorted(cache.rglob("*.safetensors")) == kept
+    assert digests(built / "other").keys() == digests(built / "pairs").keys()
+    for path in shards.shard_paths(built / "pairs"):
+        assert (built / "other" / path.name).read_bytes() == path.read_bytes()
     for name in ("batch", "precision", "pixels_at_once"):  # these round differently
         value = "bf16" if name == "precision" else 1
         with pytest.raises(InputError, match=rf"recipe\.inversion\.{name} was"):
-            build(plan(tmp_path, recipe={"inversion": {name: value}}, cache=cache))
+            build_pairs(plan(built, recipe={"inversion": RECIPE["inversion"] | {name: value}}, cache=cache))
 
 
 def test_limit_takes_the_first_portraits_by_name(tmp_path):
@@ -364,49 +349,33 @@ def test_wrong_parameters_are_found_before_anything_is_loaded(tmp_path):
         plan(tmp_path, recipe={"params": {"colr": "red"}})
     with pytest.raises(InputError, match=r"params\.color.*mauvish"):
         plan(tmp_path, recipe={"params": {"color": ["red", "mauvish"]}})
-    with pytest.raises(InputError, match="have only 3 combinations"):
+    with pytest.raises(InputError, match="have only 2 combinations"):
         plan(tmp_path, recipe={"pairs_per_portrait": 4})
     with pytest.raises(InputError, match="feature 'hair_colour': unknown"):
         plan(tmp_path, recipe={"feature": "hair_colour"})
 
 
-def test_draws_depend_on_portrait_and_seed_and_repeat_no_choice():
-    choices = combinations({"color": list("abcdef"), "intensity": [0.5, 1.0]})
-    assert len(choices) == 12
-    first = draw(choices, 5, seed=0, digest="p")
-    assert first == draw(choices, 5, seed=0, digest="p")
-    assert first != draw(choices, 5, seed=1, digest="p")
-    assert first != draw(choices, 5, seed=0, digest="q")
-    assert len({json.dumps(params) for params in first}) == 5
-    assert draw(choices, "all", 0, "p") == choices
-
-
 def test_pairs_per_portrait_draws_that_many(tmp_path):
-    build(plan(tmp_path, recipe={"pairs_per_portrait": 2}))
+    colors = {"params": {"color": ["blond", "black", "red"]}, "pairs_per_portrait": 2}
+    build_pairs(plan(tmp_path, recipe=colors, limit=3))
     records = shards.read_index(tmp_path / "pairs", accepted_only=False)
-    assert len(records) == 12
+    assert len(records) == 6
     by_portrait: dict[str, list[str]] = {}
     for record in records:
         by_portrait.setdefault(record.portrait, []).append(record.params["color"])
     assert all(len(set(colors)) == 2 for colors in by_portrait.values())
 
 
-def test_too_many_combinations_are_refused():
-    with pytest.raises(InputError, match="combinations"):
-        combinations({"a": list(range(1000)), "b": list(range(1000))})
-    with pytest.raises(InputError, match="empty list"):
-        combinations({"a": []})
-
-
-def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_written(tmp_path):
+def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     def fail(*arguments):
         raise AssertionError("worked before the gate was checked")
 
-    steps = replace(fake_backend.BACKEND, invert=fail)
-    with pytest.raises(InputError, match="did you mean 'color_delta_e'"):
-        pipeline.build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}), backend=steps)
-    with pytest.raises(InputError, match="did you mean 'inversion_psnr_db'"):
-        build(plan(tmp_path, recipe={"gate": {"inversion_psnr": {"min": 20}}}))
+    with monkeypatch.context() as patch:
+        patch.setattr(pair_maker, "invert", fail)
+        with pytest.raises(InputError, match="did you mean 'color_delta_e'"):
+            build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}))
+    with pytest.raises(InputError, match="did you mean 'inversion_psnr'"):
+        build_pairs(plan(tmp_path, recipe={"gate": {"inversion_psn": {"min": 20}}}, limit=1))
     assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
 
 
@@ -422,8 +391,7 @@ def test_rank_comes_from_the_launcher(monkeypatch):
         machine.rank_and_world()
 
 
-def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path):
-    import torch
+def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path, monkeypatch):
     from torch.backends import cuda, cudnn
 
     def switches() -> tuple:
@@ -433,10 +401,12 @@ def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path
 
     def invert(*arguments):
         seen.append((torch.get_num_threads(), switches()))
-        return fake_backend.invert(*arguments)
+        return real(*arguments)
 
+    real = pair_maker.invert
+    monkeypatch.setattr(pair_maker, "invert", invert)
     before = torch.get_num_threads(), switches()
-    pipeline.build_pairs(plan(tmp_path, limit=1), backend=replace(fake_backend.BACKEND, invert=invert))
+    build_pairs(plan(tmp_path, limit=1))
     assert seen == [(1, (False, False, True, False))]
     assert (torch.get_num_threads(), switches()) == before
     assert os.environ.get("RANK") is None

@@ -100,7 +100,7 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
         def parse(self, aligned: torch.Tensor):
             return torch.full((1, SIZE, SIZE), 5, dtype=torch.uint8), torch.ones(1, 1, SIZE, SIZE)
 
-    sights = [quality.look_at(portrait, portrait.image, Analyser()) for _ in range(2)]
+    sights = [quality.analyse(portrait, portrait.image, Analyser()) for _ in range(2)]
     figures = quality._face_figures(*sights)
     assert sights[1].portrait.label.unique() == 5
     assert sights[1].portrait.hair.min() == 1
@@ -113,7 +113,7 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
 def test_a_lost_face_is_rejected_by_both_its_figures(portrait):
     parsed = portrait.label[None], portrait.hair[None]
     blind = SimpleNamespace(find=lambda photo, min_score: [], parse=lambda aligned: parsed)
-    sight = quality.look_at(portrait, portrait.image, blind)
+    sight = quality.analyse(portrait, portrait.image, blind)
     assert torch.equal(sight.portrait.points68, portrait.points68)
     figures = quality._face_figures(sight, sight)
     gate = {"face_score": Threshold(min=0.5), "landmark_shift": Threshold(max=0.1)}

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import fake_backend
+from helpers import tiny_build
 
 from stylepairs.datagen import features
 from stylepairs.datagen.augment.plan import plan_augmentation
-from stylepairs.datagen.build import plan as pipeline
+from stylepairs.datagen.build.plan import BuildPlan
 from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.features import feature_names, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
@@ -101,30 +102,24 @@ def test_the_example_sketches_and_measures():
         blush.sketch(replace(before, hair=torch.ones(1, 64, 64)), blush.Params())
 
 
-def plan(tmp_path: Path, out: str) -> pipeline.BuildPlan:
-    recipe = load_recipe("docs/examples/blush.yaml", "datagen", BuildRecipe, ["perceptual=pyramid"])
-    folder = tmp_path / out
-    return pipeline.plan_build(recipe, tmp_path, folder, cache=tmp_path / "cache", backend=fake_backend.BACKEND)
+def plan(tmp_path: Path, out: str, changes: dict | None = None) -> BuildPlan:
+    recipe = load_recipe("docs/examples/blush.yaml", "datagen", BuildRecipe)
+    return tiny_build.plan(tmp_path, out, recipe.model_dump(exclude=tiny_build.QUICK.keys()) | (changes or {}))
 
 
 def test_the_example_s_recipe_builds_pairs(tmp_path):
     the_plan = plan(tmp_path, "pairs")
-    assert pipeline.build_pairs(the_plan, backend=fake_backend.BACKEND).complete
+    assert build_pairs(the_plan).complete
     pairs = list(shards.read_pairs(tmp_path / "pairs", accepted_only=False))
     made = [pair for pair in pairs if pair.after is not None]
-    assert len(pairs) == 2 * fake_backend.COUNT
+    assert len(pairs) == 2 * tiny_build.COUNT
     assert made
     assert all(pair.record.feature == EXAMPLE for pair in pairs)
     assert all({"degree", "tint_delta_e", "spill_delta_e"} <= set(pair.record.figures) for pair in made)
 
 
 def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
-    recipe = load_recipe("docs/examples/blush.yaml", "datagen", BuildRecipe, ["perceptual=pyramid"])
-    open_gate = recipe.model_copy(update={"gate": {}})
-    built = pipeline.plan_build(
-        open_gate, tmp_path, tmp_path / "pairs", cache=tmp_path / "cache", backend=fake_backend.BACKEND
-    )
-    pipeline.build_pairs(built, backend=fake_backend.BACKEND)
+    build_pairs(plan(tmp_path, "pairs", {"gate": {}}))
     features._own_files.clear()
     with pytest.raises(
         InputError, match=r"made by the feature file docs/examples/blush\.py; name it with --own-feature"
@@ -140,7 +135,7 @@ def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
 
 
 def test_another_version_of_the_file_is_another_build(tmp_path):
-    models = fake_backend.load_models("embedded", "pyramid", None, "cpu")
+    models = plan(tmp_path, "pairs").load_models()
     before = plan(tmp_path, "pairs").identity(models)
     Path(EXAMPLE).write_text(GOOD.replace("16.0, 4.0", "20.0, 4.0"))
     after = plan(tmp_path, "pairs").identity(models)

@@ -30,9 +30,23 @@ def test_an_input_error_arrives_as_it_was_raised(workers):
         run_workers(worker_tasks.refuse, range(7), workers, lambda event: None)
 
 
-def test_another_error_arrives_with_its_traceback():
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+def test_another_error_arrives_as_itself_with_its_traceback():
+    with pytest.raises(ZeroDivisionError) as caught:
         run_workers(worker_tasks.crash, range(2), 2, lambda event: None)
+    assert "lambda item: 1 // 0" in str(caught.value.__cause__)
+
+
+def test_an_error_of_the_preparation_arrives_as_it_was_raised(capfd):
+    with pytest.raises(InputError, match=r"generator\.pkl: damaged"):
+        run_workers(worker_tasks.unprepared, range(2), 2, lambda event: None)
+    assert capfd.readouterr().err == ""
+
+
+def test_all_that_an_item_reported_is_there_in_order():
+    seen = []
+    run_workers(worker_tasks.many, range(3), 2, seen.append)
+    for item in range(3):
+        assert [event for event in seen if event[0] == item] == [(item, number) for number in range(1000)]
 
 
 def test_a_killed_worker_is_one_clear_line():

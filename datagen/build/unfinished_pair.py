@@ -1,0 +1,185 @@
+"""One pair in the making, of a build or an augmentation: its sketch, its figures, the judgement, its record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from stylepairs.datagen.build import quality
+from stylepairs.datagen.build.models import Models
+from stylepairs.datagen.build.quality import AnalysedPortrait
+from stylepairs.datagen.build.settings import BuildRecipe, code_version
+from stylepairs.datagen.compositing.compose import compose
+from stylepairs.datagen.features.feature import Feature, asked_degree
+from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.reconstruction.inversion import Inversion
+from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+
+
+@dataclass(frozen=True)
+class WantedPair:
+    """One pair to be made. source: digest of the photo that the portrait was cut from, which decides the split."""
+
+    id: str
+    portrait: Portrait
+    params: dict[str, Any]
+    source: str
+
+
+@dataclass
+class UnfinishedPair:
+    """A pair in the making; `refused` is the reason why it will not be made.
+
+    inversion None: it was not inverted now, but made of the latents of other pairs.
+    """
+
+    wanted: WantedPair
+    params: BaseModel
+    sketch: Sketch | None = None
+    inversion: Inversion | None = None
+    reconstruction: Reconstruction | None = None
+    refused: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def portrait(self) -> Portrait:
+        return self.wanted.portrait
+
+
+class PairAnalyser:
+    """Analyses both halves of pairs; a portrait that was analysed last is not analysed again for its next pair."""
+
+    def __init__(self, analyser: quality.Analyser | None) -> None:
+        self.analyser = analyser
+        self.last: AnalysedPortrait | None = None
+
+    def before(self, portrait: Portrait) -> AnalysedPortrait:
+        """The portrait's own picture, analysed."""
+        last = self.last
+        if last is None or (last.portrait.name, last.portrait.digest) != (portrait.name, portrait.digest):
+            last = self.last = quality.analyse(portrait, portrait.image, self.analyser)
+        return last
+
+    def both(self, portrait: Portrait, after: torch.Tensor) -> tuple[AnalysedPortrait, AnalysedPortrait]:
+        """The portrait and the picture [3,H,W] that an edit made of it, analysed."""
+        return self.before(portrait), quality.analyse(portrait, after, self.analyser)
+
+
+def sketched(wanted: WantedPair, feature: Feature, models: Models, sketch_detail: float = 1.0) -> UnfinishedPair:
+    """The pair with its sketch, or why there is none, at the generator's size; sketch_detail: of the recipe."""
+    portrait = _on_device(wanted.portrait.resized(models.image_px), models.device)
+    pair = UnfinishedPair(replace(wanted, portrait=portrait), feature.Params.model_validate(wanted.params))
+    try:
+        pair.params = feature.settled(portrait, pair.params)
+        pair.sketch = feature.sketch(portrait, pair.params).with_detail(sketch_detail)
+    except SketchRefused as refusal:
+        pair.refused = str(refusal)
+    return pair
+
+
+def finish_pair(
+    pair: UnfinishedPair, recipe: BuildRecipe, seed: int, feature: Feature, models: Models, analyser: PairAnalyser
+) -> Pair:
+    """The pair as it is stored, judged by the recipe's gate; of a refused one only what is sound: before, mask and
+    sketch."""
+    sketch, result, before = pair.sketch, pair.reconstruction, to_uint8(pair.portrait.image)
+    if pair.refused or sketch is None or result is None:
+        record = _record(pair, recipe, seed, models, [pair.refused])
+        if sketch is None:
+            return Pair(record, before=before)
+        return Pair(record, before=before, mask=_mask_pixels(sketch.edit_mask), sketch=to_uint8(sketch.image))
+    composed = compose(pair.portrait, result, sketch)
+    images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
+    pair.figures = _figures(pair, sketch, result, images, feature, models, analyser)
+    _, reasons = quality.judge(pair.figures, recipe.gate)
+    if not finite(composed.after):
+        return Pair(_record(pair, recipe, seed, models, [quality.NOT_FINITE]), before=before)
+    return Pair(
+        _record(pair, recipe, seed, models, reasons),
+        before=before,
+        after=to_uint8(composed.after),
+        mask=_mask_pixels(composed.mask),
+        sketch=to_uint8(sketch.image),
+        generated_before=to_uint8(result.generated_before),
+        generated_after=to_uint8(result.generated_after),
+        w_before=_half(result.ws_before),
+        w_after=_half(result.ws_after),
+        noise=[_half(noise) for noise in result.noise],
+    )
+
+
+def _figures(
+    pair: UnfinishedPair,
+    sketch: Sketch,
+    result: Reconstruction,
+    images: quality.Images,
+    feature: Feature,
+    models: Models,
+    analyser: PairAnalyser,
+) -> dict[str, float]:
+    """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
+    latents = result.ws_before, result.ws_after
+    analysed = analyser.both(pair.portrait, images.after)
+    figures = quality.measure_pair(pair.portrait, sketch, images, latents, models.instruments, analysed)
+    halves = AnalysedPair(analysed[0].portrait, analysed[1].portrait)
+    figures |= feature.measure(pair.portrait, halves, pair.params)
+    for stage, found in (("inversion", pair.inversion), ("reconstruction", result)):
+        if found is not None:
+            figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
+    return figures
+
+
+def _record(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, models: Models, reasons: list[str]) -> PairRecord:
+    return PairRecord(
+        id=pair.wanted.id,
+        feature=recipe.feature,
+        params=pair.params.model_dump(mode="json"),
+        degree=_degree(pair),
+        accepted=not reasons,
+        reasons=reasons,
+        figures=dict(pair.figures),
+        portrait=pair.portrait.name,
+        portrait_digest=pair.portrait.digest,
+        source_digest=pair.wanted.source,
+        generator_digest=models.digest,
+        seed=seed,
+        code_version=code_version(),
+        split=split_of(pair.wanted.source),
+    )
+
+
+def _degree(pair: UnfinishedPair) -> float:
+    """The degree that the feature measured, else the one that was asked for, in [0,1]."""
+    asked = asked_degree(pair.params)
+    measured = pair.figures.get("degree", asked)
+    return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
+
+
+def finite(*tensors: torch.Tensor) -> bool:
+    """Whether all of all tensors is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _on_device(portrait: Portrait, device: str) -> Portrait:
+    names = ("image", "label", "hair", "points68")
+    return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
+
+
+def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
+    """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited.
+
+    Less a thousandth, so that what is in steps of 1/255 stays what it is.
+    """
+    return (mask[0].detach().clamp(0, 1) * 255 - 1e-3).ceil().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _half(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float16).cpu().numpy()
