@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylepairs.datagen.images.efficientnet import first_stages, layer
+from stylepairs.datagen.shell.decode import Damaged, read_torch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.constants import Constant
-from stylepairs.kernels.inverted_bottleneck import Layer, inverted_bottleneck, strided_stem
+from stylepairs.kernels.inverted_bottleneck import strided_stem
 from stylepairs.kernels.pixel_vectors import squared_distance, unit
 from stylepairs.kernels.precision import fastest_dtype
 
@@ -95,39 +97,15 @@ class EfficientNetFeatures(Perceptual):
     """Stem and first stages (strides 1, 2, 4, 8) of EfficientNet-Lite0 (Tan & Le 2019), batch norms folded in.
 
     The stem runs at stride 1, so that small images are compared at their own resolution too; every second of its
-    pixels is exactly what the strided stem gives and goes on into the stages. What a stage gives is normalised: less
-    the mean over ImageNet, divided by the deviation, which its layers and the next stage's have in their weights.
+    pixels is exactly what the strided stem gives and goes on into the stages.
     """
 
     name = "efficientnet-lite0"
-    # (first block, blocks, kernel, stride) of each stage.
-    _STAGES = ((0, 1, 3, 1), (1, 2, 3, 2), (3, 2, 5, 2))
 
     def __init__(self, state: dict[str, torch.Tensor]):
         """state: the package's state dict (`_conv_stem.weight`, `_blocks.I._expand_conv.weight`, ...)."""
         super().__init__()
-        self.stem = _folded(state, "_conv_stem", "_bn0", stride=1)
-        _take_normalised(self.stem, torch.full((3,), 0.5 / 128), torch.full((3,), 127.5 / 128))  # from [-1,1]
-        blocks = [
-            _InvertedBottleneck(state, f"_blocks.{first + index}", kernel, stride if index == 0 else 1)
-            for first, count, kernel, stride in self._STAGES
-            for index in range(count)
-        ]
-        self.stages = nn.ModuleList(
-            nn.Sequential(*blocks[first : first + count]) for first, count, _, _ in self._STAGES
-        )
-        for first, count, _, _ in self._STAGES:
-            names = [f"_blocks.{index}._bn2" for index in range(first, first + count)]
-            # A stage's output is a sum of batch-normed terms: mean and variance over ImageNet follow from their scales
-            # and shifts (on portraits the deviation comes out as 0.87 to 1.09).
-            mean = torch.stack([state[f"{name}.bias"].float() for name in names]).sum(0)
-            deviation = torch.stack([state[f"{name}.weight"].float().square() for name in names]).sum(0).sqrt()
-            deviation = deviation.clamp_min(1e-3)
-            for index in range(first, first + count):
-                _give_normalised(blocks[index].project, mean if index == first else torch.zeros_like(mean), deviation)
-            for block in blocks[first + 1 : first + count + 1]:
-                assert block.expand is not None
-                _take_normalised(block.expand, mean, deviation)
+        self.stem, self.stages = first_stages(state)
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
         image = F.pad(image, (0, 2, 0, 2), value=_IMAGENET_ZERO).contiguous(memory_format=torch.channels_last)
@@ -138,7 +116,7 @@ class EfficientNetFeatures(Perceptual):
         """From half the image's size on: for stage 0 as good by every figure, at 0.44 of the time (128 px). In bfloat16
         where that is fastest: as good again."""
         image = F.pad(_at_most(image, GUIDING_PX), (0, 1, 0, 1), value=_IMAGENET_ZERO)
-        stem = strided_stem(image, _layer(self.stem))
+        stem = strided_stem(image, layer(self.stem))
         return self._levels(stem, stem, fastest_dtype(image.device))
 
     def _levels(self, first: torch.Tensor, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -207,56 +185,6 @@ class PyramidFeatures(Perceptual):
             levels.append(unit(torch.cat([band, dx, dy, 0.1 * x, torch.full_like(x[:, :1], 0.1)], 1), 1e-8, length))
             x = smooth[..., ::2, ::2]
         return levels
-
-
-class _InvertedBottleneck(nn.Module):
-    """Expand 1x1, depthwise, project 1x1; ReLU6 after the first two; residual where shapes allow (MobileNetV2)."""
-
-    def __init__(self, state: dict[str, torch.Tensor], name: str, kernel: int, stride: int):
-        super().__init__()
-        expands = f"{name}._expand_conv.weight" in state
-        self.expand = _folded(state, f"{name}._expand_conv", f"{name}._bn0") if expands else None
-        self.depthwise = _folded(state, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True)
-        self.project = _folded(state, f"{name}._project_conv", f"{name}._bn2")
-        self.stride = stride
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        expand = None if self.expand is None else _layer(self.expand)
-        return inverted_bottleneck(x, expand, _layer(self.depthwise), _layer(self.project), self.stride)
-
-
-def _folded(
-    state: dict[str, torch.Tensor], conv: str, norm: str, stride: int = 1, depthwise: bool = False
-) -> nn.Conv2d:
-    weight = state[f"{conv}.weight"].float()
-    gain = state[f"{norm}.weight"].float() / (state[f"{norm}.running_var"].float() + 1e-3).sqrt()
-    channels_out, channels_in, kernel, _ = weight.shape
-    groups = channels_out if depthwise else 1
-    layer = nn.Conv2d(channels_in * groups, channels_out, kernel, stride=stride, groups=groups)
-    bias = state[f"{norm}.bias"].float() - state[f"{norm}.running_mean"].float() * gain
-    layer.load_state_dict({"weight": weight * gain[:, None, None, None], "bias": bias})
-    return layer
-
-
-def _layer(conv: nn.Conv2d) -> Layer:
-    assert conv.bias is not None
-    return conv.weight, conv.bias
-
-
-@torch.no_grad()
-def _take_normalised(conv: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Let it read (x - mean) / deviation, [C] each, in place of x; what it gives stays the same."""
-    weight, bias = _layer(conv)
-    bias += weight.sum((2, 3)) @ mean
-    weight *= deviation[:, None, None]
-
-
-@torch.no_grad()
-def _give_normalised(conv: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Let it give (y - mean) / deviation, [C] each, in place of y."""
-    weight, bias = _layer(conv)
-    bias.sub_(mean).div_(deviation)
-    weight /= deviation[:, None, None, None]
 
 
 def _conv_from(state: dict[str, torch.Tensor], name: str, channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -329,10 +257,11 @@ def _state_dict(path: Path, expected: list[str], what: str) -> dict[str, torch.T
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected {what}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for bad files; all mean the same to the caller
-        raise InputError(f"{path}: not readable as {what}; pass a plain torch state dict file") from error
-    missing = [key for key in expected if not isinstance(state, dict) or not isinstance(state.get(key), torch.Tensor)]
+        found = read_torch(path)
+    except Damaged as error:
+        raise InputError(f"{path}: not readable as {what} ({error}); pass a plain torch state dict file") from error
+    state = found if isinstance(found, dict) else {}
+    missing = [key for key in expected if not isinstance(state.get(key), torch.Tensor)]
     if missing:
         raise InputError(f"{path}: not {what}; {missing[0]} is missing")
     return state

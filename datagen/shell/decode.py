@@ -145,6 +145,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
 
 
+def read_torch(path: Path) -> object:
+    """What torch.save wrote, on the CPU, read without executing pickled code. Raises Damaged."""
+    import torch
+
+    with decoding():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise Damaged("a compressed archive, which torch.save never writes")  # it could grow to any size
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _decode_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if not info.filename.endswith(".npy") or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Damaged(f"unexpected member {info.filename[:80]!r}")  # other compressions cannot be read in bounds

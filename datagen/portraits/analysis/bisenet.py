@@ -5,7 +5,6 @@ Written anew; the names of modules are those of the weights' state dict. The fil
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from stylepairs.datagen.portraits.analysis.parsing import resize_logits, resize_matte
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.shell.decode import Damaged, read_torch
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 INPUT_PX = 512
@@ -62,11 +62,9 @@ def load_bisenet_parser(path: str | Path) -> BiSeNetParser:
     """The parser with the weights of `path` (a state dict); InputError for a file that is missing or something else."""
     path = Path(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check --parser") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: no PyTorch state dict ({one_line(error)})") from None
+        state = read_torch(path)
+    except Damaged as error:
+        raise InputError(f"{path}: no PyTorch state dict ({error}); check --parser") from None
     if not isinstance(state, dict) or "cp.conv_avg.conv.weight" not in state:
         raise InputError(f"{path}: not BiSeNet's face-parsing weights (no cp.conv_avg.conv.weight)")
     net = BiSeNet()

@@ -1,5 +1,7 @@
 """Perceptual features: the distance behaves like one, and each source equals what it claims to be."""
 
+import zipfile
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,3 +258,13 @@ def test_a_large_image_guides_at_256_px(name):
     model = load(name)
     image = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(2)) * 2 - 1
     torch.testing.assert_close(model.guiding(image), model.guiding(F.avg_pool2d(image, 2)))
+
+
+def test_an_archive_that_grows_is_refused(tmp_path):
+    stored, grows = tmp_path / "stored.pth", tmp_path / "grows.pth"
+    torch.save({"_conv_stem.weight": torch.zeros(1 << 16)}, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(grows, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    with pytest.raises(InputError, match="compressed archive"):
+        load_perceptual("efficientnet-lite0", grows)
