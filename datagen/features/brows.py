@@ -28,20 +28,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.portraits.face_frame import pixel_places
+from stylepairs.datagen.portraits.landmarks import BROW, EYE, NOSE_BRIDGE, SIDES, Side
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import (
-    SIDES,
     BrowLine,
-    Side,
     brow_line,
     brow_matte,
     hidden_share,
 )
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
-from stylepairs.datagen.sketching.face.soft_mattes import grown, labelled, mean_of
+from stylepairs.datagen.sketching.face.soft_mattes import grown, mean_of
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label
@@ -153,10 +154,11 @@ def painted_brow(
 
 def hair_flow(portrait: Portrait, line: BrowLine) -> torch.Tensor:
     """Where brow hairs point [2,H,W], unit vectors: up at the inner end, along the brow, a little down at its tail."""
-    share = (((_grid(portrait) - line.inner) @ line.along) / line.length).clamp(0, 1)
+    share = (((pixel_places(portrait.image) - line.inner) @ line.along) / line.length).clamp(0, 1)
     rise = 1.1 - 1.5 * share
-    flow = line.along + rise[..., None] * line.up
-    return (flow / flow.norm(dim=-1, keepdim=True)).permute(2, 0, 1)
+    flow: torch.Tensor = line.along + rise[..., None] * line.up
+    length: torch.Tensor = flow.norm(dim=-1, keepdim=True)
+    return (flow / length).permute(2, 0, 1)
 
 
 def _measured_side(portrait: Portrait, seen: AnalysedPair, side: Side, params: Params) -> dict[str, float]:
@@ -216,20 +218,18 @@ def _wanted_shift(line: BrowLine, params: Params) -> float:
 
 def _held_points(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor:
     """What stays [J,2]: the eye, the other brow, the bridge of the nose, an arc over the forehead and the temple."""
-    points = portrait.points68
-    eye = points[36:42] if side == "right" else points[42:48]
-    other = points[22:27] if side == "right" else points[17:22]
+    points, other_side = portrait.points68, SIDES[1] if side == SIDES[0] else SIDES[0]
     spread = torch.tensor([-0.35, 0.0, 0.25, 0.5, 0.75, 1.0, 1.3], device=line.up.device)[:, None]
     arc = line.inner + line.length * (spread * line.along + 0.75 * line.up)
     temple = line.inner + line.length * (
         1.35 * line.along + torch.tensor([[0.3], [-0.1], [-0.5]]).to(line.up) * line.up
     )
-    return torch.cat([eye, other, points[27:29], arc, temple])
+    return torch.cat([points[EYE[side]], points[BROW[other_side]], points[NOSE_BRIDGE][:2], arc, temple])
 
 
 def _window(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor:
     """Where the warp of one brow may reach [1,H,W]: a soft oval around it that ends above the eye's upper lid."""
-    grid = _grid(portrait) - line.inner
+    grid = pixel_places(portrait.image) - line.inner
     along, upward = grid @ line.along / line.length, grid @ line.up / line.length
     radius = (((along - 0.5) / 0.85).square() + ((upward - 0.05) / 0.75).square()).sqrt()
     lid = (portrait.points68[_UPPER_LID[side]] - line.inner) @ line.up / line.length
@@ -240,17 +240,11 @@ def _window(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor:
     return (smoothstep(1 - (radius - 0.75) / 0.25) * smoothstep(above))[None]
 
 
-def _grid(portrait: Portrait) -> torch.Tensor:
-    """The pixels' places (x, y) [H,W,2]."""
-    at = torch.arange(portrait.size_px, device=portrait.image.device, dtype=portrait.image.dtype)
-    return torch.stack([at.expand(portrait.size_px, -1), at[:, None].expand(-1, portrait.size_px)], -1)
-
-
 def _filled_shape(portrait: Portrait, line: BrowLine) -> torch.Tensor:
     """The brow without gaps [1,H,W]: 1 inside, falling to 0 at its edges and over its ends, so that it grows denser and
     no larger.
     """
-    grid = _grid(portrait) - line.inner
+    grid = pixel_places(portrait.image) - line.inner
     along, upward = (grid @ line.along / line.length).cpu().numpy(), grid @ line.up
     edges = [((edge - line.inner) @ line.up).cpu().numpy() for edge in (line.upper, line.lower)]
     upper, lower = (torch.from_numpy(np.interp(along, line.at.cpu().numpy(), edge)).to(upward) for edge in edges)

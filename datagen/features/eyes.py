@@ -17,19 +17,24 @@ Figures of `measure`:
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
-from stylepairs.datagen.sketching.tools.curves import smooth_curve, soft_line
-from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
-from stylepairs.datagen.sketching.tools.warp import changed_region, read_at, unfolded, warp_image
+from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep, soft_line
+from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.warp import changed_region, unfolded, warp_image
 from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # Reach of the scaling across and down, in half eye widths: all of it inside the first ellipse, none outside the second.
@@ -118,21 +123,17 @@ def _edited(
 
 def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     """The flow [2,H,W] of the whole change."""
-    size_px, points = portrait.size_px, portrait.points68
-    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
-    place = torch.stack([at.expand(size_px, size_px), at[:, None].expand(size_px, size_px)], -1)
-    flow = torch.zeros(2, size_px, size_px).to(portrait.image)
+    places, flow = pixel_places(portrait.image), torch.zeros_like(portrait.image[:2])
     for eye in _eyes(params.side):
-        middle, across, down, half = _eye_frame(points, eye)
-        offset = place - middle
-        x, y = offset @ across / half, offset @ down / half
+        frame = _eye_frame(portrait.points68, eye)
+        x, y = frame.coordinates(places).unbind(-1)
         grown = 1 + max(params.size, 0.0)  # the flow is backward: it is whole where the eye ends up
         inner = ((x / _WHOLE[0]).square() + (y / _WHOLE[1]).square()) / grown**2
         outer = (x / _NONE[0]).square() + (y / _NONE[1]).square()
         # From 1 on the inner ellipse to 0 on the outer, along every ray from the middle.
-        t = ((1 - outer.sqrt()) / (inner.sqrt() - outer.sqrt()).clamp_min(1e-6)).clamp(0, 1)
-        weight = t * t * (3 - 2 * t)
-        flow = flow - (params.size / (1 + params.size) * weight)[..., None].mul(offset).permute(2, 0, 1)
+        weight = smoothstep((1 - outer.sqrt()) / (inner.sqrt() - outer.sqrt()).clamp_min(1e-6))
+        away = (places - frame.origin).permute(2, 0, 1)
+        flow = flow - params.size / (1 + params.size) * weight * away
     return unfolded(flow)
 
 
@@ -143,7 +144,8 @@ def _creases(portrait: Portrait, params: Params) -> torch.Tensor:
         return lines
     light = blurred(portrait.image, 0.004).mean(0, keepdim=True)
     for eye in _eyes(params.side):
-        _, _, down, half = _eye_frame(portrait.points68, eye)
+        frame = _eye_frame(portrait.points68, eye)
+        down, half = frame.down, frame.unit_px
         lid = smooth_curve(portrait.points68[eye][:4], 13)
         offset = _crease_offset(light, lid, down, half)
         # Closer to the lid at the corners, where creases run into it.
@@ -163,12 +165,10 @@ def _crease_offset(light: torch.Tensor, lid: torch.Tensor, down: torch.Tensor, h
     return float(offsets[3 + best]) if float(bend[best]) > _CREASE_SEEN else _CREASE_USUAL
 
 
-def _eye_frame(points: torch.Tensor, eye: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """Middle [2], unit vectors from corner to corner and down, and half the width of an eye."""
-    corners = points[eye][0], points[eye][3]
-    half = float((corners[1] - corners[0]).norm().clamp_min(1e-3)) / 2
-    across = (corners[1] - corners[0]) / (2 * half)
-    return points[eye].mean(0), across, torch.stack([-across[1], across[0]]), half
+def _eye_frame(points: torch.Tensor, eye: slice) -> FaceFrame:
+    """From the eye's middle, along the line of its corners, in halves of its width."""
+    frame = FaceFrame.between(points[eye][0], points[eye][3])
+    return replace(frame, origin=points[eye].mean(0), unit_px=frame.unit_px / 2)
 
 
 def _eyes(side: Side) -> list[slice]:
@@ -183,7 +183,7 @@ def _opening(points: torch.Tensor, eye: slice) -> float:
 
 def _eye_size(points: torch.Tensor, side: Side) -> float:
     """Mean over the eyes of the geometric mean of width and opening, in pixels."""
-    sizes = [float((points[eye][3] - points[eye][0]).norm()) * _opening(points, eye) ** 0.5 for eye in _eyes(side)]
+    sizes = [float((points[eye][3] - points[eye][0]).norm()) * math.sqrt(_opening(points, eye)) for eye in _eyes(side)]
     return max(sum(sizes) / len(sizes), 1e-6)
 
 
@@ -201,7 +201,7 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
     for eye, name in ((RIGHT_EYE, "right"), (LEFT_EYE, "left")):
         if params.side not in ("both", name):
             continue
-        half = _eye_frame(portrait.points68, eye)[3]
+        half = _eye_frame(portrait.points68, eye).unit_px
         if float((seen == CLASS[f"{name[0]}_eye"]).sum()) < _LEAST_SEEN * half**2:
             raise SketchRefused(f"{portrait.name}: the {name} eye is hidden")
         opening = _opening(portrait.points68, eye)

@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stylepairs.datagen.portraits.landmarks import BROWS, CHIN, EYES, JAW, NASION, NOSE, eye_distance
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.regions import feather
+from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
+from stylepairs.datagen.portraits.landmarks import BROWS, EYES, FACE_OUTLINE, JAW, NOSE, eye_distance
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import feather, labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep
-from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.texture import blurred
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_points
 from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
@@ -135,12 +137,12 @@ def _jaw_line(points: torch.Tensor) -> torch.Tensor:
 
 def _moved_jaw(points: torch.Tensor, jaw: torch.Tensor, params: Params) -> torch.Tensor:
     """Where the points of the jaw line [K,2] go: towards the midline, by their share of the distance to it."""
-    origin, down, across, length = _midline(points)
-    offset = jaw - origin
-    height, side = offset @ down / length, offset @ across  # height: 0 between the eyes, 1 at the chin
+    frame = FaceFrame.of_midline(points)
+    offset = jaw - frame.origin
+    height, side = offset @ frame.down / frame.unit_px, offset @ frame.across  # 0 between the eyes, 1 at the chin
     lower = smoothstep(height, 0.2, 0.75)
     middle = torch.exp(-(((height - 0.45) / 0.2) ** 2)) * smoothstep(height, 0.0, 0.3)
-    moved = jaw - ((params.jaw * lower + params.cheeks * middle) * side)[:, None] * across
+    moved = jaw - ((params.jaw * lower + params.cheeks * middle) * side)[:, None] * frame.across
     return moved.lerp(_tight(moved), _TIGHTEN * params.chin) if params.chin > 0 else moved
 
 
@@ -156,23 +158,17 @@ def _tight(jaw: torch.Tensor) -> torch.Tensor:
     return tight
 
 
-def _midline(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """Of the face: its origin between the eyes, unit vectors down to the chin and across, and its length."""
-    length = float((points[CHIN] - points[NASION]).norm().clamp_min(1e-6))
-    down = (points[CHIN] - points[NASION]) / length
-    return points[NASION], down, torch.stack([down[1], -down[0]]), length
-
-
 def _outwards(points: torch.Tensor, jaw: torch.Tensor, distance_px: float) -> torch.Tensor:
     """The jaw line moved out from the middle of the face."""
-    away = jaw - points[NOSE].mean(0)
-    return jaw + distance_px * away / away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    away: torch.Tensor = jaw - points[NOSE].mean(0)
+    length: torch.Tensor = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return jaw + distance_px * away / length
 
 
 def _held_clothes(portrait: Portrait, reach_px: float) -> torch.Tensor:
     """Points [K,2] on clothes a little away from the jaw line, which they would otherwise follow."""
     size_px = portrait.size_px
-    cloth = torch.isin(portrait.label.cpu(), torch.tensor([CLASS["cloth"], CLASS["necklace"]]))
+    cloth = labelled(portrait, "cloth", "necklace")[0].cpu() > 0
     away = torch.from_numpy(_distance(portrait) > 0.3 * reach_px)
     step = max(1, round(_HOLD_STEP * size_px))
     rows, columns = torch.nonzero((cloth & away)[::step, ::step], as_tuple=True)
@@ -181,18 +177,15 @@ def _held_clothes(portrait: Portrait, reach_px: float) -> torch.Tensor:
 
 def _window(portrait: Portrait, reach_px: float) -> torch.Tensor:
     """[1,H,W]: 1 on the lower face, smoothly 0 from reach_px outside it and above the eyes."""
-    size_px = portrait.size_px
-    origin, down, _, length = _midline(portrait.points68.cpu())
     near = 1 - torch.from_numpy(_distance(portrait)).float() / reach_px
-    at = torch.arange(size_px).float()
-    height = ((at[:, None] - origin[1]) * down[1] + (at - origin[0]) * down[0]) / length
+    height = FaceFrame.of_midline(portrait.points68.cpu()).coordinates(pixel_places(near))[..., 1]
     return (smoothstep(near, 0.0, 0.7) * smoothstep(height, -0.1, 0.2))[None]
 
 
 def _distance(portrait: Portrait) -> np.ndarray:
     """[H,W]: pixels to the face within the jaw line and the brows, 0 inside."""
     points = portrait.points68.cpu().numpy()
-    outline = points[[*range(17), 26, 25, 24, 19, 18, 17]].round().astype(np.int32)
+    outline = points[FACE_OUTLINE].round().astype(np.int32)
     face = cv2.fillPoly(np.zeros((portrait.size_px,) * 2, np.uint8), [outline], 1)
     return cv2.distanceTransform(1 - face, cv2.DIST_L2, 5)
 
@@ -201,7 +194,7 @@ def _under_chin(portrait: Portrait) -> torch.Tensor:
     """[1,H,W] in [0,1]: the skin under the jaw line, from one jaw angle to the other, fading downwards."""
     size_px = portrait.size_px
     points = portrait.points68
-    skin = torch.isin(portrait.label, torch.tensor([CLASS["skin"], CLASS["neck"]], device=portrait.label.device))
+    skin = labelled(portrait, "skin", "neck")[0]
     below = torch.from_numpy(_distance(portrait)).to(portrait.image) / (_UNDER_CHIN * size_px)
     at = torch.arange(size_px, device=points.device).float()
     ramp = 0.1 * float((points[12] - points[4]).norm())
@@ -226,8 +219,8 @@ def _jaw_width(points: torch.Tensor) -> float:
 
 def _refuse_unusable(portrait: Portrait, params: Params) -> None:
     points = portrait.points68.cpu()
-    origin, _, across, _ = _midline(points)
-    right, left = -float((points[4] - origin) @ across), float((points[12] - origin) @ across)
+    frame = FaceFrame.of_midline(points)
+    right, left = ((points[[4, 12]] - frame.origin) @ frame.across * torch.tensor([-1.0, 1.0])).tolist()
     side = min(right, left) / max(right + left, 1e-6)
     if side < params.min_side_share:
         raise SketchRefused(

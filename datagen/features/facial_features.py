@@ -25,16 +25,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import pixel_places
+from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.regions import feather, polygon
+from stylepairs.datagen.portraits.regions import feather, labelled, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import nearest
 from stylepairs.datagen.sketching.face.face_parts import (
@@ -48,13 +50,12 @@ from stylepairs.datagen.sketching.face.face_parts import (
     brow_contrast,
     covering,
     eye_contrast,
-    eye_distance,
     hidden_part,
     part_hulls,
     widened,
 )
 from stylepairs.datagen.sketching.face.references import BUNDLED, draw_reference, named_reference
-from stylepairs.datagen.sketching.face.soft_mattes import blur, labelled, mean_of
+from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 from stylepairs.datagen.sketching.tools.warp import point_flow, warp_image
 
 # Eye corners, the nose's ridge and base, the upper lip: what lays one face over another, whatever its expression.
@@ -76,8 +77,8 @@ class Params(BaseModel):
     """Which parts are taken, and from whom.
 
     parts: any of brows, eyes, nose, mouth, as "eyes,mouth" or a tuple; "all" for the four. reference: a photo file or
-    FOLDER/NAME of a prepared portrait; None: drawn from `references`, a folder of prepared portraits ("bundled": the
-    photos that come with the source tree), among those nearest in pose, skin tone and sharpness; another `seed` draws
+    FOLDER/NAME of a prepared portrait; None: drawn from `references`, a folder of prepared portraits ("bundled":
+    those that come with the package), among those nearest in pose, skin tone and sharpness; another `seed` draws
     another. adopt: share of the reference's shape, 0 its look only, 1 all. intensity: the degree, 0 own, 1 wanted.
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
@@ -203,16 +204,18 @@ class _Key:
 @lru_cache(maxsize=256)
 def _drawn(key: _Key, references: str, parts: str, seed: int) -> Portrait | None:
     names = tuple(parts.split(","))
-
-    def usable(candidate: Portrait) -> bool:
-        if "brows" in names and brow_contrast(candidate) < MIN_BROW_CONTRAST:
-            return False
-        if "eyes" in names and eye_contrast(candidate.resized(_JUDGED_PX)) < MIN_EYE_CONTRAST:
-            return False
-        return not hidden_part(candidate, names, MAX_BRIDGE_OF_REFERENCE)
-
     beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(names) else 0.0
+    usable = partial(can_give, parts=names)
     return draw_reference(key.portrait, references, seed, usable, beard_weight, _MAX_DISTANCE)
+
+
+def can_give(portrait: Portrait, parts: tuple[str, ...]) -> bool:
+    """Whether the parts of a portrait are seen so plainly that another face may have them."""
+    if "brows" in parts and brow_contrast(portrait) < MIN_BROW_CONTRAST:
+        return False
+    if "eyes" in parts and eye_contrast(portrait.resized(_JUDGED_PX)) < MIN_EYE_CONTRAST:
+        return False
+    return not hidden_part(portrait, parts, MAX_BRIDGE_OF_REFERENCE)
 
 
 def _on(portrait: Portrait, device: torch.device | str) -> Portrait:
@@ -273,23 +276,17 @@ def _similarity_of(points: torch.Tensor, target: torch.Tensor) -> tuple[torch.Te
 
 def _laid_over(portrait: Portrait, reference: Portrait, points: torch.Tensor) -> Portrait:
     """The reference warped so that its landmarks lie at `points`: picture, label map and matte, sampled once."""
-    size = portrait.size_px
     turn, source, end = _similarity_of(reference.points68, portrait.points68)
     placed = _similarity(reference.points68, portrait.points68)
-    flow = point_flow(size, placed[17:], points[17:], method="mls")
-    at = torch.arange(size, device=flow.device, dtype=flow.dtype)
-    place = torch.stack([at.expand(size, size), at[:, None].expand(size, size)], -1) + flow.permute(1, 2, 0)
-    back = torch.view_as_real((torch.view_as_complex(place.contiguous()) - end) / turn + source)
-    grid = (back * (2 / (size - 1)) - 1)[None]
-
-    def sampled(plane: torch.Tensor, mode: str) -> torch.Tensor:
-        return F.grid_sample(plane[None], grid, mode=mode, padding_mode="reflection", align_corners=True)[0]
-
+    flow = point_flow(portrait.size_px, placed[17:], points[17:], method="mls")
+    places = pixel_places(flow) + flow.permute(1, 2, 0)
+    back = torch.view_as_real((torch.view_as_complex(places.contiguous()) - end) / turn + source)
+    sampled = partial(read_at, places=back, padding="reflection")
     return Portrait(
         name=reference.name,
-        image=sampled(reference.image, "bicubic").clamp(-1, 1),
-        label=sampled(reference.label[None].float(), "nearest")[0].round().to(torch.uint8),
-        hair=sampled(reference.hair, "bilinear").clamp(0, 1),
+        image=sampled(reference.image, mode="bicubic").clamp(-1, 1),
+        label=sampled(reference.label[None].float(), mode="nearest")[0].round().to(torch.uint8),
+        hair=sampled(reference.hair).clamp(0, 1),
         points68=points,
         digest=reference.digest,
     )
@@ -301,7 +298,7 @@ def _masks(
     """(edit mask, core) [1,H,W]: the parts of both faces, with skin around them and without; nothing that is neither
     part nor skin in either face.
     """
-    eyes = eye_distance(portrait) / portrait.size_px
+    eyes = eye_distance(portrait.points68) / portrait.size_px
     mask, core = (torch.zeros_like(portrait.hair) for _ in range(2))
     for part in params.names:
         hull = part_hulls(portrait, [portrait.points68, wanted], part)
@@ -327,14 +324,14 @@ def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Ten
     Whites of eyes and teeth are no lighter for fair skin: they take the difference of the eyes' whites. Skin below the
     nose may be a beard: it tells the light for the mouth only.
     """
-    eyes = eye_distance(portrait) / portrait.size_px
+    eyes = eye_distance(portrait.points68) / portrait.size_px
     own, other = srgb_to_lab(portrait.image), srgb_to_lab(laid.image)
     skin = bare_skin(portrait) * bare_skin(laid)
     if not bearded:
         skin = skin * (1 - polygon(portrait, portrait.points68[_LOWER_FACE].cpu().numpy()))
     around = widened(mask, 0.1 * eyes)
     valid = skin * (around > 0.02) * (1 - widened(core, 0.04 * eyes)) + 1e-6 * around
-    sigmas = (share * eye_distance(portrait) for share in (_LIGHT_NEAR, _LIGHT_FAR))
+    sigmas = (share * eye_distance(portrait.points68) for share in (_LIGHT_NEAR, _LIGHT_FAR))
     near, far = ((blur((own - other) * valid, sigma), blur(valid, sigma)) for sigma in sigmas)
     light = (near[0] + 0.05 * far[0]) / (near[1] + 0.05 * far[1]).clamp_min(1e-9)
     whites = 0.6 * (_whites(portrait, own) - _whites(laid, other))
@@ -359,24 +356,23 @@ def _label_after(portrait: Portrait, laid: Portrait, mask: torch.Tensor, params:
     return torch.where(inside & torch.isin(laid.label, taken), laid.label, label)
 
 
-def _shape_distance(points: torch.Tensor, shape: torch.Tensor, params: Params) -> torch.Tensor:
+def _shape_distance(points: torch.Tensor, shape: torch.Tensor, params: Params) -> float:
     """Mean distance [] of the parts' landmarks to `shape`'s in eye distances, each piece laid over by its centre."""
     points = _similarity(points.to(shape), shape)
-    eyes = (shape[42:48].mean(0) - shape[36:42].mean(0)).norm().clamp_min(1e-6)
     apart = []
     for part in params.names:
         for piece, _ in PIECES[part]:
             one, other = points[list(piece)], shape[list(piece)]
             apart.append(((one - one.mean(0)) - (other - other.mean(0))).norm(dim=-1))
-    return torch.cat(apart).mean() / eyes
+    return float(torch.cat(apart).mean()) / eye_distance(shape)
 
 
-def _others_shift(seen: AnalysedPair, params: Params) -> torch.Tensor:
+def _others_shift(seen: AnalysedPair, params: Params) -> float:
     rows = [row for part in PARTS if part not in params.names for piece, _ in PIECES[part] for row in piece]
     if not rows:
-        return torch.zeros(())
+        return 0.0
     apart = (seen.after.points68 - seen.before.points68)[rows].norm(dim=-1).mean()
-    return apart / max(eye_distance(seen.before), 1e-6)
+    return float(apart) / eye_distance(seen.before.points68)
 
 
 def _grown(mask: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from stylepairs.datagen.compositing.detail import transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.portraits.face_frame import pixel_places
+from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, nearest
-from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline, mouth_width
-from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, labelled, mean_of
+from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline
+from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, mean_of
+from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label, warp_points
 
@@ -138,7 +142,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     """
     matte = lip_matte(portrait)
     _refuse_unusable(portrait, matte, params)
-    image = finished(recoloured(portrait.image, matte, params), matte, params, mouth_width(portrait))
+    image = finished(recoloured(portrait.image, matte, params), matte, params, mouth_width(portrait.points68))
     edit, label, points = matte, None, None
     if params.fullness != 0:
         full = fullness_flow(portrait, matte, params)
@@ -151,7 +155,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     return Sketch(
         image=torch.where(edit > 0, image, portrait.image).clamp(-1, 1),
         edit_mask=edit.clamp(0, 1),
-        keep_mask=1 - _widened(edit, _BAND * mouth_width(portrait)),
+        keep_mask=1 - _widened(edit, _BAND * mouth_width(portrait.points68)),
         reference_px=min(params.reference_px, portrait.size_px),
         space="lab" if color_only else "rgb",
         photo_detail=1.0 if color_only else 0.0,
@@ -164,7 +168,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted lips were reached and what it cost: the figures of the file's docstring."""
     before, after = portrait.image, seen.after.image
-    width, matte = mouth_width(portrait), lip_matte(portrait)
+    width, matte = mouth_width(portrait.points68), lip_matte(portrait)
     full = fullness_flow(portrait, matte, params)
     reached = _reached_share(portrait, after, matte, full, params)
     flow = reached * full
@@ -222,29 +226,28 @@ def fullness_flow(portrait: Portrait, matte: torch.Tensor, params: Params) -> to
     source = torch.cat([lips.upper_outer, lips.lower_outer])
     inner = torch.cat([lips.upper_inner, lips.lower_inner])
     held = torch.cat([inner, _held_points(portrait.points68, lips)])
-    window = _around_mouth(portrait.points68, portrait.size_px)
-    return point_flow(portrait.size_px, source, source + gain * (source - inner), held, window=window)
+    target = source + gain * (source - inner)
+    return point_flow(portrait.size_px, source, target, held, window=_around_mouth(portrait))
 
 
-def _around_mouth(points: torch.Tensor, size_px: int) -> torch.Tensor:
+def _around_mouth(portrait: Portrait) -> torch.Tensor:
     """Where the warp may reach [1,H,W]: a disc about the mouth that ends softly."""
-    corners = points[[48, 54]]
-    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
-    grid = torch.stack([at.expand(size_px, -1), at[:, None].expand(-1, size_px)], -1)
-    away = (grid - corners.mean(0)).norm(dim=-1) / (corners[1] - corners[0]).norm().clamp_min(1e-6)
-    inwards = ((_REACH - away) / (0.3 * _REACH)).clamp(0, 1)
-    return (inwards * inwards * (3 - 2 * inwards))[None]
+    corners = portrait.points68[[RIGHT_CORNER, LEFT_CORNER]]
+    away = (pixel_places(portrait.hair).contiguous() - corners.mean(0)).norm(dim=-1)
+    away = away / (corners[1] - corners[0]).norm().clamp_min(1e-6)
+    return smoothstep((_REACH - away) / (0.3 * _REACH))[None]
 
 
 def _held_points(points: torch.Tensor, lips: LipOutline) -> torch.Tensor:
     """What stays [J,2]: the mouth's corners, the nose's base, chin, cheeks beside the mouth."""
-    corners = points[[48, 54]]
+    corners = points[[RIGHT_CORNER, LEFT_CORNER]]
     middle = corners.mean(0)
     beside = middle + 1.5 * (corners - middle)
     across = corners[1] - corners[0]
     down = torch.stack([-across[1], across[0]])
     under = lips.lower_outer[[2, 4, 6]] + 0.3 * down
-    return torch.cat([corners, beside, beside + 0.25 * down, beside - 0.25 * down, points[31:36], under, points[6:11]])
+    nose, chin = points[NOSE_BASE], points[6:11]
+    return torch.cat([corners, beside, beside + 0.25 * down, beside - 0.25 * down, nose, under, chin])
 
 
 def _degrees(
@@ -266,7 +269,7 @@ def _degrees(
         parts["shape_degree"] = reached
     if parts:
         return parts | {"degree": sum(parts.values()) / len(parts)}
-    full = finished(portrait.image, matte, params.model_copy(update={"intensity": 1.0}), mouth_width(portrait))
+    full = finished(portrait.image, matte, params.model_copy(update={"intensity": 1.0}), mouth_width(portrait.points68))
     lab, lab_full = srgb_to_lab(portrait.image), srgb_to_lab(full)
     wanted = _highlight(lab_full, matte) - _highlight(lab, matte)
     return {"degree": gloss_change * wanted / (wanted * wanted + 0.01)}
@@ -300,7 +303,7 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
                 f"{portrait.name}: only {100 * float(found):.0f} % of the labelled {name} a colour of its own "
                 f"({limit} {100 * least:g} %); hidden, or not to be told from skin and beard"
             )
-    height = float(matte.sum()) / 2 / max(mouth_width(portrait), 1e-6)
+    height = float(matte.sum()) / 2 / max(mouth_width(portrait.points68), 1e-6)
     if height < params.min_height_px:
         raise SketchRefused(
             f"{portrait.name}: lips only {height:.1f} px high each (min_height_px {params.min_height_px:g}) in a crop "

@@ -23,7 +23,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stylepairs.datagen.portraits.face_frame import FaceFrame
-from stylepairs.datagen.portraits.landmarks import BROWS, MOUTH, NOSE
+from stylepairs.datagen.portraits.landmarks import (
+    BROWS,
+    CHIN,
+    JAW,
+    LEFT_CORNER,
+    LOWER_LIP,
+    MOUTH,
+    NOSE,
+    RIGHT_CORNER,
+    UPPER_LIP,
+    mouth_width,
+)
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import soft_line
@@ -39,7 +50,6 @@ _CURVE = 1.7
 _CHEEKS = ((0.62, 0.62), (0.78, 0.5))
 # Darkening of the fold beside the mouth at a smile of 1; its width in eye distances.
 _FOLD, _FOLD_WIDTH = 0.1, 0.045
-_RIGHT_CORNER, _LEFT_CORNER, _UPPER_LIP, _LOWER_LIP = 48, 54, 51, 57
 _LOWER_LIDS = (40, 41, 46, 47)
 _UPPER_LIDS = (36, 37, 38, 39, 42, 43, 44, 45)
 
@@ -96,7 +106,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "degree_error": abs(match.degree - params.intensity),
         "explained": match.explained,
         "corners_raised": _curve(seen.after.points68, frame) - _curve(seen.before.points68, frame),
-        "mouth_widened": _width(seen.after.points68, frame) - _width(seen.before.points68, frame),
+        "mouth_widened": (mouth_width(seen.after.points68) - mouth_width(seen.before.points68)) / frame.unit_px,
         "still_shift": float(still.norm(dim=-1).mean()),
         "detail_kept": detail_ratio(before, after, region),
     }
@@ -116,14 +126,14 @@ def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     lids = points[list(_LOWER_LIDS)]
     source = torch.cat([points[MOUTH], cheeks, lids])
     move = torch.cat([_lip_moves(points, frame), _risen(cheeks, _CHEEK), _risen(lids, _LID)])
-    pinned = torch.cat([points[:17], points[BROWS], points[27:36], points[list(_UPPER_LIDS)], _chin(points)])
+    pinned = torch.cat([points[JAW], points[BROWS], points[NOSE], points[list(_UPPER_LIDS)], _chin(points)])
     return point_flow(portrait.size_px, source, source + params.smile * frame.move(move), pinned, method="tps")
 
 
 def _lip_moves(points: torch.Tensor, frame: FaceFrame) -> torch.Tensor:
     """How each point of the mouth [20,2] moves for a smile of 1, (across, down) in eye distances."""
     mouth = frame.coordinates(points[MOUTH])
-    right, left = frame.coordinates(points[[_RIGHT_CORNER, _LEFT_CORNER]])
+    right, left = frame.coordinates(points[[RIGHT_CORNER, LEFT_CORNER]])
     x = ((mouth - (right + left) / 2) @ (left - right) / ((left - right).square().sum() / 2)).clamp(-1.2, 1.2)
     return torch.stack([_OUT * x, -_UP * x.abs() ** _CURVE], -1)
 
@@ -134,7 +144,7 @@ def _risen(points: torch.Tensor, rise: float) -> torch.Tensor:
 
 def _chin(points: torch.Tensor) -> torch.Tensor:
     """Points [3,2] between lower lip and chin, held so that the chin keeps its shape."""
-    return points[_LOWER_LIP].lerp(points[8], 0.6) + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (
+    return points[LOWER_LIP].lerp(points[CHIN], 0.6) + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (
         points[10] - points[6]
     )
 
@@ -143,7 +153,7 @@ def _folds(portrait: Portrait) -> torch.Tensor:
     """[1,H,W] in [0,1]: the folds from the wings of the nose past the corners of the mouth, soft."""
     frame = FaceFrame.of_eyes(portrait.points68)
     both = torch.zeros_like(portrait.hair)
-    for wing, corner, sign in ((31, _RIGHT_CORNER, -1), (35, _LEFT_CORNER, 1)):
+    for wing, corner, sign in ((31, RIGHT_CORNER, -1), (35, LEFT_CORNER, 1)):
         start = portrait.points68[wing] + frame.move(torch.tensor([sign * 0.08, -0.02]).to(portrait.points68))
         end = portrait.points68[corner] + frame.move(torch.tensor([sign * 0.16, 0.02]).to(portrait.points68))
         bow = start.lerp(end, 0.55) + frame.move(torch.tensor([sign * 0.06, -0.02]).to(portrait.points68))
@@ -155,17 +165,13 @@ def _folds(portrait: Portrait) -> torch.Tensor:
 def _curve(points: torch.Tensor, frame: FaceFrame) -> float:
     """Rise of the mouth's corners over the middle of its lips, in eye distances."""
     down = frame.coordinates(points)[:, 1]
-    return float((down[_UPPER_LIP] + down[_LOWER_LIP] - down[_RIGHT_CORNER] - down[_LEFT_CORNER]) / 2)
-
-
-def _width(points: torch.Tensor, frame: FaceFrame) -> float:
-    return float((points[_LEFT_CORNER] - points[_RIGHT_CORNER]).norm()) / frame.unit_px
+    return float((down[UPPER_LIP] + down[LOWER_LIP] - down[RIGHT_CORNER] - down[LEFT_CORNER]) / 2)
 
 
 def _refuse_extremes(portrait: Portrait, params: Params) -> None:
     frame = FaceFrame.of_eyes(portrait.points68)
     curve = _curve(portrait.points68, frame) + params.smile * _UP
-    width = _width(portrait.points68, frame) + params.smile * 2 * _OUT
+    width = mouth_width(portrait.points68) / frame.unit_px + params.smile * 2 * _OUT
     would = f"its mouth would be curved by {curve:.2f}"
     if params.smile > 0 and (curve > params.max_curve or width > params.max_width):
         raise SketchRefused(

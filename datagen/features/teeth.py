@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
-from stylepairs.datagen.sketching.face.face_parts import eye_distance, widened
+from stylepairs.datagen.sketching.face.face_parts import widened
 from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 
 # The white of the light: this share of the cast of the eyes' whites, which are a little yellow and red themselves.
@@ -70,7 +71,7 @@ class Params(BaseModel):
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with whiter, evener teeth. Raises SketchRefused where no teeth are seen."""
     matte = teeth_matte(portrait)
-    share = float(matte.sum()) / eye_distance(portrait) ** 2
+    share = float(matte.sum()) / eye_distance(portrait.points68) ** 2
     if share < params.min_teeth_share:
         raise SketchRefused(
             f"{portrait.name}: teeth cover {100 * share:.1f} % of the eye distance squared (min_teeth_share "
@@ -131,7 +132,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
 def teeth_matte(portrait: Portrait) -> torch.Tensor:
     """The teeth [1,H,W], soft; all 0 where none are seen."""
     size = portrait.size_px
-    eyes = eye_distance(portrait) / size
+    eyes = eye_distance(portrait.points68) / size
     lab = srgb_to_lab(portrait.image)
     inside = _between_lips(portrait, eyes)
     lips = class_region(portrait, ["u_lip", "l_lip"], 0.0) * (1 - inside)
@@ -149,7 +150,7 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
         return torch.zeros_like(inside)
     share = ((whiteness - lip) / (tooth - lip)).clamp(0, 1)
     # Where landmarks err, skin lies between the lips they give: it is redder than teeth, if less than lips.
-    skin = class_region(portrait, ["skin"], 0.0) * widened(mouth_region(portrait, 0.0, 0.0), 0.15 * eyes)
+    skin = class_region(portrait, ["skin"], 0.0) * widened(mouth_region(portrait, 0.0), 0.15 * eyes)
     not_skin = ((mean_of(lab, skin)[1:2] - lab[1:2]) / _LESS_RED_THAN_SKIN).clamp(0, 1)
     matte = ((share - 0.3) / 0.4).clamp(0, 1) * not_skin
     matte = _without_crumbs(matte * matte * (3 - 2 * matte) * inside)
@@ -169,7 +170,7 @@ def _between_lips(portrait: Portrait, eyes: float) -> torch.Tensor:
     """Where teeth may be [1,H,W]: the mouth's class and the inner lips' outline, a little wider, inside the mouth."""
     inner = polygon(portrait, portrait.points68[60:68].cpu().numpy())
     inner = torch.maximum(inner, class_region(portrait, ["mouth"], 0.0))
-    return feather(widened(inner, _SLACK * eyes), 0.5 / portrait.size_px) * mouth_region(portrait, 0.0, 0.004)
+    return feather(widened(inner, _SLACK * eyes), 0.5 / portrait.size_px) * mouth_region(portrait, 0.004)
 
 
 def _whitened(

@@ -33,7 +33,9 @@ def read_at(
     mirrors at the outer pixels' centres, "zeros" is black.
     """
     height, width = planes.shape[-2:]
-    grid = torch.stack([places[..., 0] * (2 / (width - 1)) - 1, places[..., 1] * (2 / (height - 1)) - 1], -1)
+    # In the memory layout of `places`: by it bicubic reading differs in the last bit.
+    scale = torch.tensor([2 / (width - 1), 2 / (height - 1)], dtype=places.dtype, device=places.device)
+    grid = places * scale - 1
     found = F.grid_sample(planes[None], grid.reshape(1, 1, -1, 2), mode=mode, padding_mode=padding, align_corners=True)
     return found.reshape(-1, *places.shape[:-1])
 

@@ -49,7 +49,8 @@ def ffhq_transform(points68: np.ndarray, size_px: int) -> np.ndarray:
 
 def apply_transform(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     """transform [2,3], points [...,2] -> points [...,2]."""
-    return points @ transform[:, :2].T + transform[:, 2]
+    moved: np.ndarray = points @ transform[:, :2].T + transform[:, 2]
+    return moved
 
 
 def invert_transform(transform: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ class FaceFrame:
 def pixel_places(plane: torch.Tensor) -> torch.Tensor:
     """The pixels' places (x, y) [H,W,2] of a square plane [...,H,W], in its floating type and on its device."""
     at = torch.arange(plane.shape[-1], device=plane.device, dtype=plane.dtype)
-    return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
+    return torch.stack(torch.meshgrid(at, at, indexing="xy")).permute(1, 2, 0)
 
 
 def _turned(vector: torch.Tensor) -> torch.Tensor:

@@ -74,11 +74,12 @@ def load_analyser(landmarks: str = "embedded", parser: str | Path = "embedded") 
     landmarks: "embedded", or "face-alignment" (that library with its weights on disk). parser: "embedded", or a file of
     BiSeNet weights (79999_iter.pth). Raises InputError where a library or a file is missing.
     """
-    finder: FaceFinder = EmbeddedFinder(_embedded("detector"), _embedded("landmarks"))
+    embedded = EmbeddedFinder(_embedded("detector"), _embedded("landmarks"))
+    finder: FaceFinder = embedded
     if landmarks == "face-alignment":
         from stylepairs.datagen.portraits.analysis.face_alignment import FaceAlignmentFinder
 
-        finder = FaceAlignmentFinder(finder)
+        finder = FaceAlignmentFinder(embedded)
     elif landmarks != "embedded":
         raise InputError(f"landmarks {landmarks!r}: unknown; use embedded or face-alignment")
     if str(parser) == "embedded":
@@ -108,7 +109,8 @@ def load_network(path: Path) -> nn.Module:
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise InputError(f"{path}: weights of another version ({(missing + unexpected)[0]})")
-    return _fuse(net.eval().requires_grad_(False)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused: nn.Module = _fuse(net.eval().requires_grad_(False)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fused
 
 
 @lru_cache(maxsize=3)

@@ -107,7 +107,8 @@ class _Output(nn.Module):
         self.conv_out = nn.Conv2d(middle, classes, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv_out(self.conv(x))
+        logits: torch.Tensor = self.conv_out(self.conv(x))
+        return logits
 
 
 class _AttentionRefinement(nn.Module):
@@ -130,7 +131,7 @@ class _FeatureFusion(nn.Module):
         self.conv2 = nn.Conv2d(channels_out // 4, channels_out, 1, bias=False)
 
     def forward(self, spatial: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        x = self.convblk(torch.cat([spatial, context], 1))
+        x: torch.Tensor = self.convblk(torch.cat([spatial, context], 1))
         return x + x * torch.sigmoid(self.conv2(F.relu(self.conv1(x.mean((2, 3), keepdim=True)))))
 
 

@@ -20,8 +20,8 @@ WEIGHTS_NAME = "2DFAN4-11f355bf06.pth.tar"
 class FaceAlignmentFinder:
     """Boxes and scores of `finder`, points of the library's 2D network."""
 
-    def __init__(self, finder: Any) -> None:
-        self.finder: EmbeddedFinder = finder
+    def __init__(self, finder: EmbeddedFinder) -> None:
+        self.finder = finder
         self.network = _load_library()
 
     def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:

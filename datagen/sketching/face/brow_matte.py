@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from kornia.filters import guided_blur
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
+from stylepairs.datagen.portraits.landmarks import EYE, Side
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.sketching.face.soft_mattes import (
     CutOut,
     blur,
     first_run,
     grown,
-    labelled,
+    interpolated,
     log_likelihood,
     mean_of,
-    read_at,
     relative_to,
     smoothed,
+    told_by_color,
+    with_own_edges,
 )
 
-Side = Literal["left", "right"]  # the subject's
-SIDES: tuple[Side, Side] = ("right", "left")
-
-# Landmarks of a brow from its inner to its outer end, and of its eye.
-_BROW = {"right": [21, 20, 19, 18, 17], "left": [22, 23, 24, 25, 26]}
-_EYE = {"right": slice(36, 42), "left": slice(42, 48)}
+# Landmarks of a brow from its inner to its outer end.
+_BROW: dict[Side, list[int]] = {"right": [21, 20, 19, 18, 17], "left": [22, 23, 24, 25, 26]}
 # Shares of the brow's length: the cut-out beyond the label, how far hairs may reach beyond it, how near to the eye,
 # where the skin's colour is taken (above: the lids are shaded), over what distance that colour may change.
 _MARGIN = 0.4
 _SLACK, _FROM_EYE = 0.1, 0.05
 _SKIN_RING, _LIDS = (0.14, 0.3), 0.22
 _SKIN_SCALE = 0.3
-_ROUNDS = 3
 # How sure the label map is of what it says; the colours say the rest.
 _TRUST = 0.85
 # A pixel 1/1.2 of the way from the skin's to the hairs' mean colour is all hair.
@@ -71,7 +69,7 @@ def brow_matte(portrait: Portrait, side: Side) -> torch.Tensor:
     other = torch.maximum(labelled(portrait, "hair", "hat", "eye_g"), portrait.hair)
     masks = [brow, labelled(portrait, "l_eye", "r_eye"), labelled(portrait, "skin"), other]
     brow, eye, skin, other = cut.magnified(torch.cat(masks)).split(1)
-    found = _told_by_color(image, brow, eye, skin, other, length * cut.factor)
+    found = _share_of_brow(image, brow, eye, skin, other, length * cut.factor)
     return cut.put_back(found, portrait.size_px)
 
 
@@ -80,11 +78,11 @@ def brow_line(portrait: Portrait, side: Side, matte: torch.Tensor, columns: int 
     inner, along, up, length = _frame(portrait, side)
     at = torch.linspace(0.06, 0.94, columns, device=up.device)
     marks = portrait.points68[_BROW[side]]
-    middle = _interpolated(at * length, (marks - inner) @ along, (marks - inner) @ up) - _HALF_HEIGHT * length
+    middle = interpolated(at * length, (marks - inner) @ along, (marks - inner) @ up) - _HALF_HEIGHT * length
     base = inner + at[:, None] * length * along
     reach = torch.linspace(0, 0.8, 161, device=up.device) * length
     top = middle + 0.3 * length
-    share = read_at(matte, base[:, None] + (top[:, None] - reach)[..., None] * up)
+    share = read_at(matte, base[:, None] + (top[:, None] - reach)[..., None] * up, padding="zeros")[0]
     # Edges lie where half of what a thin or fair brow shows there is reached.
     first, last = first_run(share / share.amax(1, keepdim=True).clamp_min(0.25), reach)
     seen = last - first > 0.02 * length
@@ -98,30 +96,25 @@ def hidden_share(portrait: Portrait, side: Side) -> float:
     _, _, up, length = _frame(portrait, side)
     places = portrait.points68[_BROW[side]] - _HALF_HEIGHT * length * up
     over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
-    return float((read_at(over, places) > 0.5).float().mean())
+    return float((read_at(over, places, padding="zeros")[0] > 0.5).float().mean())
 
 
 def _frame(portrait: Portrait, side: Side) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """Inner end [2], unit vectors along and up [2], length in pixels."""
     marks = portrait.points68[_BROW[side]]
-    step = marks[-1] - marks[0]
-    length = float(step.norm())
-    along = step / max(length, 1e-6)
-    up = torch.stack([-along[1], along[0]])
-    eye = portrait.points68[_EYE[side]].mean(0)
-    return marks[0], along, up if float((marks.mean(0) - eye) @ up) > 0 else -up, length
+    frame = FaceFrame.between(marks[0], marks[-1])
+    away = (marks.mean(0) - portrait.points68[EYE[side]].mean(0)) @ frame.down
+    return marks[0], frame.across, frame.down if float(away) > 0 else -frame.down, frame.unit_px
 
 
 def _half(portrait: Portrait, side: Side) -> torch.Tensor:
     """The side's half of the picture [1,H,W], 0 or 1, parted between the brows."""
     inner_right, inner_left = portrait.points68[21], portrait.points68[22]
-    across, middle = inner_left - inner_right, (inner_left + inner_right) / 2
-    at = torch.arange(portrait.size_px, device=across.device, dtype=across.dtype)
-    leftness = (at[None] - middle[0]) * across[0] + (at[:, None] - middle[1]) * across[1]
+    leftness = (pixel_places(portrait.hair) - (inner_left + inner_right) / 2) @ (inner_left - inner_right)
     return ((leftness > 0) if side == "left" else (leftness <= 0)).float()[None]
 
 
-def _told_by_color(
+def _share_of_brow(
     image: torch.Tensor, brow: torch.Tensor, eye: torch.Tensor, skin: torch.Tensor, other: torch.Tensor, length: float
 ) -> torch.Tensor:
     """The share of brow hair [1,h,w] in a magnified cut-out; brow, eye, skin and other hair [1,h,w] as labelled."""
@@ -135,19 +128,18 @@ def _told_by_color(
     # A label that lies beside its brow holds skin as well: of what it holds, the half least like skin begins.
     held, unlike = prior > 0.6, -log_likelihood(features, ring)
     middle = unlike[held].median() if bool(held.any()) else 0.0
-    hair_now, skin_now, post = (held & (unlike >= middle)).float(), ring, prior
     likely = _TRUST * (1.3 * prior).clamp(0, 1)
-    for _ in range(_ROUNDS):
-        terms = [
-            log_likelihood(features, hair_now) + (1 - _TRUST + likely * allowed).log(),
-            log_likelihood(features, skin_now) + (1 - likely).log(),
-        ]
-        shares = torch.softmax(torch.cat(terms), 0)
-        post = shares[:1] * allowed
-        hair_now, skin_now = (post > 0.7) * (prior > 0.25) + 1e-6, ring * (shares[1:] > 0.5) + 1e-6
-    found = post * _share_of_hair(features, hair_now, skin_now)
-    radius = max(1, round(0.02 * length))
-    return guided_blur((image[None] + 1) / 2, found[None], 2 * radius + 1, 1e-3)[0].clamp(0, 1) * allowed
+    share, hair, bare = told_by_color(
+        features,
+        part=(held & (unlike >= middle)).float(),
+        around=ring,
+        chances=(1 - _TRUST + likely * allowed, 1 - likely),
+        allowed=allowed,
+        sure=(0.7, prior > 0.25),
+        others=[],
+    )
+    found = share * _share_of_hair(features, hair, bare)
+    return with_own_edges(found, image, 0.02 * length, 1e-3) * allowed
 
 
 def _share_of_hair(features: torch.Tensor, hair: torch.Tensor, skin: torch.Tensor) -> torch.Tensor:
@@ -160,12 +152,3 @@ def _share_of_hair(features: torch.Tensor, hair: torch.Tensor, skin: torch.Tenso
     way = mean_of(features, hair) - middle
     share = ((features - middle) * way / spread).sum(0, keepdim=True) / (way.square() / spread).sum().clamp_min(1e-3)
     return (_SOLID * share).clamp(0, 1)
-
-
-def _interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The polyline through (x, y) [N], read at `at` [K] -> [K]."""
-    import numpy as np
-
-    order = torch.argsort(x)
-    found = np.interp(at.cpu().numpy(), x[order].cpu().numpy(), y[order].cpu().numpy())
-    return torch.from_numpy(found).to(at)

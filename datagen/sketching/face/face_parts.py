@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.regions import dilate, polygon
-from stylepairs.datagen.sketching.face.soft_mattes import labelled, mean_of
+from stylepairs.datagen.portraits.regions import dilate, labelled, polygon
+from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 
 # Each part's pieces: positions among the 68 landmarks, and which of them are laid on the portrait's own. A mouth hangs
 # on its upper lip: open or shut, that is where the skull holds it.
@@ -99,20 +100,12 @@ def eye_contrast(portrait: Portrait) -> float:
     return float(srgb_to_lab(portrait.image)[0][between].std()) if int(between.sum()) > 1 else 0.0
 
 
-def eye_distance(portrait: Portrait) -> float:
-    """Between the centres of the eyes, in pixels."""
-    return float((portrait.points68[42:48].mean(0) - portrait.points68[36:42].mean(0)).norm())
-
-
 def _bridge_contrast(portrait: Portrait) -> float:
     """The steepest line across the nose between the eyes, as a share of the skin's lightness: a spectacle's bridge."""
     small = portrait.resized(128)
-    p = small.points68.cpu().numpy().astype(np.float64)
-    right, left = p[36:42].mean(0), p[42:48].mean(0)
-    across, down = (left - right), np.array([-(left - right)[1], (left - right)[0]])
     light = srgb_to_lab(small.image)[0].cpu().numpy()
     x, y = np.meshgrid(np.linspace(-0.12, 0.12, 9), np.linspace(-0.2, 0.3, 17))
-    places = (right + left) / 2 + x[..., None] * across + y[..., None] * down
+    places = FaceFrame.of_eyes(small.points68.cpu().double()).pixels(torch.from_numpy(np.stack([x, y], -1))).numpy()
     patch = cv2.remap(light, places[..., 0].astype(np.float32), places[..., 1].astype(np.float32), cv2.INTER_LINEAR)
     slope = np.abs(np.gradient(patch, axis=0).mean(1)).max()
     return float(slope * 8 / max(20.0, float(np.median(patch))))

@@ -6,10 +6,11 @@ import torch
 from kornia.filters import gaussian_blur2d
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.landmarks import eye_centres
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.sketching.face.soft_mattes import labelled, read_at
+from stylepairs.datagen.portraits.regions import labelled
 
-_RIGHT_EYE, _LEFT_EYE = slice(36, 42), slice(42, 48)
 # The face is read in a frame whose unit is the eye distance: so many points a unit, eyes at (-0.5, 0) and (0.5, 0).
 _POINTS = 60
 _ACROSS, _DOWN = (-1.2, 1.2), (-0.5, 0.7)
@@ -66,13 +67,12 @@ def _eye_strip(portrait: Portrait) -> torch.Tensor:
     centre, across, down = _frame(portrait)
     u, v = (torch.linspace(*ends, round((ends[1] - ends[0]) * _POINTS) + 1).to(across) for ends in (_ACROSS, _DOWN))
     places = centre + v[:, None, None] * down + u[None, :, None] * across
-    return read_at(srgb_to_lab(portrait.image)[:1], places)[None]
+    return read_at(srgb_to_lab(portrait.image)[:1], places, padding="zeros")
 
 
 def _frame(portrait: Portrait) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The middle between the eyes [2], the step from the right to the left one [2], the same turned downwards [2]."""
-    points = portrait.points68
-    right, left = points[_RIGHT_EYE].mean(0), points[_LEFT_EYE].mean(0)
+    right, left = eye_centres(portrait.points68)
     across = left - right
     return (left + right) / 2, across, torch.stack([-across[1], across[0]])
 
@@ -99,7 +99,7 @@ def _bar(portrait: Portrait) -> float:
     middle, across, down = _frame(portrait)
     along = torch.linspace(-0.35, 0.35, 71, device=across.device)[:, None, None] * down
     wide = torch.linspace(-0.06, 0.06, 7, device=across.device)[None, :, None] * across
-    light = read_at(srgb_to_lab(portrait.image)[:1], middle + along + wide).mean(1)
+    light = read_at(srgb_to_lab(portrait.image)[:1], middle + along + wide, padding="zeros")[0].mean(1)
     step = 15  # of 71: 0.15 eye distances above and below
     bar = (light[: -2 * step] + light[2 * step :]) / 2 - light[step:-step]
     return float(bar.abs().max())

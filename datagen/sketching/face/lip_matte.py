@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from kornia.filters import guided_blur
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import FaceFrame
+from stylepairs.datagen.portraits.landmarks import INNER_LIPS, LEFT_CORNER, RIGHT_CORNER, mouth_width
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.regions import polygon
+from stylepairs.datagen.portraits.regions import labelled, polygon
 from stylepairs.datagen.sketching.face.soft_mattes import (
     CutOut,
     blur,
     first_run,
     grown,
-    labelled,
+    interpolated,
     log_likelihood,
     mean_of,
-    read_at,
     relative_to,
     smoothed,
+    told_by_color,
+    with_own_edges,
 )
 
 # Shares of the mouth's width: the cut-out beyond it, how far lips may reach beyond the label, where the skin's colour
@@ -40,30 +42,24 @@ _PARTED = 0.45
 # skin; they are between the landmarks' inner lines, which err by this share of the mouth's width.
 _REDNESS, _TEETH_WHITER, _TEETH_LESS_RED, _LESS_RED_THAN_SKIN = 1.2, 10.0, 5.0, 3.5
 _GAP_SLACK = 0.05
-_ROUNDS = 3
 # Lips nearer to the skin's colour than the first of these, in Lab, are not told from it; farther than the second, they
 # are.
-_TOLD = (1.5, 4.0)
+_ALIKE, _DIFFERENT = 1.5, 4.0
 
 
 def lip_matte(portrait: Portrait) -> torch.Tensor:
     """The share of lip in each pixel [1,H,W]: neither skin, nor teeth, nor the dark between them. 0 without lips."""
     lips, inside = labelled(portrait, "u_lip", "l_lip"), labelled(portrait, "mouth")
-    width = mouth_width(portrait)
+    width = mouth_width(portrait.points68)
     if not bool(lips.any()) or width < 1:
         return torch.zeros_like(lips)
     cut = CutOut.around(lips + inside, width, _MARGIN * width)
     image = cut.magnified(portrait.image, "bicubic").clamp(-1, 1)
-    gap = torch.maximum(polygon(portrait, portrait.points68[60:68].cpu().numpy()), inside)
+    gap = torch.maximum(polygon(portrait, portrait.points68[INNER_LIPS].cpu().numpy()), inside)
     lips, inside, skin, gap = cut.magnified(torch.cat([lips, inside, labelled(portrait, "skin"), gap])).split(1)
-    matte = _told_by_color(image, lips, inside, skin, width * cut.factor)
+    matte = _share_of_lip(image, lips, inside, skin, width * cut.factor)
     matte = _without_teeth(srgb_to_lab(image), matte, gap, skin, width * cut.factor)
     return cut.put_back(matte, portrait.size_px)
-
-
-def mouth_width(portrait: Portrait) -> float:
-    """Distance in pixels of the mouth's corners (landmarks 48 and 54)."""
-    return float((portrait.points68[54] - portrait.points68[48]).norm())
 
 
 @dataclass(frozen=True)
@@ -79,19 +75,20 @@ class LipOutline:
 def lip_outline(portrait: Portrait, matte: torch.Tensor, columns: int = 9) -> LipOutline:
     """The lips' outline, read from the matte to a fraction of a pixel; the landmarks' where it shows none."""
     points = portrait.points68
-    corner, axis = points[48], points[54] - points[48]
-    width = axis.norm().clamp_min(1e-6)
-    down = torch.stack([-axis[1], axis[0]]) / width
+    corner, axis = points[RIGHT_CORNER], points[LEFT_CORNER] - points[RIGHT_CORNER]
+    frame = FaceFrame.between(corner, points[LEFT_CORNER])
+    width, down = frame.unit_px, frame.down
     at = torch.linspace(0.12, 0.88, columns, device=points.device)
-    lines = [_along(points[rows], corner, axis / width, down, at * width) for rows in _LINES]
-    outer_up, inner_up, inner_low, outer_low = lines
+    lines = [points[rows] - corner for rows in _LINES]
+    depths = [interpolated(at * width, line @ frame.across, line @ down) for line in lines]
+    outer_up, inner_up, inner_low, outer_low = depths
     between = (inner_up + inner_low) / 2
     reach = torch.linspace(0, 0.35, 141, device=points.device) * width
     found = []
     for sign, outer, inner in ((-1, outer_up, inner_up), (1, outer_low, inner_low)):
         depth = between[:, None] + sign * reach
         place = corner + at[:, None, None] * axis + depth[..., None] * down
-        share = read_at(matte, place)
+        share = read_at(matte, place, padding="zeros")[0]
         first, last = first_run(share, reach)
         seen = last - first > 0.01 * width
         near = (between + sign * last - outer).abs() < 0.15 * width
@@ -113,7 +110,7 @@ def lip_outline(portrait: Portrait, matte: torch.Tensor, columns: int = 9) -> Li
 _LINES = ([48, 49, 50, 51, 52, 53, 54], [60, 61, 62, 63, 64], [60, 67, 66, 65, 64], [48, 59, 58, 57, 56, 55, 54])
 
 
-def _told_by_color(
+def _share_of_lip(
     image: torch.Tensor, lips: torch.Tensor, inside: torch.Tensor, skin: torch.Tensor, width: float
 ) -> torch.Tensor:
     """The share of lip [1,h,w] in a magnified cut-out; lips, inside and skin [1,h,w] as labelled, width the mouth's."""
@@ -127,20 +124,18 @@ def _told_by_color(
     features = relative_to(lab, ring, _SKIN_SCALE * width)
     allowed = blur(grown(mouth, slack), slack / 2)
     between = _between(lab, lips, inside)
-    lip_now, skin_now, post = (lips > 0.75).float(), ring, lips
-    for _ in range(_ROUNDS):
-        terms = [
-            log_likelihood(features, lip_now) + (0.02 + 0.96 * lips * allowed).log(),
-            log_likelihood(features, skin_now) + (0.02 + 0.96 * (1 - lips - inside).clamp(0, 1)).log(),
-        ]
-        terms += [log_likelihood(features, weight) + (0.01 + 0.48 * inside).log() for weight in between]
-        shares = torch.softmax(torch.cat(terms), 0)
-        post = shares[:1] * allowed
-        lip_now, skin_now = (post > 0.8) * (lips > 0.3) + 1e-6, ring * (shares[1:2] > 0.5) + 1e-6
-    apart = (mean_of(features, lip_now) - mean_of(features, skin_now)).norm()
-    told = ((apart - _TOLD[0]) / (_TOLD[1] - _TOLD[0])).clamp(0, 1)
-    radius = max(1, round(0.03 * width))
-    return told * guided_blur((image[None] + 1) / 2, post[None], 2 * radius + 1, 2e-3)[0].clamp(0, 1)
+    share, lip, bare = told_by_color(
+        features,
+        part=(lips > 0.75).float(),
+        around=ring,
+        chances=(0.02 + 0.96 * lips * allowed, 0.02 + 0.96 * (1 - lips - inside).clamp(0, 1)),
+        allowed=allowed,
+        sure=(0.8, lips > 0.3),
+        others=[log_likelihood(features, weight) + (0.01 + 0.48 * inside).log() for weight in between],
+    )
+    apart: torch.Tensor = (mean_of(features, lip) - mean_of(features, bare)).norm()
+    different: torch.Tensor = ((apart - _ALIKE) / (_DIFFERENT - _ALIKE)).clamp(0, 1)
+    return different * with_own_edges(share, image, 0.03 * width, 2e-3)
 
 
 def _without_teeth(
@@ -181,12 +176,3 @@ def _is_shaded_lip(color: torch.Tensor, lip: torch.Tensor) -> bool:
     """Whether a colour between the lips, Lab [3,1,1], is that of lip in the shade."""
     shade = (color[0] + 16) / (lip[0] + 16)
     return bool((shade > _SHADOW_LIGHT) & (color[1] > _SHADOW_RED * shade * lip[1]))
-
-
-def _along(
-    points: torch.Tensor, corner: torch.Tensor, right: torch.Tensor, down: torch.Tensor, at: torch.Tensor
-) -> torch.Tensor:
-    """Depth [K] below the line of the corners, at distances `at` [K] along it, of the polyline `points` [N,2]."""
-    x, y = ((points - corner) @ right).cpu().numpy(), ((points - corner) @ down).cpu().numpy()
-    order = np.argsort(x)
-    return torch.from_numpy(np.interp(at.cpu().numpy(), x[order], y[order])).to(at)

@@ -7,7 +7,6 @@ the seed and the portrait alone.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +16,16 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits
+from stylepairs.datagen.portraits.landmarks import NOSE_FOOT, mouth_width
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.randomness import random_key
 
 BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(__file__).parents[2] / "features" / "references"
 # Of the nearest in pose so many are looked at closely; of those that are nearest in all, so many may be drawn.
 _SHORTLIST, _DRAWN_FROM = 40, 4
 # A reference found in a photo is cut out at this size, and likeness is judged at the smaller one.
@@ -58,15 +60,10 @@ def named_reference(reference: str) -> Portrait:
     path = Path(reference)
     if path.is_file():
         return _photo_portrait(path, path.stat().st_mtime_ns)
-    if (path.parent / "landmarks.npz").is_file():
-        for file in _prepared(path.parent):
-            if file.name == path.name:
-                return _loaded(file.folder, file.name)
+    if str(path.parent) == BUNDLED or (path.parent / "landmarks.npz").is_file():
+        if path.name in reference_names(str(path.parent)):
+            return reference_portrait(str(path.parent), path.name)
         raise InputError(f"reference {reference}: {path.parent} has no portrait named {path.name}")
-    if str(path.parent) == BUNDLED:
-        if path.name in _bundled():
-            return _bundled_portrait(path.name)
-        raise InputError(f"reference {reference}: no photo of that name is bundled with this installation")
     raise InputError(f"reference {reference}: no such photo; give a photo file, or FOLDER/NAME of a prepared portrait")
 
 
@@ -80,12 +77,13 @@ def draw_reference(
 ) -> Portrait | None:
     """One of the portraits of `folder` that are most like `portrait` and `usable`; None where there is none.
 
-    folder: prepared portraits, or "bundled": the photos that come with the source tree. Never the portrait itself, by
+    folder: prepared portraits, or "bundled": those that are installed with the package. Never the portrait itself, by
     name, digest or look. beard_weight, max_distance: see `distance`. Raises InputError for a folder without portraits.
     """
     own = likeness(portrait)
     others = [name for name in reference_names(folder) if name != portrait.name]
-    near = sorted(others, key=lambda name: (_pose_distance(own.pose, _pose_of(folder, name)), name))[:_SHORTLIST]
+    poses = _poses(folder)
+    near = sorted(others, key=lambda name: (_pose_distance(own.pose, poses[name]), name))[:_SHORTLIST]
     ranked = sorted((distance(own, _likeness_of(folder, name), beard_weight), name) for name in near)
     chosen: list[Portrait] = []
     for unlike, name in ranked:
@@ -104,21 +102,22 @@ def draw_reference(
 
 def reference_names(folder: str) -> list[str]:
     """The names of the portraits that may be drawn from `folder`, sorted. Raises InputError where there are none."""
-    return list(_bundled()) if folder == BUNDLED else [file.name for file in _prepared(Path(folder))]
+    return list(_prepared(folder))
 
 
+@lru_cache(maxsize=64)
 def reference_portrait(folder: str, name: str) -> Portrait:
     """The portrait `name` of `folder`, read once."""
-    return _bundled_portrait(name) if folder == BUNDLED else _loaded(Path(folder), name)
+    return _prepared(folder)[name].load()
 
 
 def likeness(portrait: Portrait) -> Likeness:
     """What `portrait` is compared with others by."""
     small = portrait.resized(_LIKENESS_PX)
     lab = srgb_to_lab(small.image)
-    fine = (lab[:1] - feather(lab[:1] / 100, 1 / _LIKENESS_PX) * 100).abs()
+    fine = (lab[:1] - blurred(lab[:1], 1.0, 3)).abs()
     points = _patches(small.points68)
-    tones, detail = (_read(feather_each(plane, 0.02), points).cpu().numpy() for plane in (lab, fine))
+    tones, detail = (_read(blurred(plane, 0.02 * _LIKENESS_PX, 4), points).cpu().numpy() for plane in (lab, fine))
     thumbnail = portrait.resized(16).image
     return Likeness(
         pose(portrait.points68.cpu().numpy()),
@@ -140,14 +139,10 @@ def distance(one: Likeness, other: Likeness, beard_weight: float = 1.0) -> float
 def pose(points68: np.ndarray) -> np.ndarray:
     """[3]: yaw (the nose's tip aside of the eyes' middle) and pitch (below it) in eye distances, in the frame of the
     eyes, and how far the mouth is open by its own width."""
-    right, left = points68[36:42].mean(0), points68[42:48].mean(0)
-    across = left - right
-    eyes = max(float(np.hypot(*across)), 1e-6)
-    along, down = across / eyes, np.array([-across[1], across[0]]) / eyes
-    tip = (points68[33] - (right + left) / 2) / eyes
-    width = max(float(np.hypot(*(points68[54] - points68[48]))), 1e-6)
-    gap = float(np.hypot(*(points68[66] - points68[62]))) / width
-    return np.array([tip @ along, tip @ down, gap])
+    points = torch.from_numpy(points68)
+    yaw, pitch = FaceFrame.of_eyes(points).coordinates(points[NOSE_FOOT]).tolist()
+    gap = float((points[66] - points[62]).norm()) / max(mouth_width(points), 1e-6)
+    return np.array([yaw, pitch, gap])
 
 
 def _pose_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -172,23 +167,10 @@ def _read(plane: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return plane[:, at[:, 1], at[:, 0]].T
 
 
-def feather_each(plane: torch.Tensor, share: float) -> torch.Tensor:
-    """plane [C,H,W] of any range, smoothed by a Gaussian whose sigma is `share` of the side."""
-    from kornia.filters import gaussian_blur2d
-
-    sigma = max(share * plane.shape[-1], 0.3)
-    size = 2 * min(int(np.ceil(3 * sigma)), (plane.shape[-1] - 1) // 2) + 1
-    return gaussian_blur2d(plane[None], (size, size), (sigma, sigma))[0]
-
-
 @lru_cache(maxsize=8)
-def _prepared(folder: Path) -> tuple[PortraitFile, ...]:
-    return tuple(load_portraits(folder))
-
-
-@lru_cache(maxsize=64)
-def _loaded(folder: Path, name: str) -> Portrait:
-    return next(file for file in _prepared(folder) if file.name == name).load()
+def _prepared(folder: str) -> dict[str, PortraitFile]:
+    path = BUNDLED_FOLDER if folder == BUNDLED else Path(folder)
+    return {file.name: file for file in load_portraits(path)}
 
 
 @lru_cache(maxsize=4096)
@@ -196,33 +178,10 @@ def _likeness_of(folder: str, name: str) -> Likeness:
     return likeness(reference_portrait(folder, name))
 
 
-def _pose_of(folder: str, name: str) -> np.ndarray:
-    if folder == BUNDLED:
-        return _likeness_of(folder, name).pose
-    return _poses(Path(folder))[name]
-
-
 @lru_cache(maxsize=8)
-def _poses(folder: Path) -> dict[str, np.ndarray]:
+def _poses(folder: str) -> dict[str, np.ndarray]:
     """Of all portraits of a folder, from their landmarks alone: no picture is read."""
-    return {file.name: pose(file.points68) for file in _prepared(folder)}
-
-
-@lru_cache(maxsize=1)
-def _bundled() -> dict[str, Path]:
-    folder = Path(str(importlib.resources.files("stylepairs.recipes").joinpath("photos/train")))
-    found = {path.stem: path for path in sorted(folder.glob("*.jpg"))}
-    if not found:
-        raise InputError(
-            "references: no photos are bundled with this installation; pass references=FOLDER of prepared portraits"
-        )
-    return found
-
-
-@lru_cache(maxsize=64)
-def _bundled_portrait(name: str) -> Portrait:
-    path = _bundled()[name]
-    return _photo_portrait(path, path.stat().st_mtime_ns)
+    return {name: pose(file.points68) for name, file in _prepared(folder).items()}
 
 
 @lru_cache(maxsize=64)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.filters import guided_blur
 
 from stylepairs.datagen.images.filters import blurred
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 # The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
@@ -21,6 +22,7 @@ _WORK_PX = 96
 _MAX_FACTOR = 8
 # Variances (L, a, b) added to every colour: noise, and what a Gaussian of few pixels cannot know.
 _FLOOR = (9.0, 4.0, 4.0)
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,42 @@ class CutOut:
         return plane
 
 
-def labelled(portrait: Portrait, *names: str) -> torch.Tensor:
-    """Where the label map has one of the classes `names` [1,H,W], 0 or 1."""
-    wanted = torch.tensor([CLASS[name] for name in names], device=portrait.label.device)
-    return torch.isin(portrait.label.long(), wanted).float()[None]
+def told_by_color(
+    features: torch.Tensor,
+    part: torch.Tensor,
+    around: torch.Tensor,
+    chances: tuple[torch.Tensor, torch.Tensor],
+    allowed: torch.Tensor,
+    sure: tuple[float, torch.Tensor],
+    others: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The share of a part [1,h,w] in each pixel of features [3,h,w], and weights of what surely is part and what is
+    not: the colours of both are found anew from what they explain, a few times.
+
+    part, around: what begins as part and as its surroundings; the latter is looked for nowhere else. chances: of part
+    and of surroundings, before colours are looked at. allowed: how much of a part may be there. sure: the share over
+    which a pixel tells the part's colour, and where it may. others: log-likelihoods, with chances, of what is neither.
+    """
+    here, beside, share = part, around, part
+    for _ in range(_ROUNDS):
+        terms = [log_likelihood(features, here) + chances[0].log(), log_likelihood(features, beside) + chances[1].log()]
+        shares = torch.softmax(torch.cat([*terms, *others]), 0)
+        share = shares[:1] * allowed
+        here, beside = (share > sure[0]) * sure[1] + 1e-6, around * (shares[1:2] > 0.5) + 1e-6
+    return share, here, beside
+
+
+def with_own_edges(matte: torch.Tensor, image: torch.Tensor, radius: float, eps: float) -> torch.Tensor:
+    """The matte [1,h,w] with the edges of image [3,h,w] in [-1,1] (guided filter, He et al. 2010); radius in pixels."""
+    window = 2 * max(1, round(radius)) + 1
+    return guided_blur((image[None] + 1) / 2, matte[None], window, eps)[0].clamp(0, 1)
+
+
+def interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The polyline through (x, y) [N], read at `at` [K] -> [K]."""
+    order = torch.argsort(x)
+    found = np.interp(at.cpu().numpy(), x[order].cpu().numpy(), y[order].cpu().numpy())
+    return torch.from_numpy(found).to(at)
 
 
 def log_likelihood(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -70,7 +104,8 @@ def log_likelihood(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
     away = flat - (flat * share).sum(1, keepdim=True)
     spread = (away * share) @ away.T + torch.diag(torch.tensor(_FLOOR, device=flat.device))
     distance = (away * torch.linalg.solve(spread, away)).sum(0)
-    return (-0.5 * distance - 0.5 * torch.logdet(spread)).view(1, *features.shape[1:])
+    found: torch.Tensor = -0.5 * distance - 0.5 * torch.logdet(spread)
+    return found.view(1, *features.shape[1:])
 
 
 def relative_to(lab: torch.Tensor, around: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -92,12 +127,6 @@ def first_run(share: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, t
     begin, end = _crossing(share, first - 1, reach), _crossing(share, last, reach)
     begin = torch.where(first == 0, torch.zeros_like(begin), begin)
     return torch.where(none, 0 * begin, begin), torch.where(none, 0 * end, end)
-
-
-def read_at(plane: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """plane [1,H,W] read bilinearly at places [...,2] (x, y) -> [...]."""
-    grid = (places * (2 / (plane.shape[-1] - 1)) - 1).reshape(1, -1, 1, 2)
-    return F.grid_sample(plane[None], grid, mode="bilinear", align_corners=True).reshape(places.shape[:-1])
 
 
 def smoothed(values: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from stylepairs.datagen.portraits.face_frame import pixel_places
+
 
 def smooth_curve(points: torch.Tensor, count: int) -> torch.Tensor:
     """count points [count,2] on the cubic spline through points [K,2], evenly spaced in the points' order."""
@@ -34,9 +36,8 @@ def soft_line(size_px: int, points: torch.Tensor, width_px: float, taper: float 
     and fainter by as much, so that they look the same at every size.
     """
     curve = smooth_curve(points, 48)
-    at = torch.arange(size_px, device=points.device, dtype=points.dtype)
-    place = torch.stack([at.expand(size_px, size_px), at[:, None].expand(size_px, size_px)], -1)
-    square, nearest = torch.full((size_px, size_px), torch.inf).to(points), torch.zeros(size_px, size_px).to(points)
+    nearest = torch.zeros(size_px, size_px).to(points)
+    place, square = pixel_places(nearest), torch.full_like(nearest, torch.inf)
     for index, point in enumerate(curve):
         here = (place - point).square().sum(-1)
         nearest = torch.where(here < square, index / (len(curve) - 1), nearest)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images import filters
+from stylepairs.datagen.sketching.tools.texture import blurred
 
 # Of the side: light that changes over more than _LIGHT is the generator's to decide; below _GRAIN, resampling shows.
 _LIGHT = 0.06
@@ -61,11 +61,6 @@ def detail_ratio(before: torch.Tensor, after: torch.Tensor, region: torch.Tensor
         ((image - blurred(image, _GRAIN)).square().mean(0, keepdim=True) * region).sum() for image in (before, after)
     ]
     return float((texture[1] / texture[0].clamp_min(1e-9)).sqrt())
-
-
-def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
-    """Gaussian blur of [3,H,W], reflected at the border; sigma = share of the side."""
-    return filters.blurred(image, max(share * image.shape[-1], 0.5))
 
 
 def _lowest(at: list[float], errors: list[float]) -> tuple[float, float]:

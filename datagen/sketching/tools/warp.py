@@ -13,7 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.regions import feather
+from stylepairs.datagen.sketching.tools.curves import smoothstep
 
 # Nodes along a side. A warp by face landmarks (at 64 shares of the side or coarser) is smooth between 97 of them; all
 # of them against 120 points take about 20 ms.
@@ -73,7 +76,7 @@ def warp_points(points: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     field = torch.cat([flow, _jacobian(flow).flatten(0, 1)])  # [6,H,W]: flow and the four entries of I + its gradient
     moved = points.clone()
     for _ in range(12):
-        at = read_at(field, moved)
+        at = read_at(field, moved).T
         residual = moved + at[:, :2] - points
         step = torch.linalg.solve(at[:, 2:].reshape(-1, 2, 2), residual)
         longest = 0.1 * flow.shape[-1]
@@ -114,13 +117,8 @@ def fold_limit(flow: torch.Tensor, min_jacobian: float = MIN_JACOBIAN) -> float:
 def jacobian_determinant(flow: torch.Tensor) -> torch.Tensor:
     """det of the backward map x + flow(x) [1,H,W]: over 1 the picture shrinks there, under 1 it grows, 0 is a fold."""
     (a, b), (c, d) = _jacobian(flow)
-    return (a * d - b * c)[None]
-
-
-def read_at(field: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """field [C,H,W] read bilinearly at points [K,2] -> [K,C]."""
-    grid = (points * (2 / (field.shape[-1] - 1)) - 1)[None, :, None]
-    return F.grid_sample(field[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, :, 0].T
+    determinant: torch.Tensor = a * d - b * c
+    return determinant[None]
 
 
 def _least_squares(nodes: np.ndarray, p: np.ndarray, q: np.ndarray, rigid: bool) -> np.ndarray:
@@ -150,7 +148,8 @@ def _thin_plate(nodes: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
     from scipy.interpolate import RBFInterpolator
 
     points, first = np.unique(p, axis=0, return_index=True)  # a point given twice makes the system singular
-    return nodes + RBFInterpolator(points, (q - p)[first], kernel="thin_plate_spline")(nodes)
+    moves: np.ndarray = RBFInterpolator(points, (q - p)[first], kernel="thin_plate_spline")(nodes)
+    return nodes + moves
 
 
 def _border_points(size_px: int) -> np.ndarray:
@@ -161,8 +160,7 @@ def _border_points(size_px: int) -> np.ndarray:
 def _border_window(size_px: int) -> torch.Tensor:
     """[1,H,W]: 0 at the border, 1 from _BORDER_FADE of the side inwards, smooth."""
     at = torch.arange(size_px)
-    inwards = (torch.minimum(at, size_px - 1 - at) / max(_BORDER_FADE * size_px, 1.0)).clamp(0, 1)
-    ramp = inwards * inwards * (3 - 2 * inwards)
+    ramp = smoothstep(torch.minimum(at, size_px - 1 - at) / max(_BORDER_FADE * size_px, 1.0))
     return (ramp[:, None] * ramp)[None]
 
 
@@ -179,8 +177,4 @@ def _jacobian(flow: torch.Tensor) -> torch.Tensor:
 
 
 def _sampled(image: torch.Tensor, flow: torch.Tensor, mode: str) -> torch.Tensor:
-    size = flow.shape[-1]
-    at = torch.arange(size, device=flow.device, dtype=flow.dtype)
-    place = torch.stack([at.expand(size, size), at[:, None].expand(size, size)]) + flow
-    grid = (place * (2 / (size - 1)) - 1).permute(1, 2, 0)[None]
-    return F.grid_sample(image[None], grid, mode=mode, padding_mode="reflection", align_corners=True)[0]
+    return read_at(image, pixel_places(flow) + flow.permute(1, 2, 0), mode, padding="reflection")

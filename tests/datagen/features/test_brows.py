@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.features import brows
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.landmarks import SIDES
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.face.brow_matte import SIDES, brow_line, brow_matte
+from stylepairs.datagen.sketching.face.brow_matte import brow_line, brow_matte
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 
 CASES = [{"arch": 0.15}, {"arch": 0, "density": 1.0}, {"arch": 0.1, "thickness": 0.3, "density": 0.8, "shade": 10}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,6 +264,22 @@ def test_params_name_the_parts():
             facial_features.Params(parts=wrong)
 
 
-def test_bundled_references_are_the_trees_training_photos():
+def test_references_lie_in_the_package_with_their_licence_and_are_small():
+    folder = references.BUNDLED_FOLDER
     names = references.reference_names(references.BUNDLED)
-    assert names == sorted(path.stem for path in PHOTO.parent.glob("*.jpg"))
+    assert len(names) >= 60
+    assert {path.stem for path in folder.glob("*/*")} == set(names)
+    assert "MIT License" in (folder / "LICENSE").read_text()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 1.5e6
+    portrait = references.named_reference(f"bundled/{names[0]}")
+    assert portrait is references.reference_portrait(references.BUNDLED, names[0])
+    assert facial_features.can_give(portrait, ("mouth",))
+
+
+def test_a_wheel_holds_the_references():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    globs = project["tool"]["setuptools"]["package-data"]["stylepairs.datagen"]
+    package = references.BUNDLED_FOLDER.parents[1]
+    packed = {path for pattern in globs for path in package.glob(pattern) if path.is_file()}
+    assert {path for path in references.BUNDLED_FOLDER.rglob("*") if path.is_file()} <= packed

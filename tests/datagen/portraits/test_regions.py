@@ -38,16 +38,7 @@ def drawn_portrait() -> Portrait:
     return Portrait("drawn", torch.zeros(3, SIZE, SIZE), label, hair, points, "0" * 64)
 
 
-ALL = {
-    "hair": regions.hair_region,
-    "face": regions.face_region,
-    "head": regions.head_region,
-    "person": regions.person_region,
-    "forehead": regions.forehead_region,
-    "brow": regions.brow_region,
-    "eye": regions.eye_region,
-    "mouth": regions.mouth_region,
-}
+ALL = {"face": regions.face_region, "eye": regions.eye_region, "mouth": regions.mouth_region}
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -77,27 +68,17 @@ def test_shapes_grow_and_soften_on_the_masks_device() -> None:
     label = torch.zeros(SIZE, SIZE, dtype=torch.uint8, device="meta")
     portrait = Portrait("meta", torch.zeros(3, SIZE, SIZE), label, mask, torch.zeros(68, 2), "0" * 64)
     assert regions.eye_region(portrait).is_meta
-    assert regions.hair_region(portrait, 0.02).is_meta
 
 
 def test_regions_lie_where_they_should() -> None:
     portrait = drawn_portrait()
-    assert regions.hair_region(portrait)[0, 20, 64] > 0.95
-    assert regions.hair_region(portrait)[0, 80, 64] == 0
-    assert regions.forehead_region(portrait)[0, 46, 64] > 0.95
-    assert regions.forehead_region(portrait)[0, 80, 64] == 0
     assert regions.face_region(portrait)[0, 65, 48] > 0.95
-    assert regions.head_region(portrait)[0, 20, 64] > 0.95
-    assert regions.person_region(portrait)[0, 2, 2] == 0
-
-
-def test_sides_are_the_subjects() -> None:
-    portrait = drawn_portrait()
-    assert regions.eye_region(portrait, "right")[0, 65, 48] > 0.9
-    assert regions.eye_region(portrait, "right")[0, 65, 80] < 0.1
-    assert regions.brow_region(portrait, "left")[0, 55, 80] > 0.5
-    with pytest.raises(ValueError, match="side"):
-        regions.brow_region(portrait, "upper")
+    assert regions.face_region(portrait)[0, 20, 64] == 0
+    for column in (48, 80):
+        assert regions.eye_region(portrait)[0, 65, column] > 0.9
+    assert regions.eye_region(portrait)[0, 65, 64] < 0.1
+    assert regions.mouth_region(portrait)[0, 91, 64] > 0.95
+    assert regions.labelled(portrait, "u_lip", "hair").unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.08])
