@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from stylepairs.i2i.edit.editor import Editor, FaceEdit
+    from stylepairs.i2i.edit.editor import EditedPhoto, Editor
 
 Jobs = list[tuple[Path, Path]]
 
@@ -23,9 +23,7 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
     failed = 0
     for path, target in jobs:
         try:
-            faces = edit_file(editor, path, target, params, min_score)
-            edited = sum(face.refused is None for face in faces)
-            print(printable(f"{path} -> {target}: {edited} of {len(faces)} face{'s' * (len(faces) != 1)} edited"))
+            print(printable(f"{path} -> {target}: {outcome(edit_file(editor, path, target, params, min_score))}"))
         except InputError as error:
             failed += 1
             print(printable(str(error)), file=sys.stderr)
@@ -40,7 +38,7 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
 
 def edit_file(
     editor: Editor, path: Path, target: Path, params: Mapping[str, Any], min_score: float = 0.5
-) -> list[FaceEdit]:
+) -> EditedPhoto:
     """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
 
     Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a face, or one
@@ -54,7 +52,16 @@ def edit_file(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     save_photo(target, replace(photo, pixels=edited.pixels))
-    return edited.faces
+    return edited
+
+
+def outcome(edited: EditedPhoto) -> str:
+    """How many faces were edited, and what was not looked at."""
+    count, faces = sum(face.refused is None for face in edited.faces), len(edited.faces)
+    text = f"{count} of {faces} face{'s' * (faces != 1)} edited"
+    if edited.passed_over:
+        text += f"; up to {edited.passed_over} more, too many for one photo, were not looked at; cut it into parts"
+    return text
 
 
 def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None) -> Jobs:
@@ -96,12 +103,3 @@ def checked_suffix(format: str) -> str | None:
     if format not in ("png", "jpg", "jpeg", "webp", "tif", "tiff"):
         raise InputError(f"--format {format}: unknown; choose png, jpg, webp, tif or same")
     return f".{format}"
-
-
-def printable(text: str) -> str:
-    """The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
-
-    >>> printable("two\\nlines")
-    'two\\\\nlines'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

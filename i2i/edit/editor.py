@@ -21,6 +21,7 @@ from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, square_transform
+from stylepairs.datagen.portraits.analysis.detection import Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
@@ -57,11 +58,13 @@ class FaceEdit:
 @dataclass(frozen=True)
 class EditedPhoto:
     """pixels uint8 [H,W,3] RGB; mask [H,W] float16 in [0,1], how much of each pixel was edited (0: it kept its bits);
-    faces: what was done to each face that was found, the largest first."""
+    faces: what was done to each face that was found, the largest first; passed_over: how many more places that may hold
+    one were too many to be looked at."""
 
     pixels: np.ndarray
     mask: np.ndarray
     faces: list[FaceEdit]
+    passed_over: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Editor:
             faces.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused))
         if all(face.refused for face in faces):
             raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
-        return EditedPhoto(result, mask, faces)
+        return EditedPhoto(result, mask, faces, found.passed_over if isinstance(found, Faces) else 0)
 
     def wanted(self, params: Mapping[str, Any], degree: float | None = None) -> Wanted:
         """The edit that parameters ask for, checked before any photo is touched; raises InputError.

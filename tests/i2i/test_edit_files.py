@@ -10,7 +10,7 @@ from PIL import Image
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, FaceEdit
-from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, printable
+from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, outcome
 
 
 def inverting(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
@@ -65,7 +65,14 @@ def test_names_that_cannot_be_printed_are_escaped_on_printable(tmp_path: Path, c
     assert r"two\nlines.png" in lines[0]
     assert r"caf\udce9.png" in lines[1]
     assert "größe.png" in lines[2]
-    assert printable("plain text, größe") == "plain text, größe"
+
+
+def test_faces_that_were_not_looked_at_are_said() -> None:
+    faces = [FaceEdit((0, 0, 1, 1), 1.0), FaceEdit((0, 0, 1, 1), 1.0, "no hair")]
+    nothing = np.zeros((1, 1, 3), np.uint8)
+    assert outcome(EditedPhoto(nothing, nothing[..., 0], faces)) == "1 of 2 faces edited"
+    many = outcome(EditedPhoto(nothing, nothing[..., 0], faces, passed_over=30))
+    assert many.startswith("1 of 2 faces edited; up to 30 more, too many for one photo, were not looked at")
 
 
 def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None:

@@ -157,12 +157,12 @@ def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Gl
     exif[0x0112] = 6  # stored lying on its side
     source, target = tmp_path / "photo.jpg", tmp_path / "out" / "photo.png"
     Image.fromarray(photo_of(300, 200)).save(source, exif=exif, icc_profile=profile)
-    faces = edit_file(Editor(brightening, INFO, FakeAnalyser([(150, 100)])), source, target, BLOND)
+    edited = edit_file(Editor(brightening, INFO, FakeAnalyser([(150, 100)])), source, target, BLOND)
     with Image.open(target) as result:
         assert result.size == (300, 200)
         assert result.info["icc_profile"] == profile
         assert result.getexif().get(0x0112, 1) == 1
-    assert [face.refused for face in faces] == [None]
+    assert [face.refused for face in edited.faces] == [None]
 
 
 def test_unreadable_file_is_one_line_with_its_name(tmp_path: Path, model: Glean) -> None:

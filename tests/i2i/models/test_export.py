@@ -70,6 +70,7 @@ def test_exported_program_equals_the_model_at_any_batch_size(tmp_path: Path, tra
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_model_without_a_style_has_no_such_input(tmp_path: Path, generator) -> None:
     plain = Glean(generator, GleanConfig(style_channels=0, channel_base=256, channel_max=16)).eval()
     export(plain, ModelInfo("bangs", "none", {}), tmp_path / "editor.pt2")
@@ -78,6 +79,7 @@ def test_model_without_a_style_has_no_such_input(tmp_path: Path, generator) -> N
     torch.testing.assert_close(output, expected_of(plain, inputs)[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_equals_the_model_and_the_example_in_the_docs_runs(tmp_path: Path, trained: Glean, monkeypatch) -> None:
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)

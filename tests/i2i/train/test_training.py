@@ -50,20 +50,22 @@ def environment() -> dict[str, str]:
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, settings: Make, monkeypatch) -> None:
-    train(settings(), pairs, tmp_path / "whole")
-    stop_at = 5
+    chosen = settings(steps=4, sample_every_steps=4)
+    train(chosen, pairs, tmp_path / "whole")
+    stop_at = 3
 
     def interrupt(line: str) -> None:
         if f"step {stop_at}/" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(settings(), pairs, tmp_path / "parts", say=interrupt)
-    assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1].step == 4
-    train(settings(), pairs, tmp_path / "parts")
+        train(chosen, pairs, tmp_path / "parts", say=interrupt)
+    assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1].step == 2
+    train(chosen, pairs, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_another_number_of_loader_workers(tmp_path: Path, pairs: Path, settings: Make) -> None:
     train(settings(steps=4, workers=0), pairs, tmp_path / "one")
 
@@ -87,24 +89,21 @@ def test_bad_pair_met_by_a_loader_worker_is_one_line(tmp_path: Path, pairs: Path
             train(settings(workers=workers), pairs, tmp_path / "run")
 
 
-def test_run_folder_holds_log_samples_and_a_model_that_loads(tmp_path: Path, pairs: Path, settings: Make) -> None:
+def test_run_folder_holds_log_samples_and_a_model_that_has_learnt_around_its_generator(
+    tmp_path: Path, pairs: Path, settings: Make, model
+) -> None:
     out = train(settings(), pairs, tmp_path / "run")
-    model, info = checkpoints.load_model(out)
+    trained, info = checkpoints.load_model(out)
     assert (info.feature, info.style) == ("hair_color", "color")
-    assert model.size_px == 32
+    assert trained.size_px == 32
+    for name, value in model.generator.state_dict().items():
+        assert torch.equal(trained.generator.state_dict()[name], value), name
+    assert any(value.any() for name, value in trained.named_parameters() if name.startswith("fusion."))
     steps = [line["step"] for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["00000003.png", "00000006.png"]
     assert list((out / "tensorboard").iterdir())
     assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 6
-
-
-def test_training_moves_the_model_but_not_the_generator(tmp_path: Path, pairs: Path, settings: Make, model) -> None:
-    out = train(settings(), pairs, tmp_path / "run")
-    trained, _ = checkpoints.load_model(out)
-    for name, value in model.generator.state_dict().items():
-        assert torch.equal(trained.generator.state_dict()[name], value), name
-    assert any(value.any() for name, value in trained.named_parameters() if name.startswith("fusion."))
 
 
 def test_initial_weights_bring_their_own_generator(tmp_path: Path, pairs: Path, settings: Make) -> None:
@@ -228,6 +227,18 @@ def test_a_run_can_be_prolonged(finished: Path, pairs: Path, settings: Make) -> 
     assert json.loads((finished / "run.json").read_text())["settings"]["steps"] == 5
     with pytest.raises(InputError, match="is at step 5, further than steps 3"):
         train(settings(steps=3, losses={"adversarial": 0.0}), pairs, finished)
+
+
+def test_two_trainings_into_one_folder_do_not_mix(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    code = "from stylepairs.datagen.shell.lock import folder_lock as lock; from pathlib import Path\n"
+    code += f"with lock(Path({str(tmp_path / 'run')!r}), 'i2i train'): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"i2i train \(process \d+ .*is working in it"):
+            train(settings(steps=1), pairs, tmp_path / "run")
+        other.communicate(b"\n")
+    train(settings(steps=1, val_pairs=0, losses={"adversarial": 0.0}), pairs, tmp_path / "run")
 
 
 def test_pairs_of_another_feature_than_the_recipes_are_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
