@@ -15,7 +15,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
@@ -106,8 +106,8 @@ def read_zip(path: Path, data: mmap.mmap) -> Any:
         with decoding():
             archive = zipfile.ZipFile(path)
         with archive:
+            _check_zip_records(archive.infolist(), len(data))
             records = {info.filename: info for info in archive.infolist()}
-            _check_zip_records(records, len(data))
             with decoding():
                 broken = archive.testzip()
     except Damaged as error:
@@ -361,12 +361,12 @@ def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**48
 
 
-def _check_zip_records(records: Mapping[str, zipfile.ZipInfo], file_size: int) -> None:
+def _check_zip_records(records: Sequence[zipfile.ZipInfo], file_size: int) -> None:
     """torch.save never compresses: a compressed record is a bomb or not ours; overlapping ones add up to too much."""
-    for info in records.values():
+    for info in records:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
             raise CheckpointError("is a compressed zip archive, which torch.save never writes; unpack it first")
-    if sum(info.file_size for info in records.values()) > file_size:
+    if sum(info.file_size for info in records) > file_size:
         raise CheckpointError(f"is damaged (its zip records claim more bytes than the file has); {_AGAIN}")
 
 

@@ -44,6 +44,18 @@ def test_records_that_claim_more_than_the_file_holds_are_refused(tmp_path, refus
     assert "damaged" in refusal(path)
 
 
+def test_one_record_listed_again_and_again_is_refused(tmp_path, refusal):
+    path = tmp_path / "a.pt"
+    torch.save({"g_ema": torch.ones(4000)}, path)
+    content = path.read_bytes()
+    start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x06\x06")
+    directory = content[start:end] * 20
+    count, size = content.count(b"PK\x01\x02") * 20, len(directory)
+    close = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, start, 0)
+    path.write_bytes(content[:start] + directory + close)
+    assert "claim more bytes than the file has" in refusal(path)
+
+
 def test_a_storage_larger_than_its_record_is_refused(tmp_path, refusal):
     path = tmp_path / "a.pt"
     torch.save({"g_ema": torch.ones(4)}, path)
