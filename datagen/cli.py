@@ -12,7 +12,16 @@ from stylepairs.datagen.shell.command_line import INTERRUPTED, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from stylepairs.datagen.build.settings import BuildRecipe
     from stylepairs.datagen.build.shard_runner import BuildResult, ShardedPlan
+
+GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
+PortraitsOption = Annotated[Path, typer.Option(help="folder that `prepare` made")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")]
+ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+PairsArgument = Annotated[Path, typer.Argument(help="folder of pairs, finished or not")]
 
 app = typer.Typer(
     add_completion=False,
@@ -45,15 +54,12 @@ def prepare(
     # The networks are small: more threads gain nothing, and beside other work they waited for each other (12 s became
     # 75 s for 24 photos on 2 busy cores).
     torch.set_num_threads(1)
-    counted = 0
     with progress(len(list_photos(photos, out)), "photos") as shown:
 
-        def advance(done: int, total: int, photo: str) -> None:
-            nonlocal counted
-            shown.advance(done - counted)
-            counted = done
+        def report(done: int, total: int, photo: str) -> None:
+            shown.reach(done)
 
-        result = prepare_photos(photos, out, size, min_score, landmarks, parser, advance)
+        result = prepare_photos(photos, out, size, min_score, landmarks, parser, report)
         for photo, reason in result.skipped:
             shown.note(printable(f"skipped {photo}: {reason}"))
         for note in result.notes:
@@ -65,7 +71,7 @@ def prepare(
 
 @app.command()
 def build(
-    portraits: Annotated[Path, typer.Option(help="folder that `prepare` made")],
+    portraits: PortraitsOption,
     out: Annotated[Path, typer.Option(help="folder for the pairs; a build that is there already is continued")],
     recipe: Annotated[
         str | None, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file", show_default=False)
@@ -73,50 +79,45 @@ def build(
     features: Annotated[
         str | None, typer.Option(help="several recipes in each pair instead, such as bangs,hair_color")
     ] = None,
-    generator: Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")] = "embedded",
+    generator: GeneratorOption = "embedded",
     limit: Annotated[int | None, typer.Option(min=1, help="the first portraits by name only")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses the draws of parameters")] = 0,
+    seed: SeedOption = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
-    ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")] = 32,
+    workers: WorkersOption = None,
+    shard_size: ShardSizeOption = 32,
     cache: Annotated[
         Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
-    from stylepairs.datagen.build import plan as pipeline
-    from stylepairs.datagen.build.combined_recipe import load_combined_recipe
+    from stylepairs.datagen.build.plan import plan_build
+    from stylepairs.datagen.shell.machine import choose_device
+
+    settings = _recipe(recipe, features, overrides or [])
+    place = choose_device(device)
+    plan = plan_build(
+        settings, portraits, out,
+        generator=generator, limit=limit, seed=seed, shard_size=shard_size, cache=cache, device=place,
+    )  # fmt: skip
+    _run(plan, workers, place)
+
+
+def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> BuildRecipe:
+    """The recipe that a build's arguments name, one or several as one."""
     from stylepairs.datagen.build.settings import BuildRecipe
     from stylepairs.datagen.recipe import load_recipe
-    from stylepairs.datagen.shell import machine
     from stylepairs.datagen.shell.errors import InputError
 
-    if (recipe is None) == (features is None):
-        raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
-    if recipe is not None:
-        settings = load_recipe(recipe, "datagen", BuildRecipe, overrides or [])
-    else:
-        names = [name.strip() for name in str(features).split(",")]
-        settings = load_combined_recipe(names, overrides or [])
-    rank, world = machine.rank_and_world()
-    place = machine.choose_device(device)
-    plan = pipeline.plan_build(
-        settings,
-        portraits,
-        out,
-        generator=generator,
-        limit=limit,
-        seed=seed,
-        shard_size=shard_size,
-        cache=cache,
-        device=place,
-    )
-    _run(plan, workers or machine.default_workers(place), rank, world)
+    if recipe is not None and features is None:
+        return load_recipe(recipe, "datagen", BuildRecipe, overrides)
+    if recipe is None and features is not None:
+        from stylepairs.datagen.build.combined_recipe import load_combined_recipe
+
+        return load_combined_recipe([name.strip() for name in features.split(",")], overrides)
+    raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
 
 
 @app.command()
@@ -127,25 +128,21 @@ def train_encoder(
     steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 9000,
     begin: Annotated[Path | None, typer.Option(help="an encoder of this generator to go on from")] = None,
     perceptual: Annotated[str, typer.Option(help="auto, efficientnet-lite0 or pyramid")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses portraits, samples and their order")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
 ) -> None:
     """Train an encoder from photos to latents and noise maps: stage 0 then starts there and needs few steps."""
     from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
     from stylepairs.datagen.shell.machine import choose_device
 
     training = EncoderTraining(steps=steps, seed=seed)
-    counted = 0
     try:
         with progress(training.steps, "steps") as shown:
 
             def report(step: int, loss: float) -> None:
-                nonlocal counted
-                if not counted:  # of an earlier run
-                    counted = step - 1
-                    shown.advance(counted, now=False)
-                shown.advance(step - counted, f"loss {loss:.3f}")
-                counted = step
+                if not shown.done:  # of an earlier run
+                    shown.reach(step - 1, now=False)
+                shown.reach(step, f"loss {loss:.3f}")
 
             train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
     except KeyboardInterrupt:
@@ -169,34 +166,22 @@ def augment(
     own_feature: Annotated[
         Path | None, typer.Option(help="the .py file of your own feature that the pairs were built with; it is run")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses who is mixed with whom")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
-    ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    shard_size: ShardSizeOption = 32,
+    device: DeviceOption = "auto",
 ) -> None:
     """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
-    from stylepairs.datagen.augment import plan as augmentation
-    from stylepairs.datagen.shell import machine
+    from stylepairs.datagen.augment.plan import plan_augmentation
+    from stylepairs.datagen.shell.machine import choose_device, default_workers
 
-    rank, world = machine.rank_and_world()
-    place = machine.choose_device(device)
-    count = workers or machine.default_workers(place)
-    plan = augmentation.plan_augmentation(
-        pairs,
-        out,
-        steps=_shares(steps),
-        grid=grid,
-        generator=generator,
-        seed=seed,
-        shard_size=shard_size,
-        device=place,
-        perceptual_weights=perceptual_weights,
-        own_feature=own_feature,
-        workers=count,
-    )
-    _run(plan, count, rank, world)
+    place = choose_device(device)
+    plan = plan_augmentation(
+        pairs, out, steps=_shares(steps), grid=grid, generator=generator, seed=seed, shard_size=shard_size,
+        device=place, perceptual_weights=perceptual_weights, own_feature=own_feature,
+        workers=workers or default_workers(place),
+    )  # fmt: skip
+    _run(plan, workers, place)
 
 
 def _shares(text: str) -> list[float]:
@@ -209,10 +194,12 @@ def _shares(text: str) -> list[float]:
         raise InputError(f"--steps {text}: must be numbers between 0 and 1 with commas between, or none") from None
 
 
-def _run(plan: ShardedPlan, workers: int, rank: int, world: int) -> None:
+def _run(plan: ShardedPlan, workers: int | None, device: str) -> None:
     """Make the shards of a plan with progress on stderr, and say what there is now."""
+    from stylepairs.datagen.shell.machine import default_workers, rank_and_world
+
     try:
-        result = _made(plan, workers, rank, world)
+        result = _made(plan, workers or default_workers(device), *rank_and_world())
     except KeyboardInterrupt:
         print("interrupted; finished shards are kept: run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -243,7 +230,7 @@ def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult
 
 @app.command()
 def inspect(
-    pairs: Annotated[Path, typer.Argument(help="folder of pairs, finished or not")],
+    pairs: PairsArgument,
     out: Annotated[Path, typer.Option(help="the HTML page to write")],
     max_pairs: Annotated[int, typer.Option(min=1, max=5000, help="pairs shown at most")] = 200,
     thumbnail: Annotated[int, typer.Option(min=32, max=512, help="side of a picture in pixels")] = 128,
@@ -258,7 +245,7 @@ def inspect(
 
 @app.command()
 def export(
-    pairs: Annotated[Path, typer.Argument(help="folder of pairs")],
+    pairs: PairsArgument,
     out: Annotated[Path, typer.Option(help="folder for before/ID.png, after/ID.png, mask/ID.png and index.jsonl")],
     everything: Annotated[bool, typer.Option("--all", help="rejected pairs too")] = False,
     split: Annotated[str | None, typer.Option(help="train or val; default: both")] = None,

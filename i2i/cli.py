@@ -157,21 +157,9 @@ def one_line_errors() -> Iterator[None]:
 
 def parsed_params(overrides: list[str]) -> dict[str, Any]:
     """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML. Raises InputError."""
-    import yaml
+    from stylepairs.datagen.recipe import parse_override
 
-    from stylepairs.datagen.shell.errors import InputError
-
-    params: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {override}: must be key=value, for example color=blond")
-        try:
-            # A colour such as #aabbcc would be a comment, and a,b,c is text anyway.
-            params[key.strip()] = text if text.startswith("#") else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {override}: the value is not YAML") from None
-    return params
+    return {".".join(path): value for path, value in map(parse_override, overrides)}
 
 
 def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:

@@ -77,6 +77,10 @@ class Progress:
                 f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
             )
 
+    def reach(self, done: float, status: str = "", now: bool = True) -> None:
+        """Say how much is done in all; the rest as in `advance`."""
+        self.advance(done - self.done, status, now)
+
     def note(self, line: str) -> None:
         """A line of its own, above the bar."""
         self._print(line)
