@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 # Raised whenever the same build would give other pairs.
-BUILD_VERSION = 9
+BUILD_VERSION = 10
 
 
 class Threshold(BaseModel):

@@ -13,6 +13,10 @@ taken it away):
   texture         likeness of the contrast and direction of strands to the own hair's (none: of the contrast to the own
                   skin's), 1 alike, 0 flat paint or noise; 1 too where the fringe is too narrow to show strands, which
                   is so up to a degree of about 0.3
+  gaps            share of skin in the fringe's upper four fifths, where it should be closed; 0 is closed (none, and
+                  wispy, whose locks stand apart: always 0)
+  length_spread   standard deviation of its strands' lengths, column by column, as a share of the full length; likewise
+  strand_width    how wide what differs in lightness in it is against the own hair's; over 1.5 it hangs in drips
   color_delta_e   CIEDE2000 between the mean colour in the wanted region and that of the sketch
   degree          measured share of the full fringe's change (intensity 1), 0 none, 1 all of it
 """
@@ -26,6 +30,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.portraits.landmarks import EYES, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
@@ -39,7 +44,7 @@ from stylepairs.datagen.sketching.hair.foreheads import (
     sure_skin,
     usual_hairline,
 )
-from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, hat_share, styled_fringe
+from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, fringe_gaps, hat_share, styled_fringe
 from stylepairs.datagen.sketching.hair.hairness import hairness
 from stylepairs.datagen.sketching.hair.strands import (
     HairPalette,
@@ -49,6 +54,7 @@ from stylepairs.datagen.sketching.hair.strands import (
     own_flow,
     shade_skin,
     strand_likeness,
+    strand_width,
 )
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
@@ -60,14 +66,16 @@ _TEMPLE = 0.78
 _BESIDE, _MAX_BESIDE = (0.5, 0.75), 0.5
 # Share of the columns of a region of the user's that must begin within so much of the side from hair.
 _MIN_ROOTED, _ROOT_REACH = 0.5, 0.04
+# Hair hangs down if so much of it lies farther below the eyes than this many eye distances.
+_MIN_HANGING, _BELOW_EYES = 0.05, 0.3
 # The degree from which on a fringe that grows, or skin that is bared, is opaque.
 _APPEARS = 0.15
 # A fringe narrower than twice the first, a share of the side, is all edge, and an edge runs across its strands: those
-# are told where so much of the crop lies farther inside. At 128 px, 40 pixels: full fringes have 70 to 870 at degree 1,
-# 40 to 270 at 0.5, and under 40 (where strands as painted measured 0) at 0.2.
-_STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.0024
+# are told where so much of the crop lies farther inside. At 128 px, 65 pixels: most full fringes have 70 to 870 at
+# degree 1, and under 65 (where strands as painted measured 0) up to a degree of 0.3.
+_STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.004
 # Of the side: colours are compared smoothed by this much.
-_COMPARE_SIGMA = 0.008
+_COMPARE_SIGMA, _FINE_SIGMA = 0.008, 0.003
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
 
@@ -84,9 +92,11 @@ class Params(BaseModel):
     seed: other strands.
 
     Portraits are refused that have a hat over more than max_hat of the forehead, hair over less than min_hair_above of
-    the place that a fringe falls from, already hair over more than max_covered of where it would be; for "none", hair
-    over less than min_fringe of the forehead's middle. reference_px: side of the downsampled sketch that reconstruction
-    matches. sketch_detail: share of the painted strands that composition keeps; 0 leaves all to the generator.
+    the place that a fringe falls from, hair that is too short to fall (less than min_hair eye distances from the
+    hairline to its outline; or that ends above the eyes and is curled by more than max_short_curl), already hair over
+    more than max_covered of where it would be; for "none", hair over less than min_fringe of the forehead's middle.
+    reference_px: side of the downsampled sketch that reconstruction matches. sketch_detail: share of the painted
+    strands that composition keeps; 0 leaves all to the generator.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +109,8 @@ class Params(BaseModel):
     seed: int = 0
     max_hat: float = Field(0.1, ge=0, le=1)
     min_hair_above: float = Field(0.5, ge=0, le=1)
+    min_hair: float = Field(0.37, ge=0)
+    max_short_curl: float = Field(0.5, ge=0, le=1)
     max_covered: float = Field(0.6, ge=0, le=1)
     min_fringe: float = Field(0.08, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
@@ -148,6 +160,12 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     beside = beside.clamp(0, 1) * (1 - feather(face.hairy, 0.004))
     forehead_skin = ((portrait.label == CLASS["skin"])[None] & (face.up > 0.05) & (face.up < face.hairline)).float()
     rest = forehead_skin * (face.across.abs() < 0.9) * (1 - dilate((wanted > 0.1).float(), 0.02)).clamp(0, 1)
+    gaps, length_spread, width = 0.0, 0.0, 1.0
+    fringe = None if removed else _fringe(portrait, face, params, params.intensity)
+    if fringe is not None and fringe.gaps == 0:
+        fine = blurred(srgb_to_lab(seen.after.image), _FINE_SIGMA)
+        gaps, length_spread = fringe_gaps(fringe, face, hairness(fine, seen.after.hair, skin, palette))
+        width = strand_width(fine[:1], ((fringe.region > 0.5) & (face.hairy < 0.5)).float(), palette)
     reached = float(overall_mean(1 - has if removed else has, wanted))
     sketched, obtained = (mean_of(lab, wanted) for lab in (_smooth_lab(made.image), after))
     return {
@@ -159,6 +177,9 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
         "texture": _texture(portrait, face, seen, params, wanted, palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
+        "gaps": gaps,
+        "length_spread": length_spread,
+        "strand_width": width,
         "degree": _degree(before, after, _smooth_lab(full.image), wanted_full),
     }
 
@@ -169,6 +190,7 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
     # Whether it applies does not hang on the degree.
     full = fringe if params.intensity == 1 else _fringe(portrait, face, params, 1.0)
     _refuse_unusable(portrait, face, full, params)
+    _refuse_too_short(portrait, face, palette, params)
     wispy = fringe.gaps > 0
     painted, alpha = grow_hair(
         portrait,
@@ -177,10 +199,11 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
         StrandStyle(
             density=params.density * (0.65 if wispy else 1.0),
             lock_cover=1.2 if wispy else 3.0,
-            lock_width=0.014 if wispy else 0.017,
-            clumping=0.6 if wispy else 0.4,
-            ragged=0.22 if wispy else 0.14,
+            lock_width=0.014 if wispy else 0.013,
+            clumping=0.6 if wispy else 0.25,
+            ragged=0.22 if wispy else 0.12,
             root_shadow=0.0,
+            closed=0.8,
         ),
         rng,
         palette,
@@ -243,6 +266,24 @@ def _refuse_bald(portrait: Portrait, face: Forehead, where: torch.Tensor, params
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * hairy:.0f} % of the place that a fringe falls from "
             f"(min_hair_above {100 * params.min_hair_above:g} %); no bangs to be had from it"
+        )
+
+
+def _refuse_too_short(portrait: Portrait, face: Forehead, palette: HairPalette, params: Params) -> None:
+    """Refuse hair that cannot reach down the forehead: cropped hair without a direction would hang in drips."""
+    eyes_px = eye_distance(portrait.points68)
+    if face.hair_px < params.min_hair * eyes_px:
+        raise SketchRefused(
+            f"{portrait.name}: {face.hair_px / eyes_px:.2f} eye distances of hair above the hairline "
+            f"(min_hair {params.min_hair:g}); too short to fall over the forehead"
+        )
+    rows = torch.arange(portrait.size_px, device=portrait.hair.device)[:, None]
+    below = (rows > float(portrait.points68[EYES, 1].mean()) + _BELOW_EYES * eyes_px).float()
+    hanging = float(overall_mean(below.expand_as(portrait.hair), portrait.hair * face.hairy))
+    if palette.curl > params.max_short_curl and hanging < _MIN_HANGING:
+        raise SketchRefused(
+            f"{portrait.name}: hair of curl {palette.curl:.2f} that ends above the eyes "
+            f"(max_short_curl {params.max_short_curl:g}); too short and curly to fall over the forehead"
         )
 
 
@@ -358,13 +399,15 @@ def _texture(
     portrait: Portrait, face: Forehead, seen: AnalysedPair, params: Params, wanted: torch.Tensor, palette: HairPalette
 ) -> float:
     core = (wanted > 0.6).float()
-    if float(dilate(core, -_STRAND_ROOM).round().mean()) < _ROOM_NEEDED:
+    inner = dilate(core, -_STRAND_ROOM).round()
+    if float(inner.mean()) < _ROOM_NEEDED:
         return 1.0
     light = srgb_to_lab(seen.after.image)[:1]
     if params.style == "none":
         return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
     fringe = _fringe(portrait, face, params, params.intensity)
-    return strand_likeness(light, core, fringe.flow, palette)
+    # Where it is narrow, the inside alone is too little, and all of it has too much of an edge.
+    return max(strand_likeness(light, part, fringe.flow, palette) for part in (core, inner))
 
 
 def _smooth_lab(image: torch.Tensor) -> torch.Tensor:

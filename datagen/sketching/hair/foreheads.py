@@ -12,7 +12,7 @@ from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import JAW, NOSE_FOOT
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate
-from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
+from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find_hairline
 from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
 
 # In units of the distance from the brows to below the nose, which the forehead's height equals in the canon of thirds.
@@ -35,7 +35,8 @@ class Forehead:
     across: -1 and 1 at the temples (image left, right). up: 0 at the top of the brows, 1 at the middle of the hairline.
     hairline: `up` of the hairline in each pixel's own column. frame: the face's axes. height_px: one unit of `up`.
     half_width_px: one of `across`, the mean of both sides. third_px: from the brows to below the nose, what a forehead
-    is usually high. hairy: 1 where hair is, by label or matte.
+    is usually high. hairy: 1 where hair is, by label or matte. hair_px: the hair between the hairline and its outline
+    (infinite where no hairline is seen).
     """
 
     across: torch.Tensor
@@ -46,6 +47,7 @@ class Forehead:
     half_width_px: float
     third_px: float
     hairy: torch.Tensor
+    hair_px: float
 
 
 def forehead(portrait: Portrait) -> Forehead:
@@ -67,6 +69,7 @@ def forehead(portrait: Portrait) -> Forehead:
         return torch.where(aside < 0, aside / left_px, aside / right_px), base - down
 
     line = find_hairline(portrait)
+    hair_px = (line.outline - line.line)[np.abs(ANGLES) <= FRONT]
     at, heights = (x.cpu().numpy() for x in across_and_above(line.filled().places(line.filled().line).to(frame.origin)))
     order = np.argsort(at)
     heights, seen = (np.interp(_COLUMNS, at[order], x[order], left=0, right=0) for x in (heights, line.found))
@@ -86,6 +89,7 @@ def forehead(portrait: Portrait) -> Forehead:
         height_px=height,
         half_width_px=(left_px + right_px) / 2,
         third_px=third,
+        hair_px=float(np.nanmedian(hair_px)) if np.isfinite(hair_px).any() else float("inf"),
         hairy=torch.maximum(class_region(portrait, ["hair"], 0.0), (portrait.hair > 0.5).float()),
     )
 

@@ -23,6 +23,11 @@ _MICRO = 0.5
 _CUSTOM_RISE = 0.2
 # `across` of the parting of a side-swept fringe, and how far the fringe reaches at its other end.
 _PARTING, _REACH = -0.62, 0.97
+# The share of a fringe's height in which skin between its strands is a gap: below, its tips stand free. Fewer pixels
+# than _TELLING_PX, across or down, tell nothing.
+_UPPER, _TELLING_PX = 0.8, 5
+# Shaded skin between strands looks this much like hair.
+_HAIR = 0.75
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,25 @@ def custom_fringe(portrait: Portrait, face: Forehead, mask: torch.Tensor, grown:
     region = torch.maximum(mask, above * hairy * (1 - never))
     blend = 1 - hairy * (1 - feather(mask, 0.5 * _CUSTOM_RISE * face.height_px / portrait.size_px))
     return Fringe(region, _falling(face, "full"), blend, torch.zeros_like(mask))
+
+
+def fringe_gaps(fringe: Fringe, face: Forehead, hair: torch.Tensor) -> tuple[float, float]:
+    """How closed the fringe is where hair [1,H,W] is seen, 0 to 1: the share of skin in its upper four fifths, and the
+    spread of its strands' lengths (standard deviation over the columns, as a share of the full length).
+
+    Both are 0 where it is too small to tell.
+    """
+    wanted = (fringe.region[0] > 0.5) & (face.hairy[0] < 0.5)
+    rows = torch.arange(wanted.shape[0], device=wanted.device)[:, None]
+    top, end = torch.where(wanted, rows, wanted.shape[0]).amin(0), torch.where(wanted, rows, -1).amax(0) + 1
+    columns = end - top >= _TELLING_PX
+    if int(columns.sum()) < _TELLING_PX:
+        return 0.0, 0.0
+    upper = wanted & (rows < top + _UPPER * (end - top)) & columns
+    # Hair that hangs on at the top: up to the first row that shows skin.
+    hanging = ((hair[0] > _HAIR) | (rows < top) | ~wanted).float().cumprod(0) * wanted
+    lengths = (hanging.sum(0) / wanted.sum(0).clamp_min(1))[columns]
+    return float((hair[0][upper] <= _HAIR).float().mean()), float(lengths.std())
 
 
 def _fall(face: Forehead, style: Style, length: float) -> torch.Tensor:

@@ -129,7 +129,8 @@ def grow_hair(
     if style.density <= 0 or len(guides) == 0:
         return portrait.image.clone(), torch.zeros_like(region)
     shade, alpha = (part.to(region) for part in paint(portrait.size_px, guides, lengths, style, palette.curl, rng))
-    shade, alpha = _without_chance_gaps(region, shade, alpha, style.density if style.lock_cover >= 2 else 0.0)
+    if style.lock_cover >= 2:
+        shade, alpha = _without_chance_gaps(region, shade, alpha, style)
     roots = -0.25 * style.root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
     return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
@@ -159,6 +160,16 @@ def strand_likeness(light: torch.Tensor, inside: torch.Tensor, flow: torch.Tenso
     contrast = _likeness_of_contrasts(_contrasts(light, inside)[1:], palette.contrast[1:])
     # Straight strands of a sketch reach 0.4 to 0.8, curls 0.3.
     return contrast * min(max(aligned / 0.35, 0.0), 1.0)
+
+
+def strand_width(light: torch.Tensor, inside: torch.Tensor, palette: HairPalette) -> float:
+    """How wide what differs in lightness [1,H,W] over inside [1,H,W] is, against the own hair's strands and locks: 1 as
+    wide, over 1 wider, as locks with skin between them are."""
+    widths = [
+        sum(c * sigma for c, sigma in zip(contrast, _BAND_SIGMAS, strict=True)) / max(sum(contrast), 1e-3)
+        for contrast in (_contrasts(light, inside), palette.contrast)
+    ]
+    return widths[0] / widths[1]
 
 
 def contrast_likeness(light: torch.Tensor, inside: torch.Tensor, like: torch.Tensor) -> float:
@@ -223,13 +234,14 @@ def _bands(light: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _without_chance_gaps(
-    region: torch.Tensor, shade: torch.Tensor, alpha: torch.Tensor, density: float
+    region: torch.Tensor, shade: torch.Tensor, alpha: torch.Tensor, style: StrandStyle
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shade [2,H,W] and alpha [1,H,W] with the chance gaps between dense strands closed by hair in their shadow; not at
     the tips, which stand free."""
     along = blurred_within(shade[1:], alpha, 0.012)
-    inner = feather(dilate(region, -0.012), 0.006) * ((0.8 - along) / 0.25).clamp(0, 1)
-    under = torch.maximum(alpha, density**2 * inner)
+    fade = min(0.25, 1 - style.closed)
+    inner = feather(dilate(region, -0.012), 0.006) * ((style.closed + fade - along) / fade).clamp(0, 1)
+    under = torch.maximum(alpha, style.density**2 * inner)
     light = (shade[:1] * alpha + _UNDER_SHADE * (under - alpha)) / under.clamp_min(1e-4)
     return torch.cat([light, torch.where(alpha > 0.05, shade[1:], along)]), under
 

@@ -28,7 +28,7 @@ class StrandStyle:
     (None: each strand runs through it, from where the flow enters to where it leaves). lock_width, strand_width.
     lock_cover: locks over each point, under 1 leaves gaps between them. clumping in [0,1]: how far strands draw
     together at the tips. ragged in [0,1]: how differently long they are. root_shadow in [0,1]: how much darker they
-    begin.
+    begin. closed in [0,1]: up to where on their way the gaps that chance leaves between dense strands are closed.
     """
 
     density: float = 1.0
@@ -39,6 +39,7 @@ class StrandStyle:
     clumping: float = 0.6
     ragged: float = 0.15
     root_shadow: float = 0.5
+    closed: float = 0.55
 
     def strand_px(self, size: int) -> float:
         """The width of a strand as it is drawn on a crop of side `size`."""

@@ -187,6 +187,39 @@ def test_good_bangs_are_hair_where_wanted_only():
     assert found["color_delta_e"] < 1
 
 
+def test_a_full_fringe_is_closed_and_a_comb_is_not():
+    before, sketch, params = portrait(), sketched("full"), bangs.Params()
+    closed = figures(before, sketch.image, params)
+    assert closed["gaps"] < 0.05
+    assert closed["length_spread"] < 0.15
+    assert closed["strand_width"] < 1.5
+    rows, columns = torch.arange(SIZE)[:, None], torch.arange(SIZE)
+    teeth = (columns % 12 < 5) & (rows > int(0.28 * SIZE))
+    comb = figures(before, torch.where(teeth, before.image, sketch.image), params)
+    assert comb["gaps"] > 0.2
+    assert comb["length_spread"] > closed["length_spread"] + 0.1
+    from stylepairs.datagen.build.quality import judge
+    from stylepairs.datagen.build.settings import BuildRecipe
+
+    gate = load_recipe("bangs", "datagen", BuildRecipe, []).gate
+    own = {name: gate[name] for name in ("gaps", "length_spread", "strand_width")}
+    assert judge(closed, own)[0]
+    assert not judge(comb, own)[0]
+
+
+def test_hair_too_short_to_fall_is_refused():
+    before = portrait()
+    rows = torch.arange(SIZE)[:, None]
+    shorn = dataclasses.replace(before, hair=before.hair * (rows > int(0.155 * SIZE)), digest="1" * 64)
+    with pytest.raises(SketchRefused, match="too short to fall"):
+        bangs.sketch(shorn, bangs.Params())
+    noise = torch.randn(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    short = before.hair * (rows < int(0.5 * SIZE))
+    curly = before.image + short * (0.1 * noise - before.image - 0.5)
+    with pytest.raises(SketchRefused, match="too short and curly"):
+        bangs.sketch(dataclasses.replace(before, image=curly.clamp(-1, 1), hair=short), bangs.Params())
+
+
 @pytest.mark.parametrize("intensity", [0.1, 0.2, 0.3, 0.5])
 def test_texture_of_a_narrow_fringe_is_not_counted_against_it(intensity):
     before, params = portrait(), bangs.Params(intensity=intensity)
