@@ -9,11 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter
 
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
@@ -32,7 +31,7 @@ from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import make_folder, replace_file
-from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -61,6 +60,53 @@ class EncoderTraining:
 Report = Callable[[int, float], None]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that holds a run until it ends; identity: of generator and portraits, without which it does not go on."""
+
+    path: Path
+    identity: str
+
+    def write(self, encoder: Encoder, optimizer: torch.optim.Adam, training: EncoderTraining, step: int) -> None:
+        """Replace it by the run after `step` steps."""
+        from safetensors.torch import save
+
+        tensors = {f"encoder/{key}": value for key, value in encoder.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+        metadata = {"run": self._run(encoder, training), "step": str(step)}
+        data = save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+        replace_file(self.path, lambda file: file.write(data))
+
+    def resume(self, encoder: Encoder, optimizer: torch.optim.Adam, training: EncoderTraining) -> int:
+        """Load this very run and return how many steps it has behind it. Raises InputError."""
+        try:
+            tensors, metadata = read_safetensors(self.path)
+            run, step = metadata["run"], int(metadata["step"])
+        except (Damaged, KeyError, ValueError) as error:
+            raise InputError(f"{self.path}: cannot be continued ({error}); remove it to start over") from error
+        if run != self._run(encoder, training):
+            raise InputError(
+                f"{self.path}: is of another run (generator, portraits or settings differ); remove it to start over"
+            )
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        weights = {}
+        for name, value in tensors.items():
+            part, _, key = name.partition("/")
+            if part == "encoder":
+                weights[key] = value
+            else:
+                index, _, key = key.partition("/")
+                moments.setdefault(int(index), {})[key] = value
+        encoder.load_state_dict(weights)
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        return step
+
+    def _run(self, encoder: Encoder, training: EncoderTraining) -> str:
+        whole = {"identity": self.identity, "training": asdict(training), "encoder": asdict(encoder.config)}
+        return json.dumps(whole, sort_keys=True)
+
+
 def train_to_file(
     generator: str,
     portraits: Path,
@@ -80,17 +126,16 @@ def train_to_file(
     photos = load_photos(portraits, network.config.img_resolution)
     digest = generator_digest(network)
     make_folder(out.parent)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
     earlier = None if begin is None else load_encoder(begin, network, digest)
     prior = WPrior.fit(network).to(torch.device(device))
     features = load_perceptual(perceptual).to(device)
     identity = f"generator {digest}, portraits {photos_digest(photos)}, perceptual {features.name}"
     if earlier is not None:
         identity += f", from encoder {encoder_digest(earlier)}"
+    checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), identity)
     network.to(device)
-    encoder = train_encoder(network, features, prior, photos, training, checkpoint, identity, earlier, report)
-    save_encoder(out, encoder, digest)
-    checkpoint.unlink(missing_ok=True)
+    save_encoder(out, train_encoder(network, features, prior, photos, training, checkpoint, earlier, report), digest)
+    checkpoint.path.unlink(missing_ok=True)
 
 
 def train_encoder(
@@ -99,56 +144,49 @@ def train_encoder(
     prior: WPrior,
     portraits: torch.Tensor,
     training: EncoderTraining,
-    checkpoint: Path,
-    identity: str,
+    checkpoint: Checkpoint,
     earlier: Encoder | None = None,
     report: Report = lambda step, loss: None,
 ) -> Encoder:
     """Train to the end, from `checkpoint` where it is there, else from `earlier`; report(step, loss) after each step.
 
-    portraits uint8 [M,3,R,R] at the generator's resolution. identity: of generator and portraits; a checkpoint of
-    another one, or of other settings, raises InputError. A step's draws follow from (seed, step) alone, so a resumed
-    run ends as an unbroken one.
+    portraits uint8 [M,3,R,R] at the generator's resolution. A checkpoint of another identity, or of other settings,
+    raises InputError. A step's draws follow from (seed, step) alone, so a resumed run ends as an unbroken one.
     """
     use_channels_last(generator)
-    config = EncoderConfig.of(generator)
-    device = generator.mapping.w_avg.device
+    begun = checkpoint.path.exists()
     torch.manual_seed(training.seed)
-    encoder = Encoder(config)
+    encoder = Encoder(EncoderConfig.of(generator))
     if earlier is not None:
         encoder.load_state_dict(earlier.state_dict())
-    elif not checkpoint.exists():
-        encoder.know(fit_curvature(generator, perceptual, prior, config.rank, training.probes, training.seed))
-    encoder.to(device)
+    elif not begun:
+        rank = encoder.config.rank
+        encoder.know(fit_curvature(generator, perceptual, prior, rank, training.probes, training.seed))
+    encoder.to(generator.mapping.w_avg.device)
     optimizer = torch.optim.Adam(encoder.parameters(), training.learning_rate, betas=(0.9, 0.99))
-    whole = {"identity": identity, "training": asdict(training), "encoder": asdict(config)}
-    first = _resume(checkpoint, encoder, optimizer, whole) if checkpoint.exists() else 0
+    first = checkpoint.resume(encoder, optimizer, training) if begun else 0
     for step in range(first, training.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _rate(step, training.steps)
-        photo = _photos(generator, prior, portraits, training, step)
+        optimizer.param_groups[0]["lr"] = training.learning_rate * _rate(step, training.steps)
         optimizer.zero_grad()
+        photo = _photos(generator, prior, portraits, training, step)
         loss = _accumulate(encoder, generator, perceptual, prior, photo)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         report(step + 1, loss)
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
-            _save(checkpoint, encoder, optimizer, whole, step + 1)
+            checkpoint.write(encoder, optimizer, training, step + 1)
     return encoder.eval().requires_grad_(False)
 
 
 def load_photos(folder: Path, size_px: int) -> torch.Tensor:
     """The portraits of a prepared folder as uint8 [M,3,size_px,size_px]. Raises InputError where there is none."""
-    return torch.stack([_as_bytes(file.load().resized(size_px).image) for file in load_portraits(folder)])
+    images = (file.load().resized(size_px).image for file in load_portraits(folder))
+    return torch.stack([((image + 1) * 127.5).round().to(torch.uint8) for image in images])
 
 
 def photos_digest(photos: torch.Tensor) -> str:
     """SHA-256 (hex) of the pictures that an encoder is trained on."""
     return hashlib.sha256(f"{list(photos.shape)}".encode() + photos.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _as_bytes(image: torch.Tensor) -> torch.Tensor:
-    return ((image + 1) * 127.5).round().to(torch.uint8)
 
 
 def _photos(
@@ -225,39 +263,3 @@ def _rate(step: int, steps: int) -> float:
     """Share of the learning rate: a short linear warm-up, cosine decay to a fiftieth."""
     warm = min(1.0, (step + 1) / min(50, -(-steps // 10)))
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-def _save(path: Path, encoder: Encoder, optimizer: torch.optim.Adam, whole: dict[str, Any], step: int) -> None:
-    from safetensors.torch import save
-
-    tensors = {f"encoder/{key}": value for key, value in encoder.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    data = save({key: value.contiguous() for key, value in tensors.items()}, {"run": _text(whole), "step": str(step)})
-    replace_file(path, lambda file: file.write(data))
-
-
-def _resume(path: Path, encoder: Encoder, optimizer: torch.optim.Adam, whole: dict[str, Any]) -> int:
-    """Load a checkpoint of this very run and return how many steps it has behind it. Raises InputError."""
-    try:
-        tensors, metadata = read_safetensors(path)
-        step = _STEP.validate_python(metadata.get("step"))
-    except (Damaged, ValidationError) as error:
-        raise InputError(f"{path}: cannot be continued ({one_line(error)}); remove it to start over") from error
-    if metadata.get("run") != _text(whole):
-        raise InputError(
-            f"{path}: is of another run (generator, portraits or settings differ); remove it to start over"
-        )
-    parts = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith("encoder/")}
-    encoder.load_state_dict(parts)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam/"):
-            _, index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
-
-
-def _text(whole: dict[str, Any]) -> str:
-    return json.dumps(whole, sort_keys=True)

@@ -28,6 +28,7 @@ from stylepairs.datagen.reconstruction.encoder import (
 )
 from stylepairs.datagen.reconstruction.encoder_training import (
     MOST_KURTOSIS,
+    Checkpoint,
     EncoderTraining,
     draw_samples,
     noise_tails,
@@ -69,7 +70,9 @@ def train(generator, prior, photos):
     perceptual = load_perceptual("pyramid")
 
     def run(checkpoint, training=TRAINING, report=lambda step, loss: None, identity="same", earlier=None):
-        return train_encoder(generator, perceptual, prior, photos, training, checkpoint, identity, earlier, report)
+        return train_encoder(
+            generator, perceptual, prior, photos, training, Checkpoint(checkpoint, identity), earlier, report
+        )
 
     return run
 
