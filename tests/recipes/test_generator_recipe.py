@@ -181,8 +181,13 @@ def test_moments_are_those_of_all_images_and_draw_a_batch_towards_them():
     assert float(moments([real], 0)) < 1e-9  # the running moments start at the portraits' own
     fake = torch.zeros(8, 3, 4, 4, requires_grad=True)
     distance = moments([fake], 8)
-    torch.testing.assert_close(distance, moments.real0.square().mean())
+    of_means = (0 - moments.centre0) / moments.deviation0
+    expected = moments.real0.square().mean() + (of_means.square() + (of_means.square() - 1).square()).mean() / 2
+    torch.testing.assert_close(distance, expected)
     (gradient,) = torch.autograd.grad(distance, fake)
+    alike = real.mean((0, 2, 3), keepdim=True) + real - real.mean((2, 3), keepdim=True)  # images of one mean
+    moments.fit([[real]])
+    assert float(moments([alike], 8)) > 0.4
     assert (-gradient.mean(0) * real.mean(0)).mean() > 0
 
 
