@@ -181,7 +181,7 @@ def wait_for_work(out: Path, build: Command) -> None:
 
 
 def test_a_killed_and_resumed_build_is_byte_identical(tmp_path):
-    kill_and_resume(tmp_path, kills=2, pause_s=0.2)
+    kill_and_resume(tmp_path, kills=1, pause_s=0.2)
 
 
 def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
