@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -36,9 +35,9 @@ from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
+from stylepairs.datagen.sketching.hair.bared_foreheads import APPEARS, bare_forehead
 from stylepairs.datagen.sketching.hair.foreheads import (
     Forehead,
-    continue_skin,
     forehead,
     skin_tone,
     sure_skin,
@@ -51,7 +50,6 @@ from stylepairs.datagen.sketching.hair.strands import (
     contrast_likeness,
     grow_hair,
     hair_palette,
-    own_flow,
     shade_skin,
     strand_likeness,
     strand_width,
@@ -60,16 +58,10 @@ from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
 from stylepairs.datagen.sketching.tools.texture import blurred
 
-# `across` at which the hairline that a fringe hides turns down.
-_TEMPLE = 0.78
-# `across` of a brow's outer half; hair on more of the forehead just above it is a fringe that hangs on at the side.
-_BESIDE, _MAX_BESIDE = (0.5, 0.75), 0.5
 # Share of the columns of a region of the user's that must begin within so much of the side from hair.
 _MIN_ROOTED, _ROOT_REACH = 0.5, 0.04
 # Hair hangs down if so much of it lies farther below the eyes than this many eye distances.
 _MIN_HANGING, _BELOW_EYES = 0.05, 0.3
-# The degree from which on a fringe that grows, or skin that is bared, is opaque.
-_APPEARS = 0.15
 # A fringe narrower than twice the first, a share of the side, is all edge, and an edge runs across its strands: those
 # are told where so much of the crop lies farther inside. At 128 px, 65 pixels: most full fringes have 70 to 870 at
 # degree 1, and under 65 (where strands as painted measured 0) up to a degree of 0.3.
@@ -139,7 +131,9 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
             f"{portrait.name}: a hat covers the forehead (max_hat {params.max_hat:g}); no bangs to make"
         )
     if params.style == "none":
-        return _without_bangs(portrait, face, params)
+        rng = random_generator("no bangs", params.seed, portrait.digest)
+        bare = bare_forehead(portrait, face, params.min_fringe, params.intensity, rng)
+        return _made(portrait, params, bare.image, bare.painted, bare.label, bare.hair)
     return _with_bangs(portrait, face, params)
 
 
@@ -210,7 +204,7 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
         fringe.light,
     )
     # The hair behind the hairline is laid anew as soon as there is a fringe, but not at once.
-    alpha = alpha * fringe.blend * min(1.0, params.intensity / _APPEARS)
+    alpha = alpha * fringe.blend * min(1.0, params.intensity / APPEARS)
     own = feather(face.hairy, 0.004)
     skin = shade_skin(portrait.image, alpha)
     skin = portrait.image + (skin - portrait.image) * (1 - own)
@@ -295,70 +289,6 @@ def _rooted_share(face: Forehead, region: torch.Tensor) -> float:
     top = torch.where(inside, rows, size).amin(0)
     near = inside.any(0) & (((rows - top).abs() <= _ROOT_REACH * size) & (face.hairy[0] > 0.5)).any(0)
     return float(near.sum() / inside.any(0).sum().clamp_min(1))
-
-
-def _without_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
-    rng = random_generator("no bangs", params.seed, portrait.digest)
-    line = usual_hairline(face.across) * max(1.0, 0.9 * face.third_px / face.height_px)
-    # How far out of the forehead: 1 on the hairline that the fringe hides, which turns down at the temples.
-    out = ((face.across.abs() / _TEMPLE) ** 5 + (face.up.clamp_min(0) / line) ** 5) ** 0.2
-    zone = ((out < 1) & (face.up > 0.04)).float()
-    fringe = zone * torch.maximum(face.hairy, portrait.hair)
-    # The middle of the forehead, and where label and matte agree: hair at the temples is no fringe, nor is haze.
-    middle = zone * ((face.across.abs() < 0.6) & (face.up < 0.85 * line)).float()
-    share = float(overall_mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle))
-    if share < params.min_fringe:
-        raise SketchRefused(
-            f"{portrait.name}: hair covers {100 * share:.0f} % of the middle of the forehead "
-            f"(min_fringe {100 * params.min_fringe:g} %); no bangs to take away"
-        )
-    low = float(torch.quantile(face.up[fringe > 0.5], 0.02))
-    if (
-        low < 0.08
-        and float(overall_mean(face.hairy, ((face.across.abs() < 0.6) & (face.up < 0.04) & (face.up > -0.12)).float()))
-        > 0.3
-    ):
-        raise SketchRefused(f"{portrait.name}: the fringe hides the brows; what is under it cannot be told")
-    for side in (-1, 1):
-        over = face.across * side
-        beside = (over > _BESIDE[0]) & (over < _BESIDE[1]) & (face.up > 0.04) & (face.up < 0.16)
-        if float(overall_mean(face.hairy, beside.float())) > _MAX_BESIDE:
-            raise SketchRefused(
-                f"{portrait.name}: the fringe runs into the hair beside the face; taken away it would end in a cut"
-            )
-    # From its tips upwards.
-    uncovered = fringe * (face.up < low + params.intensity * (line - low)).float()
-    brows = ((portrait.label == CLASS["l_brow"]) | (portrait.label == CLASS["r_brow"])).float()[None]
-    # With the shadow that it throws on the skin around it.
-    hole = feather(dilate(uncovered, 0.03), 0.012) * (1 - feather(dilate(brows, 0.012), 0.006))
-    eyes = feather((face.up * face.height_px / (0.02 * portrait.size_px) + 1).clamp(0, 1), 0.004)
-    inside = ((1 - out) * face.height_px / 3 + 0.5).clamp(0, 1) * min(1.0, params.intensity / _APPEARS)
-    hole = hole * inside * eyes
-    bare = continue_skin(portrait, face, hole, rng)
-    image, alpha = _regrown_hairline(portrait, face, bare, out, hole, rng)
-    hair = torch.maximum(portrait.hair * (1 - hole), alpha)
-    label = torch.where((hole[0] > 0.5) & (alpha[0] < 0.5), CLASS["skin"], portrait.label.int()).to(torch.uint8)
-    return _made(portrait, params, image, torch.maximum(hole, alpha), label, hair)
-
-
-def _regrown_hairline(
-    portrait: Portrait,
-    face: Forehead,
-    bare: torch.Tensor,
-    out: torch.Tensor,
-    hole: torch.Tensor,
-    rng: np.random.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hair that grows from the bared hairline (where out [1,H,W] is 1) into the own hair, so that the skin does not end
-    in a cut: image [3,H,W] and its alpha [1,H,W]."""
-    near = feather(dilate((hole > 0.5).float(), 0.025), 0.01)
-    region = ((out - 0.9) / 0.16).clamp(0, 1) * ((1.3 - out) / 0.2).clamp(0, 1) * near
-    length = 0.35 * face.height_px / portrait.size_px
-    style = StrandStyle(density=0.9, length=length, ragged=0.4, lock_width=0.014, clumping=0.2)
-    painted, alpha = grow_hair(portrait, region, own_flow(portrait), style, rng)
-    alpha = alpha * region.clamp(0, 1) ** 0.5
-    skin = shade_skin(bare, alpha, 0.12)
-    return skin + (painted - skin) * alpha, alpha
 
 
 def _made(
