@@ -96,10 +96,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     shift = seen.after.points68 - seen.before.points68
     still = torch.cat([shift[BROWS], shift[NOSE], shift[MOUTH]])
     moved = warp_image(crease, params.intensity * flow)
-    return {
-        "degree": match.degree,
-        "degree_error": abs(match.degree - params.intensity),
-        "explained": match.explained,
+    return match.figures(params.intensity) | {
         "eye_grown": _eye_size(seen.after.points68, params.side) / _eye_size(seen.before.points68, params.side) - 1,
         "crease_darkened": _line_contrast(before, crease) - _line_contrast(after, moved),
         "still_shift": float(still.norm(dim=-1).mean() / eye_distance(seen.before.points68)),

@@ -99,10 +99,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     shift = seen.after.points68 - seen.before.points68
     wanted = warp_points(portrait.points68, params.intensity * flow) - portrait.points68
     still = torch.cat([shift[BROWS], shift[EYES], shift[NOSE]])
-    return {
-        "degree": match.degree,
-        "degree_error": abs(match.degree - params.intensity),
-        "explained": match.explained,
+    return match.figures(params.intensity) | {
         "jaw_narrowed": 1 - _jaw_width(seen.after.points68) / max(_jaw_width(seen.before.points68), 1e-6),
         "jaw_error": float((shift[JAW] - wanted[JAW].to(shift))[2:15].norm(dim=-1).mean()) / eyes_px,
         "still_shift": float(still.norm(dim=-1).mean()) / eyes_px,

@@ -24,7 +24,7 @@ Figures of `measure`, all over the parts that were asked for:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -170,13 +170,13 @@ def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
         hidden = hidden_part(reference, params.names)
         if hidden:
             raise SketchRefused(f"{portrait.name}: reference {params.reference}: {hidden}; choose another")
-        return _on(reference, portrait.image.device)
-    drawn = _drawn(_Key(portrait), params.references, params.parts, params.seed)
+        return reference.to(portrait.image.device)
+    drawn = _drawn(_Key.of(portrait), params.references, params.parts, params.seed)
     if drawn is None:
         raise SketchRefused(
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"
         )
-    return _on(drawn, portrait.image.device)
+    return drawn.to(portrait.image.device)
 
 
 def _refuse_hidden(portrait: Portrait, params: Params) -> None:
@@ -185,20 +185,19 @@ def _refuse_hidden(portrait: Portrait, params: Params) -> None:
         raise SketchRefused(f"{portrait.name}: {hidden}")
 
 
+@dataclass(frozen=True)
 class _Key:
     """A portrait told from others by what it holds now (another feature may have edited it), so that draws for it can
     be kept."""
 
-    def __init__(self, portrait: Portrait) -> None:
-        self.portrait = _on(portrait, "cpu")
-        pixels, points = self.portrait.image.numpy().tobytes(), self.portrait.points68.numpy().tobytes()
-        self.id = (portrait.name, portrait.digest, hashlib.sha256(pixels + points).digest())
+    id: tuple[str, str, bytes]
+    portrait: Portrait = field(compare=False)
 
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.id == other.id
+    @staticmethod
+    def of(portrait: Portrait) -> _Key:
+        portrait = portrait.to("cpu")
+        pixels, points = portrait.image.numpy().tobytes(), portrait.points68.numpy().tobytes()
+        return _Key((portrait.name, portrait.digest, hashlib.sha256(pixels + points).digest()), portrait)
 
 
 @lru_cache(maxsize=256)
@@ -216,11 +215,6 @@ def can_give(portrait: Portrait, parts: tuple[str, ...]) -> bool:
     if "eyes" in parts and eye_contrast(portrait.resized(_JUDGED_PX)) < MIN_EYE_CONTRAST:
         return False
     return not hidden_part(portrait, parts, MAX_BRIDGE_OF_REFERENCE)
-
-
-def _on(portrait: Portrait, device: torch.device | str) -> Portrait:
-    names = ("image", "label", "hair", "points68")
-    return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
 
 
 def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: float) -> Sketch:

@@ -101,10 +101,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     frame = FaceFrame.of_eyes(seen.before.points68)
     shift = (seen.after.points68 - seen.before.points68) / frame.unit_px
     still = torch.cat([shift[BROWS], shift[NOSE], shift[list(_UPPER_LIDS)], shift[2:15]])
-    return {
-        "degree": match.degree,
-        "degree_error": abs(match.degree - params.intensity),
-        "explained": match.explained,
+    return match.figures(params.intensity) | {
         "corners_raised": _curve(seen.after.points68, frame) - _curve(seen.before.points68, frame),
         "mouth_widened": (mouth_width(seen.after.points68) - mouth_width(seen.before.points68)) / frame.unit_px,
         "still_shift": float(still.norm(dim=-1).mean()),

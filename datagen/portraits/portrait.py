@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +34,24 @@ class Portrait:
     def size_px(self) -> int:
         return int(self.image.shape[-1])
 
+    def to(self, device: torch.device | str) -> Portrait:
+        """The same portrait with its tensors on `device`."""
+        image, label, hair, points68 = (x.to(device) for x in (self.image, self.label, self.hair, self.points68))
+        return replace(self, image=image, label=label, hair=hair, points68=points68)
+
     def resized(self, size_px: int) -> Portrait:
         """The same portrait at another size: image and matte antialiased, labels by nearest neighbour."""
         if size_px == self.size_px:
             return self
         scale = size_px / self.size_px
-        return Portrait(
-            name=self.name,
+        return replace(
+            self,
             image=_resize(self.image, size_px).clamp(-1, 1),
             label=F.interpolate(self.label[None, None].float(), size=(size_px, size_px), mode="nearest-exact")[0, 0].to(
                 torch.uint8
             ),
             hair=_resize(self.hair, size_px).clamp(0, 1),
             points68=(self.points68 + 0.5) * scale - 0.5,
-            digest=self.digest,
         )
 
 

@@ -31,6 +31,10 @@ class Match:
     degree: float
     explained: float
 
+    def figures(self, asked: float) -> dict[str, float]:
+        """What features report of it: degree, explained, and how far the degree is from the one asked for."""
+        return {"degree": self.degree, "degree_error": abs(self.degree - asked), "explained": self.explained}
+
 
 def match_degree(
     before: torch.Tensor, after: torch.Tensor, edited: Callable[[float], torch.Tensor], region: torch.Tensor
