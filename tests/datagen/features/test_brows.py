@@ -22,6 +22,10 @@ from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 
 CASES = [{"arch": 0.15}, {"arch": 0, "density": 1.0}, {"arch": 0.1, "thickness": 0.3, "density": 0.8, "shade": 10}]
 each_case = pytest.mark.parametrize("asked", CASES, ids=lambda asked: "-".join(name for name in asked if asked[name]))
+slow_cases = [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])]
+one_case = pytest.mark.parametrize(
+    "asked", slow_cases, ids=lambda asked: "-".join(name for name in asked if asked[name])
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_only_the_edit_mask_changes(portrait, asked):
     assert made.sketch_detail == 1
 
 
-@each_case
+@one_case
 def test_degree_follows_the_edit_and_not_what_was_asked_for(portrait, asked):
     full = brows.Params(**asked)
     found = {

@@ -63,6 +63,10 @@ CASES = [
     {"color": "own", "finish": "matte"},
 ]
 each_case = pytest.mark.parametrize("asked", CASES, ids=lambda asked: "-".join(str(value) for value in asked.values()))
+slow_cases = [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])]
+one_case = pytest.mark.parametrize(
+    "asked", slow_cases, ids=lambda asked: "-".join(str(value) for value in asked.values())
+)
 
 
 @each_case
@@ -78,7 +82,7 @@ def test_only_the_edit_mask_changes_and_teeth_stay(parted, asked):
     assert change[teeth].max() < 5
 
 
-@each_case
+@one_case
 def test_degree_follows_the_edit_and_not_what_was_asked_for(closed, asked):
     full = lips.Params(**asked)
     found = [
@@ -162,7 +166,7 @@ def test_names_of_colours_are_checked():
             lips.Params(**wrong)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(fullness=st.floats(-0.3, 0.5))
 def test_flows_never_fold_and_hold_the_corners(parted, fullness):
     params = lips.Params(fullness=fullness)

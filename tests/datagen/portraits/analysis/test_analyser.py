@@ -168,6 +168,7 @@ def test_files_that_are_no_analyser_give_one_line(tmp_path: Path) -> None:
         load_analyser(landmarks="dlib")
 
 
+@pytest.mark.slow
 def test_the_faces_of_a_large_group_are_all_found_or_told(monkeypatch, analyser, photo):
     move = ffhq_transform(analyser.find(photo)[0].points68, 64)
     group = np.tile(crop_aligned(photo, move, 64), (7, 7, 1))

@@ -47,6 +47,7 @@ def test_parameter_names_and_shapes_are_those_of_the_published_weights() -> None
     assert {name: shapes.get(name) for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_the_parser_gives_labels_and_a_matte(weights: Path) -> None:
     analyser = load_analyser(parser=weights)
     label, hair = analyser.parse(torch.rand(2, 3, 64, 64) * 2 - 1)
