@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylepairs.datagen.shell.errors import InputError, printable
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, FaceEdit
 from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, outcome
 
