@@ -165,6 +165,50 @@ def test_extensions_are_refused(program):
         read(b"\x80\x02" + program + b".")
 
 
+STORED = (
+    b"X\x07\x00\x00\x00storage",
+    b"ctorch\nFloatStorage\n",
+    b"X\x01\x00\x00\x000",
+    b"X\x03\x00\x00\x00cpu",
+    b"K\x02",
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (0, b"X\x01\x00\x00\x00x", "not a file of tensors"),
+        (1, b"N", "not described"),
+        (2, b"K\x00", "not described"),
+        (4, b"J\xff\xff\xff\xff", "not described"),
+        (4, b"\x88", "not described"),
+        (4, b"\x8a\x07\x00\x00\x00\x00\x00\x00\x01", "not described"),
+    ],
+)
+def test_storages_that_are_not_described_as_pytorch_does_are_refused(place, value, words):
+    table, described = tensor_table(Budget(0)), list(STORED)
+
+    def stored(parts: list[bytes]) -> Any:
+        content = io.BytesIO(b"\x80\x02(" + b"".join(parts) + b"tQ.")
+        return read_pickle(content, table, Budget(0), lambda key, dtype, count: (key, dtype, count))
+
+    assert stored(described) == ("0", torch.float32, 2)
+    assert stored([*described, b"N"]) == ("0", torch.float32, 2)
+    with pytest.raises(CheckpointError, match=r"before 0\.4"):
+        stored([*described, b"K\x01"])
+    with pytest.raises(CheckpointError, match="not a file of tensors"):
+        stored(described[:4])
+    described[place] = value
+    with pytest.raises(CheckpointError, match=words):
+        stored(described)
+
+
+def test_the_largest_key_is_below_two_to_the_31():
+    assert read(pickle.dumps({2**31 - 1: 1})) == {2**31 - 1: 1}
+    with pytest.raises(CheckpointError, match="dictionary key"):
+        read(pickle.dumps({2**31: 1}))
+
+
 def test_a_refusal_does_not_take_its_time(tmp_path):
     started = time.monotonic()
     with pytest.raises(CheckpointError):
