@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +22,7 @@ OwnFeatureOption = Annotated[
 
 
 def main() -> None:
+    """Run the command that the arguments name."""
     run_app(app)
 
 
@@ -36,15 +34,14 @@ def train(
     overrides: SetOption = None,
 ) -> None:
     """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
-    with one_line_errors():
-        from stylepairs.datagen.recipe import load_recipe
-        from stylepairs.i2i.train.settings import TrainingSettings
+    from stylepairs.datagen.recipe import load_recipe
+    from stylepairs.i2i.train.settings import TrainingSettings
 
-        settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
-        feature = recipe_feature(recipe)
-        from stylepairs.i2i.train.training import train as run_training
+    settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
+    feature = recipe_feature(recipe)
+    from stylepairs.i2i.train.training import train as run_training
 
-        run_training(settings, pairs, out, print_on_main, feature)
+    run_training(settings, pairs, out, print_on_main, feature)
 
 
 @app.command()
@@ -61,16 +58,15 @@ def edit(
     own_feature: OwnFeatureOption = None,
 ) -> None:
     """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows."""
-    with one_line_errors():
-        params, suffix = parsed_params(overrides or []), checked_suffix(format)
-        jobs = jobs_of(photos, out, suffix)
-        from stylepairs.i2i.edit.editor import Editor
+    params, suffix = parsed_params(overrides or []), checked_suffix(format)
+    jobs = jobs_of(photos, out, suffix)
+    from stylepairs.i2i.edit.editor import Editor
 
-        run_own_feature(own_feature)
-        editor = Editor.load(run, device=device, landmarks=landmarks, parser=parser)
-        editor.wanted(params)
-        if edit_files(editor, jobs, params, min_score):
-            raise typer.Exit(2)
+    run_own_feature(own_feature)
+    editor = Editor.load(run, device=device, landmarks=landmarks, parser=parser)
+    editor.wanted(params)
+    if edit_files(editor, jobs, params, min_score):
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -79,13 +75,12 @@ def export(
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
 ) -> None:
     """Write the network as one graph that runs without this package; faces are found and pasted by the caller."""
-    with one_line_errors():
-        from stylepairs.i2i.models.checkpoints import load_model
-        from stylepairs.i2i.models.export import export as write_graph
+    from stylepairs.i2i.models.checkpoints import load_model
+    from stylepairs.i2i.models.export import export as write_graph
 
-        model, info = load_model(run)
-        write_graph(model, info, out)
-        print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
+    model, info = load_model(run)
+    write_graph(model, info, out)
+    print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
 
 
 @app.command()
@@ -99,24 +94,24 @@ def evaluate(
     own_feature: OwnFeatureOption = None,
 ) -> None:
     """Edit held-out portraits and measure them; a list gives several edits each: --set color=[black,blond,red]."""
-    with one_line_errors():
-        params = combinations(parsed_params(overrides or []))
-        from stylepairs.datagen.images.perceptual import load_perceptual
-        from stylepairs.datagen.portraits.folders import load_portraits
-        from stylepairs.i2i.edit.editor import Editor
-        from stylepairs.i2i.evaluation import portrait_figures
+    from stylepairs.datagen.build.draws import combinations
+    from stylepairs.datagen.images.perceptual import load_perceptual
+    from stylepairs.datagen.portraits.folders import load_portraits
+    from stylepairs.i2i.edit.editor import Editor
+    from stylepairs.i2i.evaluation import portrait_figures
 
-        run_own_feature(own_feature)
-        editor = Editor.load(run, device="cpu")  # what `edit` runs is what is judged
-        loaded = (file.load() for file in load_portraits(portraits)[:limit])
-        rows, summary = portrait_figures(editor, loaded, params, load_perceptual(perceptual), say=print)
-        if out is not None:
-            from stylepairs.datagen.shell.durable import make_folder, replace_file
+    params = combinations(parsed_params(overrides or []))
+    run_own_feature(own_feature)
+    editor = Editor.load(run, device="cpu")  # what `edit` runs is what is judged
+    loaded = (file.load() for file in load_portraits(portraits)[:limit])
+    rows, summary = portrait_figures(editor, loaded, params, load_perceptual(perceptual), say=print)
+    if out is not None:
+        from stylepairs.datagen.shell.durable import make_folder, replace_file
 
-            make_folder(out.parent)
-            text = json.dumps({"summary": summary, "edits": rows}, indent=1)
-            replace_file(out, lambda file: file.write(text.encode()))
-        print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+        make_folder(out.parent)
+        text = json.dumps({"summary": summary, "edits": rows}, indent=1)
+        replace_file(out, lambda file: file.write(text.encode()))
+    print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 
 
 def recipe_feature(recipe: str) -> str | None:
@@ -143,31 +138,22 @@ def run_own_feature(path: Path | None) -> None:
         load_feature(str(path), run_files=True)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """InputError becomes one line on stderr and exit code 2."""
+def parsed_params(overrides: list[str]) -> dict[str, Any]:
+    """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML, and the parameters of a
+    combination nested, as in "bangs.length=0.5". Raises InputError."""
+    from stylepairs.datagen.recipe import parse_override
     from stylepairs.datagen.shell.errors import InputError
 
-    try:
-        yield
-    except InputError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
-
-
-def parsed_params(overrides: list[str]) -> dict[str, Any]:
-    """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML. Raises InputError."""
-    from stylepairs.datagen.recipe import parse_override
-
-    return {".".join(path): value for path, value in map(parse_override, overrides)}
-
-
-def combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the values of which a parameter lists several."""
-    from itertools import product
-
-    lists = [value if isinstance(value, list) else [value] for value in params.values()]
-    return [dict(zip(params, values, strict=True)) for values in product(*lists)]
+    params: dict[str, Any] = {}
+    for override in overrides:
+        path, value = parse_override(override)
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise InputError(f"--set {override}: {name} has a value already; give either it or its parts")
+        node[path[-1]] = value
+    return params
 
 
 def print_on_main(line: str) -> None:

@@ -29,7 +29,7 @@ def portrait_figures(
     portraits: Iterable[Portrait],
     params: Sequence[Mapping[str, Any]],
     perceptual: Perceptual,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], dict[str, float]]:
     """Edit every portrait with every set of parameters; one row each, and the summary.
 

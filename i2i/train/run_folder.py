@@ -81,6 +81,7 @@ class RunLog:
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
+        """Write what tensorboard still holds back."""
         if self.enabled:
             self.board.close()
 

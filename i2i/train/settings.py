@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
+    """Part of a recipe: unknown keys are errors, and nothing changes it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -64,6 +66,8 @@ class LossSettings(Section):
 
 
 class DiscriminatorSettings(Section):
+    """Shapes and training of the discriminator."""
+
     channel_base: int = Field(default=1024, ge=64)
     channel_max: int = Field(default=128, ge=8)
     start_step: int = Field(default=0, ge=0, description="first step of the adversarial terms")

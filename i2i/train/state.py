@@ -1,18 +1,45 @@
-"""What a training run is made of at a step, as named tensors: taken for a checkpoint, checked and put back."""
+"""What a training run is made of, and all of it at a step as named tensors: taken for a checkpoint, put back."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from accelerate import Accelerator
+from torch import nn
+
+from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.discriminator import Discriminator
 from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.train.run_folder import newest_state
-
-if TYPE_CHECKING:
-    from stylepairs.i2i.train.training import Run
+from stylepairs.i2i.train.settings import TrainingSettings
 
 PARTS = ("model", "average", "discriminator", "optimizer", "critic_optimizer")
+
+
+@dataclass
+class Run:
+    """All that changes while training; `net` and `critic` are what accelerate wrapped."""
+
+    settings: TrainingSettings
+    accelerator: Accelerator
+    model: Glean
+    average: Glean
+    net: nn.Module
+    discriminator: Discriminator
+    critic: nn.Module
+    optimizer: Any
+    critic_optimizer: Any
+    perceptual: Perceptual
+    step: int = 0
+    best: float | None = None
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        return self.step % every_steps == 0 or self.step == self.settings.steps
 
 
 def run_state(run: Run) -> checkpoints.Tensors:

@@ -10,16 +10,14 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
 from stylepairs.datagen.compositing.compose import tightened
-from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
@@ -32,7 +30,7 @@ from stylepairs.i2i.train.data import PairDataset, Sample, batches, data_digest,
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.state import resume, run_state
+from stylepairs.i2i.train.state import Run, resume, run_state
 
 ADAM_BETAS = (0.9, 0.99)
 DISCRIMINATOR_BETAS = (0.0, 0.99)
@@ -44,30 +42,8 @@ SHEET_ROWS = 6
 Say = Callable[[str], None]
 
 
-@dataclass
-class Run:
-    """All that changes while training; `net` and `critic` are what accelerate wrapped."""
-
-    settings: TrainingSettings
-    accelerator: Accelerator
-    model: Glean
-    average: Glean
-    net: nn.Module
-    discriminator: Discriminator
-    critic: nn.Module
-    optimizer: Any
-    critic_optimizer: Any
-    perceptual: Perceptual
-    step: int = 0
-    best: float | None = None
-
-    def due(self, every_steps: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is to be done now."""
-        return self.step % every_steps == 0 or self.step == self.settings.steps
-
-
 def train(
-    settings: TrainingSettings, pairs: Path, out: Path, say: Say = lambda line: None, feature: str | None = None
+    settings: TrainingSettings, pairs: Path, out: Path, say: Say = lambda _: None, feature: str | None = None
 ) -> Path:
     """Train on the accepted pairs of a folder; returns the run folder. A run that is there already is continued.
 

@@ -7,10 +7,9 @@ import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.cli import app, combinations, parsed_params
+from stylepairs.i2i.cli import main, parsed_params
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["edit"], ["evaluate"]])
@@ -35,11 +34,14 @@ def test_help_is_light(command: list[str]) -> None:
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["i2i", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_parameters_from_the_command_line() -> None:
@@ -47,11 +49,9 @@ def test_parameters_from_the_command_line() -> None:
     assert parsed_params(["color=#aabbcc"]) == {"color": "#aabbcc"}
     with pytest.raises(InputError, match="not YAML"):
         parsed_params(["color=[a"])
-
-
-def test_lists_become_combinations() -> None:
-    found = combinations({"color": ["red", "blond"], "degree": 1})
-    assert found == [{"color": "red", "degree": 1}, {"color": "blond", "degree": 1}]
+    assert parsed_params(["bangs.length=0.5", "bangs.style=full"]) == {"bangs": {"length": 0.5, "style": "full"}}
+    with pytest.raises(InputError, match="bangs has a value already"):
+        parsed_params(["bangs=1", "bangs.length=0.5"])
 
 
 def test_wrong_options_are_one_line_and_exit_code_2() -> None:

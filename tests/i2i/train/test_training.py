@@ -23,7 +23,8 @@ from stylepairs.i2i.train import training
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.training import Run, build, schedule, train, training_step
+from stylepairs.i2i.train.state import Run
+from stylepairs.i2i.train.training import build, schedule, train, training_step
 
 Make = Callable[..., TrainingSettings]
 
