@@ -240,12 +240,13 @@ def test_direction_stops_where_the_score_is_first_reached():
 @pytest.mark.parametrize("space", ["w", "w+"])
 def test_the_projector_comes_nearer_to_a_photo_and_stays_in_its_space(generator, perceptual, portraits, space):
     def distances(steps):
-        found = projector.project(generator, perceptual, portraits, OptimiserSettings(steps=steps, batch=2), space)
+        settings = OptimiserSettings(steps=steps, decay_steps=steps, batch=3)
+        found = projector.project(generator, perceptual, portraits, settings, space)
         images = [generator.synthesis(one.ws[None], [level[None, None] for level in one.noise]) for one in found]
         pairs = zip(images, portraits, strict=True)
         return found, [perceptual_distance(perceptual(x), perceptual(p.image[None])).item() for x, p in pairs]
 
-    found, near = distances(40)
+    found, near = distances(15)
     assert all(after < before for after, before in zip(near, distances(1)[1], strict=True))
     for one in found:
         assert torch.equal(one.ws, one.ws[:1].expand_as(one.ws)) == (space == "w")

@@ -219,6 +219,7 @@ def test_a_build_finds_its_encoder_by_name(generator, trained, tmp_path, monkeyp
         find_encoder(str(path), generator, "another")
 
 
+@pytest.mark.slow
 def test_train_encoder_command_end_to_end(generator, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_training, "EncoderTraining", partial(EncoderTraining, probes=160))
     checkpoint, folder, out = tmp_path / "tiny.safetensors", tmp_path / "portraits", tmp_path / "out" / "tiny-encoder"
