@@ -8,11 +8,15 @@ from hypothesis import strategies as st
 from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.reconstruction.objective import (
     LAB_SCALE,
+    anchor_distance,
     clamped,
+    downsample,
     in_space,
     masked_downsample,
+    masked_l1,
     noise_autocorrelation,
     prior_norm,
+    pyramid_l1,
     reference_colors,
     reference_errors,
     row_spread,
@@ -114,3 +118,48 @@ def test_noise_autocorrelation_is_the_sum_over_maps_and_levels():
                 expected += (noise * noise.roll(1, axis)).mean((1, 2, 3)).square()
             noise = torch.nn.functional.avg_pool2d(noise, 2) * 2
     torch.testing.assert_close(noise_autocorrelation(maps), expected)
+
+
+def test_pyramid_l1_by_hand():
+    image, mask = torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
+    image[:, :, ::2], mask[:, :, :, :4] = 0.6, 1.0  # rows of 0.6 and 0, the left half counts
+    image[:, 0] += 0.3
+    image[:, :, :, 4:] = 9.0
+    fine = masked_l1(image, torch.zeros(1, 3, 8, 8), mask)
+    assert fine.tolist() == pytest.approx([0.4])
+    signed = image.clone()
+    signed[:, :, 1::2] = -image[:, :, ::2]  # rows of a and -a: nothing is left of them at the coarser levels
+    assert pyramid_l1(signed, torch.zeros(1, 3, 8, 8), mask).item() == pytest.approx(0.7 / 3)
+    assert pyramid_l1(signed, torch.zeros(1, 3, 8, 8), mask, levels=1).item() == pytest.approx(0.7)
+    assert pyramid_l1(image, torch.zeros(1, 3, 8, 8), mask * 0).item() == 0
+
+
+def test_anchor_distance_by_hand():
+    u, start = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
+    u[0, 1], u[1, 2] = 2.0, 1.0
+    assert anchor_distance(u, start, torch.tensor([1.0, 0.5, 3.0])).tolist() == pytest.approx([2 / 3, 1.0])
+
+
+def test_row_spread_prior_norm_and_clamped_by_hand():
+    u = torch.tensor([[[1.0, 1.0], [3.0, 1.0]]])
+    assert row_spread(u).item() == pytest.approx(0.5)
+    assert prior_norm(u).item() == pytest.approx(3.0)
+    assert clamped(torch.tensor([0.05, 0.02]), 0.03).tolist() == pytest.approx([0.02, 0.0])
+
+
+def test_noise_autocorrelation_by_hand():
+    """Stripes: neighbours along them are equal, across them opposite; nothing is left of them at half the size."""
+    stripes = torch.ones(2, 1, 8, 8)
+    stripes[:, :, 1::2] = -1
+    assert noise_autocorrelation([stripes]).tolist() == pytest.approx([2.0, 2.0])
+    assert noise_autocorrelation([stripes, stripes * 0]).tolist() == pytest.approx([2.0, 2.0])
+    flat = torch.ones(1, 1, 16, 16)  # 16 px: 1 + 1; 8 px, twice as large: 16 + 16; nothing coarser
+    assert noise_autocorrelation([flat]).item() == pytest.approx(34.0)
+    assert noise_autocorrelation([torch.ones(1, 1, 4, 4)]).item() == 0
+
+
+def test_downsample_is_an_area_average_and_never_enlarges():
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    assert downsample(image, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert downsample(image, 4) is image
+    assert downsample(image, 8) is image
