@@ -149,7 +149,8 @@ def _thin_plate(nodes: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
     points, first = np.unique(p, axis=0, return_index=True)  # a point given twice makes the system singular
     moves: np.ndarray = RBFInterpolator(points, (q - p)[first], kernel="thin_plate_spline")(nodes)
-    return nodes + moves
+    moved: np.ndarray = nodes + moves
+    return moved
 
 
 def _border_points(size_px: int) -> np.ndarray:
