@@ -88,14 +88,14 @@ def recolour(image: torch.Tensor, matte: torch.Tensor, colour: torch.Tensor, str
 
 def aligned_files(folder: Path) -> list[Path]:
     """By name, which is the order of the codes."""
-    paths = sorted((folder / "aligned").glob("*.jpg")) + sorted((folder / "aligned").glob("*.png"))
+    paths = [path for ending in ("jpg", "png", "webp") for path in sorted((folder / "aligned").glob(f"*.{ending}"))]
     if not paths:
         raise SystemExit(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
     return paths
 
 
 def matte_file(aligned: Path) -> Path | None:
-    paths = (aligned.parents[1] / "hair" / f"{aligned.stem}{ending}" for ending in (".png", ".jpg"))
+    paths = (aligned.parents[1] / "hair" / f"{aligned.stem}{ending}" for ending in (".png", ".webp"))
     return next((path for path in paths if path.exists()), None)
 
 

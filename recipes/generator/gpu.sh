@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A short run on a machine with a GPU and nothing else: no network, no package index, the clock running.
-#   gpu.sh pack RUN PORTRAITS...   here: data, weights and frozen features into $PACK (an ignored folder, under 64 MiB)
+#   gpu.sh pack RUN PORTRAITS...   here: data, weights and frozen features into $PACK (an ignored folder, under 64 MiB);
+#                                  where RUN has no state yet, the weights beside this file are what training starts from
 #   gpu.sh train OUT               there, in the repository with $PACK carried along: 128 px, then 256 px, weights to OUT
 #   gpu.sh unpack OUT RUN          here: RUN starts from what came back
 # The limits are variables, so that the whole can be rehearsed on a CPU in two minutes:
@@ -29,7 +30,7 @@ pack() {
   rm -rf "$PACK"
   as_packages
   "$PYTHON" "$HERE/pack.py" data --portraits "$@" ${TRUNK:+--trunk "$TRUNK"} --to "$PACK/data"
-  "$PYTHON" "$HERE/pack.py" weights --run "$run" --to "$PACK/weights"
+  [ ! -e "$run/state.safetensors" ] || "$PYTHON" "$HERE/pack.py" weights --run "$run" --to "$PACK/weights"
   local mib
   mib=$(du -sm "$PACK" | cut -f1)
   echo "$PACK: $mib MiB"
@@ -37,12 +38,13 @@ pack() {
 }
 
 train() {
-  local out=$1 run=$PACK/run
+  local out=$1 run=$PACK/run start=$PACK/weights
+  [ -d "$start" ] || start=$HERE/weights
   mkdir -p "$out"
   as_packages
   "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
   local portraits=("$PACK"/data/[0-9]*)
-  local common=(--portraits "${portraits[@]}" --trunk "$PACK/data/trunk.pth" --start-from "$PACK/weights" --out "$run"
+  local common=(--portraits "${portraits[@]}" --trunk "$PACK/data/trunk.pth" --start-from "$start" --out "$run"
     --batch "$BATCH" --save-every 50000 --sheet-every 100000 "${EXTRA[@]}")
   for stage in "$SMALL $SECONDS_SMALL" "$LARGE $SECONDS_LARGE"; do
     set -- $stage
