@@ -1,6 +1,6 @@
 """Stage 0 by number of steps: from the mean face, and from an encoder's start.
 
-    python benchmarks/encoder_report.py PORTRAITS --out DIR [--encoder auto] [--limit 12] [--docs docs]
+    python benchmarks/encoder_report.py PORTRAITS --out DIR [--encoder auto] [--limit 12] [--docs docs/notes]
 
 PORTRAITS must not have been trained on. 0 steps: the encoder's start as it is. Runs that DIR/encoder_steps.json holds
 are not made again. Figures are of the final render in float32 from the stored float16 latents and noise, medians over

@@ -1,6 +1,6 @@
 """Instructions that the Triton kernels take for each element, read from their machine code; no GPU is needed.
 
-    python benchmarks/gpu_instructions.py [--capability 90] [--docs docs/gpu.md]
+    python benchmarks/gpu_instructions.py [--capability 90] [--docs docs/notes/gpu.md]
 
 A kernel's loop over rows is nearly all that it does: its instructions, times the rows that the filter adds, over the
 elements of a row. Beside them the time to issue them and the time that memory takes for the same element, on an H100.

@@ -1,7 +1,7 @@
 """The Triton kernels beside plain PyTorch on a GPU, each with the least time that its bytes and operations take.
 
-    python benchmarks/gpu_kernels.py [--gpu h100] [--resolutions 256 512 1024] [--dtype bf16] [--docs docs/gpu.md]
-    python benchmarks/gpu_kernels.py --floors [--docs docs/gpu.md]    (the floors alone, on any machine)
+    python benchmarks/gpu_kernels.py [--gpu h100] [--resolutions 256 512 1024] [--dtype bf16] [--docs docs/notes/gpu.md]
+    python benchmarks/gpu_kernels.py --floors [--docs docs/notes/gpu.md]    (the floors alone, on any machine)
 
 A floor is the larger of bytes / bandwidth and operations / peak, when every input is read once, every output written
 once, and nothing else. Contestants take turns (A B A B ...), the L2 cache overwritten before each turn.

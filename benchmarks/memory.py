@@ -1,7 +1,7 @@
 """How much memory a step of reconstruction takes: with everything kept for the backward pass of the whole batch, and
 with the settings' defaults, which recompute the finest blocks of the generator and take large images in parts.
 
-    python benchmarks/memory.py [--sizes 256 512 1024] [--batches 1 2 4] [--threads 1] [--docs docs/reconstruction.md]
+    python benchmarks/memory.py [--sizes 256 512 1024] [--batches 1 2 4] [--threads 1] [--docs PAGE]
 
 Two figures for each case, both of a random generator of FFHQ's channels and of portraits that it drew:
 measured: peak resident size of a fresh process that takes --steps steps on the CPU as a build's worker does, the

@@ -1,4 +1,4 @@
-"""Our reconstruction beside published methods: same portraits, sketches, generator, start, steps (docs/baselines.md).
+"""Our reconstruction beside published methods: same portraits, sketches, generator, start, steps.
 
     python benchmarks/reconstruction_quality.py PORTRAITS --out DIR [--features hair_color ...] [--methods ours ...]
         [--limit 40] [--cache DIR] [--generator embedded] [--minutes 25] [--set KEY=VALUE ...]

@@ -1,6 +1,6 @@
 """Stage 0 beside NVIDIA's projector: the time in which each comes how near to a photo.
 
-    python benchmarks/reconstruction_speed.py PORTRAITS --out DIR [--limit 8] [--docs docs] [--threads 1]
+    python benchmarks/reconstruction_speed.py PORTRAITS --out DIR [--limit 8] [--docs docs/notes] [--threads 1]
 
 Both methods see the same photos, generator, perceptual features, precision and batch. The projector runs as published
 (1000 steps, in W from the mean latent) and in W+, as it is used on real photos; ours runs with fewer and fewer steps,

@@ -1,6 +1,6 @@
-"""What 1 000 000 pairs at 1024 px cost on 8 to 256 GPUs: time, money, storage (docs/scale.md).
+"""What 1 000 000 pairs at 1024 px cost on 8 to 256 GPUs: time, money, storage (docs/notes/scale.md).
 
-    python benchmarks/scale_model.py docs/speed.json [--docs docs/scale.md] [--price 2.0] [--efficiency 0.9] ...
+    python benchmarks/scale_model.py docs/notes/speed.json [--docs PAGE] [--price 2.0] [--efficiency 0.9] ...
 
 Operations per step and bytes per pair are measured, by `benchmarks/speed --only scale_inputs pairs`. The time of a step
 on a GPU is an estimate, unless --pairs-per-gpu-hour gives a measured rate: the larger of operations / (peak * share

@@ -1,13 +1,13 @@
-"""Times the generator, reconstruction, the editor and building pairs, beside other packages' networks (docs/speed.md).
+"""Times the generator, reconstruction, the editor and building pairs, beside other packages' networks.
 
     pip install --no-deps --target build/peers -r benchmarks/speed/peers.txt     (once; without it, no peers)
-    python benchmarks/speed --out out/speed --portraits FOLDER [--docs docs] [--only NAME ...] [--quick]
+    python benchmarks/speed --out out/speed --portraits FOLDER [--docs docs/notes] [--only NAME ...] [--quick]
 
 FOLDER is one that `datagen prepare` or benchmarks/generated_portraits.py wrote; without it, building pairs is left out.
 Contestants take turns within each round and ratios are of one round. Results are kept in OUT/speed.json as they are
 found, each with its machine, so that --only renews some; OUT/speed.md has the tables, OUT/*.png the plots (which need
 the bench extra).
---docs puts them into docs/speed.md, docs/speed.json (which benchmarks/scale_model.py reads) and docs/images/speed.
+--docs docs/notes puts them into speed.md, speed.json (which benchmarks/scale_model.py reads) and images/speed there.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class PhasedSettings(OptimiserSettings):
         return min(size_px, max(size_px // self.coarse_divisor, LEAST_COARSE_PX))
 
 
-# Of stage 0 from an encoder's start; tuned on 12 held-out portraits (docs/encoder.md).
+# Of stage 0 from an encoder's start; tuned on 12 held-out portraits (docs/notes/encoder.md).
 NEAR = {
     "steps": 9,
     "decay_steps": 8,
@@ -108,7 +108,7 @@ class ReconstructionSettings(PhasedSettings):
     steps: Steps = 70
     decay_steps: Steps = 25
     learning_rate: Rate = 0.12
-    # 0.84 of the time of full steps alone with prior_weight 0.05, all figures as good (docs/reconstruction.md).
+    # 0.84 of the time of full steps alone with prior_weight 0.05, all figures as good (docs/notes/reconstruction.md).
     coarse_share: Share = 0.75
     noise_learning_rate: Weight = Field(0.0, description="0 keeps the noise maps of stage 0")
     reference_weight: Weight = 2.0

@@ -1,89 +1,153 @@
-"""Makes the README's picture: pairs of generated people (nobody real), through the same commands as everything else.
+"""Makes the pictures of README and docs: pairs of the bundled people (nobody real), by the commands that a user runs.
 
-People are drawn from the embedded generator with truncation, saved as photos, prepared and built into pairs. Seeds are
-chosen by eye when the generator changes.
+    python recipes/demo/pictures.py [--out out/pictures] [--docs docs] [--features pairs,bangs,...]
+
+Pairs are built as always, at the generator's 128 px. For the picture each accepted edit is composed once more over the
+crop of 256 px: the sketch is drawn at that size, the generated images are enlarged. Who is shown was chosen by eye.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from demo import call
+import torch
+import torch.nn.functional as F
+from demo import PHOTOS, call
 from PIL import Image
 
+from stylepairs.datagen.compositing.compose import compose
+from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.pairs.shards import read_pairs
+from stylepairs.datagen.portraits.folders import load_portrait
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 
-COLORS = ("black", "auburn", "blond", "blue")
-# Truncation (Karras et al. 2019): nearer to the mean face there is less variety and less that went wrong.
-TRUNCATION_PSI = 0.7
-CELL_PX = 160
+PHOTO_PX = 256
 GAP_PX = 6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a picture shows of a feature: settings of its recipe, and the numbers of the people."""
+
+    settings: tuple[str, ...]
+    people: tuple[int, ...]
+
+
+FEATURES = {
+    "bangs": Shown(("params.style=full", "params.length=0.8"), (5, 15, 47)),
+    "hairline": Shown(("params.shift=-0.3", "params.corners=0.0"), (8, 18, 25)),
+    "fluffiness": Shown(("params.volume=0.12", "params.where=both"), (5, 1, 41)),
+    "density": Shown((), (38, 33, 58)),
+    "facial_features": Shown(("params.parts=all",), (5, 18, 41)),
+    "face_shape": Shown(("params.jaw=0.2",), (5, 8, 31)),
+    "eyes": Shown(("params.size=0.25", "params.crease=0.0"), (15, 18, 27)),
+    "lips": Shown(("params.color=[berry, red, rose]", "params.fullness=0.25", "params.finish=natural"), (1, 5, 41)),
+    "teeth": Shown(("params.whiteness=1.0", "params.min_teeth_share=0.005"), (3, 15, 55)),
+    "brows": Shown(("params.arch=0.1", "params.lift=0.0", "params.thickness=0.4", "params.density=0.8"), (1, 13, 27)),
+    "smile": Shown(("params.smile=0.8",), (5, 8, 13)),
+    "hair_color": Shown(("params.color=auburn",), (1, 8, 27)),
+}
+# The first picture: a row for each person, before and then these.
+COLUMNS = {
+    "blond": ("hair_color", "params.color=blond"),
+    "auburn": ("hair_color", "params.color=auburn"),
+    "black": ("hair_color", "params.color=black"),
+    "bangs": ("bangs", "params.style=full"),
+    "smile": ("smile", "params.smile=0.8"),
+}
+ROWS = (5, 8, 47, 27)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/pictures"), help="working folder")
-    parser.add_argument("--picture", type=Path, default=Path("docs/images/pairs.png"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[43, 9, 39, 0], help="a person each")
+    parser.add_argument("--out", type=Path, default=Path("out/pictures"), help="working folder; finished pairs stay")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--features", default=",".join(["pairs", *FEATURES]))
     options = parser.parse_args()
-    photos, portraits, pairs = (options.out / name for name in ("photos", "portraits", "pairs"))
-    draw_people(photos, options.seeds)
+    images = options.docs / "images"
+    for name in options.features.split(","):
+        if name == "pairs":
+            save(images / "pairs.jpg", first_picture(options.out), PHOTO_PX)
+        else:
+            save(images / "features" / f"{name}.jpg", feature_picture(options.out, name), PHOTO_PX // 2)
+
+
+def first_picture(work: Path) -> list[list[Image.Image]]:
+    """Rows of cells: each person before, then with every edit of COLUMNS."""
+    edited = [
+        cells(work / f"first-{title}", feature, ("pairs_per_portrait=1", setting), ROWS)
+        for title, (feature, setting) in COLUMNS.items()
+    ]
+    return [[edited[0][row][0], *(column[row][1] or grey() for column in edited)] for row in range(len(ROWS))]
+
+
+def feature_picture(work: Path, name: str) -> list[list[Image.Image]]:
+    """One row: before and after of the people whose pairs were accepted."""
+    shown = FEATURES[name]
+    made = cells(work / name, name, (*shown.settings, "pairs_per_portrait=1"), shown.people)
+    row = [cell for before, after in made if after is not None for cell in (before, after)]
+    if not row:
+        raise SystemExit(f"{name}: no pair was accepted")
+    return [row]
+
+
+def cells(
+    work: Path, feature: str, settings: tuple[str, ...], people: tuple[int, ...]
+) -> list[tuple[Image.Image, Image.Image | None]]:
+    """Build a pair of each person; (before, after) of each, None where the pair was not accepted."""
+    portraits, pairs = work / "portraits", work / "pairs"
+    names = [f"portrait_{number:03d}" for number in people]
+    overrides = [part for setting in settings for part in ("--set", setting)]
     for command in (
-        ["datagen", "prepare", str(photos), "--out", str(portraits)],
-        ["datagen", "build", "hair_color", "--portraits", str(portraits), "--out", str(pairs)]
-        + ["--set", f"color=[{','.join(COLORS)}]", "--set", "pairs_per_portrait=all", "--shard-size", "8"],
+        ["datagen", "prepare", *(str(next(PHOTOS.glob(f"*/{name}.jpg"))) for name in names), "--out", str(portraits)],
+        ["datagen", "build", feature, "--portraits", str(portraits), "--out", str(pairs), "--workers", "1"]
+        + ["--cache", str(work.parent / "cache"), *overrides],
     ):
         if call(command):
             raise SystemExit(1)
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
-    sheet(list(read_pairs(pairs, accepted_only=False, parts=("before", "after")))).save(options.picture, optimize=True)
-    print(options.picture)
+    made = {pair.record.portrait: pair for pair in read_pairs(pairs, accepted_only=False)}
+    found = []
+    for name in names:
+        portrait, pair = load_portrait(portraits, name), made[name]
+        print(f"    {name}: {'; '.join(pair.record.reasons) or 'accepted'}", flush=True)
+        after = Image.fromarray(to_uint8(enlarged(pair, portrait))) if pair.record.accepted else None
+        found.append((Image.fromarray(to_uint8(portrait.image)), after))
+    return found
 
 
-def draw_people(folder: Path, seeds: list[int]) -> None:
-    """Save a generated face for each seed as a PNG photo, twice as large as it was made."""
-    import torch
-
-    from stylepairs.datagen.images.files import to_uint8
-    from stylepairs.datagen.stylegan.checkpoints import load_generator
-
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = load_generator("embedded")
-    z = torch.cat([torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    with torch.no_grad():
-        ws = generator.mapping(z, truncation_psi=TRUNCATION_PSI)
-        images = generator.synthesis(ws, noise_mode="none")
-    for i, image in enumerate(images):
-        person = Image.fromarray(to_uint8(image.clamp(-1, 1)))
-        person.resize((2 * person.width, 2 * person.height), Image.Resampling.BICUBIC).save(
-            folder / f"person_{i:03d}.png"
-        )
+def enlarged(pair: Pair, portrait: Portrait) -> torch.Tensor:
+    """The pair's edit [3,H,W] composed over the portrait at the portrait's own size."""
+    feature = load_feature(pair.record.feature)
+    sketch = feature.sketch(portrait, feature.Params.model_validate(pair.record.params))
+    assert pair.generated_before is not None
+    assert pair.generated_after is not None
+    before, after = (
+        F.interpolate(to_float(image)[None], size=portrait.image.shape[1:], mode="bicubic", align_corners=False)[0]
+        for image in (pair.generated_before, pair.generated_after)
+    )
+    latents = torch.empty(0)
+    return compose(portrait, Reconstruction(latents, latents, [], before, after, {}), sketch).after
 
 
-def sheet(pairs: list[Pair]) -> Image.Image:
-    """A row for each person: before, then after in every colour."""
-    people: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        people[pair.record.portrait].append(pair)
-    step = CELL_PX + GAP_PX
-    picture = Image.new("RGB", (step * (len(COLORS) + 1) - GAP_PX, step * len(people) - GAP_PX), "white")
-    for row, found in enumerate(people.values()):
-        by_color = {pair.record.params["color"]: pair for pair in found}
-        cells = [found[0].before, *(by_color[color].after for color in COLORS)]
-        for column, cell in enumerate(cells):
-            picture.paste(enlarged(cell), (column * step, row * step))
-    return picture
+def grey() -> Image.Image:
+    return Image.new("RGB", (PHOTO_PX, PHOTO_PX), "lightgrey")
 
 
-def enlarged(image: np.ndarray | None) -> Image.Image:
-    """[H,W,3] uint8, or None for a pair that could not be made, as a cell of the picture."""
-    if image is None:
-        return Image.new("RGB", (CELL_PX, CELL_PX), "lightgrey")
-    return Image.fromarray(image).resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+def save(path: Path, rows: list[list[Image.Image]], side_px: int) -> None:
+    """All cells as one picture."""
+    step = side_px + GAP_PX
+    picture = Image.new("RGB", (step * len(rows[0]) - GAP_PX, step * len(rows) - GAP_PX), "white")
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            picture.paste(cell.resize((side_px, side_px), Image.Resampling.LANCZOS), (x * step, y * step))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=92, optimize=True)
+    print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_the_tables_follow_a_changed_parameter_and_need_their_markers(page_tool,
 
 
 def test_the_page_prints_the_example_as_it_is():
-    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "own-feature.md").read_text(encoding="utf-8")
     assert f"```python\n{GOOD.rstrip()}\n```" in page
     assert f"```yaml\n{(ROOT / 'docs/examples/blush.yaml').read_text(encoding='utf-8').rstrip()}\n```" in page
 

@@ -18,7 +18,7 @@ from stylepairs.i2i.models.export import METADATA_NAME, OUTPUTS, export
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 INFO = ModelInfo("hair_color", "color", {"steps": 6})
-DOCS = Path(__file__).parents[3] / "docs" / "production.md"
+DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 
 
 @pytest.fixture
