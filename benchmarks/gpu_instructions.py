@@ -26,7 +26,7 @@ from pages import put_into
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stylepairs.kernels import triton_kernels
+from stylepairs.kernels.gpu import triton_kernels
 
 ROWS, CHANNELS, COLUMNS, THREADS = 16, 64, 16, 128
 ISSUED_PER_SECOND = 132 * 4 * 1.755e9  # of an H100 SXM: multiprocessors, warp instructions a cycle, boost clock

@@ -26,7 +26,7 @@ from pages import put_into
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.kernels.cuda_graph import graphed
+from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import setup_filter, upsample2d
 
@@ -232,7 +232,7 @@ def cases(config: GeneratorConfig, batch: int, dtype: str, device: str) -> Itera
 
 def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor, kind: torch.dtype) -> Iterator[Case]:
     """What follows the convolution, alone: forward, and both ways."""
-    from stylepairs.kernels.triton_layer import layer_tail
+    from stylepairs.kernels.gpu.triton_layer import layer_tail
 
     side = layer.side + layer.up - 1
     device = noise.device

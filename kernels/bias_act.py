@@ -37,7 +37,7 @@ def bias_act(
     if act != "linear" or gain != 1 or clamp is not None or impl == "triton":  # a sum alone is one operation as it is
         usable = with_triton(usable, _triton_fits(x, dim), x.device)
     if choose("bias_act", impl, usable) == "triton":
-        from stylepairs.kernels.triton_layer import layer_tail
+        from stylepairs.kernels.gpu.triton_layer import layer_tail
 
         return layer_tail(x, bias=bias, slope=_SLOPES.get(act, slope), gain=gain, clamp=clamp)
     return plain.bias_act(x, bias, dim, act, slope, gain, clamp)

@@ -110,7 +110,7 @@ def _by_triton(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, noise: torch.Tensor | None,
     up: int, resample_kernel: torch.Tensor | None, slope: float, gain: float, clamp: float | None,
 ) -> torch.Tensor:  # fmt: skip
-    from stylepairs.kernels.triton_layer import FIR_TAPS, layer_tail
+    from stylepairs.kernels.gpu.triton_layer import FIR_TAPS, layer_tail
 
     height, width = x.shape[2] * up, x.shape[3] * up
     x = x * styles.to(x.dtype)[:, :, None, None]

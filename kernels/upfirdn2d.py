@@ -51,7 +51,7 @@ def upfirdn2d(
     if chosen == "transposed":
         return _transposed(x, kernel, up, padding, gain)
     if chosen == "triton":
-        from stylepairs.kernels import triton_layer
+        from stylepairs.kernels.gpu import triton_layer
 
         return triton_layer.upfirdn2d(x, kernel, up, down, padding, gain)
     return plain.upfirdn2d(x, kernel, up, down, padding, gain, separable=chosen == "separable")

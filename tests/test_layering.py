@@ -1,4 +1,5 @@
-"""Holds the order of the packages: kernels <- datagen <- i2i <- recipes, read from the source without importing it."""
+"""Holds the order of packages and folders, each importing only what stands before it, read from the source without
+importing it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("kernels", "datagen", "i2i", "recipes")
+# Of the rooms within them; a module belongs to the longest name that it begins with.
+ROOMS = (
+    "kernels",
+    "datagen.shell",
+    "datagen.recipe",
+    "datagen.images",
+    "datagen.stylegan",
+    "datagen.portraits",
+    "datagen.portraits.analysis",
+    "datagen.sketching.tools",
+    "datagen.sketching.face",
+    "datagen.sketching.hair",
+    "datagen.reconstruction",
+    "datagen.compositing",
+    "datagen.features",
+    "datagen.pairs",
+    "datagen.build",
+    "datagen.augment",
+    "datagen.cli",
+    "i2i.models",
+    "i2i.train",
+    "i2i.edit",
+    "i2i.evaluation",
+    "i2i.cli",
+)
+MODULES_LIMIT = 12
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -39,6 +66,54 @@ def test_imports_go_one_way(folder):
         if name.startswith("stylepairs.") and name.split(".")[1] not in allowed
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def module_name(path: Path) -> str:
+    """ "datagen.build.plan" for datagen/build/plan.py, "datagen.build" for its __init__."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(name: str) -> int:
+    """The place in ROOMS of a module; -1 for what is in none: an empty package's __init__, which all may import."""
+    fitting = [room for room in ROOMS if f"{name}.".startswith(f"{room}.")]
+    return ROOMS.index(max(fitting, key=len)) if fitting else -1
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports, wherever in the file."""
+    paths = {module_name(path): path for folder in ORDER[:-1] for path in sources(folder)}
+    return {
+        name: {found.removeprefix("stylepairs.") for found in imported_modules(path)} & paths.keys() - {name}
+        for name, path in paths.items()
+    }
+
+
+def test_rooms_import_only_what_stands_before_them():
+    arrows = [(name, target) for name, targets in imports().items() for target in sorted(targets)]
+    upwards = [f"{name} -> {target}" for name, target in arrows if room_of(target) > room_of(name)]
+    assert [arrow for arrow in upwards if "__main__" not in arrow] == []
+
+
+def test_every_module_has_a_room():
+    homeless = [name for name in imports() if room_of(name) < 0 and not name.endswith("__main__")]
+    assert set(homeless) <= {"datagen", "datagen.sketching", "i2i"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    # Whatever imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    left = imports()
+    while free := [n for n in left if not left[n] & left.keys() or not any(n in targets for targets in left.values())]:
+        for name in free:
+            del left[name]
+    assert {name: targets & left.keys() for name, targets in left.items()} == {}
+
+
+def test_no_folder_grows_beyond_what_one_can_see_at_once():
+    folders = {path.parent for folder in ORDER[:-1] for path in sources(folder)}
+    sizes = {str(f.relative_to(ROOT)): len([p for p in f.glob("*.py") if "__" not in p.name]) for f in folders}
+    limits = {"datagen": 3, "datagen/features": 99}
+    assert {name: n for name, n in sizes.items() if n > limits.get(name, MODULES_LIMIT)} == {}
 
 
 @pytest.mark.parametrize("folder", (*ORDER, "tests"))

@@ -12,7 +12,7 @@ import torch
 
 from stylepairs.datagen.reconstruction.in_hand import AfterStep, InHand, Job, Objective, Outcome, State, Verdict
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
-from stylepairs.kernels.cuda_graph import graphed
+from stylepairs.kernels.gpu.cuda_graph import graphed
 
 Progress = Callable[[int, int], None]  # portraits done, all
 

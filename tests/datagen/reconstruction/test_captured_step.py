@@ -22,7 +22,7 @@ from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.kernels.cuda_graph import WARM_UP_STEPS, GraphedStep
+from stylepairs.kernels.gpu.cuda_graph import WARM_UP_STEPS, GraphedStep
 
 META = torch.device("meta")
 aten = torch.ops.aten

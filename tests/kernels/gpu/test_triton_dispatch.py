@@ -100,7 +100,7 @@ import sys, torch
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 generator = Generator(GeneratorConfig(img_resolution=16, channel_base=64))
 generator(torch.zeros(1, 512)).sum().backward()
-sys.exit("triton" in sys.modules or "stylepairs.kernels.triton_layer" in sys.modules)
+sys.exit("triton" in sys.modules or "stylepairs.kernels.gpu.triton_layer" in sys.modules)
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0

@@ -14,8 +14,8 @@ import triton
 
 from stylepairs.kernels import plain
 from stylepairs.kernels.dispatch import apply
+from stylepairs.kernels.gpu.triton_kernels import tail_backward_kernel, tail_kernel, upfirdn_kernel
 from stylepairs.kernels.plain import Padding
-from stylepairs.kernels.triton_kernels import tail_backward_kernel, tail_kernel, upfirdn_kernel
 
 FIR_TAPS = 4  # of the filter that the tail holds: StyleGAN2's
 # Elements of a tile. In channels_last each of 128 threads gets what one load of 16 bytes brings in bfloat16.

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'styl
 
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.kernels import triton_layer
+from stylepairs.kernels.gpu import triton_layer
 from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import setup_filter
 
@@ -160,7 +160,7 @@ def test_kernels_compile_for_gpus_that_are_not_there():
 
 
 def test_a_tail_takes_no_more_instructions_than_memory_leaves_time_for():
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu_instructions.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu_instructions.py"
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()[2:]]
@@ -175,7 +175,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from stylepairs.kernels import triton_kernels
+from stylepairs.kernels.gpu import triton_kernels
 
 FLAGS = {"FIR": True, "DEMOD": True, "NOISE": True, "BIAS": True, "CLAMP": True, "SUM_CHANNELS": True,
          "SUM_PIXELS": True, "ROWS": 16, "BLOCK_C": 64, "BLOCK_X": 16,

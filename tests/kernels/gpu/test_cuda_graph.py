@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylepairs.kernels.cuda_graph import WARM_UP_STEPS, GraphedStep, graphed
+from stylepairs.kernels.gpu.cuda_graph import WARM_UP_STEPS, GraphedStep, graphed
 
 
 class Log:

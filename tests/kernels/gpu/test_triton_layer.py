@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
 
 from stylepairs.kernels import plain, triton_layer
-from stylepairs.kernels.triton_layer import layer_tail
+from stylepairs.kernels.gpu.triton_layer import layer_tail
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
 
 TAPS = [0.1, 0.4, 0.2, 0.3]  # not symmetric
