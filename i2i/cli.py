@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stylepairs.datagen.shell.command_line import run_app
-from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of
+from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."

@@ -17,7 +17,7 @@ from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade, margin_px
 from stylepairs.i2i.edit.editor import Editor, region_of
-from stylepairs.i2i.edit_files import edit_file
+from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, FaceEdit
-from stylepairs.i2i.edit_files import checked_suffix, edit_files, jobs_of, outcome
+from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of, outcome
 
 
 def inverting(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
@@ -36,7 +36,7 @@ def test_one_odd_photo_does_not_end_the_batch(tmp_path: Path, capsys, monkeypatc
     assert printed.out == f"{photos[2]} -> {out / 'grey.png'}: 1 of 1 face edited\n"
     lines = printed.err.splitlines()
     assert lines[0] == f"{photos[0]}: no face found"
-    assert "white.png: not edited, a fault of this program (ZeroDivisionError: division by zero; test_edit" in lines[1]
+    assert "white.png: not edited, a fault of this program (ZeroDivisionError: division by zero; test_photo" in lines[1]
     assert "none.png: cannot be read" in lines[2]
     assert [path.name for path in out.iterdir()] == ["grey.png"]
 
