@@ -75,7 +75,7 @@ class PairAnalyser:
 
 def sketched(wanted: WantedPair, feature: Feature, models: Models, sketch_detail: float = 1.0) -> UnfinishedPair:
     """The pair with its sketch, or why there is none, at the generator's size; sketch_detail: of the recipe."""
-    portrait = _on_device(wanted.portrait.resized(models.image_px), models.device)
+    portrait = wanted.portrait.resized(models.image_px).to(models.device)
     pair = UnfinishedPair(replace(wanted, portrait=portrait), feature.Params.model_validate(wanted.params))
     try:
         pair.params = feature.settled(portrait, pair.params)
@@ -166,11 +166,6 @@ def _degree(pair: UnfinishedPair) -> float:
 def finite(*tensors: torch.Tensor) -> bool:
     """Whether all of all tensors is finite."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _on_device(portrait: Portrait, device: str) -> Portrait:
-    names = ("image", "label", "hair", "points68")
-    return replace(portrait, **{name: getattr(portrait, name).to(device) for name in names})
 
 
 def _mask_pixels(mask: torch.Tensor) -> np.ndarray:

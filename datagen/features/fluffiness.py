@@ -18,7 +18,7 @@ Figures of `measure` (along rays on which the picture shows where the outline wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -103,7 +103,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 
     Raises SketchRefused where there is no hair to move, or no room to move it into.
     """
-    device, portrait = portrait.image.device, _on(portrait, "cpu")
+    device, portrait = portrait.image.device, portrait.to("cpu")  # rays and outlines are small work
     plan = _plan(portrait, params)
     _refuse_unusable(portrait, plan, params)
     flow = outline_flow(plan.outline, params.intensity * plan.moved, portrait.size_px)
@@ -129,8 +129,8 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the outline moved and how cleanly: the figures of the file's docstring."""
-    portrait = _on(portrait, "cpu")
-    seen = AnalysedPair(*(_on(half.resized(portrait.size_px), "cpu") for half in (seen.before, seen.after)))
+    portrait = portrait.to("cpu")
+    seen = AnalysedPair(*(half.resized(portrait.size_px).to("cpu") for half in (seen.before, seen.after)))
     plan = _plan(portrait, params)
     lines = _read_rays(portrait, seen, plan)
     now = params.intensity * plan.moved
@@ -174,12 +174,6 @@ class _Lines:
     def _between(self, moved: torch.Tensor, low: float, high: float) -> torch.Tensor:
         beyond = self.offsets - moved[:, None]
         return ((beyond > low * self.size_px) & (beyond <= high * self.size_px)).float()
-
-
-def _on(portrait: Portrait, device: str) -> Portrait:
-    """The portrait on another device: rays and outlines are small work, done on the CPU."""
-    tensors = {name: getattr(portrait, name).to(device) for name in ("image", "label", "hair", "points68")}
-    return replace(portrait, **tensors)
 
 
 def _plan(portrait: Portrait, params: Params) -> _Plan:
