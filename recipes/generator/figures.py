@@ -29,7 +29,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512
 BROUGHT_BACK = 12  # portraits, evenly over a folder
-STEPS, RATE, NOISE_RATE = 150, 0.05, 0.02
+STEPS, RATE, NOISE_RATE = 150, 0.1, 0.1  # rates in deviations of the latent, of the noise
 WARM_STEPS, DECAY_SHARE = 10, 0.4
 PRIOR_WEIGHT = 0.001
 
