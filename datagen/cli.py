@@ -32,6 +32,7 @@ app = typer.Typer(
 
 
 def main() -> None:
+    """Run the command; ends the process with its exit code."""
     keep_freed_memory()
     run_app(app)
 
@@ -56,7 +57,7 @@ def prepare(
     torch.set_num_threads(1)
     with progress(len(list_photos(photos, out)), "photos") as shown:
 
-        def report(done: int, total: int, photo: str) -> None:
+        def report(done: int, _total: int, _photo: str) -> None:
             shown.reach(done)
 
         result = prepare_photos(photos, out, size, min_score, landmarks, parser, report)

@@ -67,7 +67,7 @@ def _values(details: dict[str, Any], definitions: dict[str, Any]) -> str:
     names = {"string": "text", "boolean": "true or false", "null": "null", "object": "a mapping"}
     if kind == "array":
         return f"a list of: {_values(details['items'], definitions)}" if "items" in details else "a list"
-    return names.get(kind, kind)
+    return str(names.get(kind, kind))
 
 
 def _range(details: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ class AugmentPlan(ShardedPlan):
             advance(1)
 
 
-def plan_augmentation(
+def plan_augmentation(  # noqa: PLR0913 - all but two by name
     pairs: Path,
     out: Path,
     *,

@@ -95,7 +95,7 @@ class BuildPlan(ShardedPlan):
         return wanted
 
 
-def plan_build(
+def plan_build(  # noqa: PLR0913 - all but three by name
     recipe: BuildRecipe,
     portraits: Path,
     out: Path,

@@ -30,7 +30,7 @@ class FeatureFile(Protocol):
     def measure(self) -> Callable[..., dict[str, float]]: ...
 
 
-def _as_given(portrait: Portrait, params: BaseModel) -> BaseModel:
+def _as_given(_portrait: Portrait, params: BaseModel) -> BaseModel:
     return params
 
 

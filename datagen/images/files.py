@@ -110,7 +110,7 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
         raise InputError(f"{path}: not an image this program reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM)") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; make it smaller") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged bytes
         raise InputError(f"{path}: damaged image ({one_line(error)}); copy it again") from None
 
 
@@ -211,7 +211,7 @@ def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
         for tag in set(exif) - _DESCRIPTIVE:
             del exif[tag]
         return orientation, exif.tobytes() if len(exif) else None
-    except Exception:
+    except Exception:  # noqa: BLE001 - see above
         return orientation, None
 
 

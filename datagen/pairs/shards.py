@@ -33,10 +33,12 @@ _MAX_JSON_BYTES = 1 << 20  # any value will do
 
 
 def shard_name(index: int) -> str:
+    """The file name of a shard by its number."""
     return f"pairs-{index:05d}.tar"
 
 
 def pair_id(index: int) -> str:
+    """The id of a pair by its number."""
     return f"{index:06d}"
 
 

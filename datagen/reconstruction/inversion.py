@@ -162,6 +162,7 @@ def features_of(perceptual: Perceptual, image: torch.Tensor) -> dict[str, torch.
 
 
 def stored_features(targets: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The perceptual features among targets, finest first."""
     return [targets[f"feature{level}"] for level in range(sum(key.startswith("feature") for key in targets))]
 
 

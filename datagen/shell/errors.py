@@ -29,10 +29,10 @@ def one_line(error: object, limit: int = 300) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
+    r"""The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
 
-    >>> printable("two\\nlines")
-    'two\\\\nlines'
+    >>> printable("two\nlines")
+    'two\\nlines'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -27,7 +27,7 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
         except InputError as error:
             failed += 1
             print(printable(str(error)), file=sys.stderr)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the next photo is edited all the same; it is told as a fault
             failed += 1
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"

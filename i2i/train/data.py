@@ -87,7 +87,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
     is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a sample is made of
         self,
         pairs: Path,
         records: Sequence[PairRecord],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -64,13 +65,14 @@ def main() -> None:
     split = read_split(arguments.portraits, arguments.limit)
     analyser = load_analyser()
     figures: dict[str, object] = {"photos": len(split), "min_score": MIN_SCORE}
-    for part in (
+    parts: list[Callable[[], dict[str, object]]] = [
         lambda: raw_figures(analyser, split),
         lambda: negative_figures(analyser, split, arguments.negatives),
         lambda: label_figures(analyser, split),
         lambda: end_to_end_figures(analyser, split),
         lambda: framing_figures(analyser, split),
-    ):
+    ]
+    for part in parts:
         more = part()
         print(json.dumps(more, indent=1), flush=True)
         figures |= more
@@ -212,7 +214,7 @@ def _iou(masks: list[tuple[np.ndarray, np.ndarray]]) -> float:
 def _painted_over(photo: Labelled) -> np.ndarray:
     """The photo with its face's features under a smooth patch of skin."""
     raw, points = photo.raw.copy(), photo.points68
-    mask = np.zeros(raw.shape[:2], np.uint8)
+    mask: np.ndarray = np.zeros(raw.shape[:2], np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(points.astype(np.float32)).astype(np.int32), 255)
     mask = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=max(int(np.ptp(points[:, 0]) * 0.05), 2))
     raw[mask > 0] = raw[mask > 0].mean(0).astype(np.uint8)
@@ -229,14 +231,14 @@ def _place(
     return warp(photo.raw, turn, canvas, border), apply_transform(turn, photo.points68)
 
 
-def _small(photo: Labelled, split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+def _small(photo: Labelled, _split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
     """A face 40 px wide in a picture of 900."""
     layer, points = _place(photo, 900, 90, rng.uniform(-10, 10), rng.uniform(80, 820, 2), cv2.BORDER_CONSTANT)
     background = cv2.GaussianBlur(paint(900, rng), (0, 0), 2)
     return np.where(layer.any(-1, keepdims=True), layer, background), [points]
 
 
-def _filling(photo: Labelled, split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+def _filling(photo: Labelled, _split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
     """From the brows to the chin, nothing else."""
     side = int(rng.choice([200, 400, 700]))
     layer, points = _place(
@@ -245,7 +247,7 @@ def _filling(photo: Labelled, split: list[Labelled], rng: np.random.Generator) -
     return layer, [points]
 
 
-def _turned(photo: Labelled, split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+def _turned(photo: Labelled, _split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
     angle = rng.uniform(20, 30) * rng.choice([-1, 1])
     layer, points = _place(
         photo, 360, rng.uniform(120, 300), angle, rng.uniform(140, 220, 2), BORDERS[int(rng.integers(3))]
@@ -253,7 +255,7 @@ def _turned(photo: Labelled, split: list[Labelled], rng: np.random.Generator) ->
     return layer, [points]
 
 
-def _poor(photo: Labelled, split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+def _poor(photo: Labelled, _split: list[Labelled], rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
     """Poor light, grain, compression."""
     return degrade(degrade(photo.raw, rng), rng), [photo.points68]
 

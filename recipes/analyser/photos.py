@@ -99,7 +99,7 @@ def _light(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.
             :, None
         ] * np.sin(angle)
         pixels = pixels * (1 + np.float32(rng.uniform(0.1, 0.5)) * ramp[..., None]).astype(np.float32)
-    return np.clip(pixels, 0, 1)
+    return np.asarray(np.clip(pixels, 0, 1))
 
 
 def _lower_resolution(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

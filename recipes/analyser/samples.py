@@ -140,7 +140,7 @@ def recolour_hair(image: np.ndarray, hair: np.ndarray, rng: np.random.Generator)
     mean = (lab * weight).sum((0, 1)) / max(float(weight.sum()), 1.0)
     edited = target + (lab - mean) * np.array([rng.uniform(0.6, 1.2), 0.4, 0.4], np.float32)
     mixed = lab + (edited - lab) * weight * np.float32(rng.uniform(0.4, 1))
-    return cv2.cvtColor(np.clip(mixed, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
+    return np.asarray(cv2.cvtColor(np.clip(mixed, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB))
 
 
 def _draw_angle(rng: np.random.Generator) -> float:
@@ -213,7 +213,7 @@ def _paste_mask(
     else:
         mask = (np.maximum(np.abs(dx), np.abs(dy)) < reach).astype(np.float32)
         mask *= warp(np.full(shape, 255, np.uint8), move, CANVAS_PX, cv2.BORDER_CONSTANT) > 127
-    return mask[..., None]
+    return np.asarray(mask[..., None])
 
 
 def without_face(photo: Labelled, rng: np.random.Generator, size_px: int = CANVAS_PX) -> np.ndarray:

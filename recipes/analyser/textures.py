@@ -31,7 +31,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 def _mix(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """weight [H,W] in [0,1] between two colours -> uint8 [H,W,3]."""
     a, b = _colour(rng), _colour(rng)
-    return np.clip(a + (b - a) * weight[..., None], 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(a + (b - a) * weight[..., None], 0, 255).astype(np.uint8))
 
 
 def _noise(side: int, rng: np.random.Generator, octaves: int | None = None) -> np.ndarray:
@@ -52,7 +52,7 @@ def _wave(side: int, rng: np.random.Generator) -> np.ndarray:
     ys, xs = np.mgrid[:side, :side].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), np.exp(rng.uniform(np.log(4), np.log(side)))
     bend = _noise(side, rng, 2) * rng.uniform(0, side / 3) * (rng.random() < 0.5)
-    return (xs * np.cos(angle) + ys * np.sin(angle) + bend) / period
+    return np.asarray((xs * np.cos(angle) + ys * np.sin(angle) + bend) / period)
 
 
 def _clouds(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +72,7 @@ def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _plaid(side: int, rng: np.random.Generator) -> np.ndarray:
-    return (_stripes(side, rng) // 2 + _stripes(side, rng) // 2).astype(np.uint8)
+    return np.asarray((_stripes(side, rng) // 2 + _stripes(side, rng) // 2).astype(np.uint8))
 
 
 def _checkers(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -198,7 +198,7 @@ def _cells(side: int, rng: np.random.Generator) -> np.ndarray:
     else:
         nearest = np.sqrt(np.partition(distance, 1, -1)[..., :2])
         image = _mix(np.clip((nearest[..., 1] - nearest[..., 0]) / rng.uniform(1, 8), 0, 1), rng)
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR))
 
 
 def _bricks(side: int, rng: np.random.Generator) -> np.ndarray:

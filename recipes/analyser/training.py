@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ Loss = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 EMA_HALF_LIFE_STEPS = 200
 
 
-class SampleStream(IterableDataset):
+class SampleStream(IterableDataset[Batch]):
     """Batches of samples; sample i of step s depends on (seed, s, i) only, so that a resumed run sees what it
     would have seen.
     """
@@ -45,7 +46,7 @@ def to_input(image: torch.Tensor) -> torch.Tensor:
     return (image.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def train(
+def train(  # noqa: PLR0913 - all that a training is made of
     net: nn.Module,
     make: Callable[[np.random.Generator], dict[str, np.ndarray]],
     loss: Loss,
@@ -124,10 +125,10 @@ class Progress:
             else:
                 mine[key].copy_(value)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "average": self.average.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.average.load_state_dict(state["average"])
 

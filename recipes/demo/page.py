@@ -77,7 +77,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def label_picture(label: np.ndarray) -> np.ndarray:
     """label [H,W] uint8 classes -> [H,W,3] uint8."""
-    return LABEL_COLORS[np.minimum(label, len(LABEL_COLORS) - 1)]
+    return np.asarray(LABEL_COLORS[np.minimum(label, len(LABEL_COLORS) - 1)])
 
 
 def line_plot(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, width: int = 520) -> str:

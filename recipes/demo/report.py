@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import page
@@ -99,7 +100,7 @@ def losses_section(run: Path) -> str:
     )
 
 
-def loss_series(rows: Sequence[dict], kind: str) -> dict[str, list[tuple[float, float]]]:
+def loss_series(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, list[tuple[float, float]]]:
     """The finite figures of one kind of line of the run's log, by name: [(step, value)]."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

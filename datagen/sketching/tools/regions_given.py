@@ -99,7 +99,7 @@ def _mask_of(path: str) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_mask(path: str, modified: int) -> np.ndarray:
+def _read_mask(path: str, _modified: int) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes() or b"\0", np.uint8), cv2.IMREAD_GRAYSCALE)
     if pixels is None:
         raise ValueError(f"{path}: not an image that can be read; a mask is a PNG, white where the bangs go")
