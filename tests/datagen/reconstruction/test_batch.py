@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from stylepairs.datagen.reconstruction.batch import optimise
-from stylepairs.datagen.reconstruction.in_hand import Job, State, Verdict
+from stylepairs.datagen.reconstruction import batch, in_hand
+from stylepairs.datagen.reconstruction.batch import Batch, evaluated, optimise, optimise_all
+from stylepairs.datagen.reconstruction.in_hand import InHand, Job, State, Verdict
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
 SETTINGS = OptimiserSettings(
@@ -137,3 +138,123 @@ def test_noise_maps_stay_normalised():
 
 def test_no_jobs_is_no_work():
     assert run([]) == {}
+
+
+def small_jobs(count: int, **changes) -> list[Job]:
+    return [Job(torch.full((2, 3), index + 1.0), [torch.zeros(4, 4)], {}, **changes) for index in range(count)]
+
+
+def squares(state: State) -> Verdict:
+    """The square of each latent's sum, violated by half; its gradient is twice the sum."""
+    total = state.u.sum((1, 2))
+    return Verdict(total.square(), total > 15, total / total.abs() / 2, {"total": total})
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_verdicts_and_gradients_are_those_of_each_portrait_whatever_is_computed_together(at_once):
+    settings, seen = SETTINGS.model_copy(update={"batch": 4}), []
+    hand = InHand(small_jobs(1)[0], settings, 0.0, None)
+    for place, job in enumerate(small_jobs(4)):
+        hand.put(place, job)
+
+    def objective(state: State) -> Verdict:
+        seen.append(state)
+        return squares(state)
+
+    verdict, gradients = evaluated(objective, hand.state, settings, at_once)
+    assert [len(state.u) for state in seen] == [at_once] * (4 // at_once)
+    assert (seen[0] is hand.state) == (at_once == 4)
+    assert verdict.loss.tolist() == [36.0, 144.0, 324.0, 576.0]
+    assert verdict.met.tolist() == [False, False, True, True]
+    assert verdict.violation.tolist() == [0.5] * 4
+    assert verdict.figures["total"].tolist() == [6.0, 12.0, 18.0, 24.0]
+    assert len(gradients) == 1
+    assert gradients[0].mean((1, 2)).tolist() == [12.0, 24.0, 36.0, 48.0]
+    assert not any(tensor.requires_grad for tensor in (verdict.loss, verdict.violation, verdict.figures["total"]))
+
+
+def test_three_parts_are_put_together_like_two():
+    settings = SETTINGS.model_copy(update={"batch": 3})
+    hand = InHand(small_jobs(1)[0], settings, 0.0, None)
+    verdict, gradients = evaluated(squares, hand.state, settings, 1)
+    assert verdict.loss.tolist() == [36.0] * 3
+    assert gradients[0].shape == (3, 2, 3)
+
+
+def test_outcomes_of_all_come_in_the_order_of_the_jobs_and_progress_counts_them():
+    jobs, calls = [make_job(seed, near=near) for seed, near in enumerate((0.0, 0.5, 0.02))], []
+    outcomes = optimise_all(jobs, quadratic, SETTINGS, progress=lambda done, of: calls.append((done, of)))
+    left = run(jobs)
+    assert list(left) != [0, 1, 2]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert all(torch.equal(outcome.u, left[index].u) for index, outcome in enumerate(outcomes))
+    assert len(optimise_all(jobs, quadratic, SETTINGS)) == 3
+
+
+@pytest.mark.parametrize("every", [optimise, optimise_all])
+def test_unless_told_otherwise_a_step_is_captured_and_a_multiplier_stays(every, monkeypatch):
+    captured, settings = [], SETTINGS.model_copy(update={"steps": 3, "decay_steps": 2})
+    monkeypatch.setattr(batch, "graphed", lambda step, device: (captured.append(device), step)[1])
+    found = list(every(small_jobs(1), squares, settings))
+    outcome = found[0] if every is optimise_all else found[0][1]
+    assert captured == [torch.device("cpu")]
+    assert (outcome.steps, outcome.figures["multiplier"]) == (5, 1.0)
+    list(every(small_jobs(1), squares, settings, capturable=False))
+    assert len(captured) == 1
+
+
+def test_the_finest_noise_map_decides_how_many_are_computed_together():
+    seen = set()
+
+    def objective(state: State) -> Verdict:
+        seen.add(len(state.u))
+        return squares(state)
+
+    job = Job(torch.ones(2, 3), [torch.zeros(size, size) for size in (4, 4, 8, 16)], {})
+    settings = SETTINGS.model_copy(update={"batch": 4, "steps": 1, "decay_steps": 1, "pixels_at_once": 2 * 16**2})
+    list(optimise([job], objective, settings))
+    assert seen == {2}
+
+
+def waiting_batch(monkeypatch, jobs: list[Job], pause_at: int | None = None) -> Batch:
+    monkeypatch.setattr(in_hand, "waits", lambda device: True)
+    return Batch(jobs, SETTINGS, 0.0, pause_at)
+
+
+def test_jobs_take_the_places_in_order_and_the_rest_stay_empty(monkeypatch):
+    made = waiting_batch(monkeypatch, small_jobs(2))
+    assert made.places == [0, 1, None]
+    assert made.hand.state.u[:, 0, 0].tolist() == [1, 2, 1]
+    assert waiting_batch(monkeypatch, small_jobs(5)).places == [0, 1, 2]
+
+
+def test_nobody_is_asked_before_the_first_may_leave(monkeypatch):
+    """Met in the very next step, it decays for 10; unless it decays already, or all pause."""
+    assert waiting_batch(monkeypatch, small_jobs(1)).steps_to_go == 11
+    assert waiting_batch(monkeypatch, small_jobs(1, step=2)).steps_to_go == 11
+    assert waiting_batch(monkeypatch, small_jobs(1), pause_at=7).steps_to_go == 7
+    assert waiting_batch(monkeypatch, small_jobs(2, step=5), pause_at=7).steps_to_go == 2
+    later = [*small_jobs(1), *small_jobs(1, step=5)]
+    assert waiting_batch(monkeypatch, later, pause_at=7).steps_to_go == 2
+    assert waiting_batch(monkeypatch, later[::-1], pause_at=7).steps_to_go == 2
+
+
+def test_how_long_it_takes_is_counted_anew_from_where_all_are(monkeypatch):
+    made = waiting_batch(monkeypatch, small_jobs(2))
+    for steps, decays, to_go in (((12, 25), (40, 20), 5), ((12, 45), (40, 40), 5), ((12, 14), (40, 40), 11)):
+        made.hand.state.step[:2], made.hand.decay_from[:2] = torch.tensor(steps), torch.tensor(decays)
+        assert list(made.leaving()) == []
+        assert made.steps_to_go == to_go
+
+
+def test_the_next_job_starts_afresh_in_the_place_of_one_that_left(monkeypatch):
+    made = waiting_batch(monkeypatch, small_jobs(4))
+    for _ in range(2):
+        made.hand.advance(*evaluated(squares, made.hand.state, SETTINGS, 3), None)
+    made.hand.state.step[:] = torch.tensor([39.0, 49.0, 39.0])
+    made.hand.advance(*evaluated(squares, made.hand.state, SETTINGS, 3), None)
+    assert [(index, outcome.steps) for index, outcome in made.leaving()] == [(1, 50)]
+    assert made.places == [0, 3, 2]
+    assert made.hand.state.step.tolist() == [40, 0, 40]
+    assert made.hand.state.u[1].unique().tolist() == [4]
+    assert made.steps_to_go == 10

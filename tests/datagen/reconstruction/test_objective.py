@@ -163,3 +163,55 @@ def test_downsample_is_an_area_average_and_never_enlarges():
     assert downsample(image, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert downsample(image, 4) is image
     assert downsample(image, 8) is image
+
+
+def test_masked_l1_is_the_mean_however_little_is_masked():
+    image, mask = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
+    image[0, 0, 1, 1], mask[0, 0, 1, 1] = 0.6, 0.25
+    image[1], mask[1] = -0.3, 0.01
+    assert masked_l1(image, torch.zeros_like(image), mask).tolist() == pytest.approx([0.2, 0.3])
+
+
+def test_in_space_is_lab_by_fifty_where_asked_and_nothing_beyond_white():
+    image = torch.tensor([1.5, 1.5, -3.0])[:, None, None, None].expand(3, 3, 2, 2)
+    made = in_space(image, torch.tensor([True, False, True]))
+    torch.testing.assert_close(made[0, :, 0, 0], torch.tensor([2.0, 0.0, 0.0]), atol=1e-3, rtol=0)  # white: L 100
+    assert torch.equal(made[1], image[1])
+    torch.testing.assert_close(made[2], torch.zeros(3, 2, 2), atol=1e-3, rtol=0)
+    assert in_space(image, None) is image
+
+
+def test_each_cells_colour_is_its_own_however_little_of_it_is_masked():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 0, 0], mask[..., 4:, 4:] = 0.5, 1.0
+    made = masked_downsample(torch.full((1, 3, 8, 8), 0.6), mask, 2)
+    torch.testing.assert_close(made[0], torch.tensor([[0.6, 0.0], [0.0, 0.6]]).expand(3, 2, 2))
+
+
+def test_beyond_the_range_a_render_in_lab_is_as_far_off_as_it_left_it():
+    """Red 0.6 too bright: sqrt(0.36 / 3); all 0.5 too dark: 0.5; in RGB the distance says it already."""
+    image = torch.ones(3, 3, 8, 8)
+    image[0, 0], image[1], image[2] = 1.6, -1.5, 1.5
+    lab, mask = torch.tensor([True, True, False]), torch.full((3, 1, 8, 8), 0.01)
+    wanted = image.clone()
+    wanted[:2] = in_space(image[:2].clamp(-1, 1), lab[:2])
+    errors = reference_errors(image, [wanted[:, :, :4, :4], wanted[:, :, :2, :2]], mask, lab)
+    assert errors.shape == (2, 3)
+    for row in errors:
+        assert row.tolist() == pytest.approx([0.12**0.5, 0.5, 1e-4], rel=1e-3)
+
+
+def test_distances_are_root_mean_squares_over_cells_and_channels_weighed_by_the_mask():
+    image, mask = torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
+    image[..., :2], mask[..., 2:] = 0.6, 0.2  # five sixths of the weight are 0.6 off in one channel of three
+    image[:, 1:] = 0.0
+    errors = reference_errors(image, [torch.zeros(1, 3, 2, 2)], mask, None)
+    assert errors.tolist() == [[pytest.approx((0.36 / 3 * 5 / 6) ** 0.5)]]
+
+
+def test_latents_are_compared_portrait_by_portrait_and_row_by_row():
+    u = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]])
+    assert row_spread(u).tolist() == pytest.approx([1.0, 0.5])
+    assert prior_norm(u).tolist() == pytest.approx([7.5, 1.0])
+    start = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]).expand(2, 2, 2)
+    assert anchor_distance(u, start, torch.tensor([2.0, 0.5])).tolist() == pytest.approx([2.125, 1.25])
