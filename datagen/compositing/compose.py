@@ -46,14 +46,11 @@ def compose(portrait: Portrait, reconstruction: Reconstruction, sketch: Sketch) 
 def with_part(photo: torch.Tensor, before: torch.Tensor, after: torch.Tensor, part: Sketch) -> torch.Tensor:
     """photo [3,H,W] with one edit in it, which the generator made `after` of `before`; to the bit outside its mask."""
     mask = region_mask(part.edit_mask)
-    if part.photo_detail >= 1:
-        edited = transfer_detail(photo, before, after, part.edit_mask)
-    else:
-        edited = laplacian_blend(photo, after, part.edit_mask)
-        if part.sketch_detail > 0:
-            edited = edited.lerp(harmonised(part, after), part.sketch_detail)
-        if part.photo_detail > 0:
-            edited = edited.lerp(transfer_detail(photo, before, after, part.edit_mask), part.photo_detail)
+    edited = laplacian_blend(photo, after, part.edit_mask)
+    if part.sketch_detail > 0:
+        edited = edited.lerp(harmonised(part, after), part.sketch_detail)
+    if part.photo_detail > 0:
+        edited = edited.lerp(transfer_detail(photo, before, after, part.edit_mask), part.photo_detail)
     return torch.where(mask > 0, photo + mask * (edited - photo), photo)
 
 

@@ -148,6 +148,13 @@ def test_a_part_takes_as_much_detail_of_photo_and_sketch_as_it_says(photo_detail
     torch.testing.assert_close(with_part(photo, before, after, part), expected)
 
 
+def test_with_all_the_photos_detail_nothing_else_is_left_to_the_bit():
+    photo, before, after, mask = random_image(1), random_image(2), random_image(3), box(20, 40, 20, 40)
+    part = sketch_of(random_image(4), mask, photo_detail=1.0, sketch_detail=0.75)
+    edited = transfer_detail(photo, before, after, mask)
+    assert torch.equal(with_part(photo, before, after, part), photo + region_mask(mask) * (edited - photo))
+
+
 def test_outside_the_mask_the_photo_stays_to_the_bit_whatever_the_generator_made():
     photo, mask, broken = random_image(1), box(20, 40, 20, 40), torch.full((3, SIDE, SIDE), torch.nan)
     part = sketch_of(random_image(2), mask)
