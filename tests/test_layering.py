@@ -4,6 +4,7 @@ importing it."""
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ ROOMS = (
 MODULES_LIMIT = 12
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Absolute names of all modules that a file imports, wherever in the file; relative imports are resolved."""
     package = ("stylepairs", *path.relative_to(ROOT).parts[:-1])

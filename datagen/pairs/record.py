@@ -23,8 +23,8 @@ PROVENANCE = (
 # Of a record, but not in the JSON: where the pair lies.
 _PLACE = ("id", "shard", "parts")
 
-PairId = Annotated[str, Field(pattern=r"^\d{6,12}$")]
-ShardName = Annotated[str, Field(pattern=r"^(pairs-\d{5,9}\.tar)?$")]
+PairId = Annotated[str, Field(pattern=r"^[0-9]{6,12}$")]
+ShardName = Annotated[str, Field(pattern=r"^(pairs-[0-9]{5,9}\.tar)?$")]
 _Text = Annotated[str, Field(max_length=4096)]
 _Figure = Annotated[float | None, AfterValidator(lambda value: value if math.isfinite(value or 0.0) else None)]
 

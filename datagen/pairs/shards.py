@@ -25,8 +25,8 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 
 MANIFEST = "manifest.parquet"
 
-_SHARD_NAME = re.compile(r"pairs-\d{5,9}\.tar")
-_MEMBER_NAME = re.compile(r"(\d{6,12})\.([a-z_]{1,32}\.(?:png|npz)|json)")
+_SHARD_NAME = re.compile(r"pairs-[0-9]{5,9}\.tar")
+_MEMBER_NAME = re.compile(r"([0-9]{6,12})\.([a-z_]{1,32}\.(?:png|npz)|json)")
 # What one member may claim, so that a damaged or hostile shard cannot fill the memory (a 4096 px PNG is 50 MB).
 _MAX_MEMBER_BYTES = 256 << 20  # any value will do
 _MAX_JSON_BYTES = 1 << 20  # any value will do
@@ -92,7 +92,7 @@ def read_pairs(
 
 def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) -> Pair:
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
-    if not re.fullmatch(r"\d{6,12}", id):
+    if not re.fullmatch(r"[0-9]{6,12}", id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
     for record in _records(Path(directory), accepted_only=False, split=None):
         if record.id == id:
@@ -135,7 +135,10 @@ def _members(file: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
         match = _MEMBER_NAME.fullmatch(member.name)
         if match is None or not member.isreg():
             raise Damaged(f"unexpected member {member.name[:80]!r}")
-        found.setdefault(match[1], {})[match[2].partition(".")[0]] = (member.offset_data, member.size)
+        parts, part = found.setdefault(match[1], {}), match[2].partition(".")[0]
+        if part in parts:
+            raise Damaged(f"two members {member.name!r}")
+        parts[part] = (member.offset_data, member.size)
         end = member.offset_data + member.size
     # The two zero blocks that end a tar are there only when it was written to its end.
     if file.seek(0, io.SEEK_END) < end + 2 * tarfile.BLOCKSIZE:

@@ -237,6 +237,7 @@ def test_direction_stops_where_the_score_is_first_reached():
     assert first(torch.tensor([0.0, -0.4, 0.3, 0.2])) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["w", "w+"])
 def test_the_projector_comes_nearer_to_a_photo_and_stays_in_its_space(generator, perceptual, portraits, space):
     def distances(steps):

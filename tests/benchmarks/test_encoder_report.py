@@ -39,6 +39,7 @@ def setting(report):
     return report.Setting(generator, load_perceptual("pyramid"), prior, pictures)
 
 
+@pytest.mark.slow
 def test_more_steps_come_nearer_to_the_photo_from_both_starts(report, setting):
     encoder = Encoder(EncoderConfig.of(setting.generator))
     none, few, many = (report.from_encoder(setting, encoder, steps) for steps in (0, 4, 24))

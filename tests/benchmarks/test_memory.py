@@ -34,6 +34,7 @@ def small(memory, monkeypatch):
     monkeypatch.setattr(memory, "load_perceptual", lambda: load_perceptual("pyramid"))
 
 
+@pytest.mark.slow
 def test_a_steps_tensors_grow_with_the_batch_and_shrink_where_they_are_bounded(memory, small):
     keep = {"recompute_from_px": memory.KEEP_ALL, "pixels_at_once": memory.NO_BOUND}
     one, two, recomputed, parts = (
@@ -48,6 +49,7 @@ def test_a_steps_tensors_grow_with_the_batch_and_shrink_where_they_are_bounded(m
     assert one["peak"] < parts["peak"] < two["peak"]
 
 
+@pytest.mark.slow
 def test_the_counted_step_is_the_one_that_is_run(memory, small):
     case = memory.Case(0, 32, 1, memory.KEEP_ALL, precision="fp32")
     with memory.LiveBytes("cpu") as live:

@@ -107,6 +107,7 @@ def test_stored_latents_and_noise_render_the_stored_images_again(built, generato
             assert (difference > 0).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_partly_filled_cache_does_not_show(built, portraits, generator, tmp_path):
     pairs, cache = built
     shutil.copytree(cache, tmp_path / "cache")

@@ -100,6 +100,7 @@ def run(monkeypatch, portraits: Path, trunk: Path, out: Path, *extra: str) -> di
     return load_file(out / "state.safetensors")
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_unbroken_training(portraits, trunk_file, tmp_path, monkeypatch):
     whole = run(monkeypatch, portraits, trunk_file, tmp_path / "whole", "--stages", "32:8", "64:16")
     for stages in (["32:8"], ["32:8", "64:12"], ["32:8", "64:16"]):  # stopped between stages and within one

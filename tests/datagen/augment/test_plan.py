@@ -146,6 +146,7 @@ def test_the_number_of_workers_does_not_show(pairs, augmented, tmp_path):
     assert digests(tmp_path / "more") == digests(augmented)
 
 
+@pytest.mark.slow
 def test_an_interrupted_augmentation_goes_on_and_ends_with_the_same_bytes(pairs, augmented, tmp_path):
     class Killed(Exception):
         pass

@@ -124,6 +124,7 @@ def test_the_degree_rises_with_the_intensity(volume):
     assert degrees == pytest.approx([0.1, 0.4, 0.7], abs=0.12)
 
 
+@pytest.mark.slow
 def test_the_recipe_s_gate_passes_a_clean_pair_and_stops_a_halo_a_double_outline_and_an_unchanged_one():
     recipe = load_recipe("fluffiness", "datagen", BuildRecipe)
     before, params = portrait(), fluffiness.Params(volume=0.12)

@@ -107,6 +107,7 @@ def _half_unit(x):
     return 0.5 * x / (x.square().sum(1, keepdim=True) + 0.01).sqrt()
 
 
+@pytest.mark.slow
 def test_vgg16_distance_is_the_published_lpips_formula(tmp_path):
     pytest.importorskip("torchmetrics")
     state = _random_vgg16_state()

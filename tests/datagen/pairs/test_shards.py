@@ -237,13 +237,25 @@ def test_one_latent_alone_is_not_written(tmp_path, synthetic_pairs):
         assert "latents" not in shards.scan_shard(tmp_path / "pairs-00000.tar")[0].parts
 
 
-@pytest.mark.parametrize("name", ["../evil.before.png", "/etc/passwd", "000001.before.exe", "000000/before.png"])
+@pytest.mark.parametrize(
+    "name", ["../evil.before.png", "/etc/passwd", "000001.before.exe", "000000/before.png", "0000٠1.json"]
+)
 def test_a_tar_with_foreign_names_is_refused(tmp_path, name):
     with tarfile.open(tmp_path / "pairs-00000.tar", "w") as tar:
         info = tarfile.TarInfo(name)
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
     with pytest.raises(InputError, match="unexpected member"):
+        shards.read_index(tmp_path)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "pairs-00000.tar", "w") as tar:
+        for text in (b"abc", b"xyz"):
+            info = tarfile.TarInfo("000000.before.png")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(text))
+    with pytest.raises(InputError, match="two members"):
         shards.read_index(tmp_path)
 
 

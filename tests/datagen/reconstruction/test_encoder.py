@@ -89,6 +89,7 @@ def distance(generator, prior, starts, images) -> float:
     return float((torch.stack(found) - images).square().mean())
 
 
+@pytest.mark.slow
 def test_renders_of_its_starts_are_nearer_to_unseen_photos_than_the_mean_face(generator, prior, trained):
     encoder, losses = trained
     images = draw_samples(generator, prior, 8, torch.Generator().manual_seed(99))
@@ -111,6 +112,7 @@ def test_predicted_noise_maps_are_standardised_and_the_coarse_ones_left_alone(ge
             assert not torch.equal(level, own[0, 0])
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_as_an_unbroken_one(train, trained, tmp_path):
     def stop(step, loss):
         if step == 12:

@@ -155,6 +155,7 @@ def test_a_portrait_that_breaks_down_in_a_coarse_phase_stays_out_of_the_next(gen
     assert calls[-1] == (6, 6)
 
 
+@pytest.mark.slow
 def test_coarse_results_do_not_depend_on_neighbours_or_order(generator, perceptual, portraits, inversions, prior):
     settings = STAGE0.model_copy(update=COARSE)
     together = invert(generator, perceptual, portraits, settings, prior)

@@ -113,6 +113,7 @@ def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual,
     assert made.ws_after.isfinite().all()
 
 
+@pytest.mark.slow
 def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, perceptual, portraits, inversions):
     sketch = paint_top(portraits[0])
     stripes = 0.4 * torch.tensor([1.0, -1.0]).repeat(SIDE // 2) * sketch.edit_mask
