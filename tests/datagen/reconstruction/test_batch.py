@@ -258,3 +258,11 @@ def test_the_next_job_starts_afresh_in_the_place_of_one_that_left(monkeypatch):
     assert made.hand.state.step.tolist() == [40, 0, 40]
     assert made.hand.state.u[1].unique().tolist() == [4]
     assert made.steps_to_go == 10
+
+
+def test_one_that_is_due_is_asked_at_once_and_a_cpu_after_every_step(monkeypatch):
+    assert Batch(small_jobs(1), SETTINGS, 0.0, None).steps_to_go == 1
+    made = waiting_batch(monkeypatch, small_jobs(1))
+    made.hand.state.step[0] = 49.0
+    assert list(made.leaving()) == []
+    assert made.steps_to_go == 1
