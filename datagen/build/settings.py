@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from stylepairs.datagen import __version__
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 # Raised whenever the same build would give other pairs.
@@ -59,7 +59,4 @@ class BuildRecipe(BaseModel):
 @functools.cache
 def code_version() -> str:
     """The version of the code as pairs carry it: the distribution's, and that of the build's format."""
-    try:
-        return f"{version('stylepairs')}+build{BUILD_VERSION}"
-    except PackageNotFoundError:
-        return f"unknown+build{BUILD_VERSION}"
+    return f"{__version__}+build{BUILD_VERSION}"
