@@ -51,6 +51,7 @@ def edit(
     out: Annotated[Path, typer.Option(help="folder for the edited photos")],
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
+    provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
     parser: Annotated[str, typer.Option(help="embedded or a BiSeNet .pth")] = "embedded",
@@ -65,7 +66,7 @@ def edit(
     run_own_feature(own_feature)
     editor = Editor.load(run, device=device, landmarks=landmarks, parser=parser)
     editor.wanted(params)
-    if edit_files(editor, jobs, params, min_score):
+    if edit_files(editor, jobs, params, min_score, provenance):
         raise typer.Exit(2)
 
 

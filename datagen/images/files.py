@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
@@ -49,7 +49,10 @@ _DESCRIPTIVE = {
     34853,
     *range(40091, 40096),
 }
-_MAX_JPEG_EXIF = 65_500  # bytes: one JPEG segment
+MAX_JPEG_EXIF_BYTES = 65_500  # one segment of a JPEG
+MAX_JPEG_XMP_BYTES = 65_500  # the same, less the name that begins it
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_TIFF_XMP = 700
 # EXIF orientation -> what turns the stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,12 +71,14 @@ class Photo:
 
     alpha: uint8 [H,W], None for an opaque file. icc_profile: the RGB profile that the pixels are in, None for sRGB.
     exif: the file's EXIF block with its orientation removed, None where there is none or it cannot be written again.
+    xmp: its XMP packet, upright, None where there is none.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
 
 
 def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
@@ -142,10 +147,7 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     image = Image.fromarray(photo.pixels)
     if photo.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         image.putalpha(Image.fromarray(photo.alpha))
-    options: dict[str, object] = {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
-    fits = photo.exif is not None and (suffix not in (".jpg", ".jpeg") or len(photo.exif) <= _MAX_JPEG_EXIF)
-    if fits and suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
-        options["exif"] = photo.exif
+    options = _metadata_options(photo, suffix)
     if suffix not in _LOSSLESS_SUFFIXES:
         options |= {"quality": quality}
     if suffix in (".jpg", ".jpeg"):
@@ -196,7 +198,7 @@ def _decode(image: Image.Image) -> Photo:
         alpha = None if alpha.min() == 255 else alpha
     pixels = np.array(_eight_bits(upright).convert("RGB"))
     keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P")
-    return Photo(pixels, alpha, profile if keeps_profile else None, exif)
+    return Photo(pixels, alpha, profile if keeps_profile else None, exif, _read_xmp(image))
 
 
 def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
@@ -213,6 +215,46 @@ def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
         return orientation, exif.tobytes() if len(exif) else None
     except Exception:  # noqa: BLE001 - see above
         return orientation, None
+
+
+def _read_xmp(image: Image.Image) -> bytes | None:
+    """The XMP packet of a loaded image, wherever its format and Pillow's version put it; it says upright, too."""
+    found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if found is None and image.format == "TIFF":
+        found = image.tag_v2.get(_TIFF_XMP)  # type: ignore[attr-defined]
+    for name, data in getattr(image, "applist", None) or ():
+        if found is None and name == "APP1" and data.startswith(_JPEG_XMP):
+            found = data[len(_JPEG_XMP) :]
+    if not isinstance(found, str | bytes):
+        return None
+    packet = found.encode("utf-8", "replace") if isinstance(found, str) else found
+    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", packet)
+
+
+def _metadata_options(photo: Photo, suffix: str) -> dict[str, object]:
+    """What Pillow's `save` takes to write profile, EXIF and XMP; what the format cannot hold is left out."""
+    options: dict[str, object] = {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
+    exif, xmp = photo.exif, photo.xmp
+    if suffix in (".jpg", ".jpeg"):
+        exif = exif if exif is None or len(exif) <= MAX_JPEG_EXIF_BYTES else None
+        if xmp is not None and len(xmp) <= MAX_JPEG_XMP_BYTES:
+            options["extra"] = b"\xff\xe1" + (len(_JPEG_XMP) + len(xmp) + 2).to_bytes(2, "big") + _JPEG_XMP + xmp
+    elif suffix == ".png" and xmp is not None:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        options["pnginfo"] = chunks
+    elif suffix == ".webp" and xmp is not None:
+        options["xmp"] = xmp
+    elif suffix in (".tif", ".tiff") and (exif is not None or xmp is not None):
+        tags = Image.Exif()
+        if exif is not None:
+            tags.load(exif)
+        if xmp is not None:
+            tags[_TIFF_XMP] = xmp
+        return options | {"exif": tags}
+    if exif is not None and suffix in (".jpg", ".jpeg", ".png", ".webp"):
+        options["exif"] = exif
+    return options
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from stylepairs.i2i.edit.editor import EditedPhoto, Editor
 
 Jobs = list[tuple[Path, Path]]
+# The formats that can hold provenance, by the suffixes of photos.
+_SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")} | {".jfif": ".jpg"}
 
 
-def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score: float) -> int:
+def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score: float, provenance: bool = True) -> int:
     """Edit each photo into its file and print a line on it; returns how many failed. None of them ends the others."""
     failed = 0
     for path, target in jobs:
         try:
-            print(printable(f"{path} -> {target}: {outcome(edit_file(editor, path, target, params, min_score))}"))
+            print(
+                printable(
+                    f"{path} -> {target}: {outcome(edit_file(editor, path, target, params, min_score, provenance))}"
+                )
+            )
         except InputError as error:
             failed += 1
             print(printable(str(error)), file=sys.stderr)
@@ -37,21 +43,29 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
 
 
 def edit_file(
-    editor: Editor, path: Path, target: Path, params: Mapping[str, Any], min_score: float = 0.5
+    editor: Editor,
+    path: Path,
+    target: Path,
+    params: Mapping[str, Any],
+    min_score: float = 0.5,
+    provenance: bool = True,
 ) -> EditedPhoto:
-    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, EXIF and transparency.
+    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, metadata, transparency.
 
-    Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a face, or one
-    with none that the edit applies to.
+    provenance: the file says that a generative model edited it (`stylepairs.i2i.edit.provenance`). Raises InputError
+    (one line that begins with the photo's name) for an unreadable photo, one without a face, or one with none that the
+    edit applies to.
     """
     from stylepairs.datagen.images.files import load_photo, save_photo
+    from stylepairs.i2i.edit.provenance import marked
 
     photo = load_photo(path)
     try:
         edited = editor(photo.pixels, params, min_score=min_score)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    save_photo(target, replace(photo, pixels=edited.pixels))
+    result = replace(photo, pixels=edited.pixels)
+    save_photo(target, marked(result) if provenance else result)
     return edited
 
 
@@ -67,14 +81,15 @@ def outcome(edited: EditedPhoto) -> str:
 def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None) -> Jobs:
     """Each photo and its file in `out`, no two alike: photos of the same name get _2, _3, ...
 
-    paths: files, or folders with all their files, whose sub-folders are kept; suffix None keeps each photo's own.
+    paths: files, or folders with all their files, whose sub-folders are kept; suffix None keeps each photo's own, as
+    far as its format can say that the photo was edited, and is .png for the others.
     Raises InputError before anything is written if a file would take a photo's place.
     """
     photos = [found for path in paths for found in _photos(path, out)]
     originals = {os.path.realpath(path) for path, _ in photos}
     jobs: dict[Path, Path] = {}
     for path, folder in photos:
-        ending, count = suffix or path.suffix.lower(), 1
+        ending, count = suffix or _SAME.get(path.suffix.lower(), ".png"), 1
         target = out / folder / (path.stem + ending)
         while target in jobs:
             count += 1
