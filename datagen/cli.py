@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stylepairs.datagen.latent.cli import latent
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Before/after pairs from rough edits of portraits.",
 )
+app.add_typer(latent, name="latent")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ ROOMS = (
     "datagen.reconstruction",
     "datagen.compositing",
     "datagen.features",
+    "datagen.latent",
     "datagen.pairs",
     "datagen.build",
     "datagen.augment",

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "datagen", "i2i")
 HEAVY = ("torch", "kornia", "cv2", "albumentations", "accelerate", "sklearn", "pyarrow")
-COMMANDS = ["datagen", "datagen prepare", "datagen build", "datagen inspect", "datagen export"] + [
+COMMANDS = ["datagen", "datagen prepare", "datagen build", "datagen inspect", "datagen export", "datagen latent"] + [
     "i2i",
     "i2i train",
     "i2i edit",

@@ -13,10 +13,11 @@ from stylepairs.datagen.augment.making import bare_portrait
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.models import Models, load_models
 from stylepairs.datagen.build.settings import BuildRecipe
-from stylepairs.datagen.build.shard_runner import BuildEvent, OnEvent, fix_settings, settings_put_back
+from stylepairs.datagen.build.shard_runner import BuildEvent, OnEvent
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.workers import run_workers
 
 

@@ -8,7 +8,6 @@ start, so that neither kills nor the number of workers and ranks show in the res
 from __future__ import annotations
 
 import abc
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -25,11 +24,10 @@ from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.workers import run_workers
 
 BUILD_FILE = "build.json"
-# On a CPU each worker computes with one thread: sums split over threads round differently, and the bytes would show it.
-THREADS = 1
 
 
 class ShardedPlan(abc.ABC):
@@ -225,41 +223,3 @@ def _conclude(plan: ShardedPlan) -> BuildResult:
         shards.update_manifest(plan.out)
     records = shards.read_index(plan.out, accepted_only=False) if shards.shard_paths(plan.out) else []
     return BuildResult(len(records), sum(record.accepted for record in records), complete)
-
-
-def _fixed_switches() -> list[tuple[Any, str, bool]]:
-    """What a build sets for CUDA, (owner, name, value): float32 is float32, and convolutions repeat."""
-    from torch import backends
-
-    return [
-        (backends.cuda.matmul, "allow_tf32", False),
-        (backends.cudnn, "allow_tf32", False),
-        (backends.cudnn, "deterministic", True),
-        (backends.cudnn, "benchmark", False),
-    ]
-
-
-def fix_settings() -> None:
-    """Set the number of threads and CUDA's switches, so that results repeat."""
-    import cv2
-    import torch
-
-    torch.set_num_threads(THREADS)
-    cv2.setNumThreads(THREADS)
-    for owner, name, value in _fixed_switches():
-        setattr(owner, name, value)
-
-
-@contextlib.contextmanager
-def settings_put_back() -> Iterator[None]:
-    """What `fix_settings` sets inside the block is put back after it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    switches = [(owner, name, getattr(owner, name)) for owner, name, _ in _fixed_switches()]
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        for owner, name, value in switches:
-            setattr(owner, name, value)

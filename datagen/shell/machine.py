@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from stylepairs.datagen.shell.errors import InputError
+
+# On a CPU each worker computes with one thread: sums split over threads round differently, and the bytes would show it.
+THREADS = 1
 
 
 def choose_device(name: str) -> str:
@@ -41,3 +47,41 @@ def rank_and_world() -> tuple[int, int]:
 def available_cpus() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fixed_switches() -> list[tuple[Any, str, bool]]:
+    """What a build sets for CUDA, (owner, name, value): float32 is float32, and convolutions repeat."""
+    from torch import backends
+
+    return [
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
+    ]
+
+
+def fix_settings() -> None:
+    """Set the number of threads and CUDA's switches, so that results repeat."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(THREADS)
+    cv2.setNumThreads(THREADS)
+    for owner, name, value in _fixed_switches():
+        setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def settings_put_back() -> Iterator[None]:
+    """What `fix_settings` sets inside the block is put back after it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    switches = [(owner, name, getattr(owner, name)) for owner, name, _ in _fixed_switches()]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for owner, name, value in switches:
+            setattr(owner, name, value)
