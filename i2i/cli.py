@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stylepairs.datagen.shell.command_line import run_app
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
 
 app = typer.Typer(
@@ -46,9 +47,19 @@ def train(
 
 @app.command()
 def edit(
-    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded (the shipped weights)")],
-    photos: Annotated[list[Path], typer.Argument(help="photos, any size, any number of faces, or folders of them")],
-    out: Annotated[Path, typer.Option(help="folder for the edited photos")],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[RUN] PHOTO...",
+            help="run folder, .safetensors file, or embedded (the shipped weights), left out where --run says it; then "
+            "photos, any size, any number of faces, or folders of them",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the edited photos; the same command goes on after a stop")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="a model; several make their edits in turn, in one pass over files"),
+    ] = None,
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
@@ -58,15 +69,28 @@ def edit(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     own_feature: OwnFeatureOption = None,
 ) -> None:
-    """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows."""
+    """Edit photos, e.g. --set color=blond --set degree=0.7; a photo that fails gets one line, exit code 2 follows.
+
+    With several runs a parameter begins with its feature: --run A --run B --set bangs.style=full.
+    """
     params, suffix = parsed_params(overrides or []), checked_suffix(format)
+    runs, photos = (runs, photos) if runs else ([str(photos[0])], photos[1:])
+    if not photos:
+        raise InputError("no photos; name a run, then photos or folders of them")
     jobs = jobs_of(photos, out, suffix)
+    from stylepairs.datagen.shell.durable import file_digest
     from stylepairs.i2i.edit.editor import Editor
+    from stylepairs.i2i.edit.journal import Journal
+    from stylepairs.i2i.edit.several import SeveralEditors
+    from stylepairs.i2i.models.checkpoints import model_path
 
     run_own_feature(own_feature)
-    editor = Editor.load(run, device=device, landmarks=landmarks, parser=parser)
+    editors = [Editor.load(run, device=device, landmarks=landmarks, parser=parser) for run in runs]
+    editor = editors[0] if len(editors) == 1 else SeveralEditors(editors)
     editor.wanted(params)
-    if edit_files(editor, jobs, params, min_score, provenance):
+    models = [file_digest(model_path(run)) for run in runs]
+    journal = Journal(out, [models, params, provenance, min_score, landmarks, parser])
+    if edit_files(editor, jobs, params, min_score, provenance, journal):
         raise typer.Exit(2)
 
 
@@ -120,7 +144,6 @@ def recipe_feature(recipe: str) -> str | None:
     from pydantic import BaseModel
 
     from stylepairs.datagen.recipe import load_recipe
-    from stylepairs.datagen.shell.errors import InputError
 
     class Datagen(BaseModel):
         feature: str | None = None
@@ -143,7 +166,6 @@ def parsed_params(overrides: list[str]) -> dict[str, Any]:
     """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML, and the parameters of a
     combination nested, as in "bangs.length=0.5". Raises InputError."""
     from stylepairs.datagen.recipe import parse_override
-    from stylepairs.datagen.shell.errors import InputError
 
     params: dict[str, Any] = {}
     for override in overrides:

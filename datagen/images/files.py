@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from stylepairs.datagen.images.deep import write_deep
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
 
@@ -54,7 +56,7 @@ MAX_JPEG_XMP_BYTES = 65_500  # the same, less the name that begins it
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _TIFF_XMP = 700
 # EXIF orientation -> what turns the stored pixels upright.
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -69,9 +71,11 @@ _UPRIGHT = {
 class Photo:
     """A photo as stored, upright: pixels uint8 [H,W,3] RGB in the file's own colour space.
 
-    alpha: uint8 [H,W], None for an opaque file. icc_profile: the RGB profile that the pixels are in, None for sRGB.
+    Of `stylepairs.datagen.images.stored` they may be uint16, too, and grey [H,W] or CMYK [H,W,4].
+    alpha: [H,W] of their type, None for an opaque file. icc_profile: the profile that the pixels are in, None for sRGB.
     exif: the file's EXIF block with its orientation removed, None where there is none or it cannot be written again.
-    xmp: its XMP packet, upright, None where there is none.
+    xmp: its XMP packet, upright, None where there is none. dpi: across and down, None where it is not said. texts: a
+    PNG's texts by keyword, and a JPEG's comment. notes: what of the file is not in here, in words.
     """
 
     pixels: np.ndarray
@@ -79,6 +83,9 @@ class Photo:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
@@ -94,7 +101,12 @@ def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
 
 
 def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
-    """As `read_image`, with what is needed to save an edited copy: alpha, colour profile and EXIF."""
+    """As `read_image`, with alpha, colour profile, EXIF and XMP."""
+    return decode_photo(path, _decode, max_pixels)
+
+
+def decode_photo(path: str | Path, decode: Callable[[Image.Image], Photo], max_pixels: float = MAX_PIXELS) -> Photo:
+    """The photo that `decode` makes of a file that Pillow has opened; raises InputError as `read_image`."""
     path = Path(path)
     check_photo_file(path)
     # Decoders meet hostile bytes with exceptions of every kind, from SyntaxError to struct.error: all mean "not a
@@ -104,7 +116,7 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
                 _check_size(path, image.width * image.height, max_pixels, max(image.size))
-                return _decode(image)
+                return decode(image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -144,9 +156,8 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     suffix = path.suffix.lower()
     if suffix not in PHOTO_SUFFIXES:
         raise InputError(f"{path}: unknown image suffix {suffix!r}; use .png, .jpg, .webp or .tif")
-    image = Image.fromarray(photo.pixels)
-    if photo.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
-        image.putalpha(Image.fromarray(photo.alpha))
+    if photo.pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        raise ValueError(f"{suffix} holds 8 bits, not 16")
     options = _metadata_options(photo, suffix)
     if suffix not in _LOSSLESS_SUFFIXES:
         options |= {"quality": quality}
@@ -154,6 +165,14 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
         options |= {"subsampling": 0}
     kind = Image.registered_extensions()[suffix]
     make_folder(path.parent)
+    alpha = photo.alpha if suffix in (".png", ".webp", ".tif", ".tiff") else None
+    if photo.pixels.dtype == np.uint16 and photo.pixels.ndim == 3:
+        deep = photo.pixels if alpha is None else np.dstack([photo.pixels, alpha])
+        replace_file(path, lambda file: write_deep(file, deep, kind, options))
+        return
+    image = _pillow_image(photo.pixels)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
     replace_file(path, lambda file: image.save(file, format=kind, **options))
 
 
@@ -189,8 +208,8 @@ def _check_size(path: Path, pixels: int, max_pixels: float, longest_px: int = 0)
 def _decode(image: Image.Image) -> Photo:
     profile = image.info.get("icc_profile")
     image.load()
-    orientation, exif = _read_exif(image)
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    orientation, exif = read_exif(image)
+    upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     alpha = None
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -198,10 +217,16 @@ def _decode(image: Image.Image) -> Photo:
         alpha = None if alpha.min() == 255 else alpha
     pixels = np.array(_eight_bits(upright).convert("RGB"))
     keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P")
-    return Photo(pixels, alpha, profile if keeps_profile else None, exif, _read_xmp(image))
+    return Photo(pixels, alpha, profile if keeps_profile else None, exif, read_xmp(image))
 
 
-def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
+def _pillow_image(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
+    return Image.fromarray(pixels)
+
+
+def read_exif(image: Image.Image) -> tuple[int, bytes | None]:
     """(orientation, the EXIF block without it) of a loaded image; broken EXIF never costs the photo, only itself."""
     orientation = 1
     # Pillow reads more than it can write: signed or missing numbers, unknown types, raise anything from struct.error
@@ -217,7 +242,7 @@ def _read_exif(image: Image.Image) -> tuple[int, bytes | None]:
         return orientation, None
 
 
-def _read_xmp(image: Image.Image) -> bytes | None:
+def read_xmp(image: Image.Image) -> bytes | None:
     """The XMP packet of a loaded image, wherever its format and Pillow's version put it; it says upright, too."""
     found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
     if found is None and image.format == "TIFF":
@@ -232,16 +257,23 @@ def _read_xmp(image: Image.Image) -> bytes | None:
 
 
 def _metadata_options(photo: Photo, suffix: str) -> dict[str, object]:
-    """What Pillow's `save` takes to write profile, EXIF and XMP; what the format cannot hold is left out."""
+    """What Pillow's `save` takes to write profile and metadata; what the format cannot hold is left out."""
     options: dict[str, object] = {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
+    if photo.dpi is not None and suffix in (".jpg", ".jpeg", ".png", ".tif", ".tiff"):
+        options["dpi"] = photo.dpi
     exif, xmp = photo.exif, photo.xmp
     if suffix in (".jpg", ".jpeg"):
+        if "Comment" in dict(photo.texts):
+            options["comment"] = dict(photo.texts)["Comment"].encode()
         exif = exif if exif is None or len(exif) <= MAX_JPEG_EXIF_BYTES else None
         if xmp is not None and len(xmp) <= MAX_JPEG_XMP_BYTES:
             options["extra"] = b"\xff\xe1" + (len(_JPEG_XMP) + len(xmp) + 2).to_bytes(2, "big") + _JPEG_XMP + xmp
-    elif suffix == ".png" and xmp is not None:
+    elif suffix == ".png":
         chunks = PngImagePlugin.PngInfo()
-        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        for keyword, text in photo.texts:
+            chunks.add_itxt(keyword, text)
+        if xmp is not None:
+            chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
         options["pnginfo"] = chunks
     elif suffix == ".webp" and xmp is not None:
         options["xmp"] = xmp

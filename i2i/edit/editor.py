@@ -8,7 +8,7 @@ where the predicted mask is zero keep their bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.images.stored import eight_bits
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, square_transform
-from stylepairs.datagen.portraits.analysis.detection import Faces
+from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
@@ -44,6 +45,8 @@ PARSE_PX = 256
 # Of the side: more than a mask's dilation and feather reach.
 ROOM_SHARE = 0.12
 MIN_SCORE = 0.5
+# Faces of one photo that go through the network together: bounds the memory.
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,15 @@ class FaceEdit:
 
 @dataclass(frozen=True)
 class EditedPhoto:
-    """pixels uint8 [H,W,3] RGB; mask [H,W] float16 in [0,1], how much of each pixel was edited (0: it kept its bits);
-    faces: what was done to each face that was found, the largest first; passed_over: how many more places that may hold
-    one were too many to be looked at."""
+    """pixels [H,W,3] RGB of the photo's type; mask [H,W] float16 in [0,1], how much of each pixel was edited (0: it
+    kept its bits); faces: what was done to each face that was found, the largest first; passed_over: how many more
+    places that may hold one were too many to be looked at; notes: what else is to be said."""
 
     pixels: np.ndarray
     mask: np.ndarray
     faces: list[FaceEdit]
     passed_over: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,34 +120,39 @@ class Editor:
         degree: float | None = None,
         region: np.ndarray | None = None,
         min_score: float = MIN_SCORE,
+        faces: Sequence[Face] | None = None,
     ) -> EditedPhoto:
         """Edit every face of a photo of any size; the photo itself is left as it is.
 
-        photo uint8 [H,W,3] RGB, upright; params: the feature's parameters, say which kind of edit, for example
-        {"color": "blond"}; degree in [0,1]: how much of it (None: what params say, else 1); region [H,W] in [0,1]: how
-        much of each pixel may be edited (None: all of it); min_score: least score of a face. Raises InputError for
-        parameters that the feature does not know, for a photo without a face, and when the feature applies to none.
+        photo uint8 or uint16 [H,W,3] sRGB, upright; params: the feature's parameters, say which kind of edit, for
+        example {"color": "blond"}; degree in [0,1]: how much of it (None: what params say, else 1); region [H,W] in
+        [0,1]: how much of each pixel may be edited (None: all of it); min_score: least score of a face; faces: those of
+        `find`, where they are known. Raises InputError for parameters that the feature does not know, for a photo
+        without a face, and when the feature applies to none.
         """
         wanted = self.wanted(params or {}, degree)
+        found = self.find(photo, min_score) if faces is None else faces
+        result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
+        edits = self._edit_faces(eight_bits(photo), [face.points68 for face in found], wanted)
+        for face, edit in zip(found, edits, strict=True):
+            refused = str(edit).removeprefix("face: ") if isinstance(edit, SketchRefused) else None
+            if not isinstance(edit, SketchRefused):
+                paste(result, photo, mask, *edit, region)
+            x0, y0, x1, y1 = (float(value) for value in face.box)
+            done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused))
+        if all(face.refused for face in done):
+            raise InputError("; ".join(sorted({str(face.refused) for face in done})))
+        return EditedPhoto(result, mask, done, found.passed_over if isinstance(found, Faces) else 0)
+
+    def find(self, photo: np.ndarray, min_score: float = MIN_SCORE) -> Sequence[Face]:
+        """The faces of a photo uint8 or uint16 [H,W,3], the largest first; InputError where there is none."""
         assert self.analyser is not None, "made without an analyser, which finds the faces"
-        found = self.analyser.find(photo, min_score)
+        found = self.analyser.find(eight_bits(photo), min_score)
         if not found:
             raise InputError(
                 f"no face found with a score of at least {min_score:g}; pass a lower --min-score or crop closer"
             )
-        result, mask, faces = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
-        for face in found:
-            refused = None
-            try:
-                maps, transform = self._edit_face(photo, face.points68, wanted)
-                paste(result, photo, mask, maps, transform, region)
-            except SketchRefused as error:
-                refused = str(error).removeprefix("face: ")
-            x0, y0, x1, y1 = (float(value) for value in face.box)
-            faces.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused))
-        if all(face.refused for face in faces):
-            raise InputError("; ".join(sorted({str(face.refused) for face in faces})))
-        return EditedPhoto(result, mask, faces, found.passed_over if isinstance(found, Faces) else 0)
+        return found
 
     def wanted(self, params: Mapping[str, Any], degree: float | None = None) -> Wanted:
         """The edit that parameters ask for, checked before any photo is touched; raises InputError.
@@ -159,24 +168,54 @@ class Editor:
         style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
         return Wanted(checked, float(degree), style)
 
-    @torch.no_grad()
     def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
         and the sketch that said where. Raises SketchRefused (an InputError) when the feature does not apply to it.
         """
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-        device = next(self.model.parameters()).device
-        inputs = (portrait.image, region_of(sketch), torch.tensor(wanted.degree), wanted.style)
-        edit: Edit = self.model(*(tensor[None].to(device) for tensor in inputs))
-        return edit._replace(output=edit.output.clamp(-1, 1)), sketch
+        return self._pass([self._inputs(portrait, sketch, wanted)])[0], sketch
 
-    def _edit_face(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> tuple[EditMaps, np.ndarray]:
+    def _inputs(self, portrait: Portrait, sketch: Sketch, wanted: Wanted) -> tuple[torch.Tensor, ...]:
+        """What the network is given of one face."""
+        return portrait.image, region_of(sketch), torch.tensor(wanted.degree), wanted.style
+
+    @torch.no_grad()
+    def _pass(self, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[Edit]:
+        """Faces through the network together: the edit of each, a batch of one."""
+        device = next(self.model.parameters()).device
+        edit: Edit = self.model(*(torch.stack(each).to(device) for each in zip(*inputs, strict=True)))
+        edit = edit._replace(output=edit.output.clamp(-1, 1))
+        return [type(edit)(*(tensor[index : index + 1] for tensor in edit)) for index in range(len(inputs))]
+
+    def _edit_faces(
+        self, photo: np.ndarray, points68: Sequence[np.ndarray], wanted: Wanted
+    ) -> Iterator[tuple[EditMaps, np.ndarray] | SketchRefused]:
+        """Of each face the edit and where it goes (see `_placed`), or why there is none."""
+        for start in range(0, len(points68), _BATCH):
+            asked: list[tuple[np.ndarray, Sketch, tuple[torch.Tensor, ...]] | SketchRefused] = []
+            for points in points68[start : start + _BATCH]:
+                portrait = self._portrait(photo, points, self.model.size_px)
+                try:
+                    sketch: Sketch = self.feature.sketch(portrait, wanted.params)
+                    asked.append((points, sketch, self._inputs(portrait, sketch, wanted)))
+                except SketchRefused as refused:
+                    asked.append(refused)
+            inputs = [each[2] for each in asked if not isinstance(each, SketchRefused)]
+            edits = iter(self._pass(inputs) if inputs else [])
+            for each in asked:
+                if isinstance(each, SketchRefused):
+                    yield each
+                else:
+                    yield self._placed(photo, each[0], wanted, next(edits), each[1])
+
+    def _placed(
+        self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, edit: Edit, sketch: Sketch
+    ) -> tuple[EditMaps, np.ndarray]:
         """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
 
         It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
         """
         side = self.model.size_px
-        edit, sketch = self.edit_portrait(self._portrait(photo, points68, side), wanted)
         gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
         maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
         transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)

@@ -22,11 +22,13 @@ def paste(
 ) -> None:
     """Add one face's edit to `result` and to `edited`, in place.
 
-    result, photo uint8 [H,W,3]; edited [H,W] float16, how much of each pixel has been edited already: faces whose
-    squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps' square;
-    region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
+    result, photo uint8 or uint16 [H,W,3]; edited [H,W] float16, how much of each pixel has been edited already: faces
+    whose squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps'
+    square; region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
     """
-    side, gain, bias, mask = maps.side, maps.gain, maps.bias, maps.mask
+    top_value = np.iinfo(photo.dtype).max
+    side, gain, mask = maps.side, maps.gain, maps.mask
+    bias: np.ndarray = maps.bias * np.float32(top_value / 255)
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
         gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
@@ -43,7 +45,7 @@ def paste(
         change = enlarged(gain, moved, size, cv2.INTER_CUBIC) * photo[here]
         change += enlarged(bias, moved, size, cv2.INTER_CUBIC)
         share = weight * (1 - edited[here].astype(np.float32))
-        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, 255).astype(np.uint8)
+        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, top_value).astype(photo.dtype)
         result[here] = np.where((share > 0)[..., None], blended, result[here])
         edited[here] = np.maximum(edited[here], weight)
 

@@ -8,28 +8,49 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stylepairs.datagen.shell.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from stylepairs.i2i.edit.editor import EditedPhoto, Editor
+    import numpy as np
+
+    from stylepairs.i2i.edit.editor import EditedPhoto
+    from stylepairs.i2i.edit.journal import Journal
 
 Jobs = list[tuple[Path, Path]]
 # The formats that can hold provenance, by the suffixes of photos.
 _SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")} | {".jfif": ".jpg"}
 
 
-def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score: float, provenance: bool = True) -> int:
-    """Edit each photo into its file and print a line on it; returns how many failed. None of them ends the others."""
+class Edits(Protocol):
+    """An Editor, or several as one."""
+
+    def __call__(self, photo: np.ndarray, params: Mapping[str, Any], *, min_score: float) -> EditedPhoto: ...
+
+
+def edit_files(
+    editor: Edits,
+    jobs: Jobs,
+    params: Mapping[str, Any],
+    min_score: float,
+    provenance: bool = True,
+    journal: Journal | None = None,
+) -> int:
+    """Edit each photo into its file and print a line on it; returns how many failed. None of them ends the others.
+
+    journal: photos that it has are passed over, those that are finished are noted in it.
+    """
     failed = 0
     for path, target in jobs:
         try:
-            print(
-                printable(
-                    f"{path} -> {target}: {outcome(edit_file(editor, path, target, params, min_score, provenance))}"
-                )
-            )
+            if journal is not None and journal.has(path, target):
+                print(printable(f"{path} -> {target}: edited before"))
+                continue
+            edited = edit_file(editor, path, target, params, min_score, provenance)
+            print(printable(f"{path} -> {target}: {outcome(edited)}"))
+            if journal is not None:
+                journal.add(path, target)
         except InputError as error:
             failed += 1
             print(printable(str(error)), file=sys.stderr)
@@ -43,36 +64,40 @@ def edit_files(editor: Editor, jobs: Jobs, params: Mapping[str, Any], min_score:
 
 
 def edit_file(
-    editor: Editor,
+    editor: Edits,
     path: Path,
     target: Path,
     params: Mapping[str, Any],
     min_score: float = 0.5,
     provenance: bool = True,
 ) -> EditedPhoto:
-    """Edit one photo file into `target` (format by its suffix), upright, with colour profile, metadata, transparency.
+    """Edit one photo file into `target` (format by its suffix), upright, as its file stored it: in its depth, mode,
+    profile and transparency, as far as the format can hold them, with its metadata.
 
     provenance: the file says that a generative model edited it (`stylepairs.i2i.edit.provenance`). Raises InputError
     (one line that begins with the photo's name) for an unreadable photo, one without a face, or one with none that the
     edit applies to.
     """
-    from stylepairs.datagen.images.files import load_photo, save_photo
+    from stylepairs.datagen.images import stored
+    from stylepairs.datagen.images.files import save_photo
     from stylepairs.i2i.edit.provenance import marked
 
-    photo = load_photo(path)
+    photo = stored.load_stored(path)
+    before = stored.srgb_of(photo)
     try:
-        edited = editor(photo.pixels, params, min_score=min_score)
+        edited = editor(before, params, min_score=min_score)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    result = replace(photo, pixels=edited.pixels)
+    result = stored.fitting(stored.with_edit(photo, before, edited.pixels), target.suffix.lower())
     save_photo(target, marked(result) if provenance else result)
-    return edited
+    return replace(edited, notes=(*edited.notes, *result.notes))
 
 
 def outcome(edited: EditedPhoto) -> str:
     """How many faces were edited, and what was not looked at."""
     count, faces = sum(face.refused is None for face in edited.faces), len(edited.faces)
     text = f"{count} of {faces} face{'s' * (faces != 1)} edited"
+    text += "".join(f"; {note}" for note in edited.notes)
     if edited.passed_over:
         text += f"; up to {edited.passed_over} more, too many for one photo, were not looked at; cut it into parts"
     return text

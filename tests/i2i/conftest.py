@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.faked_faces import Brightening
 
 from stylepairs.datagen.stylegan.checkpoints import save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
@@ -35,6 +36,12 @@ def generator() -> Generator:
 def model(generator: Generator) -> Glean:
     torch.manual_seed(4)
     return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16))
+
+
+@pytest.fixture
+def brightening(model: Glean) -> Glean:
+    model.__class__ = Brightening
+    return model
 
 
 @pytest.fixture

@@ -8,74 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.faked_faces import FakeAnalyser, photo_of
 from PIL import Image, ImageCms
 
 from stylepairs.datagen.portraits.alignment import ffhq_transform
-from stylepairs.datagen.portraits.analysis.detection import Face
-from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade, margin_px
 from stylepairs.i2i.edit.editor import Editor, region_of
 from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.glean import Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
-
-
-class FakeAnalyser:
-    """Faces where it is told; the upper half of every crop, however wide, is hair."""
-
-    def __init__(self, centres: list[tuple[float, float]], eye_distance: float = 20.0, hair: float = 1.0):
-        self.faces = [Face(face_box(x, y), 0.9, face_points(x, y, eye_distance)) for x, y in centres]
-        self.hair = hair
-
-    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
-        return [face for face in self.faces if face.score >= min_score]
-
-    def parse(self, aligned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        n, h, w, _ = aligned.shape
-        hair, label = torch.zeros(n, 1, h, w), torch.full((n, h, w), CLASS["skin"], dtype=torch.uint8)
-        hair[:, :, : h // 2] = self.hair
-        label[:, : h // 2] = CLASS["hair"]
-        return label, hair
-
-
-def face_box(x: float, y: float) -> tuple[float, float, float, float]:
-    return (x - 20, y - 20, x + 20, y + 20)
-
-
-def face_points(x: float, y: float, eye_distance: float) -> np.ndarray:
-    points = np.full((68, 2), (x, y), np.float32)
-    angle = np.linspace(np.pi, 0, 17)  # a jaw below the hair, closed by brows
-    points[:17] = np.stack([x + eye_distance * np.cos(angle), y + eye_distance * (0.4 + np.sin(angle))], 1)
-    brows = np.linspace(x - eye_distance, x + eye_distance, 10)
-    points[17:27] = np.stack([brows, np.full(10, y + 0.4 * eye_distance)], 1)
-    points[36:42] = (x - eye_distance / 2, y)
-    points[42:48] = (x + eye_distance / 2, y)
-    points[48], points[54] = (x - 8, y + eye_distance), (x + 8, y + eye_distance)
-    return points
-
-
-def photo_of(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(30, 220, (height, width, 3), np.uint8)
-
-
-class Brightening(Glean):
-    """Adds 51 (of 255) inside the region that it is told, whatever was learnt."""
-
-    def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
-        bias = torch.full_like(photo, 0.4)
-        output = photo + region * bias
-        return Edit(output, photo + bias, region, region, torch.zeros_like(photo), bias, photo, torch.zeros(1))
-
-
-@pytest.fixture
-def brightening(model: Glean) -> Glean:
-    model.__class__ = Brightening
-    return model
 
 
 def edit(photo: np.ndarray, model: Glean, analyser: Any, **params: Any) -> np.ndarray:
