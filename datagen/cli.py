@@ -22,6 +22,8 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+CacheOption = Annotated[Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")]
+LONE_SHOWN = 20  # files without a partner
 PairsArgument = Annotated[Path, typer.Argument(help="folder of pairs, finished or not")]
 
 app = typer.Typer(
@@ -90,9 +92,7 @@ def build(
     ] = None,
     workers: WorkersOption = None,
     shard_size: ShardSizeOption = 32,
-    cache: Annotated[
-        Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")
-    ] = None,
+    cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
@@ -121,6 +121,53 @@ def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> B
 
         return load_combined_recipe([name.strip() for name in features.split(",")], overrides)
     raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
+
+
+@app.command(name="import")
+def import_pairs(
+    before: Annotated[Path, typer.Argument(help="folder of pictures as they were, or one picture")],
+    after: Annotated[Path, typer.Argument(help="folder of the same pictures edited, under the same names")],
+    feature: Annotated[str, typer.Option(help="the recipe of what was edited: hair_color, a YAML file; several: a,b")],
+    out: Annotated[Path, typer.Option(help="folder for the pairs; an import that is there already is continued")],
+    params: Annotated[
+        list[str] | None, typer.Option(help="what was done to all of them, may be repeated", metavar="KEY=VALUE")
+    ] = None,
+    listed: Annotated[Path | None, typer.Option(help="what was done to each: JSON lines with name and params")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="folder of masks, white where edited; default: where the pictures differ")
+    ] = None,
+    size: Annotated[int, typer.Option(help="side of the aligned crops in pixels, without --generator")] = 256,
+    generator: Annotated[
+        str | None, typer.Option(help="find latents of both halves by this generator, for augment; default: none")
+    ] = None,
+    made_by: Annotated[str, typer.Option(help="what made the afters, kept with each pair")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
+    ] = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    shard_size: ShardSizeOption = 32,
+    cache: CacheOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Take in before/after pictures that others made: registered, judged and stored as those of `build`."""
+    from stylepairs.datagen.importing.plan import plan_import
+    from stylepairs.datagen.recipe import nested_overrides
+    from stylepairs.datagen.shell.machine import choose_device
+
+    several = "," in feature
+    recipe = _recipe(None if several else feature, feature if several else None, overrides or [])
+    place = choose_device(device)
+    plan, lone = plan_import(
+        recipe, before, after, out,
+        params=nested_overrides(params or [], "--params"), listed=listed, masks=masks, size_px=size,
+        generator=generator, made_by=made_by, seed=seed, shard_size=shard_size, cache=cache, device=place,
+    )  # fmt: skip
+    for line in lone[:LONE_SHOWN]:
+        print(line, file=sys.stderr)
+    if len(lone) > LONE_SHOWN:
+        print(f"and {len(lone) - LONE_SHOWN} more without a partner", file=sys.stderr)
+    _run(plan, workers, place)
 
 
 @app.command()

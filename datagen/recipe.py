@@ -122,17 +122,36 @@ def _section(source: str, text: str, section: str) -> dict[str, Any]:
     return settings
 
 
-def parse_override(override: str) -> tuple[list[str], Any]:
-    """The key's path and the value of "inversion.steps=100". Raises InputError."""
+def parse_override(override: str, option: str = "--set") -> tuple[list[str], Any]:
+    """The key's path and the value of "inversion.steps=100"; option: its name in messages. Raises InputError."""
     key, equals, text = override.partition("=")
     path, shown = key.strip().split("."), _brief_text(override)
     if not equals or not all(path) or len(path) > _MAX_DEPTH:
-        raise InputError(f"--set {shown}: must be key=value, for example inversion.steps=100")
+        example = "inversion.steps=100" if option == "--set" else "color=blond"
+        raise InputError(f"{option} {shown}: must be key=value, for example {example}")
     try:
         # To YAML a value such as #aabbcc is a comment; here it can only be a colour.
         return path, text.strip() if text.strip().startswith("#") else parse_yaml(text)
     except ValueError as error:
-        raise InputError(f"--set {shown}: the value is not YAML ({error})") from error
+        raise InputError(f"{option} {shown}: the value is not YAML ({error})") from error
+
+
+def nested_overrides(overrides: Iterable[str], option: str = "--set") -> dict[str, Any]:
+    """What "a.b=1" strings say, as nested dictionaries; option: their name in messages. Raises InputError.
+
+    >>> nested_overrides(["color=blond", "bangs.length=0.5"])
+    {'color': 'blond', 'bangs': {'length': 0.5}}
+    """
+    found: dict[str, Any] = {}
+    for override in overrides:
+        path, value = parse_override(override, option)
+        node = found
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{option} {_brief_text(override)}: {name!r} was given a value already")
+        node[path[-1]] = value
+    return found
 
 
 def _apply(settings: dict[str, Any], override: str, section: str, model: type[BaseModel]) -> None:

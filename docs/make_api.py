@@ -25,6 +25,7 @@ MODULES = (
     "datagen/build/plan.py",
     "datagen/build/shard_runner.py",
     "datagen/build/quality.py",
+    "datagen/importing/plan.py",
     "datagen/augment/plan.py",
     "datagen/pairs/shards.py",
     "datagen/pairs/export.py",

@@ -29,6 +29,7 @@ ROOMS = (
     "datagen.latent",
     "datagen.pairs",
     "datagen.build",
+    "datagen.importing",
     "datagen.augment",
     "datagen.cli",
     "i2i.models",

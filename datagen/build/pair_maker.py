@@ -50,8 +50,8 @@ def make_pairs(
     for start in range(0, len(wanted), together):
         pairs = [sketched(one, feature, models, recipe.sketch_detail) for one in wanted[start : start + together]]
         _check_gate(recipe, pairs, feature, models)
-        _invert(recipe.inversion, pairs, models, cache, advance)
-        _reconstruct(recipe, pairs, models, advance)
+        invert_pairs(recipe.inversion, pairs, models, cache, advance)
+        reconstruct_pairs(recipe, pairs, models, advance)
         while pairs:
             yield finish_pair(pairs.pop(0), recipe, seed, feature, models, analyser)
 
@@ -69,7 +69,7 @@ def _check_gate(recipe: BuildRecipe, pairs: list[UnfinishedPair], feature: Featu
             return
 
 
-def _invert(
+def invert_pairs(
     settings: InversionSettings, pairs: list[UnfinishedPair], models: Models, folder: Path, advance: Advance
 ) -> None:
     """Give every pair its inversion: from the cache, or made now and kept there."""
@@ -102,7 +102,7 @@ def _cache(settings: InversionSettings, models: Models, folder: Path) -> Inversi
     return InversionCache(folder, models.digest, settings.model_dump(mode="json"), context)
 
 
-def _reconstruct(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: Models, advance: Advance) -> None:
+def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: Models, advance: Advance) -> None:
     """Give every pair that is not refused its reconstruction; one call for each size of sketch."""
     by_size: dict[int, list[UnfinishedPair]] = {}
     for pair in pairs:

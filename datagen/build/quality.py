@@ -37,7 +37,7 @@ from stylepairs.datagen.shell.errors import InputError, nearest
 NOT_FINITE = "not finite"
 FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
-_COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_")
+_COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_", "import_")
 _COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
 _FIND_SIZE_PX = 256

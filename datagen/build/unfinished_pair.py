@@ -92,22 +92,33 @@ def finish_pair(
     sketch."""
     sketch, result, before = pair.sketch, pair.reconstruction, to_uint8(pair.portrait.image)
     if pair.refused or sketch is None or result is None:
-        record = _record(pair, recipe, seed, models, [pair.refused])
+        record = record_of(pair, recipe, seed, models.digest, [pair.refused])
         if sketch is None:
             return Pair(record, before=before)
-        return Pair(record, before=before, mask=_mask_pixels(sketch.edit_mask), sketch=to_uint8(sketch.image))
+        return Pair(record, before=before, mask=mask_pixels(sketch.edit_mask), sketch=to_uint8(sketch.image))
     composed = compose(pair.portrait, result, sketch)
     images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
-    pair.figures = _figures(pair, sketch, result, images, feature, models, analyser)
+    latents = result.ws_before, result.ws_after
+    pair.figures = figures_of(pair, sketch, images, latents, feature, models, analyser) | stage_figures(pair)
     _, reasons = quality.judge(pair.figures, recipe.gate)
     if not finite(composed.after):
-        return Pair(_record(pair, recipe, seed, models, [quality.NOT_FINITE]), before=before)
-    return Pair(
-        _record(pair, recipe, seed, models, reasons),
-        before=before,
-        after=to_uint8(composed.after),
-        mask=_mask_pixels(composed.mask),
-        sketch=to_uint8(sketch.image),
+        return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE]), before=before)
+    return with_latents(
+        Pair(
+            record_of(pair, recipe, seed, models.digest, reasons),
+            before=before,
+            after=to_uint8(composed.after),
+            mask=mask_pixels(composed.mask),
+            sketch=to_uint8(sketch.image),
+        ),
+        result,
+    )
+
+
+def with_latents(pair: Pair, result: Reconstruction) -> Pair:
+    """The pair with what the generator made of it, as it is stored."""
+    return replace(
+        pair,
         generated_before=to_uint8(result.generated_before),
         generated_after=to_uint8(result.generated_after),
         w_before=_half(result.ws_before),
@@ -116,28 +127,33 @@ def finish_pair(
     )
 
 
-def _figures(
+def figures_of(
     pair: UnfinishedPair,
     sketch: Sketch,
-    result: Reconstruction,
     images: quality.Images,
+    latents: tuple[torch.Tensor, torch.Tensor] | None,
     feature: Feature,
     models: Models,
     analyser: PairAnalyser,
 ) -> dict[str, float]:
-    """The gate's figures, the feature's own, and those of the optimisation under inversion_ and reconstruction_."""
-    latents = result.ws_before, result.ws_after
+    """The gate's figures and the feature's own; latents as in `measure_pair`."""
     analysed = analyser.both(pair.portrait, images.after)
     figures = quality.measure_pair(pair.portrait, sketch, images, latents, models.instruments, analysed)
     halves = AnalysedPair(analysed[0].portrait, analysed[1].portrait)
-    figures |= feature.measure(pair.portrait, halves, pair.params)
-    for stage, found in (("inversion", pair.inversion), ("reconstruction", result)):
+    return figures | feature.measure(pair.portrait, halves, pair.params)
+
+
+def stage_figures(pair: UnfinishedPair) -> dict[str, float]:
+    """Those of the optimisations under inversion_ and reconstruction_."""
+    figures = {}
+    for stage, found in (("inversion", pair.inversion), ("reconstruction", pair.reconstruction)):
         if found is not None:
             figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}
     return figures
 
 
-def _record(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, models: Models, reasons: list[str]) -> PairRecord:
+def record_of(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, generator: str, reasons: list[str]) -> PairRecord:
+    """What is known of the pair; generator: the digest of that which made its latents, "" where it has none."""
     return PairRecord(
         id=pair.wanted.id,
         feature=recipe.feature,
@@ -149,7 +165,7 @@ def _record(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, models: Models
         portrait=pair.portrait.name,
         portrait_digest=pair.portrait.digest,
         source_digest=pair.wanted.source,
-        generator_digest=models.digest,
+        generator_digest=generator,
         seed=seed,
         code_version=code_version(),
         split=split_of(pair.wanted.source),
@@ -168,7 +184,7 @@ def finite(*tensors: torch.Tensor) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def _mask_pixels(mask: torch.Tensor) -> np.ndarray:
+def mask_pixels(mask: torch.Tensor) -> np.ndarray:
     """[1,H,W] in [0,1] -> [H,W] uint8, rounded up: where the stored mask is 0 nothing at all was edited.
 
     Less a thousandth, so that what is in steps of 1/255 stays what it is.

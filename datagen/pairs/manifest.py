@@ -71,7 +71,8 @@ def read_manifest(path: Path) -> Iterator[PairRecord]:
 def _row(record: PairRecord) -> dict[str, Any]:
     figures = {f"{_FIGURE}{name}": value for name, value in record.figures.items()}
     parts = [{"name": name, "offset": offset, "bytes": size} for name, (offset, size) in record.parts.items()]
-    return asdict(record) | {"params": json.dumps(record.params, sort_keys=True), "parts": parts} | figures
+    texts = {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("params", "origin")}
+    return asdict(record) | texts | {"parts": parts} | figures
 
 
 def _record(row: dict[str, Any]) -> PairRecord:
@@ -79,6 +80,7 @@ def _record(row: dict[str, Any]) -> PairRecord:
     parts = {part.name: (part.offset, part.bytes) for part in _PARTS.validate_python(row.get("parts"))}
     figures = {name.removeprefix(_FIGURE): value for name, value in row.items() if name.startswith(_FIGURE)}
     known = {"params": OBJECT.validate_json(row.get("params") or ""), "parents": row.get("parents") or []}
+    known["origin"] = OBJECT.validate_json(row.get("origin") or "{}")
     return RECORD.validate_python(row | known | {"figures": figures, "parts": parts})
 
 
@@ -98,6 +100,7 @@ def _schema(figures: Sequence[str]) -> pa.Schema:
             ("seed", pa.int64()),
             ("parents", pa.list_(pa.struct([(name, pa.string()) for name in Parent.__annotations__]))),
             ("params", pa.string()),
+            ("origin", pa.string()),
             *((f"{_FIGURE}{name}", pa.float64()) for name in figures),
             ("parts", pa.list_(pa.struct([("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]))),
         ]

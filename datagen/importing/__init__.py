@@ -1,0 +1,1 @@
+"""Pairs of pictures that others made: matched, registered, judged and stored as our own."""
