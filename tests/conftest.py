@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ def write_synthetic_pairs(
     size_px: int = 16,
     shard_size: int = 4,
     reject_every: int = 3,
+    refuse_every: int | None = None,
     params: Sequence[dict[str, Any]] = ({"color": "blond", "intensity": 1.0},),
 ) -> None:
     """A folder of finished shards and their manifest: noise images, the mask a square, every third pair rejected,
-    `params` in turn."""
+    `params` in turn; of every `refuse_every`-th portrait nothing is made."""
     directory.mkdir(parents=True, exist_ok=True)
     pairs = [
         _synthetic_pair(i, size_px, i % reject_every != reject_every - 1, params[i % len(params)]) for i in range(count)
     ]
+    if refuse_every:
+        for index in range(0, count, refuse_every):
+            record = replace(pairs[index].record, accepted=False, reasons=["no hair"])
+            pairs[index] = Pair(record, before=pairs[index].before)
     for start in range(0, count, shard_size):
         shards.write_shard(directory / shards.shard_name(start // shard_size), pairs[start : start + shard_size])
     shards.write_manifest(directory)

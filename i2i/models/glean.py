@@ -2,6 +2,7 @@
 
 After GLEAN (Chan et al. 2021), whose fusion is replaced by scale-and-shift that starts at the identity (as in GFPGAN,
 Wang et al. 2021), and with what editing needs: conditions as channels, a predicted soft mask, the photo outside of it.
+What recolours scales and shifts the photo; what draws new pixels shows the image that decoder and generator make.
 """
 
 from __future__ import annotations
@@ -23,28 +24,33 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 MASK_STRETCH = 1.06
 # Contrast grows at most by this and one: more would turn the noise of dark pixels into grain.
 MAX_GAIN = 2.0
-# Logits that the region channel starts the mask from: sigmoid(+-4) lies beyond the stretched range: exactly 0 and 1.
-REGION_LOGIT = 4.0
 
 
 @dataclass(frozen=True)
 class GleanConfig:
-    """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels."""
+    """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels.
+
+    draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. region_logit: of the
+    mask where the region is 1, before anything was learnt; 4 in the files of earlier versions, whose models need one.
+    """
 
     style_channels: int = 3
     channel_base: int = 2048
     channel_max: int = 128
+    draws: bool = False
+    region_logit: float = 0.0
 
     def channels(self, resolution: int) -> int:
         return max(min(self.channel_base // resolution, self.channel_max), 8)
 
 
 class Edit(NamedTuple):
-    """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], ws [N,L,C].
+    """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], ws [N,L,C], confidence_logits [N].
 
     output = photo + mask * (edit - photo), edit = photo + gain * (photo + 1) + bias: what the photo shows is scaled
     from black and shifted, pixel by pixel, so its detail need not be drawn anew, and the same maps fit the photo at
-    any resolution. generated is the frozen generator's own image after fusion.
+    any resolution. A model that draws has gain -1, which leaves nothing of the photo: the edit is bias - 1. generated
+    is the frozen generator's own image after fusion.
     """
 
     output: torch.Tensor
@@ -55,12 +61,19 @@ class Edit(NamedTuple):
     bias: torch.Tensor
     generated: torch.Tensor
     ws: torch.Tensor
+    confidence_logits: torch.Tensor
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """How surely the feature applies to each photo at all, [N] in [0,1]: low for a bald head that is to be dyed."""
+        return torch.sigmoid(self.confidence_logits)
 
 
 class Glean(nn.Module):
     """Encoder -> latents and features -> frozen generator, features fused at each resolution -> light decoder.
 
-    Works at the generator's resolution. At initialisation ws = w_avg, fusion is the identity and the edit is the photo.
+    Works at the generator's resolution. At initialisation ws = w_avg, fusion is the identity, and the edit is the photo
+    or, where the model draws, the generator's image.
     """
 
     def __init__(self, generator: Generator, config: GleanConfig):
@@ -68,8 +81,9 @@ class Glean(nn.Module):
         self.config = config
         self.generator = generator.eval().requires_grad_(False)
         resolutions = generator.config.resolutions
-        self.encoder = Encoder(4 + 1 + config.style_channels, resolutions, config)
+        self.encoder = Encoder(4 + 1 + config.style_channels + config.draws, resolutions, config)
         self.to_latents = LatentHead(config.channels(4), generator.num_ws, generator.config.w_dim)
+        self.applies = zeroed(nn.Linear(config.channels(4) * 16, 1))
         self.fusion = nn.ModuleDict(
             {str(r): ScaleAndShift(config.channels(r), generator.synthesis.channels(r)) for r in resolutions}
         )
@@ -83,14 +97,18 @@ class Glean(nn.Module):
     def forward(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
         """Edit a batch of aligned photos.
 
-        photo [N,3,H,W] in [-1,1]; region [N,1,H,W] in [0,1] says where; degree [N] in [0,1] how much; style
-        [N,style_channels] which kind (see `stylepairs.i2i.models.conditions`). H = W = size_px.
+        photo [N,3,H,W] in [-1,1]; region [N,1,H,W] in [0,1] limits where, all 1 leaves it to the network; degree [N] in
+        [0,1] how much; style [N,style_channels] which kind (see `stylepairs.i2i.models.conditions`). H = W = size_px.
         """
         n, _, h, w = photo.shape
         if h != self.size_px or w != self.size_px:
             raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
         conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
-        features = self.encoder(torch.cat([photo, region * 2 - 1, conditions], dim=1))
+        told = [photo, region * 2 - 1, conditions]
+        if self.config.draws:
+            # What strands grow from: the generator's own finest noise, the same for every photo.
+            told.append(self.generator.noise_maps()[-1].expand(n, -1, -1, -1))
+        features = self.encoder(torch.cat(told, dim=1))
         ws = self.generator.mapping.w_avg + self.to_latents(features[4])
         fused: dict[int, torch.Tensor] = {}
 
@@ -99,16 +117,37 @@ class Glean(nn.Module):
             return fused[resolution]
 
         generated = self.generator.synthesis(ws, fuse=fuse)
-        gain, bias, mask_offset = self.decoder(fused, features, generated).split((3, 3, 1), dim=1)
-        gain = MAX_GAIN * torch.tanh(gain / MAX_GAIN)
-        residual = gain * (photo + 1) + bias
-        mask_logits = mask_offset + (region * 2 - 1) * REGION_LOGIT
-        mask = stretched_sigmoid(mask_logits)
-        return Edit(photo + mask * residual, photo + residual, mask, mask_logits, gain, bias, generated, ws)
+        out = self.decoder(fused, features, generated)
+        applies = self.applies(features[4].flatten(1))[:, 0].float()
+        return composed(self.config, out, photo, region, generated, ws, applies)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Everything but the frozen generator, by name."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("generator.")}
+
+
+def composed(
+    config: GleanConfig,
+    out: torch.Tensor,
+    photo: torch.Tensor,
+    region: torch.Tensor,
+    generated: torch.Tensor,
+    ws: torch.Tensor,
+    confidence_logits: torch.Tensor,
+) -> Edit:
+    """The edit that a decoder's maps [N,out_channels,H,W] say."""
+    *colors, mask_logits = out.split((3, 1) if config.draws else (3, 3, 1), dim=1)
+    if config.region_logit:
+        mask_logits = mask_logits + (region * 2 - 1) * config.region_logit
+    mask = torch.minimum(stretched_sigmoid(mask_logits), region)
+    if config.draws:
+        edit = generated + colors[0]
+        gain, bias = torch.full_like(photo, -1.0), edit + 1
+    else:
+        gain, bias = MAX_GAIN * torch.tanh(colors[0] / MAX_GAIN), colors[1]
+        edit = photo + gain * (photo + 1) + bias
+    output = photo + mask * (edit - photo)
+    return Edit(output, edit, mask, mask_logits, gain, bias, generated, ws, confidence_logits)
 
 
 class Encoder(nn.Module):
@@ -174,7 +213,8 @@ class ScaleAndShift(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Fused generator features and encoder features, coarse to fine -> gain, bias, mask offset [N,3+3+1,R,R].
+    """Fused generator features and encoder features, coarse to fine -> gain, bias, mask logits [N,3+3+1,R,R], or, where
+    the model draws, what is added to the generator's image, mask logits [N,3+1,R,R].
 
     The generator's image joins at the last level. All is zero at initialisation.
     """
@@ -189,7 +229,7 @@ class Decoder(nn.Module):
         for index, (here, from_generator) in enumerate(zip(channels, generator_channels, strict=True)):
             self.convs.append(nn.Conv2d((here if index else 0) + from_generator + here, here, 3, padding=1))
         self.last = nn.Conv2d(channels[-1] + 3, channels[-1], 3, padding=1)
-        self.out = zeroed(nn.Conv2d(channels[-1], 7, 3, padding=1))
+        self.out = zeroed(nn.Conv2d(channels[-1], 4 if config.draws else 7, 3, padding=1))
 
     def forward(
         self, fused: dict[int, torch.Tensor], features: dict[int, torch.Tensor], generated: torch.Tensor

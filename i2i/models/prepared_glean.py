@@ -20,15 +20,13 @@ from torch import nn
 from stylepairs.datagen.stylegan.generator import SynthesisLayer, ToRGB
 from stylepairs.datagen.stylegan.layers import FullyConnected
 from stylepairs.i2i.models.glean import (
-    MAX_GAIN,
-    REGION_LOGIT,
     Decoder,
     DownBlock,
     Edit,
     Encoder,
     Glean,
     ScaleAndShift,
-    stretched_sigmoid,
+    composed,
 )
 from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS
 from stylepairs.kernels.precision import fastest_dtype
@@ -57,6 +55,7 @@ class PreparedGlean(nn.Module):
     """What `prepare` gives: called as a `Glean` is, with the same results up to rounding, and no gradients."""
 
     w_avg: torch.Tensor
+    noise: torch.Tensor
     const: torch.Tensor
     resample_filter: torch.Tensor
     style_matrix: torch.Tensor
@@ -66,7 +65,10 @@ class PreparedGlean(nn.Module):
         super().__init__()
         self.size_px, self.dtype = model.size_px, dtype
         self.resolutions = model.generator.config.resolutions
+        self.config = model.config
+        self.register_buffer("noise", model.generator.noise_maps()[-1].clone())
         self.encoder = _Encoder(model.encoder, dtype)
+        self.applies = copy.deepcopy(model.applies).float()
         self.hidden = copy.deepcopy(model.to_latents.hidden).float()
         for parameter in self.hidden.parameters():
             parameter.mul_(_GAIN)
@@ -99,11 +101,13 @@ class PreparedGlean(nn.Module):
         n, _, h, w = photo.shape
         if h != self.size_px or w != self.size_px:
             raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
-        where = region * 2 - 1
         conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
-        inputs = torch.cat([photo, where, conditions], dim=1).to(self.dtype, memory_format=torch.channels_last)
-        features = self.encoder(inputs)
-        hidden = F.leaky_relu(self.hidden(features[0].float().flatten(1)), 0.2)
+        told = [photo, region * 2 - 1, conditions]
+        if self.config.draws:
+            told.append(self.noise.expand(n, -1, -1, -1))
+        features = self.encoder(torch.cat(told, dim=1).to(self.dtype, memory_format=torch.channels_last))
+        coarse = features[0].float().flatten(1)
+        hidden = F.leaky_relu(self.hidden(coarse), 0.2)
         ws = self.w_avg + self.offsets(hidden).unflatten(1, (-1, self.w_avg.shape[0]))
         styles = iter(F.linear(hidden, self.style_matrix, self.style_offset).split(self.style_sizes, dim=1))
 
@@ -119,12 +123,8 @@ class PreparedGlean(nn.Module):
             image = rgb if image is None else rgb + upsample2d(image, self.resample_filter)
         assert image is not None
 
-        gain, bias, mask_offset = self.decoder(fused, features, image).float().split((3, 3, 1), dim=1)
-        gain = MAX_GAIN * torch.tanh(gain / MAX_GAIN)
-        residual = gain * (photo + 1) + bias
-        mask_logits = mask_offset + where * REGION_LOGIT
-        mask = stretched_sigmoid(mask_logits)
-        return Edit(photo + mask * residual, photo + residual, mask, mask_logits, gain, bias, image, ws)
+        out = self.decoder(fused, features, image).float()
+        return composed(self.config, out, photo, region, image, ws, self.applies(coarse)[:, 0])
 
 
 class _Encoder(nn.Module):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.images.filters import blurred
 
@@ -83,8 +84,34 @@ def applied(
 
 
 def region(mask: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
-    """The mask [1,H,W] as an analyser might give it: softer or harder, a bit larger or smaller, a pixel off."""
-    wanted = rng.random() < settings.region_share
+    """What the model is told of the mask [1,H,W]: nothing (all 1), a rough hand's box or brush around it, or what an
+    analyser might give."""
+    kind, broad, seen = rng.random(), rough_region(mask, rng), analysed_region(mask, settings.region_share, rng)
+    if kind < settings.region_dropped_share or not mask.any():
+        return torch.ones_like(mask)
+    return broad if kind < settings.region_dropped_share + settings.region_rough_share else seen
+
+
+def rough_region(mask: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A box around the mask [1,H,W], or the mask as a brush of up to a tenth of the side paints it; none of it is
+    cut off."""
+    is_box, spread = rng.random() < 0.5, rng.uniform(0.01, 0.1, size=4)
+    margins = np.ceil(spread * mask.shape[-1]).astype(int)
+    if not is_box:
+        radius = int(margins[0])
+        return F.max_pool2d((mask > 0).float()[None], 2 * radius + 1, 1, radius)[0]
+    box = torch.zeros_like(mask)
+    rows, columns = (torch.nonzero(mask[0].amax(dim)).flatten() for dim in (1, 0))
+    if len(rows):
+        top, left = max(int(rows[0]) - margins[0], 0), max(int(columns[0]) - margins[1], 0)
+        box[:, top : int(rows[-1]) + margins[2] + 1, left : int(columns[-1]) + margins[3] + 1] = 1
+    return box
+
+
+def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) -> torch.Tensor:
+    """The mask [1,H,W] as an analyser might give it: in a share of cases softer or harder, a bit larger or smaller, a
+    pixel off."""
+    wanted = rng.random() < share
     sigma, hardness, grow = rng.uniform(0.3, 2.0), rng.uniform(1.0, 2.0), rng.uniform(-0.25, 0.25)
     shift = rng.integers(-1, 2, size=2)
     if not wanted:

@@ -47,14 +47,27 @@ def read_records(pairs: Path, split: str) -> list[PairRecord]:
     return records
 
 
+def read_refused(pairs: Path, split: str) -> list[PairRecord]:
+    """The portraits of one side of the split to which the feature did not apply: nothing was made of them."""
+    return [
+        record
+        for record in read_index(pairs, accepted_only=False, split=split)
+        if not record.accepted and "before" in record.parts and "after" not in record.parts
+    ]
+
+
 def read_pairs(pairs: Path, style: Style, held_out_count: int) -> tuple[list[PairRecord], list[PairRecord], Kinds]:
-    """The pairs to train on, at most so many held-out ones, evenly spaced (neighbours are of one photo), and what a
-    style "params" tells apart in them."""
+    """The pairs to train on, at most so many held-out ones, and what a style "params" tells apart in them."""
     records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
     kinds = kinds_of([record.params for record in records]) if style == "params" else {}
-    places = np.linspace(0, len(held_out) - 1, min(held_out_count, len(held_out))).round().astype(int)
-    chosen = [held_out[place] for place in places]
+    chosen = evenly_spaced(held_out, held_out_count)
     return records, [record for record in chosen if is_of_kinds(record.params, kinds)], kinds
+
+
+def evenly_spaced(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
+    """At most so many of them; neighbours are of one photo."""
+    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[place] for place in places]
 
 
 def one_feature(records: Sequence[PairRecord], pairs: Path, wanted: str | None = None) -> str:
@@ -84,7 +97,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
     """Samples of records, addressed by (epoch, index); `settings` None leaves augmentation out (evaluation).
 
     A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's mask; tightened, what the model
-    is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits.
+    is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits;
+    applies [], 0 where the feature does not apply to the photo: it is then its own target. `refused`: such portraits,
+    which settings.refused_share of the augmented samples are of.
     """
 
     def __init__(  # noqa: PLR0913 - what a sample is made of
@@ -98,8 +113,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         settings: DataSettings | None = None,
         seed: int = 0,
         kinds: Kinds | None = None,
+        refused: Sequence[PairRecord] = (),
     ):
-        self.pairs, self.records, self.size_px = pairs, records, size_px
+        self.pairs, self.records, self.refused, self.size_px = pairs, records, refused, size_px
         self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
         if settings is not None and kinds is not None and has_sides(kinds):
@@ -111,18 +127,42 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, epoch, index])
         record = self.records[index]
+        if self.settings is not None and self.refused and rng.random() < self.settings.refused_share:
+            sample = self.refused_sample(int(rng.integers(len(self.refused))), record)
+        else:
+            sample = self.pair_sample(record)
+        return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
+
+    def pair_sample(self, record: PairRecord) -> Sample:
+        """A pair as it is, with its latent where it is this generator's."""
         pair = load_pair(self.pairs, record, PARTS)
         sample = plain_sample(pair, self.size_px, self.style, self.kinds)
-        ws = torch.zeros(self.latent_shape)
+        sample["ws"] = torch.zeros(self.latent_shape)
         fits = pair.w_after is not None and pair.w_after.shape == self.latent_shape
         if fits and record.generator_digest == self.generator_digest:
-            ws, sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
-        sample["ws"] = ws
-        if self.settings is not None:
-            rng = np.random.default_rng([self.seed, epoch, index])
-            sample = augmented_sample(sample, self.settings, self.style, rng)
+            sample["ws"], sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
         return sample
+
+    def refused_sample(self, index: int, asked: PairRecord) -> Sample:
+        """A portrait that the feature refused, with another pair's parameters: nothing of it is to change."""
+        record = self.refused[index]
+        before = load_pair(self.pairs, record, ("before",)).before
+        if before is None:
+            raise InputError(f"{record.shard}: pair {record.id} has no before; build it again")
+        photo = _image(before, self.size_px)
+        return {
+            "photo": photo,
+            "target": photo,
+            "mask": torch.zeros_like(photo[:1]),
+            "region": torch.ones_like(photo[:1]),
+            "degree": torch.tensor(asked.degree, dtype=torch.float32),
+            "style": style_of(self.style, asked.params, self.kinds),
+            "ws": torch.zeros(self.latent_shape),
+            "ws_valid": torch.zeros(()),
+            "applies": torch.zeros(()),
+        }
 
 
 def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
@@ -139,6 +179,7 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
         "degree": torch.tensor(record.degree, dtype=torch.float32),
         "style": style_of(style, record.params, kinds),
         "ws_valid": torch.zeros(()),
+        "applies": torch.ones(()),
     }
 
 
@@ -176,6 +217,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "style": code,
         "ws": sample["ws"],
         "ws_valid": sample["ws_valid"] * float(share == 1 and not moved),
+        "applies": sample["applies"],
     }
 
 

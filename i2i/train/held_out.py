@@ -18,7 +18,10 @@ from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.models.prepared_glean import Network
 from stylepairs.i2i.train.data import PairDataset, Sample
-from stylepairs.i2i.train.losses import mean_color
+from stylepairs.i2i.train.losses import mean_color, texture_distance
+
+# Of the model's pixels: over so wide cells textures are compared.
+TEXTURE_CELL_PX = 8
 
 
 @torch.no_grad()
@@ -29,30 +32,48 @@ def pair_figures(
 
     l1_inside, psnr_outside_db: inside and outside the pair's mask; mask_l1: predicted against the pair's mask;
     delta_e_to_pair, delta_e_to_wanted: CIEDE2000 of the mean colour inside against the pair's, and (style color)
-    against the wanted one; perceptual_NAME: masked LPIPS-like distance.
+    against the wanted one; perceptual_NAME: masked LPIPS-like distance; texture_NAME: that of the features' local
+    statistics. All with the pair's region, and once more without, as NAME_alone. confidence_pairs, confidence_refused:
+    mean over the pairs, and over portraits that the feature refused, where there are any.
     """
     rows = []
     for index in range(len(dataset)):
         sample = {name: tensor[None].to(device) for name, tensor in dataset[index].items()}
-        edit = run_sample(model, sample)
-        output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
-        colors = [mean_color(image, (tightened(mask) > 0.5).float())[0] for image in (output, target)]
-        wanted = {}
-        if dataset.style == "color":
-            code = decode_color(sample["style"][0])
-            wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], code, dim=0))}
-        distance = perceptual_distance(perceptual.features(output), perceptual.features(target), mask)
-        rows.append(
-            {
-                "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
-                "psnr_outside_db": psnr_outside_db(output[0], sample["photo"][0], mask[0]),
-                "mask_l1": float((edit.mask - tightened(mask)).abs().mean()),
-                "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
-                **wanted,
-                f"perceptual_{perceptual.name}": float(distance[0]),
-            }
+        told, confidence = figures_of(model, sample, dataset.style, perceptual)
+        alone, _ = figures_of(model, sample | {"region": torch.ones_like(sample["region"])}, dataset.style, perceptual)
+        rows.append(told | {f"{name}_alone": value for name, value in alone.items()} | {"confidence": confidence})
+    confidences = [row.pop("confidence") for row in rows]
+    figures = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+    figures["confidence_pairs"] = float(np.mean(confidences))
+    if dataset.refused:
+        record = dataset.records[0]
+        samples = (dataset.refused_sample(index, record) for index in range(len(dataset.refused)))
+        batches = ({name: tensor[None].to(device) for name, tensor in sample.items()} for sample in samples)
+        figures["confidence_refused"] = float(
+            np.mean([float(run_sample(model, batch).confidence) for batch in batches])
         )
-    return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+    return figures
+
+
+def figures_of(model: Network, sample: Sample, style: str, perceptual: Perceptual) -> tuple[dict[str, float], float]:
+    """The figures of one held-out pair, a batch of one, and the model's confidence."""
+    edit = run_sample(model, sample)
+    output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
+    tight = tightened(mask)
+    colors = [mean_color(image, (tight > 0.5).float())[0] for image in (output, target)]
+    wanted = {}
+    if style == "color":
+        wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], decode_color(sample["style"][0]), dim=0))}
+    features = perceptual.features(output), perceptual.features(target)
+    return {
+        "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
+        "psnr_outside_db": psnr_outside_db(output[0], sample["photo"][0], mask[0]),
+        "mask_l1": float((edit.mask - tight).abs().mean()),
+        "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
+        **wanted,
+        f"perceptual_{perceptual.name}": float(perceptual_distance(*features, mask)[0]),
+        f"texture_{perceptual.name}": float(texture_distance(*features, tight, TEXTURE_CELL_PX)),
+    }, float(edit.confidence)
 
 
 @torch.no_grad()

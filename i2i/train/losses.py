@@ -1,7 +1,8 @@
 """Loss terms of the single-pass editor, one function each; none keeps state.
 
 Images [N,3,H,W] in [-1,1], masks [N,1,H,W] in [0,1]. Adversarial terms: non-saturating logistic loss with R1 on real
-images (Goodfellow et al. 2014; Mescheder et al. 2018), as in StyleGAN2.
+images (Goodfellow et al. 2014; Mescheder et al. 2018), as in StyleGAN2. What draws hair is not to be punished for
+other strands than the pair's: it is compared by `smoothed_l1` and `texture_distance`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,44 @@ def pixel_l1(image: torch.Tensor, target: torch.Tensor, region: torch.Tensor, re
     """Mean absolute difference, with pixels inside the region counted 1 + region_weight times."""
     weight = 1 + region_weight * region
     return ((image - target).abs() * weight).sum() / (weight.sum() * image.shape[1])
+
+
+def smoothed_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, cells: int) -> torch.Tensor:
+    """Mean absolute difference inside the mask of the means over `cells` x `cells` places (strands of a cell do not
+    count); an empty mask gives 0."""
+    size = image.shape[-1] // cells
+    difference, weight = (F.avg_pool2d(x, size) for x in ((image - target) * mask, mask))
+    return difference.abs().sum() / (weight.sum() * image.shape[1]).clamp_min(1e-6)
+
+
+def texture_distance(
+    features: Sequence[torch.Tensor], target: Sequence[torch.Tensor], mask: torch.Tensor, cell_px: int
+) -> torch.Tensor:
+    """Difference of features' local mean and deviation inside the mask, channel by channel, mean over channels and
+    places, sum over levels: a Gram matrix's diagonal, place by place (Gatys et al. 2015), so that contrast and
+    direction of strands count and where each of them lies does not.
+
+    features: lists of [N,C,h,w]; mask [N,1,H,W]; cell_px: side in the mask's pixels of what is one place.
+    """
+    total = mask.new_zeros(())
+    for a, b in zip(features, target, strict=True):
+        stride = mask.shape[-1] // a.shape[-1]
+        weight = F.avg_pool2d(mask, stride)
+        size = max(1, cell_px // stride)
+        share = F.avg_pool2d(weight, size)
+        (mean_a, std_a), (mean_b, std_b) = (_local_moments(x.float(), weight, share, size) for x in (a, b))
+        difference = (mean_a - mean_b).abs() + (std_a - std_b).abs()
+        total = total + (difference * share).sum() / (share.sum() * a.shape[1]).clamp_min(1e-6)
+    return total
+
+
+def _local_moments(
+    x: torch.Tensor, weight: torch.Tensor, share: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean and deviation of x [N,C,h,w] over places of size x size, [N,C,h/size,w/size]."""
+    mean = F.avg_pool2d(x * weight, size) / share.clamp_min(1e-3)
+    square = F.avg_pool2d(x.square() * weight, size) / share.clamp_min(1e-3)
+    return mean, (square - mean.square()).clamp_min(1e-4).sqrt()
 
 
 def perceptual_l2(features: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -45,6 +84,11 @@ def color_distance(image: torch.Tensor, wanted_lab: torch.Tensor, region: torch.
     # The small constant keeps the root's gradient finite at a perfect match.
     distance = (difference.square().sum(1) + 1e-8).sqrt()
     return (distance * present).sum() / present.sum().clamp_min(1)
+
+
+def confidence_cross_entropy(logits: torch.Tensor, applies: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of whether the feature applies [N]."""
+    return F.binary_cross_entropy_with_logits(logits, applies)
 
 
 def latent_l2(ws: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

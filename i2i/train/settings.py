@@ -18,6 +18,7 @@ class ModelSettings(Section):
 
     channel_base: int = Field(default=2048, ge=64)
     channel_max: int = Field(default=128, ge=8)
+    draws: bool = Field(default=False, description="the edit is a generated image, not the photo recoloured")
 
 
 class DataSettings(Section):
@@ -44,8 +45,17 @@ class DataSettings(Section):
     degrade_share: float = Field(
         default=0.3, ge=0, le=1, description="samples whose photo, not target, is poor: blurred, reduced, noisy, JPEG"
     )
+    region_dropped_share: float = Field(
+        default=0.5, ge=0, le=1, description="samples without a region: the network alone decides where"
+    )
+    region_rough_share: float = Field(
+        default=0.2, ge=0, le=1, description="samples whose region is a box or a broad brush around what is edited"
+    )
     region_share: float = Field(
-        default=0.5, ge=0, le=1, description="samples whose region is shifted, softened or grown a bit"
+        default=0.5, ge=0, le=1, description="of the others: their region is shifted, softened or grown a bit"
+    )
+    refused_share: float = Field(
+        default=0.1, ge=0, le=1, description="samples of portraits that the feature refused: photo kept, confidence 0"
     )
 
 
@@ -54,7 +64,13 @@ class LossSettings(Section):
 
     l1: float = Field(default=4.0, ge=0)
     region_weight: float = Field(default=4.0, ge=0, description="pixels inside the mask count 1 + this in l1")
+    l1_cells: int = Field(
+        default=0, ge=0, description="inside the mask, l1 compares means over this many cells a side; 0: pixels"
+    )
     perceptual: float = Field(default=1.0, ge=0)
+    matching: float = Field(default=0.0, ge=0, description="coarse frozen features of what was edited")
+    texture: float = Field(default=0.0, ge=0, description="local mean and deviation of fine frozen features there")
+    confidence: float = Field(default=0.1, ge=0, description="whether the feature applies")
     mask: float = Field(default=0.5, ge=0)
     color: float = Field(default=0.0, ge=0, description="mean colour inside the mask against the target's")
     generated: float = Field(default=0.5, ge=0, description="l1 of the frozen generator's own image against the target")
@@ -66,8 +82,13 @@ class LossSettings(Section):
 
 
 class DiscriminatorSettings(Section):
-    """Shapes and training of the discriminator."""
+    """Which discriminator, its shapes and training.
 
+    kind: "stylegan2" sees the whole image and where it was edited; "projected": heads on frozen features of the square
+    around what was edited, without R1.
+    """
+
+    kind: Literal["stylegan2", "projected"] = "stylegan2"
     channel_base: int = Field(default=1024, ge=64)
     channel_max: int = Field(default=128, ge=8)
     start_step: int = Field(default=0, ge=0, description="first step of the adversarial terms")
@@ -113,4 +134,6 @@ class TrainingSettings(Section):
     def _terms_fit_together(self) -> TrainingSettings:
         if self.losses.color and self.style != "color":
             raise ValueError("losses.color needs style: color")
+        if self.data.region_dropped_share + self.data.region_rough_share > 1:
+            raise ValueError("data.region_dropped_share and data.region_rough_share: must not exceed 1 together")
         return self

@@ -11,13 +11,13 @@ from torch import nn
 
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.stylegan.discriminator import Discriminator
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.train.adversary import FrozenFeatures
 from stylepairs.i2i.train.run_folder import newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
 
-PARTS = ("model", "average", "discriminator", "optimizer", "critic_optimizer")
+PARTS = ("model", "average", "discriminator", "mixing", "optimizer", "critic_optimizer")
 
 
 @dataclass
@@ -29,11 +29,12 @@ class Run:
     model: Glean
     average: Glean
     net: nn.Module
-    discriminator: Discriminator
+    discriminator: nn.Module
     critic: nn.Module
     optimizer: Any
     critic_optimizer: Any
     perceptual: Perceptual
+    features: FrozenFeatures | None = None
     step: int = 0
     best: float | None = None
 
@@ -47,6 +48,8 @@ def run_state(run: Run) -> checkpoints.Tensors:
     tensors = {f"model.{name}": value for name, value in run.model.trainable_state().items()}
     tensors |= {f"average.{name}": value for name, value in run.average.trainable_state().items()}
     tensors |= {f"discriminator.{name}": value for name, value in run.discriminator.state_dict().items()}
+    if run.features is not None:
+        tensors |= {f"mixing.{name}": value for name, value in run.features.mixing.state_dict().items()}
     tensors |= checkpoints.optimizer_tensors(run.optimizer, "optimizer.")
     return tensors | checkpoints.optimizer_tensors(run.critic_optimizer, "critic_optimizer.")
 
@@ -67,6 +70,8 @@ def resume(run: Run, out: Path) -> None:
             frozen = {f"generator.{name}": value for name, value in module.generator.state_dict().items()}
             module.load_state_dict(frozen | parts[part])
         run.discriminator.load_state_dict(parts["discriminator"])
+        if run.features is not None:
+            run.features.mixing.load_state_dict(parts["mixing"])
         checkpoints.load_optimizer(run.optimizer, parts["optimizer"])
         if parts["critic_optimizer"]:  # empty before adversarial training has begun
             checkpoints.load_optimizer(run.critic_optimizer, parts["critic_optimizer"])

@@ -18,15 +18,33 @@ from torch import nn
 
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
-from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
+from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import decode_color, style_channels
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.train import losses
-from stylepairs.i2i.train.data import PairDataset, Sample, batches, data_digest, load_batches, one_feature, read_pairs
+from stylepairs.i2i.train.adversary import (
+    FrozenFeatures,
+    discriminator_step,
+    edited_squares,
+    generator_term,
+    initial_discriminator,
+)
+from stylepairs.i2i.train.data import (
+    PairDataset,
+    Sample,
+    batches,
+    data_digest,
+    evenly_spaced,
+    load_batches,
+    one_feature,
+    read_pairs,
+    read_refused,
+)
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
@@ -36,7 +54,8 @@ ADAM_BETAS = (0.9, 0.99)
 DISCRIMINATOR_BETAS = (0.0, 0.99)
 # Bound what one bad batch can do. Adam divides by the usual size of a gradient, so the exact numbers matter little.
 MAX_GRADIENT_NORM = 2.0
-MAX_DISCRIMINATOR_NORM = 10.0
+# The finest frozen features at which another strand than the pair's is no fault, and the cells of those below.
+COARSE_LEVEL, CELL_PX = 3, 16
 SHEET_ROWS = 6
 
 Say = Callable[[str], None]
@@ -57,19 +76,22 @@ def train(
     generator, accelerator = run.model.generator, run.accelerator
     digest = generator_digest(generator)
     about = (run.model.size_px, settings.style, (generator.num_ws, generator.config.w_dim), digest)
-    dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds)
-    val = PairDataset(pairs, held_out, *about, kinds=kinds)
+    refused, unseen = read_refused(pairs, "train"), evenly_spaced(read_refused(pairs, "val"), settings.val_pairs)
+    dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds, refused)
+    val = PairDataset(pairs, held_out, *about, kinds=kinds, refused=unseen)
     if settings.losses.latent and all(record.generator_digest != digest for record in records):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
-    identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records))
+    identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest([*records, *refused]))
     info = checkpoints.ModelInfo(feature, settings.style, identity.model_dump(), kinds)
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
         resume(run, out)
-        held, world = len(held_out), accelerator.num_processes
-        say(f"{feature}: {len(records)} pairs, {held} held out; {world} processes; step {run.step}")
+        if run.features is not None and not run.step:
+            run.features.measure(dataset)
+        counts = f"{len(records)} pairs, {len(held_out)} held out, {len(refused)} refused"
+        say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
         take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
     return out
@@ -111,23 +133,23 @@ def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
     )
     torch.manual_seed(settings.seed)
     model = initial_model(settings, feature, channels)
-    adversary = settings.discriminator
-    config = DiscriminatorConfig(
-        img_resolution=model.size_px,
-        channel_base=adversary.channel_base,
-        channel_max=adversary.channel_max,
-        cond_channels=1 + channels,
-        mbstd_group_size=math.gcd(settings.batch_size, 4),
-    )
-    discriminator, perceptual = Discriminator(config), load_perceptual(settings.perceptual)
-    for module in (model, discriminator, perceptual):  # a step is 1.2 times faster with it (1 core, bf16)
+    discriminator = initial_discriminator(settings, model.size_px, channels)
+    perceptual, features = load_perceptual(settings.perceptual), None
+    modules: list[nn.Module] = [model, discriminator, perceptual]
+    if settings.discriminator.kind == "projected" or settings.losses.texture or settings.losses.matching:
+        half = accelerator.mixed_precision == "bf16"
+        features = FrozenFeatures(load_trunk(dtype=torch.bfloat16 if half else torch.float32))
+        modules.append(features)
+    for module in modules:  # a step is 1.2 times faster with it (1 core, bf16)
         module.to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).eval().requires_grad_(False)
     average.generator = model.generator
     optimizer = torch.optim.Adam(trained(model), settings.learning_rate, ADAM_BETAS)
-    critic_optimizer = torch.optim.Adam(discriminator.parameters(), adversary.learning_rate, DISCRIMINATOR_BETAS)
+    critic_rate = settings.discriminator.learning_rate
+    critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, DISCRIMINATOR_BETAS)
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
-    return Run(settings, accelerator, model, average, net, discriminator, critic, wrapped, critic_wrapped, perceptual)
+    networks = (model, average, net, discriminator, critic)
+    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features)
 
 
 def trained(model: Glean) -> list[nn.Parameter]:
@@ -137,7 +159,7 @@ def trained(model: Glean) -> list[nn.Parameter]:
 
 def initial_model(settings: TrainingSettings, feature: str, channels: int) -> Glean:
     """The model that a run starts from: trained weights, or a fresh encoder and decoder around a generator."""
-    config = GleanConfig(channels, settings.model.channel_base, settings.model.channel_max)
+    config = GleanConfig(channels, **settings.model.model_dump())
     if settings.init == "none":
         return Glean(load_generator(settings.generator), config)
     model, _ = checkpoints.load_model(settings.init, feature)
@@ -156,11 +178,16 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
 
     run.net.train()
     edit = run.net(batch["photo"], batch["region"], batch["degree"], batch["style"])
-    terms = editing_losses(run, edit, batch)
+    if settings.model.draws:  # shown as the pair's mask has it: through a mask of its own, half of it would do
+        photo = batch["photo"]
+        edit = edit._replace(output=photo + tightened(batch["mask"]) * (edit.edit - photo))
+    terms, image = editing_losses(run, edit, batch), edit.output.clamp(-1, 1)
+    maps = frozen_maps(run, edit.output, batch)
+    if maps is not None:
+        terms |= feature_losses(run, *maps, batch)
     if adversarial:
-        run.discriminator.requires_grad_(False)
-        logits = run.discriminator(judged(edit.output.clamp(-1, 1), batch))
-        terms["adversarial"] = settings.losses.adversarial * losses.generator_adversarial(logits)
+        by_heads = generator_term(run, image, batch, None if maps is None else maps[0])
+        terms["adversarial"] = settings.losses.adversarial * by_heads
     total = torch.stack(list(terms.values())).sum()
     accelerator.backward(total)
     norm = accelerator.clip_grad_norm_(trained(run.model), MAX_GRADIENT_NORM)
@@ -170,7 +197,9 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
     figures: dict[str, float | torch.Tensor] = {"total": total.detach(), "gradient_norm": norm, "rate": rate}
     figures |= {name: term.detach() for name, term in terms.items()}
     if adversarial:
-        figures |= discriminator_step(run, edit.output.detach().clamp(-1, 1), batch, rate)
+        for group in run.critic_optimizer.param_groups:
+            group["lr"] = settings.discriminator.learning_rate * rate
+        figures |= discriminator_step(run, image.detach(), batch, maps)
     return figures
 
 
@@ -178,13 +207,20 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
     """The weighted terms that compare an edit with its pair; terms of weight 0 are left out."""
     weights, target, mask = run.settings.losses, batch["target"], batch["mask"]
     tight = tightened(mask)
-    terms = {"l1": weights.l1 * losses.pixel_l1(edit.output, target, mask, weights.region_weight)}
+    if weights.l1_cells:
+        terms = {"l1": weights.l1 * losses.smoothed_l1(edit.output, target, mask, weights.l1_cells)}
+    else:
+        terms = {"l1": weights.l1 * losses.pixel_l1(edit.output, target, mask, weights.region_weight)}
     if weights.perceptual:
         with torch.no_grad():
             wanted = run.perceptual.features(target)
         terms["perceptual"] = weights.perceptual * losses.perceptual_l2(run.perceptual.features(edit.output), wanted)
     if weights.mask:
         terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, tight)
+    if weights.confidence:
+        terms["confidence"] = weights.confidence * losses.confidence_cross_entropy(
+            edit.confidence_logits, batch["applies"]
+        )
     if weights.color:
         region, code = (tight > 0.5).float(), decode_color(batch["style"])
         wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])
@@ -196,38 +232,29 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
     return terms
 
 
-def discriminator_step(run: Run, fake: torch.Tensor, batch: Sample, rate: float) -> dict[str, torch.Tensor]:
-    """One step of the discriminator on the same batch, with R1 now and then."""
-    settings = run.settings
-    for group in run.critic_optimizer.param_groups:
-        group["lr"] = settings.discriminator.learning_rate * rate
-    run.discriminator.requires_grad_(True)
-    real_logits, fake_logits = run.critic(judged(batch["target"], batch)), run.critic(judged(fake, batch))
-    loss = losses.discriminator_adversarial(real_logits, fake_logits)
-    figures = {
-        "discriminator": loss.detach(),
-        "real_logit": real_logits.detach().mean(),
-        "fake_logit": fake_logits.detach().mean(),
-    }
-    run.accelerator.backward(loss)
-    if run.step % settings.discriminator.r1_every == 0:
-        real = judged(batch["target"], batch).requires_grad_(True)
-        logits = run.critic(real)
-        penalty = losses.r1_penalty(real, logits)
-        # The logits join with weight 0: the last bias is not in the penalty, and every parameter must get a gradient.
-        run.accelerator.backward(settings.losses.r1 * settings.discriminator.r1_every * penalty + 0 * logits.sum())
-        figures["r1"] = penalty.detach()
-    parameters = run.discriminator.parameters()
-    figures["discriminator_norm"] = run.accelerator.clip_grad_norm_(parameters, MAX_DISCRIMINATOR_NORM)
-    run.critic_optimizer.step()
-    run.critic_optimizer.zero_grad(set_to_none=True)
-    return figures
+def frozen_maps(run: Run, image: torch.Tensor, batch: Sample) -> tuple[Maps, Maps] | None:
+    """Frozen features of the squares around the edits, of an image and of the pairs; None where nothing needs them."""
+    if run.features is None:
+        return None
+    mask = tightened(batch["mask"])
+    with torch.no_grad():
+        wanted = run.features(batch["target"], mask)
+    return run.features(image.clamp(-1, 1), mask), wanted
 
 
-def judged(image: torch.Tensor, batch: Sample) -> torch.Tensor:
-    """What the discriminator sees: the image, where it may differ from the photo, and which kind of edit is wanted."""
-    style = batch["style"][:, :, None, None].expand(-1, -1, *image.shape[2:])
-    return torch.cat([image, batch["mask"] * 2 - 1, style], dim=1)
+def feature_losses(run: Run, maps: Maps, wanted: Maps, batch: Sample) -> dict[str, torch.Tensor]:
+    """The weighted terms that compare frozen features with the pair's: fine ones by their local statistics, coarse ones
+    place by place."""
+    weights, terms = run.settings.losses, {}
+    if weights.texture:
+        squares = edited_squares(batch["mask"], tightened(batch["mask"]))
+        distance = losses.texture_distance(maps[:COARSE_LEVEL], wanted[:COARSE_LEVEL], squares, CELL_PX)
+        terms["texture"] = weights.texture * distance
+    if weights.matching:
+        coarse = zip(maps[COARSE_LEVEL:], wanted[COARSE_LEVEL:], strict=True)
+        levels = [(a.float() - b.float()).abs().mean() for a, b in coarse]
+        terms["matching"] = weights.matching * torch.stack(levels).mean()
+    return terms
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
@@ -261,7 +288,9 @@ def evaluate_and_save(
         stop_unless_finite(run, measured)
         log.write(run.step, "val", measured)
         say(line_of(run.step, run.settings.steps, measured, "held out"))
-        distance = measured[f"perceptual_{run.perceptual.name}"]
+        # Of drawn hair, the perceptual distance would choose what is smeared.
+        kind = "texture" if run.settings.model.draws else "perceptual"
+        distance = measured[f"{kind}_{run.perceptual.name}"]
         is_best = run.best is None or distance < run.best
         run.best = distance if is_best else run.best
     details = checkpoints.StateDetails(step=run.step, best=run.best)

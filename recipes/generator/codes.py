@@ -8,8 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from trunk import LEVEL_CHANNELS
 
+from stylepairs.datagen.images.trunk import LEVEL_CHANNELS
 from stylepairs.datagen.stylegan.generator import Generator
 
 DRAWS_PER_PORTRAIT = 1.1

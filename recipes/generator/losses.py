@@ -1,5 +1,5 @@
-"""What generator and heads lower: hinge losses, the likeness of a portrait and its rendering, and the balance between
-them."""
+"""What the generator lowers beside the hinge loss, the likeness of a portrait and its rendering, and the balance of
+both."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ PIXEL_WEIGHT = 2.0
 BALANCE_KEEP = 0.7  # of a weight's logarithm from one measurement to the next
 Maps = list[torch.Tensor]
 Mean = Callable[[torch.Tensor], torch.Tensor]
-
-
-def generator_loss(logits: Maps) -> torch.Tensor:
-    """The generator's side of the hinge loss: minus the mean logit, summed over levels."""
-    return -torch.stack([level.float().mean() for level in logits]).sum()
-
-
-def heads_loss(real: Maps, fake: Maps) -> torch.Tensor:
-    """Hinge loss (Lim & Ye 2017), mean over each map, summed over levels."""
-    levels = [F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(levels).sum()
 
 
 def accuracy(real: Maps, fake: Maps) -> torch.Tensor:

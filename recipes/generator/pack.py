@@ -13,7 +13,8 @@ import torch
 from data import aligned_files, matte_file
 from PIL import Image
 from state import Rates, load_state, write_weights
-from trunk import installed_weights
+
+from stylepairs.datagen.images.perceptual import installed_efficientnet
 
 ALIGNED_PX, ALIGNED_QUALITY = 256, 80  # WebP: 6 KB a portrait, half of a JPEG file that looks the same
 MATTE_PX, MATTE_QUALITY = 128, 70  # mattes are soft
@@ -31,7 +32,7 @@ def main() -> None:
     if args.what == "data":
         for index, folder in enumerate(args.portraits):
             pack_portraits(folder, args.to / str(index))
-        pack_trunk(args.trunk or installed_weights(), args.to / "trunk.pth")
+        pack_trunk(args.trunk or installed_efficientnet(), args.to / "trunk.pth")
         return
     state = load_state(args.run / "state.safetensors", Rates(), torch.device("cpu"))
     if state is None:

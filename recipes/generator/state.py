@@ -16,13 +16,13 @@ import torch
 from codes import Offsets
 from growth import grow_generator, grow_offsets
 from moments import Moments
-from projected import MIXED_CHANNELS, Heads, Mixing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
 
+from stylepairs.datagen.images.trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
 
 MODULES = ("generator", "ema", "mixing", "heads", "offsets", "moments")
 OPTIMIZERS = ("g_optimizer", "d_optimizer")

@@ -4,8 +4,9 @@
     accelerate launch recipes/generator/train.py ...        (several GPUs)
 
 Each DIR holds aligned/ and hair/ as `datagen prepare` writes them. RUN keeps the state (resumed when it exists), log,
-figures, sample sheets and `generator_ema.safetensors`. Three losses: heads on frozen features (projected.py), moments
-of features (moments.py), and portraits rendered from their own latents without noise (codes.py).
+figures, sample sheets and `generator_ema.safetensors`. Three losses: heads on frozen features
+(stylepairs.datagen.stylegan.projected), moments of features (moments.py), and portraits rendered from their own
+latents without noise (codes.py).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from codes import assign_codes
 from data import Portraits
 from draws import Draws, draw_step
 from figures import kernel_distances, write_sheet
-from losses import accuracy, balanced, decibel, generator_loss, heads_loss, likeness_loss
+from losses import accuracy, balanced, decibel, likeness_loss
 from state import Rates, TrainingState, build_state, export_ema, load_state, save_state, start_stage
-from trunk import load_trunk
+
+from stylepairs.datagen.images.trunk import load_trunk
+from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
 
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on

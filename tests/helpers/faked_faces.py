@@ -54,4 +54,5 @@ class Brightening(Glean):
     def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
         bias = torch.full_like(photo, 0.4)
         output = photo + region * bias
-        return Edit(output, photo + bias, region, region, torch.zeros_like(photo), bias, photo, torch.zeros(1))
+        zeros = torch.zeros_like(photo)
+        return Edit(output, photo + bias, region, region, zeros, bias, photo, torch.zeros(1), torch.ones(1))

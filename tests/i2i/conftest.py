@@ -45,6 +45,13 @@ def brightening(model: Glean) -> Glean:
 
 
 @pytest.fixture
+def drawing(generator: Generator) -> Glean:
+    """A model whose edit is an image of its own."""
+    torch.manual_seed(4)
+    return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, draws=True))
+
+
+@pytest.fixture
 def generator_file(tmp_path: Path, generator: Generator) -> Path:
     path = tmp_path / "generator.safetensors"
     save_generator(path, generator, {})

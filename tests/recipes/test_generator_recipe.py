@@ -16,8 +16,8 @@ from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
 NAMES = (
-    "augment", "codes", "data", "draws", "figures", "growth", "losses", "moments", "pack", "projected", "state",
-    "train", "trunk",
+    "augment", "codes", "data", "draws", "figures", "growth", "losses", "moments", "pack", "state",
+    "train",
 )  # fmt: skip
 TINY = ["--channel-base", "128", "--channel-max", "8", "--latent-dim", "16", "--batch", "4", "--rebuilt-share", "0.5"]
 TINY += ["--measure-images", "4"]
@@ -145,7 +145,7 @@ def test_mixing_stays_as_it_was_while_heads_and_generator_learn(portraits, trunk
 
 
 def test_trunk_gives_five_levels_as_its_blocks_one_by_one_do(trunk_state):
-    from trunk import LEVEL_CHANNELS, LEVEL_STRIDES, Trunk
+    from stylepairs.datagen.images.trunk import LEVEL_CHANNELS, LEVEL_STRIDES, Trunk
 
     trunk = Trunk(trunk_state)
     image = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -158,7 +158,7 @@ def test_trunk_gives_five_levels_as_its_blocks_one_by_one_do(trunk_state):
 
 
 def test_heads_have_unit_spectral_norm_and_give_logits_for_every_level():
-    from projected import MIXED_CHANNELS, Heads
+    from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads
 
     torch.manual_seed(0)
     heads = Heads()
@@ -194,7 +194,8 @@ def test_moments_are_those_of_all_images_and_draw_a_batch_towards_them():
 
 def test_every_portrait_gets_a_latent_of_its_own(trunk_state):
     from codes import assign_codes
-    from trunk import Trunk
+
+    from stylepairs.datagen.images.trunk import Trunk
 
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(16, 16, 32, 3, 128, 8, 2))
@@ -226,7 +227,8 @@ def test_what_is_rebuilt_has_its_own_latent_no_noise_and_no_augmentation(portrai
 def test_grown_generator_renders_the_same_image_larger_and_offsets_stay():
     from codes import Offsets
     from growth import grow_generator, grow_offsets
-    from trunk import LEVEL_CHANNELS
+
+    from stylepairs.datagen.images.trunk import LEVEL_CHANNELS
 
     torch.manual_seed(0)
     old = Generator(GeneratorConfig(16, 16, 16, 3, 256, 32, 2))

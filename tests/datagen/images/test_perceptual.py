@@ -151,7 +151,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 
 
 def test_auto_falls_back_to_the_pyramid_and_an_explicit_choice_does_not(monkeypatch):
-    monkeypatch.setattr("stylepairs.datagen.images.perceptual._installed_efficientnet", lambda: None)
+    monkeypatch.setattr("stylepairs.datagen.images.perceptual.installed_efficientnet", lambda: None)
     assert load_perceptual("auto").name == "pyramid"
     with pytest.raises(InputError, match=r"stylepairs\[perceptual\]"):
         load_perceptual("efficientnet-lite0")

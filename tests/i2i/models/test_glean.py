@@ -32,14 +32,56 @@ def test_untrained_model_keeps_the_prior_and_the_photo(model: Glean, generator: 
     ws = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
     torch.testing.assert_close(edit.generated, generator.synthesis(ws), rtol=0, atol=1e-6)
     assert torch.equal(edit.output, photo)
-    assert torch.equal(edit.mask, region)
+    assert torch.equal(edit.mask, region / 2)
+    assert edit.confidence.tolist() == [0.5, 0.5]
 
 
-def test_every_trainable_parameter_gets_a_gradient(model: Glean) -> None:
-    edit = randomised(model)(*inputs())
-    edit.output.square().mean().backward()
+def test_untrained_model_that_draws_shows_the_prior(drawing: Glean) -> None:
+    edit = drawing(*inputs())
+    torch.testing.assert_close(edit.edit, edit.generated)
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_every_trainable_parameter_gets_a_gradient(model: Glean, drawing: Glean, draws: bool) -> None:
+    model = randomised(drawing if draws else model)
+    edit = model(*inputs())
+    (edit.output.square().mean() + edit.confidence_logits.mean()).backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert silent == []
+
+
+def test_what_is_drawn_comes_through_the_generator_and_its_gradient_reaches_latents_and_fusion(drawing: Glean) -> None:
+    edit = drawing(*inputs())  # untrained: the decoder adds nothing yet, all comes by the generator's way
+    edit.output.square().mean().backward()
+    for part in (drawing.to_latents.offsets, drawing.fusion["4"].conv, drawing.fusion["32"].conv):
+        assert part.weight.grad is not None
+        assert part.weight.grad.any()
+
+
+def test_what_is_drawn_holds_nothing_of_the_photo_in_its_maps(drawing: Glean) -> None:
+    photo, region, degree, style = inputs()
+    edit = randomised(drawing)(photo, region, degree, style)
+    assert torch.equal(edit.gain, torch.full_like(photo, -1))
+    pasted = photo + edit.mask * (edit.gain * (photo + 1) + edit.bias)
+    torch.testing.assert_close(edit.output, pasted, rtol=0, atol=1e-5)
+
+
+def test_strands_grow_from_the_generators_noise(drawing: Glean) -> None:
+    randomised(drawing)
+    before = drawing(*inputs()).edit
+    finest = drawing.generator.synthesis.noisy_layers()[-1]
+    assert not finest.noise_strength.any()  # it comes in by the encoder alone
+    finest.noise_const.mul_(-1)
+    assert (drawing(*inputs()).edit - before).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_region_limits_what_is_edited_whatever_was_learnt(model: Glean, drawing: Glean, draws: bool) -> None:
+    photo, region, degree, style = inputs()
+    edit = randomised(drawing if draws else model)(photo, region, degree, style)
+    assert (edit.mask <= region).all()
+    outside = (region == 0).expand_as(photo)
+    assert torch.equal(edit.output[outside], photo[outside])
 
 
 def test_generator_stays_frozen(model: Glean) -> None:

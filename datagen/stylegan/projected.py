@@ -1,4 +1,5 @@
-"""The discriminator: small networks on frozen, randomly mixed features (Projected GANs, Sauer et al. 2021)."""
+"""A discriminator of small networks on frozen, randomly mixed features, and its losses (Projected GANs, Sauer et al.
+2021)."""
 
 from __future__ import annotations
 
@@ -8,12 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from trunk import LEVEL_CHANNELS
+
+from stylepairs.datagen.images.trunk import LEVEL_CHANNELS
 
 MIXED_CHANNELS = (16, 64, 64, 64, 64)
 HALF = 0.5**0.5  # keeps the variance of a sum of two
 SLOPE = 0.2
 LEAST_DEVIATION = 1e-3
+Maps = list[torch.Tensor]
+
+
+def generator_loss(logits: Maps) -> torch.Tensor:
+    """The generator's side of the hinge loss: minus the mean logit, summed over levels."""
+    return -torch.stack([level.float().mean() for level in logits]).sum()
+
+
+def heads_loss(real: Maps, fake: Maps) -> torch.Tensor:
+    """Hinge loss (Lim & Ye 2017), mean over each map, summed over levels."""
+    levels = [F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(levels).sum()
 
 
 class Mixing(nn.Module):
@@ -35,21 +49,21 @@ class Mixing(nn.Module):
             self.register_buffer(f"deviation{level}", torch.ones(channels))
         self.requires_grad_(False)
 
-    def measure(self, batches: list[list[torch.Tensor]]) -> None:
+    def measure(self, batches: list[Maps]) -> None:
         """Take each channel's mean and deviation from the features of portraits."""
         for level, maps in enumerate(zip(*batches, strict=True)):
             values = torch.cat(maps).float()
             getattr(self, f"mean{level}").copy_(values.mean((0, 2, 3)))
             getattr(self, f"deviation{level}").copy_(values.std((0, 2, 3)).clamp_min(LEAST_DEVIATION))
 
-    def normalised(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    def normalised(self, features: Maps) -> Maps:
         shaped = [(getattr(self, f"mean{i}"), getattr(self, f"deviation{i}")) for i in range(len(features))]
         return [
             (x - mean[:, None, None].to(x.dtype)) / deviation[:, None, None].to(x.dtype)
             for x, (mean, deviation) in zip(features, shaped, strict=True)
         ]
 
-    def forward(self, normalised: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, normalised: Maps) -> Maps:
         """Five maps, normalised -> five maps of MIXED_CHANNELS at the same sizes."""
         mixed = [conv(x) for conv, x in zip(self.across, normalised, strict=True)]
         for level in reversed(range(len(self.down))):
@@ -65,7 +79,7 @@ class Heads(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(_head(*layers) for layers in _LAYERS)
 
-    def forward(self, mixed: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, mixed: Maps) -> Maps:
         return [head(x) for head, x in zip(self.levels, mixed, strict=True)]
 
 

@@ -1,0 +1,165 @@
+"""The discriminator's side of training: StyleGAN2's on the whole image, or projected heads on the square around what
+was edited, enlarged to the size at which frozen features see single strands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stylepairs.datagen.compositing.compose import tightened
+from stylepairs.datagen.images.trunk import LEAST_PX, Trunk
+from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
+from stylepairs.datagen.stylegan.projected import Heads, Maps, Mixing, generator_loss, heads_loss
+from stylepairs.i2i.train import losses
+
+if TYPE_CHECKING:
+    from stylepairs.i2i.train.data import PairDataset, Sample
+    from stylepairs.i2i.train.settings import TrainingSettings
+    from stylepairs.i2i.train.state import Run
+
+# Of the edited square's side, added around it; and the least side, a share of the image's.
+SQUARE_MARGIN, LEAST_SQUARE = 0.15, 0.4
+# Pairs whose features say each channel's mean and deviation.
+MEASURED_PAIRS = 64
+# Heads whose loss is lower win already; learning on, they lead to a painted look.
+HEADS_REST_BELOW = 1.5
+MAX_NORM = 10.0  # bounds what one bad batch can do
+
+
+def initial_discriminator(settings: TrainingSettings, size_px: int, style_channels: int) -> nn.Module:
+    """The discriminator that the settings name, before any step."""
+    adversary = settings.discriminator
+    if adversary.kind == "projected":
+        return Heads()
+    config = DiscriminatorConfig(
+        img_resolution=size_px,
+        channel_base=adversary.channel_base,
+        channel_max=adversary.channel_max,
+        cond_channels=1 + style_channels,
+        mbstd_group_size=math.gcd(settings.batch_size, 4),
+    )
+    return Discriminator(config)
+
+
+class FrozenFeatures(nn.Module):
+    """EfficientNet-Lite0's five levels of the square around an edit, each channel by the pairs' own mean and deviation;
+    `mixing` alone is kept in a run's state."""
+
+    def __init__(self, trunk: Trunk):
+        super().__init__()
+        self.trunk, self.mixing = trunk.requires_grad_(False), Mixing()
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> Maps:
+        """Five maps, finest first, of the squares of image [N,3,H,W] around mask [N,1,H,W]."""
+        maps: Maps = self.mixing.normalised(self.trunk(edited_squares(image, mask)))
+        return maps
+
+    @torch.no_grad()
+    def measure(self, dataset: PairDataset) -> None:
+        """Take the channels' means and deviations from pairs, as they are."""
+        count = min(MEASURED_PAIRS, len(dataset))
+        device = next(self.mixing.buffers()).device
+        batches = []
+        for index in range(count):
+            sample = dataset.pair_sample(dataset.records[index * len(dataset) // count])
+            image, mask = (sample[name][None].to(device) for name in ("target", "mask"))
+            batches.append(self.trunk(edited_squares(image, tightened(mask))))
+        self.mixing.measure(batches)
+
+
+def edited_squares(image: torch.Tensor, mask: torch.Tensor, size_px: int = LEAST_PX) -> torch.Tensor:
+    """The square of each image [N,3,H,W] around its mask [N,1,H,W] (all of it where the mask is empty), brought to
+    size_px."""
+    n, _, height, _ = image.shape
+    theta = torch.stack([_square(one[0] > 0.5) for one in mask])
+    grid = F.affine_grid(theta, [n, 3, size_px, size_px], align_corners=False)
+    squares: torch.Tensor = F.grid_sample(image.float(), grid, "bilinear", "reflection", align_corners=False)
+    return squares
+
+
+def _square(inside: torch.Tensor) -> torch.Tensor:
+    """The transform [2,3] of `affine_grid` onto the square around the pixels [H,W] that are True."""
+    side = inside.shape[-1]
+    extents = [torch.nonzero(inside.any(dim)).flatten() for dim in (1, 0)]
+    if not all(map(len, extents)):
+        return torch.eye(2, 3, device=inside.device)
+    low, high = (torch.stack([extent[place] for extent in extents]).float() for place in (0, -1))
+    wanted = float((high + 1 - low).max()) * (1 + 2 * SQUARE_MARGIN)
+    half = min(max(wanted, LEAST_SQUARE * side), side) / side
+    middle = ((low + high + 1) / side - 1).clamp(half - 1, 1 - half)
+    rows = [[half, 0, float(middle[1])], [0, half, float(middle[0])]]
+    return torch.tensor(rows, device=inside.device)
+
+
+def generator_term(run: Run, image: torch.Tensor, batch: Sample, maps: Maps | None) -> torch.Tensor:
+    """What the editor lowers; image: its output, clamped; maps: the `FrozenFeatures` of it, where there are any."""
+    run.discriminator.requires_grad_(False).eval()  # eval: spectral norms move in the heads' own step alone
+    if run.settings.discriminator.kind == "projected":
+        return generator_loss(run.discriminator(mixed(run, maps, batch)))
+    return losses.generator_adversarial(run.discriminator(judged(image, batch)))
+
+
+def discriminator_step(
+    run: Run, fake: torch.Tensor, batch: Sample, maps: Sequence[Maps] | None
+) -> dict[str, torch.Tensor]:
+    """One step of the discriminator on the same batch; maps: features of the edits and of the pairs."""
+    run.discriminator.requires_grad_(True).train()
+    if run.settings.discriminator.kind == "projected":
+        assert maps is not None
+        real_logits, fake_logits = (run.critic(mixed(run, [x.detach() for x in of], batch)) for of in maps[::-1])
+        loss = heads_loss(real_logits, fake_logits)
+        rests = float(run.accelerator.reduce(loss.detach(), "mean")) < HEADS_REST_BELOW
+        # With weight 0 every process still has its gradients to share.
+        run.accelerator.backward(loss * float(not rests))
+        figures = {"discriminator": loss.detach()}
+    else:
+        figures, rests = _whole_image_step(run, fake, batch), False
+    parameters = run.discriminator.parameters()
+    figures["discriminator_norm"] = run.accelerator.clip_grad_norm_(parameters, MAX_NORM)
+    if not rests:
+        run.critic_optimizer.step()
+    run.critic_optimizer.zero_grad(set_to_none=True)
+    return figures
+
+
+def mixed(run: Run, maps: Maps | None, batch: Sample) -> Maps:
+    """The features that projected heads see, of the samples that are edited at all."""
+    assert maps is not None
+    assert run.features is not None
+    edited = batch["mask"].amax((1, 2, 3)) > 0
+    chosen = [level[edited] for level in maps] if edited.any() else maps
+    result: Maps = run.features.mixing([level.float() for level in chosen])
+    return result
+
+
+def _whole_image_step(run: Run, fake: torch.Tensor, batch: Sample) -> dict[str, torch.Tensor]:
+    """Gradients of StyleGAN2's logistic loss, with R1 now and then."""
+    settings = run.settings
+    real_logits, fake_logits = run.critic(judged(batch["target"], batch)), run.critic(judged(fake, batch))
+    loss = losses.discriminator_adversarial(real_logits, fake_logits)
+    figures = {
+        "discriminator": loss.detach(),
+        "real_logit": real_logits.detach().mean(),
+        "fake_logit": fake_logits.detach().mean(),
+    }
+    run.accelerator.backward(loss)
+    if run.step % settings.discriminator.r1_every == 0:
+        real = judged(batch["target"], batch).requires_grad_(True)
+        logits = run.critic(real)
+        penalty = losses.r1_penalty(real, logits)
+        # The logits join with weight 0: the last bias is not in the penalty, and every parameter must get a gradient.
+        run.accelerator.backward(settings.losses.r1 * settings.discriminator.r1_every * penalty + 0 * logits.sum())
+        figures["r1"] = penalty.detach()
+    return figures
+
+
+def judged(image: torch.Tensor, batch: Sample) -> torch.Tensor:
+    """What StyleGAN2's discriminator sees: the image, where it may differ from the photo, and which kind of edit is
+    wanted."""
+    style = batch["style"][:, :, None, None].expand(-1, -1, *image.shape[2:])
+    return torch.cat([image, batch["mask"] * 2 - 1, style], dim=1)
