@@ -13,7 +13,7 @@ from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.glean import Glean
-from stylepairs.i2i.train.adversary import FrozenFeatures
+from stylepairs.i2i.train.frozen import FrozenFeatures
 from stylepairs.i2i.train.run_folder import newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
 

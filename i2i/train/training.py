@@ -27,13 +27,7 @@ from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import decode_color, style_channels
 from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
 from stylepairs.i2i.train import losses
-from stylepairs.i2i.train.adversary import (
-    FrozenFeatures,
-    discriminator_step,
-    edited_squares,
-    generator_term,
-    initial_discriminator,
-)
+from stylepairs.i2i.train.adversary import discriminator_step, generator_term, initial_discriminator
 from stylepairs.i2i.train.data import (
     PairDataset,
     Sample,
@@ -45,6 +39,7 @@ from stylepairs.i2i.train.data import (
     read_pairs,
     read_refused,
 )
+from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
