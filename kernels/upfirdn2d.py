@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,9 +15,8 @@ from stylepairs.kernels.dispatch import choose, triton_fits, with_triton
 def setup_filter(taps: Sequence[float] = (1, 3, 3, 1), gain: float = 1.0) -> torch.Tensor:
     """Outer product of 1-D taps, [len, len] float32, with sum `gain`: what NVIDIA's release keeps as
     `resample_filter`."""
-    row = torch.as_tensor(taps, dtype=torch.float32)
-    square = torch.outer(row, row)
-    return square * (gain / square.sum())
+    square = np.outer(taps, taps)  # not torch's: on the meta device that imports its compiler, which takes seconds
+    return torch.tensor(square * (gain / square.sum()), dtype=torch.float32)
 
 
 def upfirdn2d(

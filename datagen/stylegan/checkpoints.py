@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.datagen.stylegan.key_maps import (
-    ROSINALITY,
-    discriminator_shapes,
-    generator_names,
-    generator_shapes,
-)
+from stylepairs.datagen.stylegan.key_maps import ROSINALITY, generator_names
 from stylepairs.datagen.stylegan.network_search import Network, find_discriminator, find_generator
 from stylepairs.datagen.stylegan.safe_pickle import CheckpointError, printable
 from stylepairs.kernels.upfirdn2d import setup_filter
@@ -53,12 +49,12 @@ def load_generator(source: str | Path) -> Generator:
     with _as_input_error(source):
         content = read_content(_path(source))
         network = find_generator(content)
-        config = _configured(GeneratorConfig, network)
-        values = _read_values(network, generator_shapes(config), content.size)
-    _fill_missing_noise(values, config)
+        generator = _shapes_only(Generator, _configured(GeneratorConfig, network))
+        values = _read_values(network, generator, content.size)
+    _fill_missing_noise(values, generator.config)
     mean_is_known = "mapping.w_avg" in values
-    values.setdefault("mapping.w_avg", torch.zeros(config.w_dim))
-    generator = _build(Generator, config, values)
+    values.setdefault("mapping.w_avg", torch.zeros(generator.config.w_dim))
+    _fill(generator, values)
     if not mean_is_known:
         generator.mapping.w_avg.copy_(estimate_mean_latent(generator))
     return generator
@@ -69,9 +65,9 @@ def load_discriminator(source: str | Path) -> Discriminator:
     with _as_input_error(source):
         content = read_content(_path(source))
         network = find_discriminator(content)
-        config = _configured(DiscriminatorConfig, network)
-        values = _read_values(network, discriminator_shapes(config), content.size)
-    return _build(Discriminator, config, values)
+        discriminator = _shapes_only(Discriminator, _configured(DiscriminatorConfig, network))
+        values = _read_values(network, discriminator, content.size)
+    return _fill(discriminator, values)
 
 
 def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str, str] | None = None) -> None:
@@ -162,8 +158,16 @@ def _configured(kind: type[Config], network: Network) -> Config:
     return kind(**{key: value for key, value in network.config.items() if key in known})
 
 
-def _read_values(network: Network, expected: Mapping[str, tuple[int, ...]], file_size: int) -> dict[str, torch.Tensor]:
-    """Float32 values by name, read only after every shape, and their sum against the file's size, is as expected."""
+def _shapes_only(kind: Callable[[Config], Net], config: Config) -> Net:
+    """A module without numbers, as hostile files may claim any size."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def _read_values(network: Network, module: nn.Module, file_size: int) -> dict[str, torch.Tensor]:
+    """Float32 values for the module, FIR filters left out, read only after every shape, and their sum against the
+    file's size, is as expected."""
+    expected = {key: value.shape for key, value in module.state_dict().items() if not key.endswith("resample_filter")}
     for key, shape in expected.items():
         if key not in network.tensors and key not in network.optional:
             raise CheckpointError(f"lacks {network.name_of(key)}; it is damaged or of an unknown variant")
@@ -201,10 +205,7 @@ def _fill_missing_noise(values: dict[str, torch.Tensor], config: GeneratorConfig
             values.setdefault(f"{name}.noise_strength", torch.zeros([]))
 
 
-def _build(kind: Callable[[Config], Net], config: Config, values: dict[str, torch.Tensor]) -> Net:
-    """A module with these values; its random initialisation leaves the caller's random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        module = kind(config)
+def _fill(module: Net, values: dict[str, torch.Tensor]) -> Net:
     filters = {key: setup_filter() for key in module.state_dict() if key.endswith("resample_filter")}
     module.load_state_dict(values | filters, assign=True)
     return module.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32
+from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32, normal
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.dispatch import without_autocast
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
@@ -178,7 +178,7 @@ class SynthesisBlock(nn.Module):
         channels = config.channels(resolution)
         self.register_buffer("resample_filter", setup_filter())
         if resolution == 4:
-            self.const = nn.Parameter(torch.randn(channels, 4, 4))
+            self.const = nn.Parameter(normal(channels, 4, 4))
         else:
             self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), channels, resolution, up=2)
         self.conv1 = SynthesisLayer(config, channels, channels, resolution)
@@ -219,10 +219,10 @@ class SynthesisLayer(nn.Module):
         super().__init__()
         self.resolution, self.up, self.clamp = resolution, up, config.conv_clamp
         self.affine = FullyConnected(config.w_dim, channels_in, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(channels_out, channels_in, 3, 3))
+        self.weight = nn.Parameter(normal(channels_out, channels_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels_out))
         self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.register_buffer("noise_const", normal(resolution, resolution))
         self.register_buffer("resample_filter", setup_filter())
 
     def forward(
@@ -245,7 +245,7 @@ class ToRGB(nn.Module):
         super().__init__()
         self.clamp = config.conv_clamp
         self.affine = FullyConnected(config.w_dim, channels_in, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(config.img_channels, channels_in, 1, 1))
+        self.weight = nn.Parameter(normal(config.img_channels, channels_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.img_channels))
         self.weight_gain = 1 / math.sqrt(channels_in)
 

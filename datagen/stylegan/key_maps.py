@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stylepairs.datagen.stylegan.discriminator import DiscriminatorConfig
-from stylepairs.datagen.stylegan.generator import GeneratorConfig
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The parts of one modulated layer: (ours, rosinality, OpenMMLab).
@@ -105,47 +102,6 @@ def discriminator_config(shapes: Shapes) -> dict[str, int]:
         "img_channels": shapes[f"b{resolution}.fromrgb.weight"][1],
         "channel_base": base,
         "channel_max": maximum,
-    }
-
-
-def generator_shapes(config: GeneratorConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a generator, FIR filters left out; not built, since hostile files may claim any size."""
-    shapes: dict[str, tuple[int, ...]] = {"mapping.w_avg": (config.w_dim,)}
-    for index in range(config.mapping_layers):
-        width = config.z_dim if index == 0 else config.w_dim
-        shapes |= {f"mapping.fc{index}.weight": (config.w_dim, width), f"mapping.fc{index}.bias": (config.w_dim,)}
-    for r in config.resolutions:
-        block, channels = f"synthesis.b{r}", config.channels(r)
-        below = {} if r == 4 else {"conv0": config.channels(r // 2)}
-        for conv, channels_in in (below | {"conv1": channels}).items():
-            shapes |= _modulated(f"{block}.{conv}", channels_in, channels, 3, config.w_dim)
-            shapes |= {f"{block}.{conv}.noise_const": (r, r), f"{block}.{conv}.noise_strength": ()}
-        shapes |= _modulated(f"{block}.torgb", channels, config.img_channels, 1, config.w_dim)
-    return shapes | {"synthesis.b4.const": (config.channels(4), 4, 4)}
-
-
-def discriminator_shapes(config: DiscriminatorConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a discriminator, FIR filters left out."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    top, c4 = config.img_resolution, config.channels(4)
-    layers = {f"b{top}.fromrgb": (config.img_channels + config.cond_channels, config.channels(top), 1)}
-    for r in config.resolutions:
-        here, below = config.channels(r), config.channels(r // 2)
-        layers |= {f"b{r}.conv0": (here, here, 3), f"b{r}.conv1": (here, below, 3)}
-        shapes[f"b{r}.skip.weight"] = (below, here, 1, 1)
-    for layer, (channels_in, channels_out, size) in (layers | {"b4.conv": (c4 + 1, c4, 3)}).items():
-        shapes |= {f"{layer}.weight": (channels_out, channels_in, size, size), f"{layer}.bias": (channels_out,)}
-    for layer, (features_in, features_out) in {"b4.fc": (16 * c4, c4), "b4.out": (c4, 1)}.items():
-        shapes |= {f"{layer}.weight": (features_out, features_in), f"{layer}.bias": (features_out,)}
-    return shapes
-
-
-def _modulated(layer: str, channels_in: int, channels_out: int, size: int, w_dim: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{layer}.weight": (channels_out, channels_in, size, size),
-        f"{layer}.bias": (channels_out,),
-        f"{layer}.affine.weight": (channels_in, w_dim),
-        f"{layer}.affine.bias": (channels_in,),
     }
 
 

@@ -26,7 +26,7 @@ class FullyConnected(nn.Module):
     ):
         super().__init__()
         self.act = act
-        self.weight = nn.Parameter(torch.randn(features_out, features_in) / lr_multiplier)
+        self.weight = nn.Parameter(normal(features_out, features_in).mul_(1 / lr_multiplier))
         self.bias = nn.Parameter(torch.full([features_out], float(bias_init)))
         self.weight_gain = lr_multiplier / math.sqrt(features_in)
         self.bias_gain = lr_multiplier
@@ -47,7 +47,7 @@ class Conv2d(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.act, self.down, self.clamp = act, down, clamp
-        self.weight = nn.Parameter(torch.randn(channels_out, channels_in, kernel, kernel))
+        self.weight = nn.Parameter(normal(channels_out, channels_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
         self.weight_gain = 1 / math.sqrt(channels_in * kernel**2)
         self.register_buffer("resample_filter", setup_filter())
@@ -67,6 +67,12 @@ class Conv2d(nn.Module):
         clamp = None if self.clamp is None else self.clamp * gain
         act_gain = gain * (math.sqrt(2.0) if self.act != "linear" else 1.0)
         return bias_act(x, self.bias, act=self.act, gain=act_gain, clamp=clamp)
+
+
+def normal(*shape: int) -> torch.Tensor:
+    """Normal numbers; on the meta device none, as torch imports its compiler (2 to 4 s) before it draws none there."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else torch.randn(shape)
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

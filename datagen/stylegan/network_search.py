@@ -19,6 +19,7 @@ from stylepairs.kernels.upfirdn2d import setup_filter
 Tensors = Mapping[str, torch.Tensor]
 
 _MAPPING_LR = 0.01
+_LARGEST_SIZE = 2**22  # the widest base of channels is 2**16
 _UNCONDITIONAL = (
     "is a conditional StyleGAN2 (it wants class labels), which is not supported; use an unconditional checkpoint"
 )
@@ -186,7 +187,10 @@ def _mean_row(latent_avg: torch.Tensor, w_dim: int) -> torch.Tensor:
 
 def _inferred(infer: Callable[[key_maps.Shapes], dict[str, int]], tensors: Tensors) -> dict[str, Any]:
     try:
-        return dict(infer({key: tuple(tensor.shape) for key, tensor in tensors.items()}))
+        found = infer({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+        if max(found.values()) > _LARGEST_SIZE:
+            raise ValueError("its layers are wider than any network's")
+        return dict(found)
     except KeyError as error:
         raise CheckpointError(f"lacks {printable(error.args[0])}; it is damaged or of an unknown variant") from None
     except IndexError:

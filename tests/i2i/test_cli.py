@@ -24,6 +24,14 @@ def test_help_is_light(command: list[str]) -> None:
     assert time.time() - start < 10  # a second on an idle machine
 
 
+def test_an_editor_is_loaded_without_torchs_compiler() -> None:
+    """Networks are built on the meta device, where some of torch's functions import it, for seconds."""
+    code = "import sys; from stylepairs.i2i.models.checkpoints import load_model; load_model('embedded');"
+    check = code + "heavy = {'torch._dynamo', 'sympy'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

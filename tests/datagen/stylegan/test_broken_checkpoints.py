@@ -259,3 +259,11 @@ def test_a_file_without_the_wanted_network_says_what_it_holds(small_generator, a
 def test_whole_models_saved_with_their_class_are_refused(small_generator, tmp_path, refusal):
     torch.save(small_generator, tmp_path / "a.pt")
     assert "stylepairs.datagen.stylegan.generator.Generator" in refusal(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("width", [2**20, 2**47])
+def test_widths_that_only_empty_tensors_bear_out_are_refused(tmp_path, refusal, width):
+    wide = {f"synthesis.b{r}.torgb.weight": torch.empty(0, width, 1, 1) for r in (4, 8)}
+    wide |= {"synthesis.b4.const": torch.empty(0, 4, 4), "synthesis.b4.conv1.affine.weight": torch.empty(0, width)}
+    save_file(wide, tmp_path / "a.safetensors")
+    assert "unknown variant" in refusal(tmp_path / "a.safetensors")
