@@ -27,15 +27,18 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.face_frame import pixel_places
+from stylepairs.datagen.portraits.landmarks import LEFT_EYE, RIGHT_EYE, eye_distance
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import face_region
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.errors import InputError, nearest
 
 NOT_FINITE = "not finite"
-FACE_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 
 _COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_", "import_")
 _COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
@@ -44,7 +47,6 @@ _FIND_SIZE_PX = 256
 # The lowest score at which a face still counts as there; the gate's threshold is usually higher.
 _FIND_MIN_SCORE = 0.05
 _INNER_POINTS = slice(17, 68)
-_LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
 # Of the crop's side: the width of the ring around an edit in which nothing is to change.
 _RIM = 0.05
 # Half axes of the ellipse in which eyes are compared, in eye widths: iris and white, hardly any lid.
@@ -209,7 +211,7 @@ def eyes_kept(portrait: Portrait, sketch: Sketch, after: torch.Tensor) -> float:
     kept = [
         (_spread_inside(after, moved[eye]) + _LEAST_CONTRAST)
         / (_spread_inside(portrait.image, portrait.points68[eye]) + _LEAST_CONTRAST)
-        for eye in (_LEFT_EYE, _RIGHT_EYE)
+        for eye in (RIGHT_EYE, LEFT_EYE)
     ]
     return float(torch.stack(kept).min())
 
@@ -217,8 +219,7 @@ def eyes_kept(portrait: Portrait, sketch: Sketch, after: torch.Tensor) -> float:
 def _spread_inside(image: torch.Tensor, eye: torch.Tensor) -> torch.Tensor:
     """Standard deviation of lightness of image [3,H,W] in the ellipse over an eye's landmarks [6,2]."""
     centre, width = eye.mean(0), (eye[:, 0].max() - eye[:, 0].min()).clamp_min(4)
-    y, x = torch.meshgrid(*(torch.arange(side, device=image.device).float() for side in image.shape[1:]), indexing="ij")
-    across, down = (x - centre[0]) / (_EYE_AXES[0] * width), (y - centre[1]) / (_EYE_AXES[1] * width)
+    across, down = ((pixel_places(image) - centre) / (width * torch.tensor(_EYE_AXES).to(image))).unbind(-1)
     inside = (across.square() + down.square() < 1).float()
     light, count = image.mean(0), inside.sum().clamp_min(1)
     mean = (light * inside).sum() / count
@@ -227,8 +228,7 @@ def _spread_inside(image: torch.Tensor, eye: torch.Tensor) -> torch.Tensor:
 
 def face_mask(portrait: Portrait, sketch: Sketch) -> torch.Tensor:
     """[1,H,W]: the face's inner classes, less what is edited."""
-    classes = torch.tensor([CLASS[name] for name in FACE_CLASSES], device=portrait.label.device)
-    return torch.isin(portrait.label, classes)[None].float() * (sketch.edit_mask < 0.5)
+    return face_region(portrait, 0.0) * (sketch.edit_mask < 0.5)
 
 
 def _gradient(image: torch.Tensor) -> torch.Tensor:
@@ -251,8 +251,7 @@ def _face_figures(before: AnalysedPortrait, after: AnalysedPortrait) -> dict[str
         return {"face_score": 0.0, "landmark_shift": math.nan}
     points_before, points_after = before.portrait.points68, after.portrait.points68
     shift = (points_after - points_before)[_INNER_POINTS].norm(dim=-1).mean()
-    eyes = (points_before[_LEFT_EYE].mean(0) - points_before[_RIGHT_EYE].mean(0)).norm()
-    return {"face_score": after.score, "landmark_shift": float(shift / eyes.clamp_min(1e-6))}
+    return {"face_score": after.score, "landmark_shift": float(shift / eye_distance(points_before))}
 
 
 def _best_face(image: torch.Tensor, analyser: Analyser) -> tuple[float, torch.Tensor] | None:
@@ -260,8 +259,7 @@ def _best_face(image: torch.Tensor, analyser: Analyser) -> tuple[float, torch.Te
     size_px = max(image.shape[-1], _FIND_SIZE_PX)
     scale = size_px / image.shape[-1]
     larger = F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", align_corners=False)
-    pixels = ((larger[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    faces = analyser.find(pixels, _FIND_MIN_SCORE)
+    faces = analyser.find(to_uint8(larger[0]), _FIND_MIN_SCORE)
     if not faces:
         return None
     best = max(faces, key=lambda face: float(face.score))

@@ -23,9 +23,7 @@ Figures of `measure`, all over the parts that were asked for:
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,7 +169,9 @@ def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
         if hidden:
             raise SketchRefused(f"{portrait.name}: reference {params.reference}: {hidden}; choose another")
         return reference.to(portrait.image.device)
-    drawn = _drawn(_Key.of(portrait), params.references, params.parts, params.seed)
+    beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(params.names) else 0.0
+    usable = partial(can_give, parts=params.names)
+    drawn = draw_reference(portrait.to("cpu"), params.references, params.seed, usable, beard_weight, _MAX_DISTANCE)
     if drawn is None:
         raise SketchRefused(
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"
@@ -183,29 +183,6 @@ def _refuse_hidden(portrait: Portrait, params: Params) -> None:
     hidden = hidden_part(portrait, params.names)
     if hidden:
         raise SketchRefused(f"{portrait.name}: {hidden}")
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A portrait told from others by what it holds now (another feature may have edited it), so that draws for it can
-    be kept."""
-
-    id: tuple[str, str, bytes]
-    portrait: Portrait = field(compare=False)
-
-    @staticmethod
-    def of(portrait: Portrait) -> _Key:
-        portrait = portrait.to("cpu")
-        pixels, points = portrait.image.numpy().tobytes(), portrait.points68.numpy().tobytes()
-        return _Key((portrait.name, portrait.digest, hashlib.sha256(pixels + points).digest()), portrait)
-
-
-@lru_cache(maxsize=256)
-def _drawn(key: _Key, references: str, parts: str, seed: int) -> Portrait | None:
-    names = tuple(parts.split(","))
-    beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(names) else 0.0
-    usable = partial(can_give, parts=names)
-    return draw_reference(key.portrait, references, seed, usable, beard_weight, _MAX_DISTANCE)
 
 
 def can_give(portrait: Portrait, parts: tuple[str, ...]) -> bool:
@@ -233,7 +210,7 @@ def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: flo
     return Sketch(
         image=image,
         edit_mask=mask,
-        keep_mask=1 - _grown(mask),
+        keep_mask=1 - torch.maximum(feather(widened(mask, 1.5 * _BAND), _BAND / 2), mask),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
         label=_label_after(portrait, laid, mask, params) if degree > 0.5 else None,
@@ -367,8 +344,3 @@ def _others_shift(seen: AnalysedPair, params: Params) -> float:
         return 0.0
     apart = (seen.after.points68 - seen.before.points68)[rows].norm(dim=-1).mean()
     return float(apart) / eye_distance(seen.before.points68)
-
-
-def _grown(mask: torch.Tensor) -> torch.Tensor:
-    """The mask dilated by the neutral band, softened outwards."""
-    return torch.maximum(feather(widened(mask, 1.5 * _BAND), _BAND / 2), mask)

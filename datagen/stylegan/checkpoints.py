@@ -51,7 +51,12 @@ def load_generator(source: str | Path) -> Generator:
         network = find_generator(content)
         generator = _shapes_only(Generator, _configured(GeneratorConfig, network))
         values = _read_values(network, generator, content.size)
-    _fill_missing_noise(values, generator.config)
+    # Fixed maps for a file without noise buffers, and strength 0 for a network trained without noise.
+    random = torch.Generator().manual_seed(NOISE_SEED)
+    for key, empty in generator.state_dict().items():
+        if key.endswith("noise_const"):
+            values.setdefault(key, torch.randn(empty.shape, generator=random))
+            values.setdefault(key.replace("noise_const", "noise_strength"), torch.zeros([]))
     mean_is_known = "mapping.w_avg" in values
     values.setdefault("mapping.w_avg", torch.zeros(generator.config.w_dim))
     _fill(generator, values)
@@ -169,7 +174,7 @@ def _read_values(network: Network, module: nn.Module, file_size: int) -> dict[st
     file's size, is as expected."""
     expected = {key: value.shape for key, value in module.state_dict().items() if not key.endswith("resample_filter")}
     for key, shape in expected.items():
-        if key not in network.tensors and key not in network.optional:
+        if key not in network.tensors and not key.endswith(network.optional):
             raise CheckpointError(f"lacks {network.name_of(key)}; it is damaged or of an unknown variant")
         if key in network.tensors and network.tensors[key].shape != shape:
             found = "x".join(map(str, network.tensors[key].shape))
@@ -192,17 +197,6 @@ def _read_values(network: Network, module: nn.Module, file_size: int) -> dict[st
             f"has infinite or undefined numbers in {network.name_of(broken[0])}; take an earlier checkpoint"
         )
     return values
-
-
-def _fill_missing_noise(values: dict[str, torch.Tensor], config: GeneratorConfig) -> None:
-    """Fixed maps for a file without noise buffers, and strength 0 for a network trained without noise."""
-    random = torch.Generator().manual_seed(NOISE_SEED)
-    for resolution in config.resolutions:
-        for conv in ("conv1",) if resolution == 4 else ("conv0", "conv1"):
-            name = f"synthesis.b{resolution}.{conv}"
-            drawn = torch.randn(resolution, resolution, generator=random)
-            values.setdefault(f"{name}.noise_const", drawn)
-            values.setdefault(f"{name}.noise_strength", torch.zeros([]))
 
 
 def _fill(module: Net, values: dict[str, torch.Tensor]) -> Net:

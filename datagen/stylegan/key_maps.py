@@ -7,19 +7,17 @@ from collections.abc import Mapping
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The parts of one modulated layer: (ours, rosinality, OpenMMLab).
-_CONV_PARTS = (
+_PARTS = (
     ("weight", "conv.weight", "conv.weight_orig"),
     ("affine.weight", "conv.modulation.weight", "conv.style_modulation.linear.weight_orig"),
     ("affine.bias", "conv.modulation.bias", "conv.style_modulation.bias"),
+)
+_CONV_PARTS = (
+    *_PARTS,
     ("bias", "activate.bias", "activate.bias"),
     ("noise_strength", "noise.weight", "noise_injector.weight"),
 )
-_RGB_PARTS = (
-    ("weight", "conv.weight", "conv.weight_orig"),
-    ("affine.weight", "conv.modulation.weight", "conv.style_modulation.linear.weight_orig"),
-    ("affine.bias", "conv.modulation.bias", "conv.style_modulation.bias"),
-    ("bias", "bias", "bias"),
-)
+_RGB_PARTS = (*_PARTS, ("bias", "bias", "bias"))
 ROSINALITY, OPENMMLAB = 1, 2
 _RESOLUTIONS: list[int] = [2**k for k in range(2, 13)]
 

@@ -19,6 +19,7 @@ from stylepairs.kernels.upfirdn2d import setup_filter
 Tensors = Mapping[str, torch.Tensor]
 
 _MAPPING_LR = 0.01
+_OPTIONAL = ("mapping.w_avg", "noise_const")  # what a generator's file may lack, by the ends of the names
 _LARGEST_SIZE = 2**22  # the widest base of channels is 2**16
 _UNCONDITIONAL = (
     "is a conditional StyleGAN2 (it wants class labels), which is not supported; use an unconditional checkpoint"
@@ -42,12 +43,12 @@ _DISCRIMINATOR_PREFIXES = ("", "discriminator.module.", "discriminator.", "modul
 class Network:
     """A network found: its tensors by NVIDIA's names (FIR filters left out) and what fixes its shapes.
 
-    optional: names that may be absent; prefix, theirs: what the file itself calls its tensors, for messages.
+    optional: ends of names that may be absent; prefix, theirs: what the file itself calls its tensors, for messages.
     """
 
     tensors: Tensors
     config: dict[str, Any]
-    optional: frozenset[str] = frozenset()
+    optional: tuple[str, ...] = ()
     prefix: str = ""
     theirs: Mapping[str, str] = field(default_factory=dict)
 
@@ -126,7 +127,7 @@ def _nvidia_generator(tensors: Tensors, declared: Mapping[str, Any], prefix: str
     kept = _without_filters(tensors)
     config = _inferred(key_maps.generator_config, kept)
     with_noise = any(key.endswith("noise_strength") for key in kept)
-    optional = _optional_names(config["img_resolution"], with_noise)
+    optional = _OPTIONAL if with_noise else (*_OPTIONAL, "noise_strength")
     return Network(kept, _with_declared(config, declared), optional, prefix)
 
 
@@ -143,7 +144,7 @@ def _renamed_generator(tensors: Tensors, layout: str, prefix: str, latent_avg: o
     config = _inferred(key_maps.generator_config, renamed)
     if isinstance(latent_avg, torch.Tensor) and "mapping.w_avg" not in renamed:
         renamed["mapping.w_avg"] = _mean_row(latent_avg, config["w_dim"])
-    return Network(renamed, config, _optional_names(resolution, with_noise=True), prefix, names)
+    return Network(renamed, config, _OPTIONAL, prefix, names)
 
 
 def _nvidia_discriminator(tensors: Tensors, declared: Mapping[str, Any], prefix: str = "") -> Network:
@@ -299,13 +300,6 @@ def _without_filters(tensors: Tensors) -> dict[str, torch.Tensor]:
                 f"resamples with another filter than [1, 3, 3, 1] ({printable(key)}); use another checkpoint"
             )
     return kept
-
-
-def _optional_names(resolution: int, with_noise: bool) -> frozenset[str]:
-    """What a generator's file may lack: its mean latent, noise maps, and their strengths where it has none at all."""
-    layers = [f"synthesis.b{2**k}.{conv}" for k in range(2, resolution.bit_length()) for conv in ("conv0", "conv1")]
-    parts = ("noise_const",) if with_noise else ("noise_const", "noise_strength")
-    return frozenset({f"{layer}.{part}" for layer in layers for part in parts} | {"mapping.w_avg"})
 
 
 def _nothing_found(root: Any, what: str) -> str:

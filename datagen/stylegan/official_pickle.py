@@ -72,10 +72,9 @@ def read_official(data: mmap.mmap) -> Any:
     return read_pickle(cast(IO[bytes], data), table, budget)
 
 
-def walk(module: Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Module]]:
+def walk(module: Module) -> Iterator[tuple[str, Module]]:
     """(dotted prefix, module) of a module and all below it; CheckpointError where they nest as no network does."""
-    count = 0
-    todo = [(prefix, module, depth)]
+    count, todo = 0, [("", module, 0)]
     while todo:
         prefix, module, depth = todo.pop()
         count += 1
