@@ -26,13 +26,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.landmarks import EYES, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.hair.bared_foreheads import APPEARS, bare_forehead
@@ -72,7 +72,7 @@ _COMPARE_SIGMA, _FINE_SIGMA = 0.008, 0.003
 _FEWEST_PX = 4
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """Which fringe.
 
     style: "none" takes bangs away; left and right are the subject's own, the side that the fringe is swept to. length:
@@ -90,8 +90,6 @@ class Params(BaseModel):
     reference_px: side of the downsampled sketch that reconstruction matches. sketch_detail: share of the painted
     strands that composition keeps; 0 leaves all to the generator.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     style: Literal["full", "side_left", "side_right", "curtain", "wispy", "micro", "none"] = "full"
     length: float = Field(0.85, ge=0, le=1.2)

@@ -25,14 +25,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import BROW, EYE, NOSE_BRIDGE, SIDES, Side
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import labelled
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.brow_matte import (
     BrowLine,
@@ -63,7 +63,7 @@ _MIN_FOUND = 0.3
 _MAX_HIDDEN = 0.3
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the brows.
 
     lift: the whole brow, arch: its highest part, upwards by a share of the brow's length (negative: down, flatter).
@@ -71,8 +71,6 @@ class Params(BaseModel):
     to add to the hairs (negative: darker). side: the subject's. intensity: the degree, 0 own brows, 1 all of it.
     seed: draws the hairs. reference_px: side of the downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     lift: float = Field(0.0, ge=-0.15, le=0.2)
     arch: float = Field(0.12, ge=-0.15, le=0.2)

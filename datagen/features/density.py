@@ -21,12 +21,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.hairline_curve import (
     ANGLES,
@@ -62,7 +62,7 @@ _BAND = 0.02
 Area = Literal["parting", "crown", "temples", "all"]
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to fill and how far.
 
     areas: the parting (narrow gaps away from the hairline), the crown (over the forehead), the temples, or all.
@@ -72,8 +72,6 @@ class Params(BaseModel):
     scalp on less than min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair
     to thicken.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     areas: Area = "all"
     strength: float = Field(1.0, gt=0, le=1)

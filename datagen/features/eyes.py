@@ -23,13 +23,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.filters import read_at
 from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep, soft_line
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
@@ -50,7 +50,7 @@ _LEAST_SEEN = 0.15
 Side = Literal["both", "left", "right"]
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the eyes.
 
     size: share by which they grow (negative: shrink). crease: strength of the upper lid's crease, 1 a marked one more,
@@ -58,8 +58,6 @@ class Params(BaseModel):
     that open by less than min_opening of their width, or that the label map does not see, and glasses. reference_px:
     side of the downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: float = Field(0.15, ge=-0.15, le=0.3)
     crease: float = Field(0.0, ge=-1, le=1)

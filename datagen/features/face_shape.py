@@ -23,13 +23,13 @@ from functools import partial
 import cv2
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import BROWS, EYES, FACE_OUTLINE, JAW, NOSE, eye_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import feather, labelled
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.texture import blurred
@@ -50,7 +50,7 @@ _FOLD_SCALES = 0.006, 0.03
 _SHADOW = 0.33
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the outline of the face.
 
     jaw, cheeks: share of the jaw's and of the cheeks' width to take away (negative: to add). chin: share of a double
@@ -59,8 +59,6 @@ class Params(BaseModel):
     chin than min_under_chin_share of the region where it would be. reference_px: side of the downsampled sketch that
     reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     jaw: float = Field(0.12, ge=-0.2, le=0.25)
     cheeks: float = Field(0.0, ge=-0.1, le=0.15)

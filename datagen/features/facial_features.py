@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import read_at
@@ -35,7 +35,7 @@ from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import feather, labelled, polygon
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import nearest
 from stylepairs.datagen.sketching.face.face_parts import (
     MAX_BRIDGE_OF_REFERENCE,
@@ -71,7 +71,7 @@ _JUDGED_PX = 128  # the eyes of references are judged at this size, whatever the
 _BAND, _SEEN_SCALE = 0.02, 0.01
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """Which parts are taken, and from whom.
 
     parts: any of brows, eyes, nose, mouth, as "eyes,mouth" or a tuple; "all" for the four. reference: a photo file or
@@ -80,8 +80,6 @@ class Params(BaseModel):
     another. adopt: share of the reference's shape, 0 its look only, 1 all. intensity: the degree, 0 own, 1 wanted.
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     parts: str = "eyes"
     reference: str | None = None

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.background import continue_background
@@ -59,7 +59,7 @@ _LOOSE = 0.65
 _HEAD_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth")
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """How the hair's outline moves.
 
     volume: share of the head's width (ear to ear) by which the outline is pushed out; negative: flatter hair. where:
@@ -71,8 +71,6 @@ class Params(BaseModel):
     pixels for each that is hair. Likewise where hair borders on background along less than min_free of the outline, is
     too thin to follow by min_reach of the volume, or less than min_visible of the new outline is in the picture.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     volume: float = Field(0.1, ge=-0.1, le=0.25)
     where: Literal["crown", "sides", "both"] = "both"

@@ -19,12 +19,12 @@ Figures of `measure` (all of the hair where the matte is over 0.5 unless said ot
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 from stylepairs.datagen.sketching.hair.hair_matte import dilated_px, hair_matte, refuse_untrusted_matte
@@ -40,7 +40,7 @@ _SHADING_SCALE = 0.04
 _TELLABLE = 25.0
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the hair.
 
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"). intensity: the degree, 0 own colour, 1 wanted.
@@ -49,8 +49,6 @@ class Params(BaseModel):
     for each that is hair (shaven heads, white hair on white). reference_px: side of the downsampled sketch that
     reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     color: str = "blond"
     intensity: float = Field(1.0, ge=0, le=1)

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.images.filters import read_at
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.hair.hairline_curve import (
     ANGLES,
     FRONT,
@@ -60,7 +60,7 @@ _PROFILE, _PROFILE_STEP = 0.03, 1 / 512
 _BAND = 0.02
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """Where the hairline goes.
 
     shift: share of the forehead's height (brows to hairline, in the middle) by which the line moves: negative lowers it
@@ -72,8 +72,6 @@ class Params(BaseModel):
     the line); whose line is ragged by more than max_ragged eye distances, or differs in colour from one side to the
     other by less than min_contrast (CIEDE2000), so that it is not to be trusted.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shift: float = Field(-0.25, ge=-0.6, le=0.6)
     corners: float = Field(0.0, ge=0, le=1)

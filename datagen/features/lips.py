@@ -25,7 +25,7 @@ import re
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stylepairs.datagen.compositing.detail import transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
@@ -33,7 +33,7 @@ from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import labelled
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline
 from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, mean_of
@@ -76,7 +76,7 @@ _FLATTEN = 0.8
 _TELLABLE = 25.0
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the lips.
 
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"), "own" to leave it. fullness: height to gain, as
@@ -89,8 +89,6 @@ class Params(BaseModel):
     more).
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     color: str = "red"
     fullness: float = Field(0.0, ge=-0.3, le=0.5)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.landmarks import (
@@ -36,7 +36,7 @@ from stylepairs.datagen.portraits.landmarks import (
     mouth_width,
 )
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import soft_line
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image
@@ -54,7 +54,7 @@ _LOWER_LIDS = (40, 41, 46, 47)
 _UPPER_LIDS = (36, 37, 38, 39, 42, 43, 44, 45)
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """What to do with the smile.
 
     smile: the change of degree, 1 a hearty smile more, -0.5 half of one less. intensity: the share of it, 0 none, 1
@@ -62,8 +62,6 @@ class Params(BaseModel):
     the middle of the lips, in eye distances) or be wider than max_width eye distances. reference_px: side of the
     downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     smile: float = Field(0.6, ge=-0.5, le=1)
     intensity: float = Field(1.0, ge=0, le=1)

@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.face_parts import widened
 from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 
@@ -48,7 +48,7 @@ _REDNESS, _MIN_WHITER, _MIN_LESS_RED, _LESS_RED_THAN_SKIN = 1.2, 8.0, 5.0, 4.0
 _CRUMB_SHARE = 0.35
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """How white and how even.
 
     whiteness: 0 keeps the teeth's own colour, 1 takes nearly all of the yellow and adds 9 L*. evenness: 0 keeps stains
@@ -57,8 +57,6 @@ class Params(BaseModel):
     would change by less than min_change (CIEDE2000). reference_px: side of the downsampled
     sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     whiteness: float = Field(0.8, ge=0, le=1)
     evenness: float = Field(0.5, ge=0, le=1)

@@ -6,9 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.errors import InputError
+
+
+class FeatureParams(BaseModel):
+    """The parameters of a feature; it adds its own, `intensity` among them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
