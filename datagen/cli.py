@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 PortraitsOption = Annotated[Path, typer.Option(help="folder that `prepare` made")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="processes; default: one a processor, or one a GPU")
+]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 CacheOption = Annotated[Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 import reprlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stylepairs.datagen.shell.errors import InputError, nearest, one_line
+from stylepairs.datagen.shell.errors import InputError, nearest, one_line, plain_words
+from stylepairs.datagen.shell.regular import open_regular
 
 Model = TypeVar("Model", bound=BaseModel)
 Section = Literal["datagen", "i2i"]
@@ -53,7 +54,7 @@ def validate_settings(
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain_all(model, error, section)}") from error
+        raise InputError(f"{source}: {_explain_all(model, error, settings, section)}") from error
 
 
 def installed_recipes() -> list[str]:
@@ -67,7 +68,7 @@ def validate_params(model: type[Model], params: dict[str, Any], source: str) -> 
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain_all(model, error, 'params')}") from error
+        raise InputError(f"{source}: {_explain_all(model, error, params, 'params')}") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -92,7 +93,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise InputError(f"{name_or_path}: no such recipe; {known} (a file of your own must end in .yaml)")
         path = Path(str(importlib.resources.files("stylepairs.recipes").joinpath(f"{name_or_path}.yaml")))
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_RECIPE_BYTES + 1)
         if len(data) > _MAX_RECIPE_BYTES:
             raise InputError(f"{path}: more than {_MAX_RECIPE_BYTES >> 20} MiB, which is no recipe")
@@ -174,23 +175,41 @@ def _apply(settings: dict[str, Any], override: str, section: str, model: type[Ba
     node[path[-1]] = value
 
 
-def _explain_all(model: type[BaseModel], error: ValidationError, section: str) -> str:
-    found = error.errors(include_url=False)
+def _explain_all(model: type[BaseModel], error: ValidationError, given: Any, section: str) -> str:
+    """Each key that is wrong once, with all that it might have been."""
+    found: dict[str, str] = {}
+    for details in error.errors(include_url=False):
+        location = _location(given, details)
+        where, problem = ".".join([section, *(location or ["settings"])]), _explain(model, location, details)
+        before = f"{found[where].rpartition(' (got ')[0]}, or " if where in found else ""
+        found[where] = before + (problem.removeprefix("should be ") if before else problem)
+    shown = [f"{where}: {problem}" for where, problem in found.items()][:_PROBLEMS_SHOWN]
     more = f"; and {len(found) - _PROBLEMS_SHOWN} more" if len(found) > _PROBLEMS_SHOWN else ""
-    return "; ".join(f"{section}.{_explain(model, details)}" for details in found[:_PROBLEMS_SHOWN]) + more
+    return "; ".join(shown) + more
 
 
-def _explain(model: type[BaseModel], details: ErrorDetails) -> str:
-    """ "inversion.stpes: unknown key; did you mean 'steps'?" """
-    location = [_brief_text(str(part)) for part in details["loc"]]
-    where = ".".join(location) or "settings"
+def _location(given: Any, details: ErrorDetails) -> list[str]:
+    """The key's path as it was written: pydantic's also names the branches of a union that it tried."""
+    location: list[str] = []
+    value = given
+    for part in details["loc"]:
+        if isinstance(value, Mapping):
+            written = part in value
+        else:
+            written = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+        value = value[part] if written else value
+        if written or (details["type"] == "missing" and part == details["loc"][-1]):
+            location.append(_brief_text(str(part)))
+    return location
+
+
+def _explain(model: type[BaseModel], location: list[str], details: ErrorDetails) -> str:
+    """ "unknown key; did you mean 'steps'?" """
     if details["type"] == "extra_forbidden":
-        return f"{where}: unknown key{nearest(location[-1], _known_keys(model, location[:-1]))}"
+        return f"unknown key{nearest(location[-1], _known_keys(model, location[:-1]))}"
     if details["type"] == "missing":
-        return f"{where}: is missing"
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    verb = "should be " if details["msg"].startswith("Input should be ") else ""
-    return f"{where}: {verb}{one_line(message)} (got {_brief(details['input'])})"
+        return "is missing"
+    return f"{one_line(plain_words(details))} (got {_brief(details['input'])})"
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -122,19 +122,22 @@ def evaluate(
     from stylepairs.datagen.build.draws import combinations
     from stylepairs.datagen.images.perceptual import load_perceptual
     from stylepairs.datagen.portraits.folders import load_portraits
+    from stylepairs.datagen.shell.durable import make_folder, replace_file
+    from stylepairs.datagen.shell.errors import InputError
     from stylepairs.i2i.edit.editor import Editor
-    from stylepairs.i2i.evaluation import portrait_figures
+    from stylepairs.i2i.evaluation import finite, portrait_figures
 
     params = combinations(parsed_params(overrides or []))
     run_own_feature(own_feature)
     editor = Editor.load(run, device="cpu")  # what `edit` runs is what is judged
-    loaded = (file.load() for file in load_portraits(portraits)[:limit])
-    rows, summary = portrait_figures(editor, loaded, params, load_perceptual(perceptual), say=print)
+    files = load_portraits(portraits)[:limit]
     if out is not None:
-        from stylepairs.datagen.shell.durable import make_folder, replace_file
-
-        make_folder(out.parent)
-        text = json.dumps({"summary": summary, "edits": rows}, indent=1)
+        make_folder(out.parent)  # before the work
+    rows, summary = portrait_figures(editor, files, params, load_perceptual(perceptual), say=print)
+    if not rows:
+        raise InputError(f"{portraits}: no portrait could be edited, so there is nothing to measure")
+    if out is not None:
+        text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
         replace_file(out, lambda file: file.write(text.encode()))
     print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 

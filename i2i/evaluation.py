@@ -5,6 +5,7 @@ Which features an FID-style figure was computed with is part of its name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import nn
 from stylepairs.datagen.build.quality import analyse
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.perceptual import Perceptual
+from stylepairs.datagen.portraits.folders import PortraitFile
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.i2i.edit.editor import Editor, Wanted
 from stylepairs.i2i.train.held_out import psnr_outside_db
 
@@ -26,7 +29,7 @@ Row = dict[str, Any]
 @torch.no_grad()
 def portrait_figures(
     editor: Editor,
-    portraits: Iterable[Portrait],
+    portraits: Iterable[Portrait | PortraitFile],
     params: Sequence[Mapping[str, Any]],
     perceptual: Perceptual,
     say: Callable[[str], None] = lambda _: None,
@@ -36,15 +39,20 @@ def portrait_figures(
     Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db and changed_outside (largest
     absolute change; 0 is untouched), both outside the region that composing a pair may touch, whatever the model's mask
     says. Summary: median of each figure, and fid_NAME (photos against edits; NAME says the features) where there are
-    two portraits or more. Portraits to which the feature does not apply are said and left out. The editor's analyser
-    looks at photos and edits, for features that are measured by label maps or landmarks; where it has none, those of
-    the portrait are taken for both.
+    two portraits or more. Portraits that cannot be read, or to which the feature does not apply, are said and left out.
+    The editor's analyser looks at photos and edits, for features that are measured by label maps or landmarks; where it
+    has none, those of the portrait are taken for both.
     """
     fid = frechet_distance(perceptual)
     edits = [editor.wanted(chosen) for chosen in params]
     rows: list[Row] = []
     seen_portraits = 0
-    for portrait in portraits:
+    for given in portraits:
+        try:
+            portrait = given.load() if isinstance(given, PortraitFile) else given
+        except InputError as damaged:
+            say(str(damaged))
+            continue
         before = portrait.resized(editor.model.size_px)
         fid.update(before.image[None], real=True)
         seen_portraits += 1
@@ -56,11 +64,14 @@ def portrait_figures(
                 break
             fid.update(after[None], real=False)
             rows.append({"portrait": portrait.name, "params": dict(chosen), **figures})
-    summary = medians(rows)
+    summary, name = medians(rows), f"fid_{perceptual.name}"
     if len(rows) > 1 and seen_portraits > 1:
-        summary[f"fid_{perceptual.name}"] = float(fid.compute())
+        try:
+            summary[name] = float(fid.compute())
+        except (RuntimeError, ValueError) as error:  # of torchmetrics and its linear algebra: the rows are not lost
+            say(f"{name} is left out: {one_line(error)}")
     elif rows:
-        say(f"fid_{perceptual.name} is left out: it needs two portraits")
+        say(f"{name} is left out: it needs two portraits")
     return rows, summary
 
 
@@ -81,9 +92,20 @@ def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row,
 
 
 def medians(rows: Sequence[Row]) -> dict[str, float]:
-    """The median of every figure, over the rows that have it."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
-    return {name: float(np.median([row[name] for row in rows if row.get(name) is not None])) for name in names}
+    """The median of every figure, over the rows that have it and where it is finite."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                found.setdefault(name, []).append(value)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def finite(row: Row) -> Row:
+    """A row as JSON can hold it: None for a figure that is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
 def frechet_distance(perceptual: Perceptual) -> Any:

@@ -23,7 +23,11 @@ def load_combined_recipe(names_or_paths: Iterable[str], overrides: Iterable[str]
     """
     sections: dict[str, dict[str, Any]] = {}
     for name in names_or_paths:
-        section = load_recipe(name, "datagen", BuildRecipe).model_dump(mode="json")
+        recipe = load_recipe(name, "datagen", BuildRecipe)
+        # What nobody set stays so: an encoder's start has other values for it.
+        section = recipe.model_dump(mode="json") | {
+            "inversion": recipe.inversion.model_dump(mode="json", exclude_unset=True)
+        }
         feature = section["feature"]
         if feature in sections:
             raise InputError(f"{name}: the feature {feature!r} is there already; name each once")

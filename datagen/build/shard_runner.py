@@ -21,7 +21,7 @@ from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
-from stylepairs.datagen.shell.durable import remove_stale, replace_file
+from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
@@ -59,6 +59,8 @@ class ShardedPlan(abc.ABC):
             "inversion": SAME_BITS,
             "reconstruction": SAME_BITS,
         }
+        if models.start is not None:  # which settings nobody set shows in the pairs: those are a near start's
+            recipe = recipe.model_copy(update={"inversion": recipe.inversion.near()})
         return {
             "code_version": code_version(),
             "recipe": recipe.model_dump(mode="json", exclude=left_out),
@@ -126,17 +128,13 @@ def build_pairs(
     whatever is raised, finished shards stay.
     """
     with folder_lock(plan.out, plan.command, rank, world), settings_put_back():
-        remove_stale(plan.out)
         mine = range(rank % world, plan.shard_count, world)
         missing = [index for index in mine if not _is_finished(plan, index, on_event)]
         prepare = functools.partial(_prepare, plan)
-        try:
-            if missing:
-                run_workers(prepare, missing, workers, on_event)
-            else:
-                prepare(on_event)  # nothing to make, but the folder may be of another build: an error all the same
-        finally:
-            remove_stale(plan.out)  # of workers that were stopped
+        if missing:
+            run_workers(prepare, missing, workers, on_event)
+        else:
+            prepare(on_event)  # nothing to make, but the folder may be of another build: an error all the same
         return _conclude(plan)
 
 

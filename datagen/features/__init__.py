@@ -12,8 +12,10 @@ from types import ModuleType
 
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.shell.errors import InputError, nearest, one_line
+from stylepairs.datagen.shell.regular import read_regular
 
 SEPARATOR = "+"  # of the features of a combination
+_MAX_FILE_BYTES = 16 << 20
 _NOT_FEATURES = ("base", "combination", "feature")
 
 
@@ -106,7 +108,7 @@ def _run(name: str, label: str, source: bytes) -> ModuleType:
 
 def _source(name: str) -> bytes:
     try:
-        return Path(name).read_bytes()
+        return read_regular(Path(name), _MAX_FILE_BYTES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"feature {name!r}: cannot be read ({reason}); paths start at the working folder") from error

@@ -2,7 +2,8 @@
 
 The sketch paints one flat colour over the soft hair matte, as rough as it looks: reconstruction matches it at low
 resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte over 0.5), which is how `PALETTE`
-is meant and how `measure` judges; a mean in linear light would follow the highlights instead of what is seen.
+is meant and how `measure` judges; a mean in linear light would follow the highlights instead of what is seen. In a
+dark or overexposed photo it is the colour as it looks in that light (`light_of`).
 
 Figures of `measure` (all of the hair where the matte is over 0.5 unless said otherwise):
   color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on
@@ -14,6 +15,7 @@ Figures of `measure` (all of the hair where the matte is over 0.5 unless said ot
   shading_kept    spread of lightness over the hair after / before, at the scale of locks and light
   flat_share      share of the hair that has become flat paint (local contrast under a quarter of before's)
   clipped_share   share of the hair that has a channel at 0 or 255 now and had not before
+  light           what `light_of` judges: 1 for a well exposed photo
 """
 
 from __future__ import annotations
@@ -21,8 +23,16 @@ from __future__ import annotations
 import torch
 from pydantic import Field, field_validator
 
-from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.colors import (
+    color_to_lab,
+    delta_e_2000,
+    lab_in_light,
+    lab_to_srgb,
+    parse_color,
+    srgb_to_lab,
+)
 from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
@@ -75,7 +85,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     matte = hair_matte(portrait)
     _refuse_unusable(portrait, matte, params)
     lab = srgb_to_lab(portrait.image)
-    flat = lab_to_srgb(wanted_lab(lab, matte, params))
+    flat = lab_to_srgb(wanted_lab(lab, matte, params, light_of(portrait)))
     return Sketch(
         image=portrait.image * (1 - matte) + flat * matte,
         edit_mask=matte,
@@ -93,10 +103,11 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     before, after = seen.before.image, seen.after.image
     lab_before, lab_after = srgb_to_lab(before), srgb_to_lab(after)
     own, obtained = mean_of(lab_before, inside), mean_of(lab_after, inside)
-    full = color_to_lab(parse_color(params.color), like=lab_before)
+    light = light_of(portrait)
+    full = lab_in_light(color_to_lab(parse_color(params.color), like=lab_before), light)
     strands = _contrast(lab_before, inside), _contrast(lab_after, inside)
     figures = {
-        "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params), obtained),
+        "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params, light), obtained),
         "color_change": delta_e_2000(own, obtained),
         "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
         "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
@@ -104,14 +115,15 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
         "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
         "clipped_share": mean_of((_clipped(after) & ~_clipped(before)).float(), inside),
+        "light": light,
     }
     return {name: float(value) for name, value in figures.items()}
 
 
-def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
-    """The mean hair colour [3,1,1] in Lab that `params` ask for, mixed from the hair's own and the colour."""
+def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: float = 1.0) -> torch.Tensor:
+    """The mean hair colour [3,1,1] in Lab that `params` ask for in `light`, mixed from own and wanted colour."""
     own = mean_of(lab, (matte > 0.5).float())
-    return own + params.intensity * (color_to_lab(parse_color(params.color), like=lab) - own)
+    return own + params.intensity * (lab_in_light(color_to_lab(parse_color(params.color), like=lab), light) - own)
 
 
 def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:

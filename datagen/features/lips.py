@@ -28,9 +28,17 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from stylepairs.datagen.compositing.detail import transfer_detail
-from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.colors import (
+    color_to_lab,
+    delta_e_2000,
+    lab_in_light,
+    lab_to_srgb,
+    parse_color,
+    srgb_to_lab,
+)
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -140,7 +148,9 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     """
     matte = lip_matte(portrait)
     _refuse_unusable(portrait, matte, params)
-    image = finished(recoloured(portrait.image, matte, params), matte, params, mouth_width(portrait.points68))
+    image = finished(
+        recoloured(portrait.image, matte, params, light_of(portrait)), matte, params, mouth_width(portrait.points68)
+    )
     edit, label, points = matte, None, None
     if params.fullness != 0:
         full = fullness_flow(portrait, matte, params)
@@ -178,7 +188,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     creases = _contrast(lab_photo, lips, width), _contrast(lab_after, lips, width)
     gloss = _highlight(lab_photo, lips), _highlight(lab_after, lips)
     figures = {
-        "color_delta_e": float(delta_e_2000(_wanted_lab(own, params), obtained)),
+        "color_delta_e": float(delta_e_2000(_wanted_lab(own, params, light_of(portrait)), obtained)),
         "color_change": float(delta_e_2000(own, obtained)),
         "height_gain": reached * params.fullness,
         "height_error": abs(reached - params.intensity) * abs(params.fullness),
@@ -190,11 +200,11 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     return figures | _degrees(portrait, matte, own, obtained, reached, figures["gloss_change"], params)
 
 
-def recoloured(image: torch.Tensor, matte: torch.Tensor, params: Params) -> torch.Tensor:
-    """image [3,H,W] whose lips have the wanted mean colour, creases and shading kept."""
+def recoloured(image: torch.Tensor, matte: torch.Tensor, params: Params, light: float = 1.0) -> torch.Tensor:
+    """image [3,H,W] whose lips have the wanted mean colour as it looks in `light`, creases and shading kept."""
     if lip_color(params.color) is None or params.intensity == 0:
         return image
-    return _with_color(image, matte, _wanted_lab(_own_lab(image, matte), params))
+    return _with_color(image, matte, _wanted_lab(_own_lab(image, matte), params, light))
 
 
 def finished(image: torch.Tensor, matte: torch.Tensor, params: Params, width: float) -> torch.Tensor:
@@ -260,7 +270,7 @@ def _degrees(
     """degree, and color_degree and shape_degree where they were asked for."""
     color, parts = lip_color(params.color), {}
     if color is not None:
-        way = color_to_lab(color, like=own) - own
+        way = lab_in_light(color_to_lab(color, like=own), light_of(portrait)) - own
         told = ((obtained - own) * way).sum() + _TELLABLE * params.intensity
         parts["color_degree"] = float(told / (way.square().sum() + _TELLABLE))
     if params.fullness != 0:
@@ -282,7 +292,8 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"(min_lip_share {100 * params.min_lip_share:g} %); no lips to edit"
         )
     if lip_color(params.color) is not None:
-        redness = float(mean_of(srgb_to_lab(portrait.image), labelled(portrait, "skin"))[1])
+        skin = mean_of(srgb_to_lab(portrait.image), labelled(portrait, "skin"))
+        redness = float(lab_in_light(skin, 1 / light_of(portrait))[1])
         if redness < params.min_redness:
             raise SketchRefused(
                 f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
@@ -309,9 +320,9 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
         )
 
 
-def _wanted_lab(own: torch.Tensor, params: Params) -> torch.Tensor:
+def _wanted_lab(own: torch.Tensor, params: Params, light: float) -> torch.Tensor:
     color = lip_color(params.color)
-    return own if color is None else own + params.intensity * (color_to_lab(color, like=own) - own)
+    return own if color is None else own + params.intensity * (lab_in_light(color_to_lab(color, like=own), light) - own)
 
 
 def _with_color(image: torch.Tensor, matte: torch.Tensor, lab: torch.Tensor) -> torch.Tensor:

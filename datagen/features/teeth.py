@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.colors import delta_e_2000, lab_in_light, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.landmarks import eye_distance
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -131,7 +132,7 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
     """The teeth [1,H,W], soft; all 0 where none are seen."""
     size = portrait.size_px
     eyes = eye_distance(portrait.points68) / size
-    lab = srgb_to_lab(portrait.image)
+    lab = lab_in_light(srgb_to_lab(portrait.image), 1 / light_of(portrait))  # as it would look in full light
     inside = _between_lips(portrait, eyes)
     lips = class_region(portrait, ["u_lip", "l_lip"], 0.0) * (1 - inside)
     if float(inside.sum()) < 4 or float(lips.sum()) < 4:
@@ -181,7 +182,12 @@ def _whitened(
     left[0], left[1:] = 1 - _SHADING_EVENED * params.evenness, 1 - params.evenness
     even = lab - low + mean + left * (low - mean)
     target = white + (1 - (1 - _TINT_LEFT) * params.whiteness) * (mean - white)
-    target[0] = torch.maximum(mean[0], (mean[0] + _LIGHTER * params.whiteness).clamp(max=_LIGHTEST))
+    # Lighter as far as white teeth are in this light.
+    light = light_of(portrait)
+    full = lab_in_light(mean, 1 / light)
+    lighter = full.clone()
+    lighter[0] = torch.maximum(full[0], (full[0] + _LIGHTER * params.whiteness).clamp(max=_LIGHTEST))
+    target[0] = lab_in_light(lighter, light)[0]
     return lab + degree * (even + target - mean - lab)
 
 

@@ -85,6 +85,23 @@ def lab_to_srgb(lab: torch.Tensor, clip: bool = True) -> torch.Tensor:
     return lab_to_rgb(lab, clip=clip) * 2 - 1
 
 
+def lab_in_light(lab: torch.Tensor, light: float) -> torch.Tensor:
+    """Lab [3,...] of the same surface in `light` times the light (its XYZ times that); 1 changes nothing."""
+    if light == 1:
+        return lab
+    y = (lab[0] + 16) / 116
+    curve = torch.stack([y + lab[1] / 500, y, y - lab[2] / 200])
+    linear = torch.where(curve > 6 / 29, curve**3, (curve - 4 / 29) / 7.787) * light
+    x, y, z = torch.where(linear > 0.008856, linear.clamp_min(0.008856) ** (1 / 3), 7.787 * linear + 4 / 29)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def lightness_in_light(lightness: float, usual: float) -> float:
+    """The light, as a factor, in which a surface of L* `usual` has L* `lightness`."""
+    y, full = (((value + 16) / 116) ** 3 if value > 8 else value / 903.3 for value in (lightness, usual))
+    return max(y, 1e-4) / full
+
+
 def color_to_lab(color: tuple[int, int, int], like: torch.Tensor | None = None) -> torch.Tensor:
     """An sRGB colour, 0..255 each -> its Lab as [3,1,1], on device and type of `like` (None: CPU, float32)."""
     rgb = torch.tensor(color, dtype=torch.float32)[:, None, None] / 127.5 - 1

@@ -9,12 +9,14 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from stylepairs.datagen.images.color_profiles import rgb_of, to_srgb
 from stylepairs.datagen.images.deep import write_deep
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
@@ -22,12 +24,15 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 if TYPE_CHECKING:
     import torch
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+PHOTO_SUFFIXES = (*WRITTEN_SUFFIXES, ".heic", ".heif", ".avif")
 MAX_PIXELS = 100e6  # 300 MB of RGB; phones reach 50 to 108 million, larger ones are stitched panoramas
 _MAX_SIDE_PX = 65_535  # of a JPEG; a line of millions of pixels costs a decoder far more than its area
 _MAX_BYTES = 2**30
 # Decoders written for these only: others (EPS, FITS, ...) call programs or are no photos.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF", "HEIF")
+# Brands of ISO media files that hold a picture; the first four letters after "ftyp".
+_AVIF_BRANDS, _HEIF_BRANDS = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 _EXIF_ORIENTATION = 0x0112
 # What of EXIF's first directory tells of the photo: description, camera, resolution, software, date, author, rating,
@@ -89,15 +94,19 @@ class Photo:
 
 
 def read_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
-    """uint8 [H,W,3] RGB, turned upright by its EXIF orientation; transparent parts lie over white.
+    """uint8 [H,W,3] sRGB, turned upright by its EXIF orientation; transparent parts lie over white.
+
+    Colours are converted from the embedded profile, deeper pixels come to 8 bits, of several pictures in a file it is
+    the first.
 
     Raises InputError (one line, with the file's name) for a missing, empty, truncated, oversized or non-image file.
     """
     photo = load_photo(path, max_pixels)
+    pixels = to_srgb(photo.pixels, photo.icc_profile)
     if photo.alpha is None:
-        return photo.pixels
+        return pixels
     alpha = photo.alpha[..., None].astype(np.uint16)
-    return ((photo.pixels * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return ((pixels * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
@@ -114,7 +123,7 @@ def decode_photo(path: str | Path, decode: Callable[[Image.Image], Photo], max_p
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=_known_formats()) as image:
                 _check_size(path, image.width * image.height, max_pixels, max(image.size))
                 return decode(image)
     except InputError:
@@ -124,11 +133,25 @@ def decode_photo(path: str | Path, decode: Callable[[Image.Image], Photo], max_p
         _check_size(path, int(found[0]) if found else 2**40, max_pixels)
         raise InputError(f"{path}: {error}; make it smaller") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image this program reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM)") from None
+        raise InputError(f"{path}: {_why_unknown(path)}") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; make it smaller") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged bytes
         raise InputError(f"{path}: damaged image ({one_line(error)}); copy it again") from None
+
+
+def holds_more(path: str | Path) -> bool:
+    """Whether a photo's file holds more pictures than the one that is read: an animation, or pages."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_known_formats()) as image:
+                if image.format == "MPO" or image.format == "JPEG":
+                    return False
+                image.seek(1)
+    except Exception:  # noqa: BLE001 - EOFError for one picture; decoders raise anything on damaged bytes
+        return False
+    return True
 
 
 def check_photo_file(path: Path) -> None:
@@ -154,10 +177,11 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in PHOTO_SUFFIXES:
+    if suffix not in WRITTEN_SUFFIXES:
         raise InputError(f"{path}: unknown image suffix {suffix!r}; use .png, .jpg, .webp or .tif")
     if photo.pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
         raise ValueError(f"{suffix} holds 8 bits, not 16")
+    suffix = ".jpg" if suffix == ".jfif" else suffix
     options = _metadata_options(photo, suffix)
     if suffix not in _LOSSLESS_SUFFIXES:
         options |= {"quality": quality}
@@ -198,6 +222,38 @@ def to_uint8(image: torch.Tensor) -> np.ndarray:
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
+def _known_formats() -> list[str]:
+    """The formats that can be read here: HEIF with the extra, AVIF with Pillow's own decoder or the extra's."""
+    if not Image.EXTENSION:
+        Image.init()
+    if find_spec("pillow_heif") is not None and "HEIF" not in Image.OPEN:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _why_unknown(path: Path) -> str:
+    """What a file is that no decoder took, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        start = b""
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand in (*_HEIF_BRANDS, *_AVIF_BRANDS):
+        if "HEIF" in Image.OPEN and "AVIF" in Image.OPEN:
+            return "damaged image (HEIC or AVIF); copy it again"
+        need = "pip install 'stylepairs[heif]'" if brand in _HEIF_BRANDS else "pip install 'pillow>=11.3'"
+        return f"a HEIC or AVIF photo; {need}, or convert it to JPEG"
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return (
+            "a TIFF of a kind that is not read (its pixels or compression); convert it to PNG or an 8- or 16-bit TIFF"
+        )
+    return "not an image this program reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF, HEIC)"
+
+
 def _check_size(path: Path, pixels: int, max_pixels: float, longest_px: int = 0) -> None:
     if longest_px > _MAX_SIDE_PX:
         raise InputError(f"{path}: a side of {longest_px} pixels, more than {_MAX_SIDE_PX}; cut it into parts")
@@ -211,13 +267,13 @@ def _decode(image: Image.Image) -> Photo:
     orientation, exif = read_exif(image)
     upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     alpha = None
+    own = upright
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         alpha = np.asarray(upright.getchannel("A"))
         alpha = None if alpha.min() == 255 else alpha
-    pixels = np.array(_eight_bits(upright).convert("RGB"))
-    keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P")
-    return Photo(pixels, alpha, profile if keeps_profile else None, exif, read_xmp(image))
+    rgb, profile = rgb_of(_eight_bits(own), profile if isinstance(profile, bytes) else None)
+    return Photo(np.array(rgb), alpha, profile, exif, read_xmp(image))
 
 
 def _pillow_image(pixels: np.ndarray) -> Image.Image:

@@ -10,6 +10,7 @@ from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.lock import folder_lock
 
 EXPORTED = ("before", "after", "mask")
 
@@ -21,10 +22,11 @@ def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | 
     image; its row says which files it has. Raises InputError.
     """
     records = read_index(pairs, accepted_only=not everything, split=split)
-    for name in EXPORTED:
-        make_folder(out / name)
-    lines = [json.dumps(_export(pairs, record, out), sort_keys=True) + "\n" for record in records]
-    replace_file(out / "index.jsonl", lambda file: file.write("".join(lines).encode()))
+    with folder_lock(out, "datagen export"):
+        for name in EXPORTED:
+            make_folder(out / name)
+        lines = [json.dumps(_export(pairs, record, out), sort_keys=True) + "\n" for record in records]
+        replace_file(out / "index.jsonl", lambda file: file.write("".join(lines).encode()))
     return len(records)
 
 

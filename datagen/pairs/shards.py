@@ -22,6 +22,7 @@ from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, dec
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, tar_members
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.regular import open_regular
 
 MANIFEST = "manifest.parquet"
 
@@ -105,7 +106,7 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
     path = Path(directory) / record.shard
     loaded: dict[str, Any] = {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for part in parts:
                 if part in record.parts:
                     loaded |= _decode_part(part, read_at(file, *record.parts[part], _MAX_MEMBER_BYTES))
@@ -119,7 +120,7 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
 def scan_shard(path: Path) -> list[PairRecord]:
     """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             members = _members(file)
             texts = {key: read_at(file, *parts.pop("json"), _MAX_JSON_BYTES) for key, parts in members.items()}
         return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members)]

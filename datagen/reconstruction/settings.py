@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Types, since a field that a subclass declares anew loses the bounds of its `Field`.
-Steps = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,16 +29,22 @@ class OptimiserSettings(_Settings):
     noise_learning_rate: Weight = Field(0.02, description="0 freezes the noise maps")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay; lower forgets sooner")
     batch: int = Field(
-        4, ge=1, description="portraits at a time; fixed, so that results do not depend on how many there are"
+        4, ge=1, le=4096, description="portraits at a time; fixed, so that results do not depend on how many there are"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the generator's convolutions; auto: bf16 on a processor with instructions for it"
     )
     recompute_from_px: int = Field(
-        512, ge=4, description="generator blocks of this side and above are computed twice, not kept: memory for time"
+        512,
+        ge=4,
+        le=10**6,
+        description="generator blocks of this side and above are computed twice, not kept: memory for time",
     )
     pixels_at_once: int = Field(
-        2 * 1024**2, ge=1, description="of the images that a step renders together; a larger batch goes in equal parts"
+        2 * 1024**2,
+        ge=1,
+        le=10**12,
+        description="of the images that a step renders together; a larger batch goes in equal parts",
     )
 
     def at_once(self, size_px: int) -> int:
@@ -54,7 +60,10 @@ class PhasedSettings(OptimiserSettings):
         0.0, description="share of `steps`, the first ones, that are rendered at a lower resolution"
     )
     coarse_divisor: int = Field(
-        2, ge=2, description="power of two: of the generator's side, gives theirs (32 px at least; else they are full)"
+        2,
+        ge=2,
+        le=1024,
+        description="power of two: of the generator's side, gives theirs (32 px at least; else they are full)",
     )
 
     @field_validator("coarse_divisor")
@@ -130,5 +139,7 @@ class ReconstructionSettings(PhasedSettings):
     anchor_coarse: Weight = Field(0.02, description="pull of the first row of W+ to its stage-0 value")
     anchor_fine: Weight = Field(0.002, description="pull of the last row; rows between are interpolated")
     noise_weight: Weight = 0.02
-    coarse_to_fine_steps: int = Field(15, ge=0, description="steps over which the sketch's resolution rises to its own")
+    coarse_to_fine_steps: int = Field(
+        15, ge=0, le=10**9, description="steps over which the sketch's resolution rises to its own"
+    )
     multiplier_rate: Weight = Field(0.03, description="rate of the constraint's multiplier, in its logarithm")

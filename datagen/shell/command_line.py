@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, printable
 
 if TYPE_CHECKING:
     import typer
@@ -25,6 +26,14 @@ def run_app(app: typer.Typer) -> NoReturn:
         _fail(str(error))
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        # What the system refuses of a named file (no permission, a name too long, a link to itself) is no bug.
+        if error.filename is None or error.errno is None:
+            raise
+        _fail(printable(f"{error.filename}: {error.strerror}; check the path and its permissions"))
     except Exception as error:
         # Wrong options: typer's own classes, which its versions keep in different places.
         describe = getattr(error, "format_message", None)

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stylepairs.datagen.shell.errors import one_line
+from stylepairs.datagen.shell.regular import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ def decoded(items: Iterable[Item]) -> Iterator[Item]:
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """A file's bytes. Raises Damaged where it cannot be read or has more than `max_bytes`."""
-    with decoding(), path.open("rb") as file:
+    with decoding(), open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise Damaged(f"more than {max_bytes} bytes")
@@ -94,7 +95,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 def read_json_lines(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[Any]:
     """The values of a file with one JSON text of at most `max_bytes` per line. Raises Damaged."""
     with decoding():
-        file = path.open("rb")
+        file = open_regular(path)
     with file:
         for line in decoded(iter(partial(file.readline, max_bytes + 1), b"")):
             if len(line) > max_bytes:
@@ -121,7 +122,7 @@ def decode_npz(source: bytes | Path, max_bytes: int = MAX_NPZ_BYTES) -> dict[str
     members of more than `max_bytes` in all, are refused.
     """
     with decoding():
-        archive = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        archive = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else open_regular(source))
     with archive:
         members = archive.infolist()
         if sum(info.file_size for info in members) > max_bytes:
@@ -141,6 +142,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """The tensors of a .safetensors file, on the CPU, and its metadata. Raises Damaged."""
     from safetensors import safe_open
 
+    with decoding(), open_regular(path):  # the library would wait for a pipe
+        pass
     with decoding(), safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
 
@@ -149,12 +152,13 @@ def read_torch(path: Path) -> object:
     """What torch.save wrote, on the CPU, read without executing pickled code. Raises Damaged."""
     import torch
 
-    with decoding():
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+    with decoding(), open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                     raise Damaged("a compressed archive, which torch.save never writes")  # it could grow to any size
-        return torch.load(path, map_location="cpu", weights_only=True)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _decode_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

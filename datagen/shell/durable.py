@@ -7,12 +7,14 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.regular import open_regular
 
 _NAME_BYTES = 120
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -21,7 +23,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def file_digest(path: Path, advice: str = "") -> str:
     """sha256 of a file's bytes, in hex. Raises InputError, ending in `advice`, for a file that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}){advice}") from error
@@ -33,10 +35,11 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Whatever fails, `path` keeps what it held and the temporary file is gone. An OSError (disk full, no permission)
     becomes an InputError of one line.
     """
-    temporary = path.with_name(f".{_short(path.name)}.{_host()}.{os.getpid()}.tmp")
+    # A name that nobody can foresee, made new: in a shared folder a link of that name would lead elsewhere.
+    temporary = path.with_name(f".{_short(path.name)}.{_host()}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,17 +54,19 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents; InputError when that cannot be done."""
+    """Make a folder and its parents; InputError when that cannot be done, or nothing can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _storage_error(path, error) from error
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files in a folder that killed processes of this machine left behind."""
-    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.tmp")
-    for entry in list(folder.iterdir()):
+    """Remove the temporary files in a folder, and in its folders, that killed processes of this machine left behind."""
+    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.([0-9]+)\.[0-9a-f]+\.tmp")
+    for entry in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
         match = pattern.fullmatch(entry.name)
         if match and not _is_alive(int(match[1])):
             with contextlib.suppress(OSError):

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-from pydantic_core import ValidationError
+from pydantic_core import ErrorDetails, ValidationError
+
+# What pydantic says of values, in the words of whoever wrote them; {name}: of the error's context.
+_PLAIN = {
+    "missing": "is missing",
+    "extra_forbidden": "unknown key",
+    "finite_number": "should be a finite number",
+    "none_required": "should be empty",
+    "json_invalid": "is no JSON",
+    "too_short": "should have at least {min_length} items",
+    "too_long": "should have at most {max_length} items",
+    "string_too_short": "should have at least {min_length} characters",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_pattern_mismatch": "is not of the form {pattern}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+    **dict.fromkeys(("string_type", "string_unicode"), "should be text"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "should be a list"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type"), "should be a mapping"
+    ),
+}
+# How pydantic names the branches of a union in the middle of a key's path.
+_BRANCH = re.compile(r"(literal|list|dict|tuple|set|function-\w+|nullable|constrained)[\[-].*|constrained-\w+")
 
 
 class InputError(Exception):
@@ -22,10 +47,22 @@ def one_line(error: object, limit: int = 300) -> str:
     """
     text = str(error)
     if isinstance(error, ValidationError):
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        text = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in problems)
+        text = "; ".join(
+            f"{'.'.join(str(part) for part in each['loc'] if not _BRANCH.fullmatch(str(part)))}: "
+            f"{plain_words(each)}".removeprefix(": ")
+            for each in error.errors(include_url=False, include_input=False)
+        )
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def plain_words(details: ErrorDetails) -> str:
+    """What is wrong with a value, of one problem that pydantic found: "should be a whole number"."""
+    plain = _PLAIN.get(details["type"])
+    if plain is not None:
+        return plain.format(**details.get("ctx", {}))
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return re.sub(r"^Input should ", "should ", message)
 
 
 def printable(text: str) -> str:

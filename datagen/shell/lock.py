@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.durable import make_folder, remove_stale
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 LOCK_NAME = ".lock"
@@ -18,6 +18,8 @@ LOCK_NAME = ".lock"
 def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> Iterator[None]:
     """Hold `folder`, made where it is missing, for `command`; the system lets go of it whenever the process ends.
 
+    Temporary files that killed commands left in it are removed, before and after.
+
     The `world` processes of a launcher hold it together, each rank once. Raises InputError, one line with the holder,
     where another process holds it. On systems and file systems that know no locks nothing is held.
     """
@@ -26,7 +28,11 @@ def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> It
         _hold(held, folder / LOCK_NAME, command, shared=world > 1)
         if world > 1:
             _hold(held, folder / f"{LOCK_NAME}-{rank}", f"rank {rank} of {command}", shared=False)
-        yield
+        remove_stale(folder)
+        try:
+            yield
+        finally:
+            remove_stale(folder)  # of workers that were stopped
 
 
 def _hold(held: contextlib.ExitStack, path: Path, command: str, shared: bool) -> None:

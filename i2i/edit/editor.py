@@ -24,13 +24,14 @@ from stylepairs.datagen.images.stored import eight_bits
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, square_transform
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
-from stylepairs.i2i.models.conditions import style_of
+from stylepairs.i2i.models.conditions import style_in_light, style_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -177,7 +178,10 @@ class Editor:
 
     def _inputs(self, portrait: Portrait, sketch: Sketch, wanted: Wanted) -> tuple[torch.Tensor, ...]:
         """What the network is given of one face."""
-        return portrait.image, region_of(sketch), torch.tensor(wanted.degree), wanted.style
+        style = wanted.style
+        if self.info.style == "color":
+            style = style_in_light(self.info.style, style, light_of(portrait))
+        return portrait.image, region_of(sketch), torch.tensor(wanted.degree), style
 
     @torch.no_grad()
     def _pass(self, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[Edit]:

@@ -76,6 +76,15 @@ def style_of(style: Style, params: Mapping[str, Any], kinds: Kinds | None = None
     return encode_color(wanted_lab(params["color"]))
 
 
+def style_in_light(style: Style, code: torch.Tensor, light: float) -> torch.Tensor:
+    """A style code [style_channels] of a photo taken in `light` (of `light_of`): its colour as it looks there."""
+    if style != "color" or light == 1:
+        return code
+    from stylepairs.datagen.images.colors import lab_in_light
+
+    return encode_color(lab_in_light(decode_color(code), light))
+
+
 def _kind_code(name: str, choices: list[Any], row: Mapping[str, Any]) -> list[float]:
     """One of `choices` as one-hot numbers, or a number of their range as one between -1 and 1."""
     value = row.get(name)

@@ -22,7 +22,16 @@ from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.models.conditions import Kinds, Style, encode_color, has_sides, is_of_kinds, kinds_of, style_of
+from stylepairs.i2i.models.conditions import (
+    Kinds,
+    Style,
+    encode_color,
+    has_sides,
+    is_of_kinds,
+    kinds_of,
+    style_in_light,
+    style_of,
+)
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.losses import mean_color
 
@@ -177,7 +186,7 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
         "mask": mask,
         "region": tightened(mask),
         "degree": torch.tensor(record.degree, dtype=torch.float32),
-        "style": style_of(style, record.params, kinds),
+        "style": style_in_light(style, style_of(style, record.params, kinds), record.figures.get("light") or 1.0),
         "ws_valid": torch.zeros(()),
         "applies": torch.ones(()),
     }

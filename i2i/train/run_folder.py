@@ -14,13 +14,18 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
+from stylepairs.datagen import __version__
+from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.regular import open_regular, read_regular
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.glean import Glean
 
+# Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
+TRAINING_VERSION = 2
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+_MAX_BYTES = 1 << 30  # of run.json, and of the log of ten million steps
 PREVIOUS, BEST = "previous", "best"
 # Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
 FREE_SETTINGS = ("steps", "log_every_steps", "sample_every_steps", "checkpoint_every_steps")
@@ -88,7 +93,7 @@ class RunLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out. Raises InputError."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    lines = _read(path).splitlines(keepends=True) if path.is_file() else []
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     wanted = 'a line {"step": 1, "kind": "train", figures}; remove it'
@@ -100,14 +105,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def describe(settings: dict[str, Any], feature: str, digest: str, data: str) -> RunDescription:
     """The description of a run with these settings; digests of its generator and its pairs."""
-    from importlib.metadata import version
-
     return RunDescription(
         feature=feature,
         settings=settings,
         generator_digest=digest,
         data_digest=data,
-        code_version=version("stylepairs"),
+        code_version=f"{__version__}+train{TRAINING_VERSION}",
     )
 
 
@@ -132,7 +135,6 @@ def claim_folder(
             say(f"{out}: was to end at step {steps[0]}, now ends at step {steps[1]}")
     wait()
     if main:
-        remove_stale(out)
         text = json.dumps(run.model_dump(), indent=2)
         replace_file(path, lambda file: file.write(text.encode()))
 
@@ -140,7 +142,7 @@ def claim_folder(
 def read_description(path: Path) -> RunDescription:
     """A run.json; InputError, one line, where it is anything else."""
     wanted = "not the description of a run; put it back, or choose another --out"
-    return _read_typed(RunDescription, path.read_bytes(), f"{path}: {wanted}")
+    return _read_typed(RunDescription, _read(path), f"{path}: {wanted}")
 
 
 def save_checkpoint(
@@ -206,7 +208,14 @@ def _read_typed(model: type[Typed], data: bytes, problem: str) -> Typed:
         raise InputError(problem) from error
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, _MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend it, or choose another --out") from None
+
+
 def _copy(source: Path, target: Path) -> None:
     make_folder(target.parent)
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         replace_file(target, lambda copy: shutil.copyfileobj(file, copy))

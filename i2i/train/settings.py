@@ -6,18 +6,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_MOST = 10**9  # of steps and the like: more is a slip, and would be counted through
+
 
 class Section(BaseModel):
     """Part of a recipe: unknown keys are errors, and nothing changes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
     """Shapes of what is trained: features at resolution r have min(channel_base // r, channel_max) channels."""
 
-    channel_base: int = Field(default=2048, ge=64)
-    channel_max: int = Field(default=128, ge=8)
+    channel_base: int = Field(default=2048, ge=64, le=2**20)
+    channel_max: int = Field(default=128, ge=8, le=4096)
     draws: bool = Field(default=False, description="the edit is a generated image, not the photo recoloured")
 
 
@@ -89,8 +91,8 @@ class DiscriminatorSettings(Section):
     """
 
     kind: Literal["stylegan2", "projected"] = "stylegan2"
-    channel_base: int = Field(default=1024, ge=64)
-    channel_max: int = Field(default=128, ge=8)
+    channel_base: int = Field(default=1024, ge=64, le=2**20)
+    channel_max: int = Field(default=128, ge=8, le=4096)
     start_step: int = Field(default=0, ge=0, description="first step of the adversarial terms")
     r1_every: int = Field(default=16, ge=1, description="steps between two R1 penalties")
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -112,8 +114,8 @@ class TrainingSettings(Section):
     data: DataSettings = DataSettings()
     losses: LossSettings = LossSettings()
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
-    steps: int = Field(default=2000, ge=1)
-    batch_size: int = Field(default=8, ge=1, description="per process")
+    steps: int = Field(default=2000, ge=1, le=_MOST)
+    batch_size: int = Field(default=8, ge=1, le=65_536, description="per process")
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
     decay_from_share: float = Field(
@@ -122,13 +124,16 @@ class TrainingSettings(Section):
     ema_halflife_images: float = Field(default=2000, gt=0)
     mixed_precision: Literal["no", "bf16"] | None = Field(default=None, description="None: as accelerate was launched")
     workers: int | None = Field(
-        default=None, ge=0, description="loader processes; None: the cores that a GPU has to itself, on a CPU none"
+        default=None,
+        ge=0,
+        le=1024,
+        description="loader processes; None: the cores that a GPU has to itself, on a CPU none",
     )
     log_every_steps: int = Field(default=20, ge=1)
     sample_every_steps: int = Field(default=250, ge=1)
     checkpoint_every_steps: int = Field(default=250, ge=1)
     val_pairs: int = Field(default=32, ge=0, description="held-out pairs measured at each checkpoint")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _terms_fit_together(self) -> TrainingSettings:

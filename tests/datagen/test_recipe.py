@@ -226,3 +226,40 @@ def test_a_gate_that_nothing_could_exceed_is_refused(recipe, bound, value):
     path = recipe(f"datagen: {{feature: hair_color, gate: {{seam_energy: {{{bound}: .{value}}}}}}}")
     with pytest.raises(InputError, match="not a finite number"):
         recipes.load_recipe(path, "datagen", BuildRecipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("pairs_per_portrait=x", "datagen.pairs_per_portrait: should be 'all', or a whole number (got 'x')"),
+        ("pairs_per_portrait=0", "datagen.pairs_per_portrait: should be 'all', or greater than 0 (got 0)"),
+        ("inversion=3", "datagen.inversion: should be a mapping (got 3)"),
+        ("gate.x=[1]", "datagen.gate.x: should be a mapping (got [1])"),
+        ("feature=3", "datagen.feature: should be text (got 3)"),
+        ("inversion.batch=1.5", "datagen.inversion.batch: should be a whole number (got 1.5)"),
+        (
+            "inversion.batch=1.0e+12",
+            "datagen.inversion.batch: should be less than or equal to 4096 (got 1000000000000.0)",
+        ),
+        ("encoder=[a]", "datagen.encoder: should be text (got ['a'])"),
+    ],
+)
+def test_messages_are_in_plain_words(override, problem):
+    from stylepairs.datagen.build.settings import BuildRecipe
+
+    with pytest.raises(InputError) as caught:
+        recipes.load_recipe("hair_color", "datagen", BuildRecipe, [override])
+    assert str(caught.value) == f"hair_color.yaml: {problem}"
+
+
+@pytest.mark.parametrize("section", ["datagen", "i2i"])
+def test_no_whole_number_of_a_recipe_is_without_an_end(section):
+    from stylepairs.datagen.build.settings import BuildRecipe
+    from stylepairs.i2i.train.settings import TrainingSettings
+
+    model = BuildRecipe if section == "datagen" else TrainingSettings
+    paths = [path for path, field in _numbers(model) if field.annotation is int]
+    assert {"inversion.batch", "reconstruction.steps"} <= set(paths) or {"seed", "batch_size"} <= set(paths)
+    for path in paths:
+        with pytest.raises(InputError, match="less than"):
+            recipes.load_recipe("hair_color", section, model, [f"{path}={2**62}"])

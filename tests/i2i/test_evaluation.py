@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_build import write_portraits
 
 from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.i2i import evaluation
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.evaluation import frechet_distance, medians, portrait_figures
 from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -72,6 +76,41 @@ def test_one_portrait_in_several_colours_keeps_its_rows_without_an_fid(model: Gl
     assert "color_delta_e" in summary
     assert "fid_pyramid" not in summary
     assert said == ["fid_pyramid is left out: it needs two portraits"]
+
+
+def test_a_summary_that_fails_does_not_take_the_rows_with_it(model: Glean, monkeypatch) -> None:
+    class Failing:
+        def update(self, *_: object, **__: object) -> None: ...
+
+        def compute(self) -> None:
+            raise torch.linalg.LinAlgError("no eigenvalues")
+
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda _: Failing())
+    said: list[str] = []
+    portraits = [portrait_of("one", 1), portrait_of("two", 2)]
+    rows, summary = portrait_figures(
+        Editor(model, INFO), portraits, [{"color": "blond"}], load_perceptual("pyramid"), said.append
+    )
+    assert len(rows) == 2
+    assert "color_delta_e" in summary
+    assert said == ["fid_pyramid is left out: no eigenvalues"]
+
+
+def test_a_portrait_that_cannot_be_read_is_said_and_left_out(model: Glean, tmp_path: Path) -> None:
+    write_portraits(tmp_path, 3, bald="")
+    (tmp_path / "hair" / "portrait_001.png").write_bytes(b"\x89PNG\r\n")
+    said: list[str] = []
+    files = load_portraits(tmp_path)
+    rows, _ = portrait_figures(Editor(model, INFO), files, [{"color": "red"}], load_perceptual("pyramid"), said.append)
+    assert [row["portrait"] for row in rows] == ["portrait_000", "portrait_002"]
+    assert len(said) == 1
+    assert "portrait_001.png" in said[0]
+
+
+def test_figures_that_are_not_finite_are_null_in_json_and_not_in_medians() -> None:
+    rows = [{"a": math.nan, "b": 1.0}, {"a": 2.0, "b": math.inf}]
+    assert medians(rows) == {"a": 2.0, "b": 1.0}
+    assert evaluation.finite(rows[1]) == {"a": 2.0, "b": None}
 
 
 def test_medians_are_over_the_rows_that_have_the_figure() -> None:

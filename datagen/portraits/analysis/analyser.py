@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face
+from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face, Faces, make_face
 from stylepairs.datagen.portraits.analysis.networks import DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.analysis.parsing import EmbeddedParser
 from stylepairs.datagen.shell.decode import Damaged, decode_json, read_safetensors
@@ -21,6 +21,9 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 NETWORKS: dict[str, type[nn.Module]] = {"detector": DetectorNet, "landmarks": LandmarkNet, "parser": ParserNet}
+
+# Of a face in a turned photo, at least: each turn is another chance to take a texture for a face (those reach 0.40).
+TURNED_MIN_SCORE = 0.6
 
 __all__ = ["Face", "FaceAnalyser", "FaceFinder", "FaceParser", "load_analyser", "load_network"]
 
@@ -52,10 +55,30 @@ class FaceAnalyser:
         self.parser = parser
 
     def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
-        """photo uint8 [H,W,3] -> faces with score >= min_score in [0,1], largest first; none gives []."""
+        """photo uint8 [H,W,3] -> faces with score >= min_score in [0,1], largest first; none gives [].
+
+        Where no face is upright, the photo is looked at lying on its sides and on its head: scans and old cameras say
+        nothing of how they were held.
+        """
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise ValueError(f"photo must be uint8 [H,W,3], not {photo.dtype} {list(photo.shape)}")
-        return self.finder.find(np.ascontiguousarray(photo), min_score)
+        found = self.finder.find(np.ascontiguousarray(photo), min_score)
+        if found:
+            return found
+        turned = (self._find_turned(photo, quarters, max(min_score, TURNED_MIN_SCORE)) for quarters in (1, 3, 2))
+        return max(turned, key=lambda faces: sum(face.score for face in faces))
+
+    def _find_turned(self, photo: np.ndarray, quarters: int, min_score: float) -> list[Face]:
+        """The faces, in the photo's own coordinates, of the photo turned anticlockwise by so many quarters."""
+        found = self.finder.find(np.ascontiguousarray(np.rot90(photo, quarters)), min_score)
+        h, w = photo.shape[:2]
+        upright = Faces()
+        upright.passed_over = found.passed_over if isinstance(found, Faces) else 0
+        for face in found:
+            x, y = face.points68[:, 0], face.points68[:, 1]
+            points = {1: (w - 1 - y, x), 2: (w - 1 - x, h - 1 - y), 3: (y, h - 1 - x)}[quarters]
+            upright.append(make_face(np.stack(points, -1), face.score))
+        return upright
 
     def parse(self, aligned: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """aligned uint8 [N,H,W,3] or float [N,3,H,W] in [-1,1] -> label [N,H,W] uint8, hair matte [N,1,H,W] float32."""

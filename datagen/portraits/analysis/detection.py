@@ -30,12 +30,17 @@ from stylepairs.datagen.portraits.landmarks import MIRROR_68, eyes_and_mouth
 
 # The landmark crop: a share of FFHQ's square, moved down the face.
 LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT = 0.85, 0.06
-LARGEST_LEVEL_PX = 1280  # longest side of the finest pyramid level: a face of 40 px is found in a photo of 3000 px
+# Longest side of the finest pyramid level: at least so many pixels, and of a larger photo so much of its own, so that a
+# head of 100 px is found in any: the detector wants about 25 px of it.
+LARGEST_LEVEL_PX = 1280
+LARGEST_LEVEL_SHARE = 0.25
 # The coarsest level's longest side lies between this and twice this: there a face that fills the frame is small enough.
 SMALLEST_LEVEL_PX = 28
 LEVEL_BORDER_PX = 16  # grey around each level, so that faces cut by the frame have their centre inside the grid
 HEAT_FLOOR = 0.2  # weaker centres are not looked at
 MAX_CANDIDATES = 240  # per photo, strongest first: bounds the time that a hostile texture can cost
+TILE_PX = 1280  # of a level that the detector sees at once: bounds the memory
+TILE_OVERLAP_PX = 128  # on each side, a multiple of its stride; what lies further off does not change what it finds
 _BATCH = 48  # of candidates whose landmarks are found together: bounds the memory
 MIN_FACE_PX = 17.0  # half of FFHQ's square, in photo pixels; what is smaller is a lapel pin more often than a face
 
@@ -87,7 +92,12 @@ class EmbeddedFinder:
 
     def _candidates(self, photo: np.ndarray) -> tuple[list[Candidate], int]:
         """photo uint8 [H,W,3] -> possible faces over all pyramid levels, strongest first, and how many were left."""
-        found = [c for level, scale in _pyramid(photo) for c in self._centres(level, scale)]
+        found = [
+            candidate
+            for level, scale in _pyramid(photo)
+            for tile in _tiles(*level.shape[:2])
+            for candidate in self._centres(level, scale, tile)
+        ]
         found.sort(key=lambda c: -c.heat)
         kept: list[Candidate] = []
         for number, candidate in enumerate(found):
@@ -97,17 +107,21 @@ class EmbeddedFinder:
                 kept.append(candidate)
         return kept, 0
 
-    def _centres(self, level: np.ndarray, scale: tuple[float, float]) -> list[Candidate]:
-        h, w = level.shape[:2]
+    def _centres(self, level: np.ndarray, scale: tuple[float, float], tile: _Tile) -> list[Candidate]:
+        """Of a level's tile those whose cells lie in the part of it that no other tile has."""
+        seen = level[tile.top : tile.bottom, tile.left : tile.right]
+        h, w = seen.shape[:2]
         padded = torch.zeros(1, 3, *(_up16(side + 2 * LEVEL_BORDER_PX) for side in (h, w)))
         b = LEVEL_BORDER_PX
-        padded[0, :, b : b + h, b : b + w] = torch.from_numpy(level.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
+        padded[0, :, b : b + h, b : b + w] = torch.from_numpy(seen.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
         logit, points = self.detector(padded.contiguous(memory_format=torch.channels_last))
         heat = logit.float().sigmoid()
         peak = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > HEAT_FLOOR)
         found = []
         for y, x in peak[0, 0].nonzero().tolist():
-            cell = (np.array([x, y]) + 0.5) * DETECTOR_STRIDE_PX - 0.5 - b
+            cell = (np.array([x, y]) + 0.5) * DETECTOR_STRIDE_PX - 0.5 - b + (tile.left, tile.top)
+            if not tile.owns(*cell):
+                continue
             place = points[0, :, y, x].float().numpy().astype(np.float64).reshape(3, 2) * DETECTOR_UNIT_PX + cell
             place = (place + 0.5) / np.array(scale) - 0.5
             if _plausible(place):
@@ -160,7 +174,7 @@ def make_face(points68: np.ndarray, score: float) -> Face:
 def _pyramid(photo: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[float, float]]]:
     """Levels a factor 2 apart, finest first, each with its (x, y) scale from the photo."""
     h, w = photo.shape[:2]
-    longest = min(max(h, w), LARGEST_LEVEL_PX)
+    longest = min(max(h, w), max(LARGEST_LEVEL_PX, round(LARGEST_LEVEL_SHARE * max(h, w))))
     level = photo
     while longest >= min(SMALLEST_LEVEL_PX, max(h, w)):
         shape = max(round(h * longest / max(h, w)), 1), max(round(w * longest / max(h, w)), 1)
@@ -169,6 +183,37 @@ def _pyramid(photo: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[float, float
         longest //= 2
         if longest < 8:
             return
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A rectangle of a level, and the rectangle (left, top, right, bottom) inside it that is its alone."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    own: tuple[float, float, float, float]
+
+    def owns(self, x: float, y: float) -> bool:
+        return self.own[0] <= x < self.own[2] and self.own[1] <= y < self.own[3]
+
+
+def _tiles(height: int, width: int) -> Iterator[_Tile]:
+    """A level cut into tiles that overlap; the outermost own what lies beyond the level's borders, too."""
+    for top, bottom, y0, y1 in _spans(height):
+        for left, right, x0, x1 in _spans(width):
+            yield _Tile(left, top, right, bottom, (x0, y0, x1, y1))
+
+
+def _spans(side: int) -> Iterator[tuple[int, int, float, float]]:
+    """Where tiles begin and end along a side, and which part of each is its own."""
+    starts = range(0, max(side, 1), TILE_PX)
+    for start in starts:
+        first, last = start == starts[0], start == starts[-1]
+        low = start if first else start - TILE_OVERLAP_PX
+        high = side if last else min(start + TILE_PX + TILE_OVERLAP_PX, side)
+        yield low, high, -np.inf if first else start, np.inf if last else start + TILE_PX
 
 
 def _up16(side: int) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from stylepairs.datagen.images.files import PHOTO_SUFFIXES, check_photo_file, read_image, write_png
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, check_photo_file, holds_more, read_image, write_png
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
@@ -25,10 +25,12 @@ from stylepairs.datagen.shell.decode import Damaged, decode_json
 from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, printable
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.regular import read_regular
 
 MIN_SCORE = 0.5
 _MAX_SIZE_PX = 4096
 _JOURNAL = ".prepared.jsonl"
+_MAX_JOURNAL_BYTES = 2 << 30  # half a million portraits
 _KINDS = ("aligned", "label", "hair")
 _LISTS = ("landmarks.npz", "index.jsonl", "skipped.jsonl")
 Progress = Callable[[int, int, str], None]
@@ -271,17 +273,23 @@ def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAna
         )
         rows.append(row)
     journal.add(key, rows)
-    left = f"up to {passed_over} more, too many for one photo, were not looked at; cut it into parts"
-    return [printable(f"{key}: {len(faces)} faces prepared; {left}")] if passed_over else []
+    said = []
+    if passed_over:
+        left = f"up to {passed_over} more, too many for one photo, were not looked at; cut it into parts"
+        said.append(f"{key}: {len(faces)} faces prepared; {left}")
+    if holds_more(path):
+        said.append(f"{key}: holds several pictures, the first was taken; save the others as files of their own")
+    return [printable(line) for line in said]
 
 
 def _find(photo: np.ndarray, settings: _Settings, analyser: FaceAnalyser) -> tuple[list[Face], int]:
     """The faces of a photo, largest first, and of how many places that may hold one nobody knows."""
     if min(photo.shape[:2]) < 16:
         raise _Unusable(f"only {photo.shape[1]} x {photo.shape[0]} pixels; use a larger photo")
-    found = analyser.find(photo, min_score=0.0)
-    faces = [face for face in found if face.score >= settings.min_score and _has_a_square(face)]
+    found = analyser.find(photo, settings.min_score)
+    faces = [face for face in found if _has_a_square(face)]
     if not faces:
+        found = analyser.find(photo, min_score=0.0)
         best = max((face.score for face in found), default=0.0)
         candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
         raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
@@ -325,7 +333,7 @@ def _line(row: dict[str, Any]) -> bytes:
 def _read_journal(path: Path) -> list[dict[str, Any]]:
     """The journal's entries, without the lines that killed runs left half-written; InputError for anything else."""
     try:
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        lines = read_regular(path, _MAX_JOURNAL_BYTES).split(b"\n") if path.exists() else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions") from None
     entries = []

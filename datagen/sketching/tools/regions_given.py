@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.images.files import load_photo
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import feather
+from stylepairs.datagen.shell.errors import InputError
 
 Polygon = tuple[tuple[float, float], ...]
 Region = str | Polygon
@@ -100,9 +102,10 @@ def _mask_of(path: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _read_mask(path: str, _modified: int) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes() or b"\0", np.uint8), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise ValueError(f"{path}: not an image that can be read; a mask is a PNG, white where the bangs go")
+    try:
+        pixels = cv2.cvtColor(load_photo(path).pixels, cv2.COLOR_RGB2GRAY)
+    except InputError as error:
+        raise ValueError(f"{error}; a mask is a PNG, white where the bangs go") from None
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(
             f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a mask is square, framed as the aligned crop"

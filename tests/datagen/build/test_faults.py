@@ -23,6 +23,7 @@ from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.lock import LOCK_NAME, folder_lock
 
 RECIPE = """
 datagen:
@@ -114,12 +115,36 @@ def test_a_file_is_written_where_folders_cannot_be_synced_and_under_a_long_name(
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = {pid: f".pairs-00001.tar.{durable._host()}.{pid}.tmp" for pid in (dead.pid, os.getpid())}
-    for name in (*names.values(), ".hidden", f".pairs-00001.tar.elsewhere.{dead.pid}.tmp"):
-        (tmp_path / name).touch()
-    durable.remove_stale(tmp_path)
-    assert not (tmp_path / names[dead.pid]).exists()
-    assert len(list(tmp_path.iterdir())) == 3
+    names = {pid: f".pairs-00001.tar.{durable._host()}.{pid}.0a1b.tmp" for pid in (dead.pid, os.getpid())}
+    inner = tmp_path / "aligned"
+    inner.mkdir()
+    for folder in (tmp_path, inner):
+        for name in (*names.values(), ".hidden", f".pairs-00001.tar.elsewhere.{dead.pid}.0a1b.tmp"):
+            (folder / name).touch()
+    with folder_lock(tmp_path, "a test"):
+        for folder in (tmp_path, inner):
+            assert not (folder / names[dead.pid]).exists()
+            assert len([path for path in folder.iterdir() if path.name != LOCK_NAME and path.is_file()]) == 3
+
+
+def test_a_temporary_file_is_never_opened_through_a_link(tmp_path, monkeypatch):
+    """In a shared folder whoever foresees its name could have us write over a file of ours."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    monkeypatch.setattr(durable.secrets, "token_hex", lambda count: "0" * 12)
+    for target in (victim, tmp_path / "nowhere"):
+        link = tmp_path / f".out.{durable._host()}.{os.getpid()}.{'0' * 12}.tmp"
+        link.symlink_to(target)
+        with pytest.raises(InputError, match="cannot be written"):
+            durable.replace_file(tmp_path / "out", lambda file: file.write(b"theirs"))
+        link.unlink(missing_ok=True)
+    assert victim.read_bytes() == b"mine"
+    assert not (tmp_path / "nowhere").exists()
+    monkeypatch.undo()
+    names = set()
+    for _ in range(2):
+        durable.replace_file(tmp_path / "out", lambda file: names.add(file.name))
+    assert len(names) == 2
 
 
 def test_a_process_that_can_write_no_more_says_so_and_goes_on_later(tmp_path):

@@ -18,6 +18,7 @@ from stylepairs.datagen.features.combination import combine
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.reconstruction.settings import NEAR
 from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 32
@@ -169,3 +170,10 @@ def test_a_recipe_may_leave_the_detail_of_all_parts_to_the_generator(portrait, b
     assert [part.sketch_detail for part in sketch.parts] == [1.0, 0.0]
     assert [part.sketch_detail for part in sketch.with_detail(0.25).parts] == [0.25, 0.0]
     assert [part.photo_detail for part in sketch.with_detail(0.0).parts] == [0.0, 1.0]
+
+
+def test_what_no_recipe_set_stays_unset_so_that_an_encoders_start_is_near():
+    combined = load_combined_recipe(["hair_color", "bangs"])
+    alone = load_combined_recipe(["hair_color"])
+    assert combined.inversion.near().steps == alone.inversion.near().steps == NEAR["steps"]
+    assert load_combined_recipe(["hair_color", "bangs"], ["inversion.steps=77"]).inversion.near().steps == 77

@@ -33,7 +33,7 @@ def test_json_files_are_read_within_bounds(tmp_path: Path) -> None:
         decode.read_json(path, max_bytes=path.stat().st_size - 1)
     with pytest.raises(Damaged, match="No such file"):
         decode.read_json(tmp_path / "none.json")
-    with pytest.raises(Damaged, match="directory"):
+    with pytest.raises(Damaged, match="a folder"):
         decode.read_json(tmp_path)
 
 

@@ -1,0 +1,39 @@
+"""How much light a photo was taken in, and what a colour looks like in it: hair asked to be blond in a dark photo is to
+be blond in the dark."""
+
+from __future__ import annotations
+
+import torch
+
+from stylepairs.datagen.images.colors import lightness_in_light, srgb_to_lab
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import labelled
+
+# L*: of 180 portraits' brightest parts (the face's, the eyes' whites, the whole crop's) 5 % are darker than the first;
+# the middle one is the second. Skin is lighter than the third in none of them.
+_LEAST_WHITE, _USUAL_WHITE, _LIGHTEST_SKIN = 66.0, 80.0, 78.0
+_MOST_LIGHT = 2.0  # more than that has clipped what could tell
+_FACE = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip")
+
+
+def light_of(portrait: Portrait) -> float:
+    """Light on the portrait, as a factor to that of a well exposed one: 1 for most, less in dark photos, more in
+    overexposed ones.
+
+    Judged by what is brightest in it, whatever the skin's tone: the face's highlights, the whites of the eyes, a collar
+    or wall; and, of too much light, by skin that is lighter than skin can be.
+    """
+    lightness = srgb_to_lab(portrait.image)[:1]
+    skin = lightness[labelled(portrait, "skin", "nose") > 0]
+    if len(skin) and float(skin.median()) > _LIGHTEST_SKIN:
+        return min(_MOST_LIGHT, lightness_in_light(float(skin.median()), _LIGHTEST_SKIN))
+    brightest = float(torch.quantile(lightness.flatten(), 0.995))
+    for names, share in ((_FACE, 0.98), (("l_eye", "r_eye"), 0.9)):
+        part = lightness[labelled(portrait, *names) > 0]
+        brightest = max(brightest, float(torch.quantile(part, share))) if len(part) else brightest
+    if brightest >= _LEAST_WHITE:
+        return 1.0
+    # Between a dim photo and a dark one the white that is expected rises to the usual one.
+    span = _USUAL_WHITE - _LEAST_WHITE
+    expected = _LEAST_WHITE + min(_LEAST_WHITE - brightest, span)
+    return lightness_in_light(brightest, expected)
