@@ -31,8 +31,7 @@ from stylepairs.datagen.augment.making import Child
 from stylepairs.datagen.augment.plan import GRID_STEPS, plan_augmentation
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import to_uint8
-from stylepairs.datagen.pairs.inspection import reason_kind
-from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.record import Pair, PairRecord, reason_kind
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render

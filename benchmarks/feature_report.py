@@ -29,8 +29,7 @@ from stylepairs.datagen.build.plan import BuildPlan, plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 from stylepairs.datagen.features import feature_names
-from stylepairs.datagen.pairs.inspection import reason_kind
-from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.record import Pair, PairRecord, reason_kind
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.recipe import installed_recipes, load_recipe
 from stylepairs.datagen.shell.errors import InputError

@@ -30,8 +30,7 @@ from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_uint8
-from stylepairs.datagen.pairs.inspection import reason_kind
-from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.record import Pair, reason_kind
 from stylepairs.datagen.pairs.shards import read_index, read_pairs
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stylepairs.datagen.latent.cli import latent
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
@@ -63,12 +64,16 @@ def prepare(
     torch.set_num_threads(1)
     with progress(len(list_photos(photos, out)), "photos") as shown:
 
-        def report(done: int, _total: int, _photo: str) -> None:
+        def report(done: int, _total: int, photo: str) -> None:
             shown.reach(done)
+            events.event("photo", photo=photo)
 
         result = prepare_photos(photos, out, size, min_score, landmarks, parser, report)
         for photo, reason in result.skipped:
-            shown.note(printable(f"skipped {photo}: {reason}"))
+            if events.is_json():
+                events.event("skipped", photo=photo, reason=reason)
+            else:
+                shown.note(printable(f"skipped {photo}: {reason}"))
         for note in result.notes:
             shown.note(note)
     print(f"{out}: {len(result.portraits)} portraits; {result.photos} photos, {len(result.skipped)} skipped")
@@ -198,7 +203,7 @@ def train_encoder(
 
             train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        events.tell("interrupted; run the same command again to go on from the last checkpoint", "interrupted")
         sys.exit(INTERRUPTED)
     print(f"{out}: trained for {training.steps} steps")
 
@@ -253,7 +258,7 @@ def _run(plan: ShardedPlan, workers: int | None, device: str) -> None:
     try:
         result = _made(plan, workers or default_workers(device), *rank_and_world())
     except KeyboardInterrupt:
-        print("interrupted; finished shards are kept: run the same command again to go on", file=sys.stderr)
+        events.tell("interrupted; finished shards are kept: run the same command again to go on", "interrupted")
         sys.exit(INTERRUPTED)
     share = f"{result.pairs} pairs, {result.accepted} accepted ({100 * result.accepted / max(result.pairs, 1):.0f} %)"
     if result.complete:
@@ -276,8 +281,28 @@ def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult
             shown.advance(event.work, status, now=not event.resumed)
             if event.note:
                 shown.note(event.note)
+            if event.pair:
+                accepted_now = not event.reason
+                events.event("pair", pair=event.pair, accepted=accepted_now, reason=event.reason, seconds=event.seconds)
+            if event.shard:
+                events.event(
+                    "shard", shard=event.shard, accepted=event.accepted, rejected=event.rejected, seconds=event.seconds
+                )
 
         return build_pairs(plan, workers=workers, rank=rank, world=world, on_event=show)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="folder that prepare, build or augment makes or made")],
+) -> None:
+    """Say how far a folder is: what is done and refused and why, how fast it goes, and the last error."""
+    from stylepairs.datagen.pairs.status import status_of
+
+    found = status_of(folder)
+    events.event("status", **found.fields())
+    for line in found.lines(folder) if not events.is_json() else ():
+        print(line)
 
 
 @app.command()

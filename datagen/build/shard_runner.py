@@ -10,8 +10,10 @@ from __future__ import annotations
 import abc
 import functools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
+from stylepairs.datagen.shell.progress_file import progress_file
 from stylepairs.datagen.shell.workers import run_workers
 
 BUILD_FILE = "build.json"
@@ -92,14 +95,23 @@ class ShardedPlan(abc.ABC):
 
 @dataclass(frozen=True)
 class BuildEvent:
-    """What a build reports as it goes. work: pairs' worth of it done since the last event; the rest are messages."""
+    """What a build reports as it goes. work: pairs' worth of it done since the last event; the rest are messages.
+
+    shard: the one just finished, with its counts, and seconds since it was begun. pair: the one just made, with why it
+    was rejected, and seconds since the one before it; its shard is not finished yet. reasons: of a finished shard, by
+    kind.
+    """
 
     work: float = 0.0
-    shard: str = ""  # the shard just finished, with its counts
+    shard: str = ""
     accepted: int = 0
     rejected: int = 0
     note: str = ""
     resumed: bool = False  # the work was done by an earlier run
+    pair: str = ""
+    reason: str = ""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,14 +139,24 @@ def build_pairs(
     Raises InputError (bad input, full disk, a build of other settings in the same folder, another run at work in it);
     whatever is raised, finished shards stay.
     """
-    with folder_lock(plan.out, plan.command, rank, world), settings_put_back():
-        mine = range(rank % world, plan.shard_count, world)
-        missing = [index for index in mine if not _is_finished(plan, index, on_event)]
+    mine = range(rank % world, plan.shard_count, world)
+    total = sum(len(plan.shard_jobs(index)) for index in mine)
+    with (
+        folder_lock(plan.out, plan.command, rank, world),
+        settings_put_back(),
+        progress_file(plan.out, plan.command, "pairs", total, rank, world) as noted,
+    ):
+
+        def tell(event: BuildEvent) -> None:
+            noted.add(event.work, event.accepted, event.reasons, now=not event.resumed)
+            on_event(event)
+
+        missing = [index for index in mine if not _is_finished(plan, index, tell)]
         prepare = functools.partial(_prepare, plan)
         if missing:
-            run_workers(prepare, missing, workers, on_event)
+            run_workers(prepare, missing, workers, tell)
         else:
-            prepare(on_event)  # nothing to make, but the folder may be of another build: an error all the same
+            prepare(tell)  # nothing to make, but the folder may be of another build: an error all the same
         return _conclude(plan)
 
 
@@ -142,18 +164,28 @@ def build_shard(plan: ShardedPlan, index: int, models: Models, on_event: OnEvent
     """Make one shard, whatever is there."""
     path = plan.shard_path(index)
     counts = {True: 0, False: 0}
+    reasons: Counter[str] = Counter()
+    began = time.monotonic()
 
     def advance(work: float) -> None:
         on_event(BuildEvent(work=work))
 
     def pairs() -> Iterator[Pair]:
+        last = began
         for pair in plan.make(plan.shard_jobs(index), models, advance):
-            counts[pair.record.accepted] += 1
+            record, now = pair.record, time.monotonic()
+            counts[record.accepted] += 1
+            reasons.update(record.reason_kinds)
+            on_event(BuildEvent(pair=record.id, reason="; ".join(record.reasons), seconds=now - last))
+            last = now
             yield pair
         _check_folder(plan, models, "another build was started in it meanwhile")  # the last moment before the rename
 
     shards.write_shard(path, pairs())
-    on_event(BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False]))
+    seconds = time.monotonic() - began
+    on_event(
+        BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False], reasons=reasons, seconds=seconds)
+    )
 
 
 def _prepare(plan: ShardedPlan, on_event: OnEvent) -> Callable[[int], None]:
@@ -210,7 +242,9 @@ def _is_finished(plan: ShardedPlan, index: int, on_event: OnEvent) -> bool:
     if [record.id for record in records] != [shards.pair_id(job) for job in plan.shard_jobs(index)]:
         raise InputError(f"{path}: holds other pairs than this build's; choose another --out")
     accepted = sum(record.accepted for record in records)
-    on_event(BuildEvent(len(records), accepted=accepted, rejected=len(records) - accepted, resumed=True))
+    reasons = Counter(kind for record in records for kind in record.reason_kinds)
+    rejected = len(records) - accepted
+    on_event(BuildEvent(len(records), accepted=accepted, rejected=rejected, resumed=True, reasons=reasons))
     return True
 
 

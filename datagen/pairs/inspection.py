@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,14 +86,6 @@ def _options(values: Iterable[str]) -> str:
     return "".join(f"<option>{html.escape(value)}</option>" for value in values)
 
 
-def reason_kind(reason: str, portrait: str) -> str:
-    """What a reason has in common with others: "color_delta_e 12.3 > 8" is of the kind "color_delta_e > 8"."""
-    match = re.fullmatch(r"(\w+) \S+ ([<>] \S+)", reason)
-    if match:
-        return f"{match[1]} {match[2]}"
-    return re.sub(r"\d+(\.\d+)?", "…", reason.removeprefix(f"{portrait}: "))
-
-
 def _evenly(records: list[PairRecord], count: int) -> list[PairRecord]:
     count = min(count, len(records))
     return [records[index * len(records) // count] for index in range(count)]
@@ -121,7 +112,7 @@ def _joined(values: Iterable[str]) -> str:
 
 
 def _reasons(records: Sequence[PairRecord]) -> str:
-    counts = Counter(reason_kind(reason, record.portrait) for record in records for reason in record.reasons)
+    counts = Counter(kind for record in records for kind in record.reason_kinds)
     if not counts:
         return "<p>No pair was rejected.</p>"
     most = max(counts.values())

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
@@ -67,6 +68,11 @@ class PairRecord:
     shard: ShardName = ""
     parts: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
 
+    @property
+    def reason_kinds(self) -> list[str]:
+        """Why it was rejected, by what the reasons have in common with those of other pairs."""
+        return [reason_kind(reason, self.portrait) for reason in self.reasons]
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -90,6 +96,14 @@ class Pair:
 
 RECORD = TypeAdapter(PairRecord)
 OBJECT = TypeAdapter(dict[str, Any])
+
+
+def reason_kind(reason: str, portrait: str) -> str:
+    """What a reason has in common with others: "color_delta_e 12.3 > 8" is of the kind "color_delta_e > 8"."""
+    match = re.fullmatch(r"(\w+) \S+ ([<>] \S+)", reason)
+    if match:
+        return f"{match[1]} {match[2]}"
+    return re.sub(r"\d+(\.\d+)?", "…", reason.removeprefix(f"{portrait}: "))
 
 
 def encode_record(record: PairRecord) -> bytes:

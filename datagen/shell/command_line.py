@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -19,7 +22,13 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run the command that the arguments name and exit: 0, 2 with one line on stderr, or 130 when interrupted."""
+    """Run the command that the arguments name and exit: 0, 2 with one line on stderr, or 130 when interrupted.
+
+    Every command of the app takes `--log`, text or json (see `events`).
+    """
+    _give_log_option(app)
+    if "--log=json" in sys.argv or ("--log", "json") in zip(sys.argv, sys.argv[1:], strict=False):
+        events.choose_log("json")  # wrong options, too, are told in JSON
     try:
         code = app(standalone_mode=False)
     except InputError as error:
@@ -38,16 +47,54 @@ def run_app(app: typer.Typer) -> NoReturn:
         # Wrong options: typer's own classes, which its versions keep in different places.
         describe = getattr(error, "format_message", None)
         if describe is None:
+            events.event("error", message=f"{type(error).__name__}: {error}", exit_code=1)
             raise
         _fail(describe(), whole=type(error).__name__ == "NoArgsIsHelpError")
+    code = code if isinstance(code, int) else 0
     if code == INTERRUPTED:
-        print("interrupted", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+        events.tell("interrupted", kind="interrupted")
+    events.event("end", exit_code=code)
+    sys.exit(code)
 
 
 def _fail(message: str, whole: bool = False) -> NoReturn:
-    print(message if whole else " ".join(message.split()), file=sys.stderr)
+    if events.is_json():
+        events.event("error", message=" ".join(message.split()), exit_code=2)
+    else:
+        print(message if whole else " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _give_log_option(app: typer.Typer) -> None:
+    """Let each command of the app, and of the apps in it, take --log."""
+    for command in app.registered_commands:
+        if command.callback is not None and not hasattr(command.callback, "takes_log"):
+            command.callback = _with_log(command.callback)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _give_log_option(group.typer_instance)
+
+
+def _with_log(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with one option more, which chooses the log before anything else is done."""
+    import typer
+
+    option = Annotated[str, typer.Option("--log", help="text, or json: one event a line on stderr")]
+
+    @functools.wraps(command)
+    def logged(*args: Any, log: str = "text", **options: Any) -> Any:
+        if log not in events.LOGS:
+            raise InputError(f"--log {log}: unknown; choose {' or '.join(events.LOGS)}")
+        events.choose_log(log)
+        events.event("begin", command=command.__name__.replace("_", "-"))
+        return command(*args, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = inspect.Parameter("log", inspect.Parameter.KEYWORD_ONLY, default="text", annotation=option)
+    logged.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    logged.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()} | {"log": option}
+    logged.takes_log = True  # type: ignore[attr-defined]
+    return logged
 
 
 class Progress:
@@ -70,7 +117,8 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal and not quiet else None
+        shows_bar = self.console.is_terminal and not quiet and not events.is_json()
+        self.bar = Progress(*columns, console=self.console) if shows_bar else None
         self.task = self.bar.add_task("", total=round(total)) if self.bar else None
 
     def advance(self, work: float, status: str = "", now: bool = True) -> None:
@@ -82,9 +130,9 @@ class Progress:
             self.bar.update(self.task, completed=int(self.done + 1e-6), description=status or None)
         elif work and not self.quiet and time.monotonic() - self.printed > _PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
-            self._print(
-                f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
-            )
+            text = f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
+            fields = {"done": self.done, "total": self.total, "unit": self.unit, "left_s": self.left_s()}
+            events.tell(text, kind="progress", **fields)
 
     def reach(self, done: float, status: str = "", now: bool = True) -> None:
         """Say how much is done in all; the rest as in `advance`."""
@@ -94,18 +142,24 @@ class Progress:
         """A line of its own, above the bar."""
         self._print(line)
 
-    def _left(self) -> str:
+    def left_s(self) -> float | None:
+        """Seconds that the rest will take, at the speed so far; None where that cannot be told yet."""
         elapsed = time.monotonic() - self.started
         if self.done <= self.found or elapsed < 1:
+            return None
+        return max(elapsed * (self.total - self.done) / (self.done - self.found), 0.0)
+
+    def _left(self) -> str:
+        left_s = self.left_s()
+        if left_s is None:
             return ""
-        left_s = elapsed * (self.total - self.done) / (self.done - self.found)
-        return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {max(left_s, 0):.0f} s left"
+        return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
 
     def _print(self, line: str) -> None:
         if self.bar is not None:
             self.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            events.tell(line)
 
 
 @contextmanager

@@ -35,6 +35,20 @@ def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> It
             remove_stale(folder)  # of workers that were stopped
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process holds `folder` now; False where nothing can be told of locks."""
+    try:
+        import fcntl
+
+        with (folder / LOCK_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_NB | fcntl.LOCK_EX)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 def _hold(held: contextlib.ExitStack, path: Path, command: str, shared: bool) -> None:
     try:
         import fcntl

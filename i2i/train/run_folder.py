@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylepairs.datagen import __version__
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.regular import open_regular, read_regular
@@ -74,6 +75,7 @@ class RunLog:
         if not self.enabled:
             return
         values = {name: float(value) for name, value in figures.items()}
+        events.event(kind, step=step, **values)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")

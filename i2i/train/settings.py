@@ -93,8 +93,8 @@ class DiscriminatorSettings(Section):
     kind: Literal["stylegan2", "projected"] = "stylegan2"
     channel_base: int = Field(default=1024, ge=64, le=2**20)
     channel_max: int = Field(default=128, ge=8, le=4096)
-    start_step: int = Field(default=0, ge=0, description="first step of the adversarial terms")
-    r1_every: int = Field(default=16, ge=1, description="steps between two R1 penalties")
+    start_step: int = Field(default=0, ge=0, le=_MOST, description="first step of the adversarial terms")
+    r1_every: int = Field(default=16, ge=1, le=_MOST, description="steps between two R1 penalties")
     learning_rate: float = Field(default=1e-3, gt=0)
 
 
@@ -117,7 +117,7 @@ class TrainingSettings(Section):
     steps: int = Field(default=2000, ge=1, le=_MOST)
     batch_size: int = Field(default=8, ge=1, le=65_536, description="per process")
     learning_rate: float = Field(default=1e-3, gt=0)
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0, le=_MOST)
     decay_from_share: float = Field(
         default=0.5, ge=0, le=1, description="learning rate falls to 0 over the rest of the steps"
     )
@@ -129,10 +129,10 @@ class TrainingSettings(Section):
         le=1024,
         description="loader processes; None: the cores that a GPU has to itself, on a CPU none",
     )
-    log_every_steps: int = Field(default=20, ge=1)
-    sample_every_steps: int = Field(default=250, ge=1)
-    checkpoint_every_steps: int = Field(default=250, ge=1)
-    val_pairs: int = Field(default=32, ge=0, description="held-out pairs measured at each checkpoint")
+    log_every_steps: int = Field(default=20, ge=1, le=_MOST)
+    sample_every_steps: int = Field(default=250, ge=1, le=_MOST)
+    checkpoint_every_steps: int = Field(default=250, ge=1, le=_MOST)
+    val_pairs: int = Field(default=32, ge=0, le=_MOST, description="held-out pairs measured at each checkpoint")
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

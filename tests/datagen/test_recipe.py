@@ -65,7 +65,7 @@ def test_all_that_is_wrong_is_said_on_one_line(recipe):
     assert "datagen.inversoin: unknown key; did you mean 'inversion'?" in message
     assert "datagen.inversion.stpes: unknown key; did you mean 'steps'?" in message
     assert "datagen.stages.one.rte: unknown key; did you mean 'rate'?" in message
-    assert "datagen.inversion.rate: should be a valid number" in message
+    assert "datagen.inversion.rate: should be a number (got 'fast')" in message
     assert "datagen.inversion.steps: should be greater than or equal to 1 (got 0)" in message
 
 

@@ -25,6 +25,7 @@ from stylepairs.datagen.shell.decode import Damaged, decode_json
 from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, printable
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.progress_file import ProgressFile, progress_file
 from stylepairs.datagen.shell.regular import read_regular
 
 MIN_SCORE = 0.5
@@ -106,12 +107,17 @@ def prepare_photos(
     settings = _Settings(size_px, min_score, landmarks, str(parser))
     files = list_photos(photos, out)
     analyser = load_analyser(landmarks, parser)
-    with folder_lock(out, "datagen prepare"):
-        return _prepare(files, out, settings, analyser, progress)
+    with folder_lock(out, "datagen prepare"), progress_file(out, "datagen prepare", "photos", len(files)) as noted:
+        return _prepare(files, out, settings, analyser, progress, noted)
 
 
 def _prepare(
-    files: list[Path], out: Path, settings: _Settings, analyser: FaceAnalyser, progress: Progress | None
+    files: list[Path],
+    out: Path,
+    settings: _Settings,
+    analyser: FaceAnalyser,
+    progress: Progress | None,
+    noted: ProgressFile,
 ) -> Prepared:
     journal = _Journal(out, settings)
     skipped: list[tuple[str, str]] = []
@@ -119,9 +125,11 @@ def _prepare(
     for done, path in enumerate(files, 1):
         try:
             notes += _prepare_photo(path, out, settings, analyser, journal)
+            noted.add(1, accepted=1)
         except _Unusable as unusable:
             journal.drop(_key(path))
             skipped.append((_key(path), str(unusable)))
+            noted.add(1, refused={re.sub(r"[0-9.]+", "…", str(unusable)): 1})
             # Other files that lie among photos are no news.
             unreadable += unusable.unreadable and path.suffix.lower() in PHOTO_SUFFIXES
         if progress:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from stylepairs.datagen.images.files import (
-    PHOTO_SUFFIXES,
+    WRITTEN_SUFFIXES,
     Photo,
     load_photo,
     read_image,
@@ -265,7 +265,7 @@ def test_a_tiff_of_any_mode_is_saved_in_any_format_as_it_was_read(tmp_path: Path
     source = tmp_path / "source.tif"
     _modes()[mode].save(source, tiffinfo={274: orientation, 270: "described"}, compression="tiff_adobe_deflate")
     photo = load_photo(source)
-    for suffix in PHOTO_SUFFIXES:
+    for suffix in WRITTEN_SUFFIXES:
         target = tmp_path / f"target{suffix}"
         save_photo(target, photo)
         again = load_photo(target)

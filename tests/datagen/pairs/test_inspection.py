@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from stylepairs.datagen.pairs import inspection, shards
-from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.pairs.record import Pair, PairRecord, reason_kind
 from stylepairs.datagen.shell.errors import InputError
 
 
@@ -122,10 +122,10 @@ def test_pairs_without_an_after_image_and_figures_that_are_not_finite_are_shown(
 
 
 def test_reasons_are_grouped_by_what_they_have_in_common():
-    assert inspection.reason_kind("color_delta_e 12.3 > 8", "p") == "color_delta_e > 8"
-    assert inspection.reason_kind("psnr -1.5e+01 < 20", "p") == "psnr < 20"
-    a = inspection.reason_kind("p_1: hair covers only 1.3 % of the crop", "p_1")
-    assert a == inspection.reason_kind("p_22: hair covers only 0.4 % of the crop", "p_22")
+    assert reason_kind("color_delta_e 12.3 > 8", "p") == "color_delta_e > 8"
+    assert reason_kind("psnr -1.5e+01 < 20", "p") == "psnr < 20"
+    a = reason_kind("p_1: hair covers only 1.3 % of the crop", "p_1")
+    assert a == reason_kind("p_22: hair covers only 0.4 % of the crop", "p_22")
 
 
 def test_large_pictures_become_thumbnails():

@@ -26,13 +26,10 @@ def test_all_that_pydantic_finds_is_told_with_its_place() -> None:
 
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate({"inner": {"count": "x"}, "name": 1})
-    assert one_line(caught.value) == (
-        "inner.count: Input should be a valid integer, unable to parse string as an integer; "
-        "name: Input should be a valid string"
-    )
+    assert one_line(caught.value) == "inner.count: should be a whole number; name: should be text"
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate(1)
-    assert one_line(caught.value).startswith("Input should be a valid dictionary")
+    assert one_line(caught.value).startswith("should be a mapping")
 
 
 def test_the_nearest_word_is_told_or_what_else_there_is() -> None:

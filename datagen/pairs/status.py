@@ -1,0 +1,125 @@
+"""How far the making of a folder of pairs or portraits is: what is done, refused and why, how fast, what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.record import reason_kind
+from stylepairs.datagen.portraits.folders import load_portraits
+from stylepairs.datagen.shell.decode import Damaged, read_json, read_json_lines
+from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.lock import is_held
+from stylepairs.datagen.shell.progress_file import Progress, read_progress
+
+BUILD_FILE = "build.json"
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Status:
+    """unit: pairs or photos. done of total (None: not known), accepted of these; refused: how many by kind of reason;
+    running: whether a command is at work; per_second and left_s: of the present run, None where it cannot be told;
+    error: the last one, "" for none."""
+
+    unit: str
+    done: int
+    total: int | None
+    accepted: int
+    refused: dict[str, int] = field(default_factory=dict)
+    running: bool = False
+    per_second: float | None = None
+    left_s: float | None = None
+    error: str = ""
+
+    def lines(self, folder: Path) -> list[str]:
+        """For people."""
+        share = f" of {self.total}" if self.total is not None else ""
+        state = "at work" if self.running else "done" if self.done == self.total else "stopped"
+        found = [f"{folder}: {self.done}{share} {self.unit}, {self.accepted} accepted; {state}"]
+        kinds = sorted(self.refused.items(), key=lambda item: (-item[1], item[0]))
+        found += [f"  refused {count}: {kind}" for kind, count in kinds[:_SHOWN]]
+        if len(kinds) > _SHOWN:
+            found.append(f"  refused for {len(kinds) - _SHOWN} reasons more")
+        if self.per_second is not None:
+            left = "" if self.left_s is None else f", about {self.left_s / 60:.0f} min left"
+            found.append(f"  {self.per_second:.3g} {self.unit} a second{left}")
+        return found + ([f"  last error: {self.error}"] if self.error else [])
+
+    def fields(self) -> dict[str, object]:
+        """For programs."""
+        return asdict(self)
+
+
+class _BuildNote(BaseModel):
+    pairs: int
+
+
+class _Skipped(BaseModel):
+    photo: str
+    reason: str
+
+
+def status_of(folder: Path) -> Status:
+    """The state of a folder that `prepare`, `build` or `augment` makes, finished or not. Raises InputError.
+
+    While a command is at work its own notes are read; else what is there is counted.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that prepare, build or augment makes")
+    notes = read_progress(folder)
+    running = is_held(folder)
+    if notes and running:
+        return _of_notes(notes)
+    error = next((note.error for note in notes if note.error), "")
+    if (folder / BUILD_FILE).exists() or shards.shard_paths(folder):
+        return _of_pairs(folder, running, error)
+    if (folder / "landmarks.npz").exists() or (folder / "skipped.jsonl").exists():
+        return _of_portraits(folder, running, error)
+    if notes:
+        return Status(notes[0].unit, 0, round(sum(note.total for note in notes)), 0, running=running, error=error)
+    raise InputError(f"{folder}: holds neither pairs nor portraits; name a folder that prepare, build or augment makes")
+
+
+def _of_notes(notes: list[Progress]) -> Status:
+    refused: Counter[str] = Counter()
+    for note in notes:
+        refused.update(note.refused)
+    done, total = sum(note.done for note in notes), sum(note.total for note in notes)
+    # Of the moment: what a process noted a while ago has gone on since.
+    now = time.time()
+    rate = sum((note.done - note.found) / max(now - note.began, 1e-3) for note in notes)
+    return Status(
+        notes[0].unit, round(done), round(total), sum(note.accepted for note in notes), dict(refused), True,
+        rate or None, (total - done) / rate if rate else None, next((note.error for note in notes if note.error), ""),
+    )  # fmt: skip
+
+
+def _of_pairs(folder: Path, running: bool, error: str) -> Status:
+    records = shards.read_index(folder, accepted_only=False) if shards.shard_paths(folder) else []
+    try:
+        total = _BuildNote.model_validate(read_json(folder / BUILD_FILE)).pairs
+    except (Damaged, ValidationError):
+        total = None
+    refused = Counter(kind for record in records for kind in record.reason_kinds)
+    accepted = sum(record.accepted for record in records)
+    return Status("pairs", len(records), total, accepted, dict(refused), running, error=error)
+
+
+def _of_portraits(folder: Path, running: bool, error: str) -> Status:
+    portraits = len(load_portraits(folder)) if (folder / "landmarks.npz").exists() else 0
+    refused: Mapping[str, int] = {}
+    path = folder / "skipped.jsonl"
+    if path.exists():
+        try:
+            rows = [_Skipped.model_validate(row) for row in read_json_lines(path)]
+        except (Damaged, ValidationError) as damage:
+            raise InputError(f"{path}: damaged ({one_line(damage)}); prepare the photos again") from None
+        refused = Counter(reason_kind(row.reason, row.photo) for row in rows)
+    return Status("portraits", portraits, None, portraits, dict(refused), running, error=error)
