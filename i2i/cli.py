@@ -63,7 +63,7 @@ def edit(
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
-    min_score: Annotated[float, typer.Option(help="least score of a face")] = 0.5,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
     parser: Annotated[str, typer.Option(help="embedded or a BiSeNet .pth")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
@@ -78,7 +78,7 @@ def edit(
     if not photos:
         raise InputError("no photos; name a run, then photos or folders of them")
     jobs = jobs_of(photos, out, suffix)
-    from stylepairs.datagen.shell.durable import file_digest
+    from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.edit.journal import Journal
     from stylepairs.i2i.edit.several import SeveralEditors
@@ -88,6 +88,7 @@ def edit(
     editors = [Editor.load(run, device=device, landmarks=landmarks, parser=parser) for run in runs]
     editor = editors[0] if len(editors) == 1 else SeveralEditors(editors)
     editor.wanted(params)
+    make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
     journal = Journal(out, [models, params, provenance, min_score, landmarks, parser])
     if edit_files(editor, jobs, params, min_score, provenance, journal):

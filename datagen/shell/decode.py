@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -158,7 +160,15 @@ def read_torch(path: Path) -> object:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                     raise Damaged("a compressed archive, which torch.save never writes")  # it could grow to any size
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
+            asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if asked is None:
+                raise Damaged("not what torch.save writes, or damaged") from error
+            raise Damaged(
+                f"holds {asked[1]}, not tensors alone; save the model's state_dict() and give that"
+            ) from error
 
 
 def _decode_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -41,7 +41,7 @@ class InputError(Exception):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """An error's text without line breaks, cut to `limit` characters; its type's name where it has none.
+    """An error's text on one line that can be printed, cut to `limit` characters; its type's name where it has none.
 
     Of pydantic's ValidationError "where: what" of each problem.
     """
@@ -52,7 +52,7 @@ def one_line(error: object, limit: int = 300) -> str:
             f"{plain_words(each)}".removeprefix(": ")
             for each in error.errors(include_url=False, include_input=False)
         )
-    text = " ".join(text.split()) or type(error).__name__
+    text = printable(" ".join(text.split())) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

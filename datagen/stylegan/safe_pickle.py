@@ -163,8 +163,8 @@ class _Unpickler(pickle._Unpickler):  # Python's own in Python: that in C trusts
                 "is a TensorFlow StyleGAN pickle; convert it with legacy.py of NVIDIA's stylegan2-ada-pytorch first"
             )
         raise CheckpointError(
-            f"was not read: its pickle asks for {printable(path)}, which no StyleGAN2 checkpoint needs; "
-            "do not open it with other tools unless you trust its source"
+            f"was not read: its pickle asks for {printable(path)}, which no StyleGAN2 checkpoint needs (of a whole "
+            "model save the state_dict()); do not open it with other tools unless you trust its source"
         )
 
     def persistent_load(self, pid: Any) -> torch.Tensor:

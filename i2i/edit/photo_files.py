@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
+import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -43,23 +44,26 @@ def edit_files(
     """
     failed = 0
     for path, target in jobs:
+        began = time.monotonic()
         try:
             if journal is not None and journal.has(path, target):
                 print(printable(f"{path} -> {target}: edited before"))
                 continue
             edited = edit_file(editor, path, target, params, min_score, provenance)
-            print(printable(f"{path} -> {target}: {outcome(edited)}"))
+            done = outcome(edited)
+            print(printable(f"{path} -> {target}: {done}"))
+            events.event("edited", photo=path, out=target, outcome=done, seconds=time.monotonic() - began)
             if journal is not None:
                 journal.add(path, target)
         except InputError as error:
             failed += 1
-            print(printable(str(error)), file=sys.stderr)
+            events.tell(printable(str(error)), "failed", photo=path, seconds=time.monotonic() - began)
         except Exception as error:  # noqa: BLE001 - the next photo is edited all the same; it is told as a fault
             failed += 1
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             text = f"{path}: not edited, a fault of this program ({type(error).__name__}: {error}; {where}); report it"
-            print(printable(text), file=sys.stderr)
+            events.tell(printable(text), "failed", photo=path, seconds=time.monotonic() - began)
     return failed
 
 

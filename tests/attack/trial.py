@@ -1,8 +1,8 @@
 """One command on one input, in a process forked from one that has everything imported: a trial takes what the command
 takes, not what importing torch takes.
 
-The process may use 2 GB more than it was born with and 20 s of processor, and has 60 s by the clock (a command that waits
-uses no processor).
+The process may use 2 GB more than it was born with and 20 s of processor, and has 60 s by the clock (a command that
+waits uses no processor).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def forked(action: Callable[[], object], folder: Path) -> int:
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - what ends a command is what is looked for
         traceback.print_exc()
         code = 1
     finally:

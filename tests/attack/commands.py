@@ -1,0 +1,64 @@
+"""The commands as functions, and what their processes share: everything imported, the analyser's networks read."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import torch
+
+from stylepairs.datagen import cli as datagen_cli
+from stylepairs.datagen.build import models, shard_runner
+from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+from stylepairs.datagen.shell.command_line import run_app
+from stylepairs.i2i import cli as i2i_cli
+from stylepairs.i2i.train import training
+
+_APPS = {"datagen": datagen_cli.app, "i2i": i2i_cli.app}
+# What commands import when they need it, here before any process is forked.
+_LATE = (
+    "stylepairs.datagen.augment.plan", "stylepairs.datagen.build.plan", "stylepairs.datagen.pairs.inspection",
+    "stylepairs.datagen.pairs.export", "stylepairs.datagen.pairs.status", "stylepairs.i2i.edit.editor",
+    "stylepairs.i2i.models.export", "stylepairs.datagen.portraits.analysis.prepare", "pyarrow.parquet",
+    "stylepairs.datagen.portraits.analysis.bisenet", "torch.utils.tensorboard", "albumentations", "rich.progress",
+    "kornia.filters", "stylepairs.datagen.features.hair_color",
+)  # fmt: skip
+# A recipe may rightly ask for more work than a try may last; what reads it is looked at, not the work.
+_LONG_STEPS = 10
+
+
+def preload() -> None:
+    """Import and read what every command would; the parent computes nothing itself."""
+    for name in _LATE:
+        importlib.import_module(name)
+    load_analyser()
+    torch.set_num_threads(1)
+
+
+def command_of(arguments: list[str]) -> Callable[[], None]:
+    """`datagen ARGUMENTS` or `i2i ARGUMENTS`, with builds judged without the analyser, and without long work."""
+
+    def run() -> None:
+        sys.argv = list(arguments)
+        models._analyser = lambda: (None, {})
+        if arguments[1] in ("build", "augment"):
+            _without_long_work()
+        if arguments[1] == "train":
+            whole = training.take_steps
+            training.take_steps = lambda run, *rest: whole(run, *rest) if run.settings.steps <= _LONG_STEPS else None
+        run_app(_APPS[arguments[0]])
+
+    return run
+
+
+def _without_long_work() -> None:
+    whole = shard_runner.build_shard
+
+    def short(plan: shard_runner.ShardedPlan, index: int, *rest: object) -> None:
+        settings = plan.recipe.inversion, plan.recipe.reconstruction
+        small = all(each.steps + each.decay_steps <= _LONG_STEPS and each.batch <= _LONG_STEPS for each in settings)
+        if small and index == 0:
+            whole(plan, index, *rest)
+
+    shard_runner.build_shard = short
