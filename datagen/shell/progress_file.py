@@ -38,7 +38,7 @@ class Progress(BaseModel):
     updated: float
     done: float = 0.0
     found: float = 0.0
-    accepted: int = Field(0, ge=0)
+    accepted: int = Field(default=0, ge=0)
     refused: dict[str, int] = Field(default_factory=dict)
     error: str = ""
 

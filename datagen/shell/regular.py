@@ -4,13 +4,13 @@ read, for ever."""
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import IO
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """The file, open for reading. Raises OSError where it cannot be read or is anything but a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
@@ -25,7 +25,8 @@ def open_regular(path: Path) -> IO[bytes]:
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Its bytes. Raises OSError as `open_regular`, and where there are more than `max_bytes`."""
     with open_regular(path) as file:
-        data = file.read(max_bytes + 1)
+        # Not max_bytes at once: a buffer of that size is made before a byte is read.
+        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes} bytes")
     return data

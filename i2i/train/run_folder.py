@@ -26,7 +26,7 @@ from stylepairs.i2i.models.glean import Glean
 TRAINING_VERSION = 2
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
-_MAX_BYTES = 1 << 30  # of run.json, and of the log of ten million steps
+_MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines
 PREVIOUS, BEST = "previous", "best"
 # Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
 FREE_SETTINGS = ("steps", "log_every_steps", "sample_every_steps", "checkpoint_every_steps")
