@@ -115,7 +115,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
         "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
         "clipped_share": mean_of((_clipped(after) & ~_clipped(before)).float(), inside),
-        "light": light,
+        "light": torch.tensor(light),
     }
     return {name: float(value) for name, value in figures.items()}
 
