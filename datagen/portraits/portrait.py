@@ -46,14 +46,15 @@ class Portrait:
         scale = size_px / self.size_px
         return replace(
             self,
-            image=_resize(self.image, size_px).clamp(-1, 1),
+            image=resized_image(self.image, size_px).clamp(-1, 1),
             label=F.interpolate(self.label[None, None].float(), size=(size_px, size_px), mode="nearest-exact")[0, 0].to(
                 torch.uint8
             ),
-            hair=_resize(self.hair, size_px).clamp(0, 1),
+            hair=resized_image(self.hair, size_px).clamp(0, 1),
             points68=(self.points68 + 0.5) * scale - 0.5,
         )
 
 
-def _resize(image: torch.Tensor, size_px: int) -> torch.Tensor:
+def resized_image(image: torch.Tensor, size_px: int) -> torch.Tensor:
+    """image [C,H,W] brought to size_px, antialiased; its range may be left by a little."""
     return F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", antialias=True, align_corners=False)[0]

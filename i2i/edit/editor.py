@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.light import light_of
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.portrait import Portrait, resized_image
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
@@ -46,17 +46,21 @@ PARSE_PX = 256
 # Of the side: more than a mask's dilation and feather reach.
 ROOM_SHARE = 0.12
 MIN_SCORE = 0.5
+# A face of which the network is less sure is left as it is; 0.5 is what training divides at.
+LEAST_CONFIDENCE = 0.5
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
 
 
 @dataclass(frozen=True)
 class FaceEdit:
-    """What was done to one face: its box (x0, y0, x1, y1) in photo pixels, the detector's score; refused: why not."""
+    """What was done to one face: its box (x0, y0, x1, y1) in photo pixels, the detector's score; refused: why not;
+    confidence in [0,1] that the feature applies to it, None: the model is of an earlier version and has none."""
 
     box: tuple[float, float, float, float]
     score: float
     refused: str | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,24 @@ class Wanted:
     style: torch.Tensor
 
 
+class Placed(NamedTuple):
+    """An edit as maps over a square of the photo, the transform [2,3] of the photo onto it, and the confidence."""
+
+    maps: EditMaps
+    transform: np.ndarray
+    confidence: float | None
+
+
+class Unsure(SketchRefused):
+    """The network sees too little that the feature could be applied to."""
+
+    def __init__(self, feature: str, confidence: float):
+        super().__init__(
+            f"confidence {confidence:.2f} that {feature} can be applied, at least {LEAST_CONFIDENCE:g} is needed"
+        )
+        self.confidence = confidence
+
+
 class Editor:
     """A trained network with all that it needs to edit photos: made once, called for each photo.
 
@@ -95,6 +117,11 @@ class Editor:
         says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
         self.model, self.info, self.analyser = model, info, analyser
         self.feature = load_feature(info.feature)
+
+    @property
+    def decides_alone(self) -> bool:
+        """Whether the network says itself where and whether to edit; models of earlier versions need the sketch."""
+        return not self.model.config.region_logit
 
     @classmethod
     def load(
@@ -137,10 +164,11 @@ class Editor:
         edits = self._edit_faces(eight_bits(photo), [face.points68 for face in found], wanted)
         for face, edit in zip(found, edits, strict=True):
             refused = str(edit).removeprefix("face: ") if isinstance(edit, SketchRefused) else None
-            if not isinstance(edit, SketchRefused):
-                paste(result, photo, mask, *edit, region)
+            confidence = edit.confidence if isinstance(edit, Unsure | Placed) else None
+            if isinstance(edit, Placed):
+                paste(result, photo, mask, edit.maps, edit.transform, region)
             x0, y0, x1, y1 = (float(value) for value in face.box)
-            done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused))
+            done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused, confidence))
         if all(face.refused for face in done):
             raise InputError("; ".join(sorted({str(face.refused) for face in done})))
         return EditedPhoto(result, mask, done, found.passed_over if isinstance(found, Faces) else 0)
@@ -169,19 +197,25 @@ class Editor:
         style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
         return Wanted(checked, float(degree), style)
 
-    def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
+    def edit_portrait(self, portrait: Portrait, wanted: Wanted, told: bool = False) -> tuple[Edit, Sketch]:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
-        and the sketch that said where. Raises SketchRefused (an InputError) when the feature does not apply to it.
+        and the feature's sketch; told: the network gets its region, as one that does not decide alone always does.
+        Raises SketchRefused (an InputError) when the feature does not apply to it.
         """
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-        return self._pass([self._inputs(portrait, sketch, wanted)])[0], sketch
+        region = region_of(sketch) if told or not self.decides_alone else None
+        return self._pass([self._inputs(portrait, region, wanted)])[0], sketch
 
-    def _inputs(self, portrait: Portrait, sketch: Sketch, wanted: Wanted) -> tuple[torch.Tensor, ...]:
-        """What the network is given of one face."""
-        style = wanted.style
+    def _inputs(
+        self, face: Portrait | torch.Tensor, region: torch.Tensor | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, ...]:
+        """What the network is given of one face, which for a colour is parsed: its light says how that looks in it;
+        region None: the network decides alone where."""
+        image, style = face if isinstance(face, torch.Tensor) else face.image, wanted.style
         if self.info.style == "color":
-            style = style_in_light(self.info.style, style, light_of(portrait))
-        return portrait.image, region_of(sketch), torch.tensor(wanted.degree), style
+            assert isinstance(face, Portrait)
+            style = style_in_light(self.info.style, style, light_of(face))
+        return image, torch.ones_like(image[:1]) if region is None else region, torch.tensor(wanted.degree), style
 
     @torch.no_grad()
     def _pass(self, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[Edit]:
@@ -193,15 +227,13 @@ class Editor:
 
     def _edit_faces(
         self, photo: np.ndarray, points68: Sequence[np.ndarray], wanted: Wanted
-    ) -> Iterator[tuple[EditMaps, np.ndarray] | SketchRefused]:
+    ) -> Iterator[Placed | SketchRefused]:
         """Of each face the edit and where it goes (see `_placed`), or why there is none."""
         for start in range(0, len(points68), _BATCH):
-            asked: list[tuple[np.ndarray, Sketch, tuple[torch.Tensor, ...]] | SketchRefused] = []
+            asked: list[tuple[np.ndarray, bool, tuple[torch.Tensor, ...]] | SketchRefused] = []
             for points in points68[start : start + _BATCH]:
-                portrait = self._portrait(photo, points, self.model.size_px)
                 try:
-                    sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-                    asked.append((points, sketch, self._inputs(portrait, sketch, wanted)))
+                    asked.append((points, *self._asked(photo, points, wanted)))
                 except SketchRefused as refused:
                     asked.append(refused)
             inputs = [each[2] for each in asked if not isinstance(each, SketchRefused)]
@@ -212,19 +244,35 @@ class Editor:
                 else:
                     yield self._placed(photo, each[0], wanted, next(edits), each[1])
 
+    def _asked(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> tuple[bool, tuple[torch.Tensor, ...]]:
+        """Whether the edit keeps the photo's texture, and what the network is given of a face."""
+        size_px = self.model.size_px
+        if self.decides_alone:
+            if self.info.style == "color":
+                face: Portrait | torch.Tensor = self._portrait(photo, points68, size_px)
+            else:
+                face = resized_image(to_float(self._crop(photo, points68)[0]), size_px).clamp(-1, 1)
+            return not self.model.config.draws, self._inputs(face, None, wanted)
+        portrait = self._portrait(photo, points68, size_px)
+        sketch: Sketch = self.feature.sketch(portrait, wanted.params)
+        return sketch.photo_detail > 0, self._inputs(portrait, region_of(sketch), wanted)
+
     def _placed(
-        self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, edit: Edit, sketch: Sketch
-    ) -> tuple[EditMaps, np.ndarray]:
+        self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, edit: Edit, keeps_texture: bool
+    ) -> Placed | SketchRefused:
         """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
 
         It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
         """
+        confidence = float(edit.confidence) if self.decides_alone else None
+        if confidence is not None and confidence < LEAST_CONFIDENCE:
+            return Unsure(self.info.feature, confidence)
         side = self.model.size_px
         gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
         maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
         transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)
         # New shapes (no detail of the photo's in them) cannot be continued by scaling and shifting the photo.
-        for share in MARGIN_SHARES if reaches_border(maps) and sketch.photo_detail > 0 else ():
+        for share in MARGIN_SHARES if reaches_border(maps) and keeps_texture else ():
             margin = margin_px(side, share)
             try:
                 wide = self._portrait(photo, points68, side + 2 * margin, 1 + 2 * margin / side)
@@ -232,15 +280,14 @@ class Editor:
             except SketchRefused:  # the wider the crop, the less sure its parsing is
                 continue
             transform[:, 2] += margin
-            return extended(maps, region[0].numpy()), transform
-        return cut_off(maps), transform
+            return Placed(extended(maps, region[0].numpy()), transform, confidence)
+        return Placed(cut_off(maps), transform, confidence)
 
     def _portrait(self, photo: np.ndarray, points68: np.ndarray, size_px: int, share: float = 1.0) -> Portrait:
         """A face's crop, `share` times FFHQ's square, parsed at PARSE_PX and brought to size_px."""
         assert self.analyser is not None
         points = np.asarray(points68, np.float64)
-        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
-        crop = crop_aligned(photo, transform, PARSE_PX)
+        crop, transform = self._crop(photo, points, share)
         label, hair = self.analyser.parse(crop[None])
         portrait = Portrait(
             name="face",
@@ -251,6 +298,12 @@ class Editor:
             digest="",
         )
         return portrait.resized(size_px)
+
+    def _crop(self, photo: np.ndarray, points68: np.ndarray, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """A face's crop [PARSE_PX,PARSE_PX,3], and the photo's transform [2,3] onto it."""
+        points = np.asarray(points68, np.float64)
+        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
+        return crop_aligned(photo, transform, PARSE_PX), transform
 
 
 def region_of(sketch: Sketch) -> torch.Tensor:

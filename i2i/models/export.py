@@ -25,14 +25,16 @@ from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
 # Under this name the description lies in the ONNX file's metadata and, as a file, in a .pt2.
 METADATA_NAME = "stylepairs.json"
 EXPORT_FORMAT = "stylepairs-export-1"
-OUTPUTS = ("output", "mask", "gain", "bias")
+OUTPUTS = ("output", "mask", "gain", "bias", "confidence")
 
 
 class ExportedEditor(nn.Module):
-    """What is exported: float32 inputs as `Glean.forward` takes them, `style` left out where it is empty.
+    """What is exported: float32 inputs as `Glean.forward` takes them, `style` left out where it is empty. A region of 1
+    everywhere leaves it to the network where to edit.
 
-    Gives output [N,3,H,W] clamped to [-1,1], mask [N,1,H,W], and gain and bias [N,3,H,W], with which the edit is
-    brought to the photo's own resolution: output = photo + mask * (gain * (photo + 1) + bias).
+    Gives output [N,3,H,W] clamped to [-1,1], mask [N,1,H,W], gain and bias [N,3,H,W], with which the edit is brought to
+    the photo's own resolution: output = photo + mask * (gain * (photo + 1) + bias), and confidence [N] in [0,1] that
+    the feature applies.
     """
 
     def __init__(self, prepared: PreparedGlean):
@@ -41,10 +43,10 @@ class ExportedEditor(nn.Module):
 
     def forward(
         self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         style = degree.new_zeros(degree.shape[0], 0) if style is None else style
         edit = self.prepared(photo, region, degree, style)
-        return edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias
+        return edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence
 
 
 def export(model: Glean, info: ModelInfo, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stylepairs.i2i.models.glean import Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
+PLAIN = ModelInfo("hair_color", "none", {})
 
 
 def edit(photo: np.ndarray, model: Glean, analyser: Any, **params: Any) -> np.ndarray:
@@ -164,6 +166,45 @@ def test_a_face_is_sketched_once_and_once_more_where_its_edit_goes_on_beyond_the
     editor.feature = Counting
     editor(photo_of(200, 300), BLOND)
     assert calls == [32, 32 + 2 * margin_px(32)]
+
+
+class Unparsed(FakeAnalyser):
+    def parse(self, aligned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("parsed")
+
+
+@pytest.fixture
+def alone(brightening: Glean) -> Glean:
+    """A model that draws and decides alone, where (all of what it may) and whether (light photos)."""
+    brightening.config = replace(brightening.config, region_logit=0.0, draws=True)
+    return brightening
+
+
+def test_a_model_that_decides_alone_needs_neither_parsing_nor_sketch(alone: Glean) -> None:
+    photo = np.full((200, 300, 3), 150, np.uint8)
+    region = np.zeros((200, 300), np.float32)
+    region[:, :150] = 1
+    edited = Editor(alone, PLAIN, Unparsed([(150, 100)]))(photo, BLOND, region=region)
+    assert edited.pixels[100, 120:145, 0].tolist() == [201] * 25
+    assert np.array_equal(edited.pixels[:, 150:], photo[:, 150:])
+    assert [face.refused for face in edited.faces] == [None]
+    assert edited.faces[0].confidence is not None
+    assert edited.faces[0].confidence > 0.9
+
+
+def test_a_face_that_the_model_is_unsure_of_is_left_as_it_is_and_said(alone: Glean) -> None:
+    photo = np.full((200, 300, 3), 150, np.uint8)
+    photo[:, 150:] = 20
+    edited = Editor(alone, PLAIN, Unparsed([(60, 100), (240, 100)]))(photo, BLOND)
+    assert np.array_equal(edited.pixels[:, 160:], photo[:, 160:])
+    assert edited.pixels[100, 60, 0] == 201
+    sure, unsure = edited.faces
+    assert sure.refused is None
+    assert unsure.confidence is not None
+    assert unsure.confidence < 0.005
+    assert unsure.refused == "confidence 0.00 that hair_color can be applied, at least 0.5 is needed"
+    with pytest.raises(InputError, match=r"confidence 0\.00 that hair_color can be applied"):
+        Editor(alone, PLAIN, Unparsed([(240, 100)]))(photo, BLOND)
 
 
 def test_border_fade_is_smooth_and_zero_at_the_border() -> None:

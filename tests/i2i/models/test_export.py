@@ -38,7 +38,7 @@ def inputs_of(count: int, style_channels: int = 3) -> list[torch.Tensor]:
 def expected_of(model: Glean, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     with torch.no_grad():
         edit = model(*inputs)
-    return [edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias]
+    return [edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence]
 
 
 def example_of(library: str) -> str:
