@@ -100,13 +100,18 @@ def export(
     run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
 ) -> None:
-    """Write the network as one graph that runs without this package; faces are found and pasted by the caller."""
+    """Write the network as one graph that runs without this package; beside an .onnx also the face finder's two."""
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
 
     model, info = load_model(run)
     write_graph(model, info, out)
     print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
+    if out.suffix == ".onnx":
+        from stylepairs.i2i.models.face_export import export_faces
+
+        finder, landmarks = export_faces(out.parent)
+        print(f"{finder}: faces of a photo; {landmarks}: 68 landmarks of each; examples/onnx_edit.py uses the three")
 
 
 @app.command()

@@ -24,7 +24,7 @@ PAGES = sorted(
 )
 # What links in README begin with: PyPI shows the page without the files beside it.
 HOME = "https://github.com/stylepairs/stylepairs/blob/main/"
-FOLDERS = "kernels|datagen|i2i|recipes|tests|benchmarks|docs"
+FOLDERS = "kernels|datagen|i2i|recipes|tests|benchmarks|docs|examples"
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -37,7 +37,8 @@ def test_paths_that_pages_mention_exist(page):
     text = page.read_text(encoding="utf-8").replace(HOME, "")
     paths = set(re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*[\w/](?![\w*\[])", text))
     written = [path for path in paths if "NAME" not in path]  # NAME.py: any of them
-    assert [path for path in written if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()] == []
+    places = [[ROOT / path, ROOT / f"{path}.py", page.parent / path] for path in written]
+    assert [found[0] for found in places if not any(place.exists() for place in found)] == []
     files = {path.as_posix() for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.py")}
     named = set(re.findall(r"`([a-z][\w/]*\.py)`", text)) - {"legacy.py"}
     assert [name for name in named if "NAME" not in name and not any(f.endswith(f"/{name}") for f in files)] == []

@@ -25,7 +25,7 @@ from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.light import light_of
-from stylepairs.datagen.portraits.portrait import Portrait, resized_image
+from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
@@ -48,6 +48,7 @@ ROOM_SHARE = 0.12
 MIN_SCORE = 0.5
 # A face of which the network is less sure is left as it is; 0.5 is what training divides at.
 LEAST_CONFIDENCE = 0.5
+_UNPARSED = torch.zeros(1, PARSE_PX, PARSE_PX, dtype=torch.uint8)
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
 
@@ -206,14 +207,11 @@ class Editor:
         region = region_of(sketch) if told or not self.decides_alone else None
         return self._pass([self._inputs(portrait, region, wanted)])[0], sketch
 
-    def _inputs(
-        self, face: Portrait | torch.Tensor, region: torch.Tensor | None, wanted: Wanted
-    ) -> tuple[torch.Tensor, ...]:
-        """What the network is given of one face, which for a colour is parsed: its light says how that looks in it;
-        region None: the network decides alone where."""
-        image, style = face if isinstance(face, torch.Tensor) else face.image, wanted.style
+    def _inputs(self, face: Portrait, region: torch.Tensor | None, wanted: Wanted) -> tuple[torch.Tensor, ...]:
+        """What the network is given of one face, whose light says how a colour looks in it; region None: the network
+        decides alone where."""
+        image, style = face.image, wanted.style
         if self.info.style == "color":
-            assert isinstance(face, Portrait)
             style = style_in_light(self.info.style, style, light_of(face))
         return image, torch.ones_like(image[:1]) if region is None else region, torch.tensor(wanted.degree), style
 
@@ -246,14 +244,9 @@ class Editor:
 
     def _asked(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> tuple[bool, tuple[torch.Tensor, ...]]:
         """Whether the edit keeps the photo's texture, and what the network is given of a face."""
-        size_px = self.model.size_px
+        portrait = self._portrait(photo, points68, self.model.size_px)
         if self.decides_alone:
-            if self.info.style == "color":
-                face: Portrait | torch.Tensor = self._portrait(photo, points68, size_px)
-            else:
-                face = resized_image(to_float(self._crop(photo, points68)[0]), size_px).clamp(-1, 1)
-            return not self.model.config.draws, self._inputs(face, None, wanted)
-        portrait = self._portrait(photo, points68, size_px)
+            return not self.model.config.draws, self._inputs(portrait, None, wanted)
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
         return sketch.photo_detail > 0, self._inputs(portrait, region_of(sketch), wanted)
 
@@ -275,20 +268,35 @@ class Editor:
         for share in MARGIN_SHARES if reaches_border(maps) and keeps_texture else ():
             margin = margin_px(side, share)
             try:
-                wide = self._portrait(photo, points68, side + 2 * margin, 1 + 2 * margin / side)
-                region = region_of(self.feature.sketch(wide, wanted.params))
+                region = self._wide_region(photo, points68, wanted, side + 2 * margin)
             except SketchRefused:  # the wider the crop, the less sure its parsing is
                 continue
             transform[:, 2] += margin
-            return Placed(extended(maps, region[0].numpy()), transform, confidence)
+            return Placed(extended(maps, region), transform, confidence)
         return Placed(cut_off(maps), transform, confidence)
 
+    def _wide_region(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, wide_px: int) -> np.ndarray:
+        """Where to edit a wider square, [W,W]: as the feature says, or a second look of a network that decides alone.
+        Raises SketchRefused.
+        """
+        side = self.model.size_px
+        share = wide_px / side
+        if not self.decides_alone:
+            wide = self._portrait(photo, points68, wide_px, share)
+            return region_of(self.feature.sketch(wide, wanted.params))[0].numpy()
+        seen = self._inputs(self._portrait(photo, points68, side, share), None, wanted)
+        mask = F.interpolate(self._pass([seen])[0].mask.cpu(), size=(wide_px, wide_px), mode="bilinear")
+        region: np.ndarray = mask[0, 0].numpy()
+        return region
+
     def _portrait(self, photo: np.ndarray, points68: np.ndarray, size_px: int, share: float = 1.0) -> Portrait:
-        """A face's crop, `share` times FFHQ's square, parsed at PARSE_PX and brought to size_px."""
+        """A face's crop, `share` times FFHQ's square, at PARSE_PX and brought to size_px; parsed there, unless the
+        network decides alone."""
         assert self.analyser is not None
         points = np.asarray(points68, np.float64)
-        crop, transform = self._crop(photo, points, share)
-        label, hair = self.analyser.parse(crop[None])
+        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
+        crop = crop_aligned(photo, transform, PARSE_PX)
+        label, hair = (_UNPARSED, _UNPARSED[None]) if self.decides_alone else self.analyser.parse(crop[None])
         portrait = Portrait(
             name="face",
             image=to_float(crop),
@@ -298,12 +306,6 @@ class Editor:
             digest="",
         )
         return portrait.resized(size_px)
-
-    def _crop(self, photo: np.ndarray, points68: np.ndarray, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """A face's crop [PARSE_PX,PARSE_PX,3], and the photo's transform [2,3] onto it."""
-        points = np.asarray(points68, np.float64)
-        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
-        return crop_aligned(photo, transform, PARSE_PX), transform
 
 
 def region_of(sketch: Sketch) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stylepairs.datagen.portraits.analysis.networks import PARSER_INPUT_PX
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -81,7 +82,13 @@ def export(model: Glean, info: ModelInfo, path: Path) -> None:
             torch.export.save(program, data, extra_files={METADATA_NAME: description})
             replace_file(path, lambda file: file.write(data.getbuffer()))
             return
-        exported = torch.onnx.export(program, input_names=list(inputs), output_names=list(OUTPUTS), verbose=False)
+    save_onnx(program, list(inputs), list(OUTPUTS), description, path)
+
+
+def save_onnx(program: Any, inputs: list[str], outputs: list[str], description: str, path: Path) -> None:
+    """Write an exported program as an ONNX file with its description in the metadata."""
+    with without_warnings():
+        exported = torch.onnx.export(program, input_names=inputs, output_names=outputs, verbose=False)
     assert exported is not None
     proto = exported.model_proto
     entry = proto.metadata_props.add()
@@ -114,5 +121,8 @@ def described(model: Glean, info: ModelInfo, inputs: list[str]) -> dict[str, Any
         "inputs": inputs,
         "outputs": list(OUTPUTS),
         "style_channels": model.config.style_channels,
+        "crop_px": PARSER_INPUT_PX,  # what the editor cuts out of a photo before it is brought to size_px
+        "draws": model.config.draws,
+        "needs_region": bool(model.config.region_logit),
         **asdict(info),
     }

@@ -97,7 +97,7 @@ def load_analyser(landmarks: str = "embedded", parser: str | Path = "embedded") 
     landmarks: "embedded", or "face-alignment" (that library with its weights on disk). parser: "embedded", or a file of
     BiSeNet weights (79999_iter.pth). Raises InputError where a library or a file is missing.
     """
-    embedded = EmbeddedFinder(_embedded("detector"), _embedded("landmarks"))
+    embedded = EmbeddedFinder(embedded_network("detector"), embedded_network("landmarks"))
     finder: FaceFinder = embedded
     if landmarks == "face-alignment":
         from stylepairs.datagen.portraits.analysis.face_alignment import FaceAlignmentFinder
@@ -106,7 +106,7 @@ def load_analyser(landmarks: str = "embedded", parser: str | Path = "embedded") 
     elif landmarks != "embedded":
         raise InputError(f"landmarks {landmarks!r}: unknown; use embedded or face-alignment")
     if str(parser) == "embedded":
-        return FaceAnalyser(finder, EmbeddedParser(_embedded("parser")))
+        return FaceAnalyser(finder, EmbeddedParser(embedded_network("parser")))
     from stylepairs.datagen.portraits.analysis.bisenet import load_bisenet_parser
 
     return FaceAnalyser(finder, load_bisenet_parser(parser))
@@ -137,7 +137,8 @@ def load_network(path: Path) -> nn.Module:
 
 
 @lru_cache(maxsize=3)
-def _embedded(name: str) -> Any:
+def embedded_network(name: str) -> Any:
+    """The embedded "detector", "landmarks" or "parser", loaded once."""
     return load_network(WEIGHTS / f"analyser_{name}.safetensors")
 
 

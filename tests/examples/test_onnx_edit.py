@@ -1,0 +1,151 @@
+"""The example without this package does what the package does: the same geometry, and the same pixels."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylepairs.datagen.portraits import alignment
+from stylepairs.i2i.edit import beyond_crop, paste
+from stylepairs.i2i.edit.beyond_crop import EditMaps
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "onnx_edit.py"
+PHOTOS = [ROOT / "recipes" / "photos" / "heldout" / f"portrait_0{n}.jpg" for n in (47, 43, 50)]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    pytest.importorskip("onnxruntime")
+    spec = importlib.util.spec_from_file_location("onnx_edit", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.array(Image.open(PHOTOS[0]).convert("RGB"))
+
+
+def test_reducing_is_the_mean_of_what_a_pixel_covers(example: ModuleType, photo: np.ndarray) -> None:
+    for size in ((100, 90), (61, 200), (33, 33)):
+        found = example.reduced(photo, *size).astype(int)
+        assert np.abs(found - cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA)).max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0, 2.5], ids=["inside", "near", "beyond"])
+@pytest.mark.parametrize("size", [64, 256, 700])
+def test_crops_are_the_packages(example: ModuleType, photo: np.ndarray, share: float, size: int) -> None:
+    face = np.array([[105.0, 110], [160, 113], [131, 165]])
+    transform = alignment.square_transform(face, size, share)
+    np.testing.assert_allclose(example.square_transform(face, size, share), transform)
+    found = example.crop_aligned(photo, transform, size).astype(int)
+    difference = np.abs(found - alignment.crop_aligned(photo, transform, size))
+    assert difference.mean() < 0.6
+    assert np.percentile(difference, 99) <= 4  # OpenCV rounds places to 1/32 of a pixel
+
+
+def maps_of(side: int) -> np.ndarray:
+    """A smooth edit whose mask reaches three borders."""
+    rng = np.random.default_rng(2)
+    maps = cv2.resize(rng.normal(size=(6, 6, 7)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    maps[..., 3:6] *= 40
+    maps[..., 6] = np.clip(1.5 - np.linspace(0, 2, side), 0, 1)[:, None]
+    return maps
+
+
+def test_edits_go_on_beyond_the_crop_as_the_packages(example: ModuleType) -> None:
+    side, maps = 64, maps_of(64)
+    margin = beyond_crop.margin_px(side)
+    region = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
+    region[5:60, 10:90] = 1
+    region[80:95, 3:9] = 1
+    wanted = beyond_crop.extended(EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6]), region)
+    found = example.extended(maps.astype(np.float64), region, margin)
+    np.testing.assert_allclose(found[..., :3], wanted.gain, atol=2e-3)
+    np.testing.assert_allclose(found[..., 3:6], wanted.bias, atol=5e-2)
+    np.testing.assert_allclose(found[..., 6], wanted.mask, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.7])
+def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: float) -> None:
+    maps, turn = maps_of(64), np.array([[0.96, 0.28], [-0.28, 0.96]])
+    transform = np.concatenate([scale * turn, np.array([[4.0], [9.0]])], 1)
+    results = []
+    for way in (paste.paste, example.paste):
+        result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
+        given = EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6]) if way is paste.paste else maps.astype(float)
+        way(result, photo, edited, given, transform)
+        results.append(result.astype(int))
+    difference = np.abs(results[0] - results[1])
+    assert (results[0] != photo).mean() > 0.01
+    assert difference.mean() < 0.3
+    assert np.percentile(difference, 99) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> None:
+    """Photo file to photo file in an interpreter that may not import this package or PyTorch."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from stylepairs.datagen.images.files import read_image
+    from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+    from stylepairs.i2i.edit.editor import Editor
+    from stylepairs.i2i.models.checkpoints import load_model
+    from stylepairs.i2i.models.export import export
+    from stylepairs.i2i.models.face_export import export_faces
+    from stylepairs.i2i.models.prepared_glean import prepare
+
+    model, info = load_model("embedded")
+    model.config = replace(model.config, region_logit=0.0)
+    export(model, info, tmp_path / "editor.onnx")
+    export_faces(tmp_path)
+    editor = Editor(prepare(model, torch.float32), info, load_analyser())
+    style = editor.wanted({"color": "auburn"}).style.tolist()
+    crowd = np.hstack([np.array(Image.open(path).convert("RGB").resize((400, 400))) for path in PHOTOS[:2]])
+    Image.fromarray(crowd).save(tmp_path / "crowd.png")
+    large = Image.open(PHOTOS[2]).convert("RGB")
+    large.resize((4 * large.width, 4 * large.height), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
+    Image.fromarray(np.array(Image.open(PHOTOS[0]).convert("RGB")) // 3).save(tmp_path / "dark.png")
+    block = "import sys; sys.modules['stylepairs'] = sys.modules['torch'] = sys.modules['cv2'] = None; import runpy; "
+    for path, faces in (
+        (PHOTOS[0], 1),
+        (tmp_path / "crowd.png", 2),
+        (tmp_path / "large.png", 1),
+        (tmp_path / "dark.png", 1),
+    ):
+        arguments = ["onnx_edit.py", "editor.onnx", str(path), "out.png", f"--style={','.join(map(str, style))}"]
+        run = f"sys.argv = {arguments!r}; "
+        done = subprocess.run(
+            [sys.executable, "-c", block + run + f"runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        photo, found = read_image(path), read_image(tmp_path / "out.png")
+        wanted = editor(photo, {"color": "auburn"})
+        assert len(wanted.faces) == faces
+        difference = np.abs(found.astype(int) - wanted.pixels)
+        changed = wanted.mask > 0
+        print(
+            path.name,
+            changed.mean(),
+            difference[changed].mean(),
+            np.percentile(difference[changed], 99),
+            difference.max(),
+        )
+        assert changed.mean() > 0.05
+        assert difference[changed].mean() < 0.5
+        assert np.percentile(difference[changed], 99) <= 4
+        assert (difference[~changed] > 0).sum() < 3e-3 * photo.size
