@@ -16,6 +16,7 @@ from stylepairs.kernels.memory import keep_freed_memory
 if TYPE_CHECKING:
     from stylepairs.datagen.build.settings import BuildRecipe
     from stylepairs.datagen.build.shard_runner import BuildResult, ShardedPlan
+    from stylepairs.datagen.shell.engines import Place
 
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 PortraitsOption = Annotated[Path, typer.Option(help="folder that `prepare` made")]
@@ -25,6 +26,10 @@ WorkersOption = Annotated[
 ]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+EngineOption = Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="the cluster's head for --engine ray; default: RAY_ADDRESS, else this machine")
+]
 CacheOption = Annotated[Path | None, typer.Option(help="folder of inversions; default: .stylepairs-cache beside OUT")]
 LONE_SHOWN = 20  # files without a partner
 PairsArgument = Annotated[Path, typer.Argument(help="folder of pairs, finished or not")]
@@ -101,18 +106,20 @@ def build(
     shard_size: ShardSizeOption = 32,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Make pairs. A stopped build goes on where it was when the same command is run again; torchrun shares it out."""
     from stylepairs.datagen.build.plan import plan_build
-    from stylepairs.datagen.shell.machine import choose_device
+    from stylepairs.datagen.shell.engines import engine as engine_of
 
     settings = _recipe(recipe, features, overrides or [])
-    place = choose_device(device)
-    plan = plan_build(
-        settings, portraits, out,
-        generator=generator, limit=limit, seed=seed, shard_size=shard_size, cache=cache, device=place,
-    )  # fmt: skip
-    _run(plan, workers, place)
+    with engine_of(engine, address, device, workers) as place:
+        plan = plan_build(
+            settings, portraits, out,
+            generator=generator, limit=limit, seed=seed, shard_size=shard_size, cache=cache, device=place.device,
+        )  # fmt: skip
+        _run(plan, place)
 
 
 def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> BuildRecipe:
@@ -156,25 +163,27 @@ def import_pairs(
     shard_size: ShardSizeOption = 32,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Take in before/after pictures that others made: registered, judged and stored as those of `build`."""
     from stylepairs.datagen.importing.plan import plan_import
     from stylepairs.datagen.recipe import nested_overrides
-    from stylepairs.datagen.shell.machine import choose_device
+    from stylepairs.datagen.shell.engines import engine as engine_of
 
     several = "," in feature
     recipe = _recipe(None if several else feature, feature if several else None, overrides or [])
-    place = choose_device(device)
-    plan, lone = plan_import(
-        recipe, before, after, out,
-        params=nested_overrides(params or [], "--params"), listed=listed, masks=masks, size_px=size,
-        generator=generator, made_by=made_by, seed=seed, shard_size=shard_size, cache=cache, device=place,
-    )  # fmt: skip
-    for line in lone[:LONE_SHOWN]:
-        print(line, file=sys.stderr)
-    if len(lone) > LONE_SHOWN:
-        print(f"and {len(lone) - LONE_SHOWN} more without a partner", file=sys.stderr)
-    _run(plan, workers, place)
+    with engine_of(engine, address, device, workers) as place:
+        plan, lone = plan_import(
+            recipe, before, after, out,
+            params=nested_overrides(params or [], "--params"), listed=listed, masks=masks, size_px=size,
+            generator=generator, made_by=made_by, seed=seed, shard_size=shard_size, cache=cache, device=place.device,
+        )  # fmt: skip
+        for line in lone[:LONE_SHOWN]:
+            print(line, file=sys.stderr)
+        if len(lone) > LONE_SHOWN:
+            print(f"and {len(lone) - LONE_SHOWN} more without a partner", file=sys.stderr)
+        _run(plan, place)
 
 
 @app.command()
@@ -227,18 +236,20 @@ def augment(
     workers: WorkersOption = None,
     shard_size: ShardSizeOption = 32,
     device: DeviceOption = "auto",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
     from stylepairs.datagen.augment.plan import plan_augmentation
-    from stylepairs.datagen.shell.machine import choose_device, default_workers
+    from stylepairs.datagen.shell.engines import engine as engine_of
 
-    place = choose_device(device)
-    plan = plan_augmentation(
-        pairs, out, steps=_shares(steps), grid=grid, generator=generator, seed=seed, shard_size=shard_size,
-        device=place, perceptual_weights=perceptual_weights, own_feature=own_feature,
-        workers=workers or default_workers(place),
-    )  # fmt: skip
-    _run(plan, workers, place)
+    with engine_of(engine, address, device, workers) as place:
+        plan = plan_augmentation(
+            pairs, out, steps=_shares(steps), grid=grid, generator=generator, seed=seed, shard_size=shard_size,
+            device=place.device, perceptual_weights=perceptual_weights, own_feature=own_feature,
+            workers=place.workers, run=place.run,
+        )  # fmt: skip
+        _run(plan, place)
 
 
 def _shares(text: str) -> list[float]:
@@ -251,12 +262,12 @@ def _shares(text: str) -> list[float]:
         raise InputError(f"--steps {text}: must be numbers between 0 and 1 with commas between, or none") from None
 
 
-def _run(plan: ShardedPlan, workers: int | None, device: str) -> None:
+def _run(plan: ShardedPlan, place: Place) -> None:
     """Make the shards of a plan with progress on stderr, and say what there is now."""
-    from stylepairs.datagen.shell.machine import default_workers, rank_and_world
+    from stylepairs.datagen.shell.machine import rank_and_world
 
     try:
-        result = _made(plan, workers or default_workers(device), *rank_and_world())
+        result = _made(plan, place, *rank_and_world())
     except KeyboardInterrupt:
         events.tell("interrupted; finished shards are kept: run the same command again to go on", "interrupted")
         sys.exit(INTERRUPTED)
@@ -267,7 +278,7 @@ def _run(plan: ShardedPlan, workers: int | None, device: str) -> None:
         print(f"{plan.out}: {share} so far; the shards of other processes are not finished yet")
 
 
-def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult:
+def _made(plan: ShardedPlan, place: Place, rank: int, world: int) -> BuildResult:
     from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
 
     accepted = rejected = 0
@@ -289,7 +300,7 @@ def _made(plan: ShardedPlan, workers: int, rank: int, world: int) -> BuildResult
                     "shard", shard=event.shard, accepted=event.accepted, rejected=event.rejected, seconds=event.seconds
                 )
 
-        return build_pairs(plan, workers=workers, rank=rank, world=world, on_event=show)
+        return build_pairs(plan, workers=place.workers, rank=rank, world=world, on_event=show, run=place.run)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
-from stylepairs.datagen.shell.workers import run_workers
+from stylepairs.datagen.shell.workers import Engine, run_workers
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ParentPairs:
             raise InputError("augment: needs the face analyser, and its weights are not installed")
         return models
 
-    def likenesses(self, workers: int, on_event: OnEvent) -> dict[str, Likeness]:
+    def likenesses(self, workers: int | None, on_event: OnEvent, run: Engine = run_workers) -> dict[str, Likeness]:
         """What there is to compare of each portrait, by its digest. Raises InputError."""
         first = {record.portrait_digest: record.id for record in reversed(list(self.records.values()))}
         on_event(BuildEvent(note=f"looking at {len(first)} portraits for partners"))
@@ -55,7 +55,7 @@ class ParentPairs:
             found[message[0]] = message[1]
 
         with settings_put_back():
-            run_workers(self._look, list(first.values()), workers, keep)
+            run(self._look, list(first.values()), workers, keep)
         return found
 
     def _look(self, report: Callable[[tuple[str, Likeness]], None]) -> Callable[[str], None]:

@@ -27,6 +27,7 @@ from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.workers import Engine, run_workers
 
 DEFAULT_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Of the person between two, besides their photo: the middle and the end of the grid.
@@ -93,15 +94,16 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     device: str = "cpu",
     perceptual_weights: str | None = None,
     own_feature: Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     on_event: OnEvent = lambda event: None,
+    run: Engine = run_workers,
 ) -> AugmentPlan:
     """Decide what is made of the accepted pairs of a finished build.
 
     steps: shares in [0,1] of each pair's edit. grid: for each pair, so many people between it and another pair; for
-    more than 0 all portraits are looked at, in `workers` processes. perceptual_weights: the file that the build was
-    given, where it was given one; own_feature: the feature's own Python file, where it has one (it is run). Raises
-    InputError.
+    more than 0 all portraits are looked at, in `workers` processes of `run`. perceptual_weights: the file that the
+    build was given, where it was given one; own_feature: the feature's own Python file, where it has one (it is run).
+    Raises InputError.
     """
     steps = sorted(set(steps))
     if not steps and grid < 1:
@@ -117,7 +119,7 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     parents = ParentPairs(recipe, pairs, records, generator, device)
     children = [Child((id,), t) for id in records for t in steps]
     if grid > 0:
-        couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event), grid, seed)
+        couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event, run), grid, seed)
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]
     inputs = hashlib.sha256(json.dumps([asdict(record) for record in records.values()], sort_keys=True).encode())
     return AugmentPlan(

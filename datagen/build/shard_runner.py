@@ -28,9 +28,10 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.progress_file import progress_file
-from stylepairs.datagen.shell.workers import run_workers
+from stylepairs.datagen.shell.workers import Engine, run_workers
 
 BUILD_FILE = "build.json"
+_NOTHING = -1  # in place of a shard's number
 
 
 class ShardedPlan(abc.ABC):
@@ -129,13 +130,15 @@ OnEvent = Callable[[BuildEvent], None]
 def build_pairs(
     plan: ShardedPlan,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
     rank: int = 0,
     world: int = 1,
     on_event: OnEvent = lambda event: None,
+    run: Engine = run_workers,
 ) -> BuildResult:
     """Make the shards of `plan` that are not there yet; of several ranks, each takes every `world`-th shard.
 
+    run: what shares them out to `workers` (see `engines`).
     Raises InputError (bad input, full disk, a build of other settings in the same folder, another run at work in it);
     whatever is raised, finished shards stay.
     """
@@ -152,11 +155,8 @@ def build_pairs(
             on_event(event)
 
         missing = [index for index in mine if not _is_finished(plan, index, tell)]
-        prepare = functools.partial(_prepare, plan)
-        if missing:
-            run_workers(prepare, missing, workers, tell)
-        else:
-            prepare(tell)  # nothing to make, but the folder may be of another build: an error all the same
+        # With nothing to make the folder may be of another build: an error all the same.
+        run(functools.partial(_prepare, plan), missing or [_NOTHING], workers, tell)
         return _conclude(plan)
 
 
@@ -193,7 +193,12 @@ def _prepare(plan: ShardedPlan, on_event: OnEvent) -> Callable[[int], None]:
     fix_settings()
     models = plan.load_models()
     _write_build_file(plan, models)
-    return lambda index: build_shard(plan, index, models, on_event)
+
+    def make(index: int) -> None:
+        if index != _NOTHING:
+            build_shard(plan, index, models, on_event)
+
+    return make
 
 
 def _write_build_file(plan: ShardedPlan, models: Models) -> None:

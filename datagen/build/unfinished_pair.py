@@ -145,7 +145,7 @@ def figures_of(
 
 def stage_figures(pair: UnfinishedPair) -> dict[str, float]:
     """Those of the optimisations under inversion_ and reconstruction_."""
-    figures = {}
+    figures: dict[str, float] = {}
     for stage, found in (("inversion", pair.inversion), ("reconstruction", pair.reconstruction)):
         if found is not None:
             figures |= {f"{stage}_{name.replace('-', '_')}": float(value) for name, value in found.figures.items()}

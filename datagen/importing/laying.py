@@ -105,7 +105,7 @@ def lay_over(
         seen = cut_out(before, after, move, portrait.size_px, shift)
         found = find_shift(crop, seen, told, None if number == 0 else np.zeros(2))
         if found is None:
-            raise SketchRefused("nothing in before and after matches: another picture")
+            raise SketchRefused("nothing in before and after matches: another picture, face or pose")
         moved, correlation = found
         shift = shift + invert_transform(move)[:, :2] @ moved
         seen = cut_out(before, after, move, portrait.size_px, shift)
@@ -113,7 +113,7 @@ def lay_over(
         differ = _differ(crop, without_cast(seen, gain, offset), still)
         told = (inside if given is None else still) & ~differ
         if told.mean() < _LEAST_ALIKE:
-            raise SketchRefused("before and after differ nearly everywhere: another picture")
+            raise SketchRefused("before and after differ nearly everywhere: another picture, face or pose")
         if number > 0 and np.hypot(*moved) < _SETTLED_PX:
             break
     gain, offset = find_cast(crop, seen, still & ~differ)

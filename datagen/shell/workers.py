@@ -23,18 +23,21 @@ Report = Callable[[Any], None]
 # Called once in each process, given `report`; what it returns is called with each item.
 Prepare = Callable[[Report], Callable[[Any], None]]
 
+# What shares work out: (prepare, items, workers, on_event), see `run_workers`.
+Engine = Callable[[Prepare, Sequence[Any], "int | None", Report], None]
+
 _POLL_S = 0.1
 
 
-def run_workers(prepare: Prepare, items: Sequence[Any], workers: int, on_event: Report) -> None:
+def run_workers(prepare: Prepare, items: Sequence[Any], workers: int | None, on_event: Report) -> None:
     """Handle all items in `workers` processes; on_event receives, in this process, what the work reports.
 
     prepare(report) is called once in each process and returns the function that handles an item; it must be picklable
-    (a module-level function, a dataclass with __call__, a functools.partial). One worker runs in this very process.
-    Raises what a worker raised, with its traceback as the cause; InputError for a worker that was killed. Whatever is
-    raised, KeyboardInterrupt included, all workers have ended by then.
+    (a module-level function, a dataclass with __call__, a functools.partial). One worker, None too, runs in this very
+    process. Raises what a worker raised, with its traceback as the cause; InputError for a worker that was
+    killed. Whatever is raised, KeyboardInterrupt included, all workers have ended by then.
     """
-    if workers <= 1 or len(items) <= 1:
+    if workers is None or workers <= 1 or len(items) <= 1:
         handle = prepare(on_event)
         for item in items:
             handle(item)

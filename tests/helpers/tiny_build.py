@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -96,6 +96,18 @@ class TinyPlan(BuildPlan):
         loaded = super().load_models()
         digests = {name: digest for name, digest in loaded.digests.items() if name != "analyser"}
         return replace(loaded, instruments=replace(loaded.instruments, analyser=None), digests=digests)
+
+
+@dataclass(frozen=True)
+class SlowPlan(TinyPlan):
+    """A plan whose workers leave their process ids in `pids`, and take their time."""
+
+    pids: Path = Path()
+
+    def make(self, *arguments):
+        (self.pids / str(os.getpid())).touch()
+        time.sleep(0.5)
+        return super().make(*arguments)
 
 
 def plan(folder: Path, out: str = "pairs", recipe: dict | None = None, **settings) -> TinyPlan:

@@ -107,14 +107,14 @@ def test_the_number_of_workers_does_not_show(built):
 
 
 def test_the_number_of_pairs_in_the_making_together_does_not_show(built, monkeypatch):
-    together, reconstructed = set(), pair_maker._reconstruct
+    together, reconstructed = set(), pair_maker.reconstruct_pairs
 
     def noted(recipe, pairs, *others):
         together.add(len(pairs))
         reconstructed(recipe, pairs, *others)
 
     monkeypatch.setattr(pair_maker, "PIXELS_IN_HAND", 1)
-    monkeypatch.setattr(pair_maker, "_reconstruct", noted)
+    monkeypatch.setattr(pair_maker, "reconstruct_pairs", noted)
     build_pairs(plan(built, "one"))
     assert together == {1}
     assert digests(built / "one") == digests(built / "pairs")
