@@ -180,9 +180,9 @@ def import_pairs(
             generator=generator, made_by=made_by, seed=seed, shard_size=shard_size, cache=cache, device=place.device,
         )  # fmt: skip
         for line in lone[:LONE_SHOWN]:
-            print(line, file=sys.stderr)
+            events.tell(line)
         if len(lone) > LONE_SHOWN:
-            print(f"and {len(lone) - LONE_SHOWN} more without a partner", file=sys.stderr)
+            events.tell(f"and {len(lone) - LONE_SHOWN} more without a partner")
         _run(plan, place)
 
 

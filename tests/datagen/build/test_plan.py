@@ -47,7 +47,7 @@ def built(reference, tmp_path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.iterdir() if path.suffix in (".tar", ".parquet", ".json")]
+    files = [path for path in folder.glob("[!.]*") if path.suffix in (".tar", ".parquet", ".json")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
@@ -376,7 +376,7 @@ def test_a_gate_on_an_unknown_figure_stops_the_build_and_leaves_nothing_half_wri
             build_pairs(plan(tmp_path, recipe={"gate": {"colour_delta_e": {"max": 8}}}))
     with pytest.raises(InputError, match="did you mean 'inversion_psnr'"):
         build_pairs(plan(tmp_path, recipe={"gate": {"inversion_psn": {"min": 20}}}, limit=1))
-    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["build.json"]
+    assert [path.name for path in (tmp_path / "pairs").glob("[!.]*")] == ["build.json"]
 
 
 def test_rank_comes_from_the_launcher(monkeypatch):

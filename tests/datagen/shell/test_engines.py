@@ -49,7 +49,7 @@ def run_on(cluster, prepare, items, on_event, workers=None) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.iterdir() if path.suffix in (".tar", ".parquet", ".json")]
+    files = [path for path in folder.glob("[!.]*") if path.suffix in (".tar", ".parquet", ".json")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
