@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress
+
+if TYPE_CHECKING:
+    from stylepairs.datagen.stylegan.generator import Generator
 
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
@@ -54,3 +57,84 @@ def attributes() -> None:
 
     for each in ATTRIBUTES.values():
         print(f"{each.name:21}{each.about}")
+
+
+@latent.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="interfacegan, ganspace, sefa or stylespace")],
+    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    attribute: Annotated[str, typer.Option(help="the score that the direction is to move")],
+    out: Annotated[Path, typer.Option(help="the direction's file; .npy: the public format of boundaries")],
+    condition: Annotated[str, typer.Option(help="interfacegan: scores to leave as they are, with commas")] = "",
+    layers: Annotated[str, typer.Option(help="rows of W+: all, or as 0-3,6")] = "all",
+    component: Annotated[int | None, typer.Option(min=0, help="ganspace, sefa: this one; default: the best")] = None,
+    features: Annotated[int | None, typer.Option(min=4, help="ganspace: of the block of this side; default: W")] = None,
+    overlap: Annotated[float, typer.Option(min=0, max=1, help="stylespace: least share inside the region")] = 0.5,
+    generator: GeneratorOption = "embedded",
+) -> None:
+    """Find a direction in scored samples; its unit is one standard deviation of the score."""
+    from typing import cast
+
+    from stylepairs.datagen.latent import fitting
+    from stylepairs.datagen.latent.directions import parse_layers, save_direction
+    from stylepairs.datagen.latent.samples import load_samples
+    from stylepairs.datagen.shell.errors import InputError, nearest
+
+    if method not in fitting.METHODS:
+        known = "there are: " + ", ".join(fitting.METHODS)
+        raise InputError(f"method {method!r}: unknown{nearest(method, fitting.METHODS, known)}")
+    network, digest = _generator(generator)
+    rows = parse_layers(layers, network.num_ws)
+    conditions = tuple(name.strip() for name in condition.split(",") if name.strip())
+    wanted = fitting.Wanted(attribute, None if rows is None else tuple(rows), conditions, component, features, overlap)
+    found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples), wanted)
+    save_direction(out, found)
+    figures = "".join(f", {name} {value:.3g}" for name, value in found.info.figures.items())
+    print(f"{out}: one unit is {found.info.deviation:.3g} of {attribute}{figures}")
+
+
+@latent.command()
+def edit(
+    direction: Annotated[Path, typer.Argument(help="a direction: of `fit`, or a boundary .npy")],
+    out: Annotated[Path, typer.Option(help="the picture to write: people below each other, strengths beside")],
+    strengths: Annotated[str, typer.Option(help="in units of the direction, with commas")] = "-3,-1.5,0,1.5,3",
+    count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
+    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
+    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    generator: GeneratorOption = "embedded",
+    seed: SeedOption = 0,
+) -> None:
+    """Show an edit: people from the generator, or portraits (inverted first), at several strengths."""
+    import torch
+
+    from stylepairs.datagen.latent.directions import load_direction
+    from stylepairs.datagen.latent.people import inverted_people, noise_fixed, sampled_people
+    from stylepairs.datagen.latent.strips import write_strip
+    from stylepairs.datagen.shell.errors import InputError
+
+    network, digest = _generator(generator)
+    found = load_direction(direction, network, digest)
+    try:
+        steps = [float(part) for part in strengths.split(",")]
+    except ValueError:
+        raise InputError(f"--strengths {strengths}: must be numbers with commas between") from None
+    people = (
+        sampled_people(network, count, psi, seed) if portraits is None else inverted_people(network, portraits, count)
+    )
+    rows = []
+    with progress(len(people), "people") as shown, torch.no_grad():
+        for person in people:
+            with noise_fixed(network, person.noise):
+                ws = person.ws[None].expand(len(steps), -1, -1)
+                rows.append(found.render(network, ws, torch.tensor(steps)))
+            shown.advance(1)
+    write_strip(out, rows)
+    print(f"{out}: {len(people)} people at {len(steps)} strengths")
+
+
+def _generator(source: str) -> tuple[Generator, str]:
+    """The generator and its digest."""
+    from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+
+    network = load_generator(source)
+    return network, generator_digest(network)

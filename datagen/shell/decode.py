@@ -132,6 +132,11 @@ def decode_npz(source: bytes | Path, max_bytes: int = MAX_NPZ_BYTES) -> dict[str
         return {info.filename.removesuffix(".npy"): _decode_npy(archive, info) for info in members}
 
 
+def decode_npy(path: Path, max_bytes: int) -> np.ndarray:
+    """The array in an .npy file of at most `max_bytes`, never unpickled. Raises Damaged."""
+    return _array(io.BytesIO(read_bytes(path, max_bytes)))
+
+
 def tar_members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The headers of an uncompressed tar. Raises Damaged; of a tar that was cut off between members it cannot tell."""
     with decoding():
@@ -175,7 +180,12 @@ def _decode_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if not info.filename.endswith(".npy") or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Damaged(f"unexpected member {info.filename[:80]!r}")  # other compressions cannot be read in bounds
     with decoding(), archive.open(info) as member:
-        file = io.BytesIO(member.read(info.file_size))
+        data = member.read(info.file_size)
+    return _array(io.BytesIO(data))
+
+
+def _array(file: io.BytesIO) -> np.ndarray:
+    """The array of an .npy's content."""
     with decoding():
         first, second = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
         shape, _, dtype = {(1, 0): first, (2, 0): second}[np.lib.format.read_magic(file)](file)

@@ -1,0 +1,177 @@
+"""Directions: what is added to a latent for one unit of an edit, their files, and how strong a unit is.
+
+A unit is one standard deviation of the direction's score over the generator's samples, so that a strength means the
+same for every method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stylepairs.datagen.latent.styles import styles_moved
+from stylepairs.datagen.shell.decode import Damaged, decode_npy, read_safetensors
+from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.stylegan.generator import Generator
+
+MAX_NPY_BYTES = 64 << 20
+Score = Callable[[torch.Tensor], torch.Tensor]  # images [N,3,H,W] -> [N]
+
+
+class DirectionInfo(BaseModel):
+    """What is known of a direction.
+
+    attribute: the score that it moves, "" for none. layers: rows of W+ that it moves. deviation: what one unit changes
+    the score by, its standard deviation over samples; None: the unit is the latent's own. figures: of the fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: str = Field(max_length=100)
+    attribute: str = Field(default="", max_length=500)
+    space: Literal["w", "w+", "s"] = "w"
+    layers: tuple[int, ...] = ()
+    generator_digest: str = Field(default="", max_length=100)
+    deviation: float | None = Field(default=None, gt=0)
+    figures: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """offsets [L,C]: added to W+ for a strength of 1; styles: added to StyleSpace instead, where it is not empty."""
+
+    offsets: torch.Tensor
+    info: DirectionInfo
+    styles: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def times(self, factor: float) -> Direction:
+        """The direction with another unit, `factor` of this one's."""
+        styles = {name: factor * style for name, style in self.styles.items()}
+        return replace(self, offsets=factor * self.offsets, styles=styles)
+
+    def move(self, ws: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        """ws [N,L,C] moved by strength ([N] or one for all)."""
+        return ws + torch.as_tensor(strength, device=ws.device).reshape(-1, 1, 1) * self.offsets.to(ws)
+
+    def render(self, generator: Generator, ws: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        """Images [N,3,H,W] of ws [N,L,C] edited by strength ([N] or one for all)."""
+        if not self.styles:
+            plain: torch.Tensor = generator.synthesis(self.move(ws, strength))
+            return plain
+        by = torch.as_tensor(strength, device=ws.device).reshape(-1, 1)
+        with styles_moved(generator, {name: by * style.to(ws) for name, style in self.styles.items()}):
+            image: torch.Tensor = generator.synthesis(ws)
+        return image
+
+
+def direction_in_w(
+    normal: torch.Tensor, generator: Generator, layers: Sequence[int] | None, info: DirectionInfo
+) -> Direction:
+    """A direction normal [C], the same for the rows `layers` of W+; None: all of them."""
+    rows = tuple(range(generator.num_ws)) if layers is None else tuple(layers)
+    offsets = torch.zeros(generator.num_ws, len(normal))
+    offsets[list(rows)] = normal.float()
+    space: Literal["w", "w+"] = "w" if layers is None else "w+"
+    return Direction(offsets, info.model_copy(update={"layers": rows, "space": space}))
+
+
+def parse_layers(text: str, num_ws: int) -> list[int] | None:
+    """Rows of W+ from "all", "0-3" or "0-2,5"; None for all. Raises InputError."""
+    if text == "all":
+        return None
+    try:
+        ranges = [part.partition("-") for part in text.split(",")]
+        rows = sorted({row for low, _, high in ranges for row in range(int(low), int(high or low) + 1)})
+    except ValueError:
+        raise InputError(f"--layers {text}: must be all, or rows as 0-3,5") from None
+    if not rows or rows[-1] >= num_ws:
+        raise InputError(f"--layers {text}: the generator has rows 0 to {num_ws - 1}")
+    return rows
+
+
+@torch.no_grad()
+def calibrated(
+    direction: Direction, generator: Generator, score: Score, ws: torch.Tensor, deviation: float, rounds: int = 4
+) -> Direction:
+    """The direction with a unit that moves the score of ws [N,L,C] by `deviation` on average, from -1 to 1 as a half.
+
+    Raises InputError where it does not move the score at all.
+    """
+    for _ in range(rounds):
+        up, down = (score(direction.render(generator, ws, sign).clamp(-1, 1)) for sign in (1.0, -1.0))
+        response = float((up - down)[(up - down).isfinite()].mean()) / 2
+        if not abs(response) > 1e-3 * deviation:
+            raise InputError(f"{direction.info.attribute}: the direction does not move it; fit it on more samples")
+        # Not all at once: the score saturates where the step is far too long.
+        direction = direction.times(min(max(deviation / abs(response), 0.2), 5.0) * math.copysign(1, response))
+        if abs(abs(response) - deviation) < 0.03 * deviation:
+            break
+    info = direction.info.model_copy(update={"deviation": deviation})
+    return replace(direction, info=info)
+
+
+def save_direction(path: Path, direction: Direction) -> None:
+    """Write `.safetensors` with the metadata inside; a `.npy` in the public format of boundaries, [1,C] or [1,L,C], of
+    unit length in each row. Raises InputError."""
+    if path.suffix == ".npy":
+        _save_boundary(path, direction)
+        return
+    from safetensors.torch import save
+
+    tensors = {"offsets": direction.offsets.contiguous()}
+    tensors |= {f"styles.{name}": style.contiguous() for name, style in direction.styles.items()}
+    content = save(tensors, metadata={"direction": direction.info.model_dump_json()})
+    replace_file(path, lambda file: file.write(content))
+
+
+def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
+    """The direction in a file that `save_direction` or another project wrote, for this generator.
+
+    A `.npy` boundary of shape [1,C], [C], [1,L,C] or [L,C] has its own unit. Raises InputError: no such file, damaged,
+    of another generator.
+    """
+    shape = (generator.num_ws, generator.config.w_dim)
+    try:
+        if path.suffix == ".npy":
+            return _read_boundary(path, shape)
+        tensors, metadata = read_safetensors(path)
+        info = DirectionInfo.model_validate_json(metadata.get("direction", ""))
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: cannot be read as a direction ({one_line(error)})") from None
+    if info.generator_digest != digest:
+        raise InputError(f"{path}: is of another generator; name that one with --generator")
+    offsets = tensors.pop("offsets", torch.zeros(0))
+    known = {name: value.shape for name, value in generator.synthesis.state_dict().items()}
+    styles = {name.removeprefix("styles."): value.float() for name, value in tensors.items()}
+    sound = tuple(offsets.shape) == shape and all(
+        known.get(f"{name}.affine.bias") == style.shape for name, style in styles.items()
+    )
+    if not sound or not all(bool(x.isfinite().all()) for x in (offsets, *styles.values())):
+        raise InputError(f"{path}: its numbers do not fit the generator it names; fit it again")
+    return Direction(offsets.float(), info, styles)
+
+
+def _save_boundary(path: Path, direction: Direction) -> None:
+    rows = direction.offsets / direction.offsets.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    alike = bool(torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6))
+    array = (rows[:1] if alike else rows[None]).numpy()
+    replace_file(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def _read_boundary(path: Path, shape: tuple[int, int]) -> Direction:
+    """Raises Damaged."""
+    array = decode_npy(path, MAX_NPY_BYTES)
+    rows = array.reshape(-1, shape[1]) if array.size in (shape[1], shape[0] * shape[1]) else np.zeros((0, 0))
+    if not len(rows) or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        raise Damaged(f"of shape {list(array.shape)}, the generator's latents are {list(shape)}")
+    offsets = torch.from_numpy(rows.astype(np.float32)).expand(shape).clone()
+    space: Literal["w", "w+"] = "w" if len(rows) == 1 else "w+"
+    return Direction(offsets, DirectionInfo(method="boundary file", space=space, layers=tuple(range(shape[0]))))

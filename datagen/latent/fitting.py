@@ -1,0 +1,137 @@
+"""From samples to a direction with a unit: one call for every method that finds directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from stylepairs.datagen.latent.directions import Direction, DirectionInfo, Score, calibrated, direction_in_w
+from stylepairs.datagen.latent.methods.ganspace import components, feature_components
+from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
+from stylepairs.datagen.latent.methods.sefa import factors
+from stylepairs.datagen.latent.methods.stylespace import LEAST_OVERLAP, fit_channels
+from stylepairs.datagen.latent.samples import Samples
+from stylepairs.datagen.latent.scorers import Scorer, load_scorer
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.generator import Generator
+
+Method = Literal["interfacegan", "ganspace", "sefa", "stylespace"]
+METHODS: tuple[str, ...] = get_args(Method)
+CALIBRATION_SAMPLES = 24
+CHANNEL_SAMPLES = 48
+_SEARCH_SAMPLES = 6
+_SEARCH_COMPONENTS = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What direction is wanted.
+
+    attribute: the score that it is to move. layers: rows of W+, None for all. conditions: scores that it is to leave
+    (interfacegan). component: which one (ganspace, sefa); None: the one that moves the attribute most for what it
+    moves. features_px: ganspace on the features of the block of this side, None on W. overlap: least share of a
+    channel's change that lies in the attribute's region (stylespace).
+    """
+
+    attribute: str
+    layers: tuple[int, ...] | None = None
+    conditions: tuple[str, ...] = ()
+    component: int | None = None
+    features_px: int | None = None
+    overlap: float = LEAST_OVERLAP
+
+
+def fit(method: Method, generator: Generator, digest: str, samples: Samples, wanted: Wanted) -> Direction:
+    """The direction of the method for the wanted attribute, its unit one deviation of the score over the samples.
+
+    generator: on the CPU, of the samples. Raises InputError: samples of another generator, unknown scores, a score that
+    the direction does not move.
+    """
+    if samples.generator_digest != digest:
+        raise InputError("the samples are of another generator; name that one with --generator")
+    w, score = samples.scored(wanted.attribute)
+    scorer = load_scorer([wanted.attribute])
+    ws = w[:CHANNEL_SAMPLES, None].expand(-1, generator.num_ws, -1)
+    if method == "stylespace":
+        direction, _ = fit_channels(generator, scorer, ws, digest, wanted.overlap)
+    elif method == "interfacegan":
+        direction = _boundary(generator, samples, wanted, w, score)
+    else:
+        direction = _component(method, generator, samples, scorer, wanted)
+    info = direction.info.model_copy(update={"generator_digest": digest, "attribute": wanted.attribute})
+    direction = replace(direction, info=info)
+    return calibrated(direction, generator, _one(scorer), ws[:CALIBRATION_SAMPLES], float(score.std()))
+
+
+def _boundary(
+    generator: Generator, samples: Samples, wanted: Wanted, w: torch.Tensor, score: torch.Tensor
+) -> Direction:
+    boundary = fit_boundary(w, score)
+    others = [fit_boundary(*samples.scored(name)).normal for name in wanted.conditions]
+    normal = conditional(boundary.normal, others)
+    figures = {"accuracy": boundary.accuracy, "class_size": float(boundary.classes)}
+    info = DirectionInfo(method="interfacegan", figures=figures)
+    return direction_in_w(_unit_length(normal, w, score), generator, wanted.layers, info)
+
+
+def _unit_length(normal: torch.Tensor, w: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """The normal at the length that moves the score by one deviation by the samples' own slope: where to begin."""
+    place = (w - w.mean(0)) @ normal
+    slope = float((place * (score - score.mean())).mean() / place.var())
+    return normal * min(float(score.std()) / max(abs(slope), 1e-9), 3 * float(place.std()))
+
+
+def _component(method: Method, generator: Generator, samples: Samples, scorer: Scorer, wanted: Wanted) -> Direction:
+    """The component asked for, or the one that moves the attribute farthest for the picture's whole change."""
+    count = _SEARCH_COMPONENTS if wanted.component is None else wanted.component + 1
+    count = min(count, samples.w.shape[1])
+    if method == "sefa":
+        directions = factors(generator, wanted.layers, count)
+        directions = directions * (samples.w @ directions.T).std(0)[:, None]
+    elif wanted.features_px is None:
+        directions, deviations = components(samples.w, count)
+        directions = directions * deviations[:, None]
+    else:
+        directions, _ = feature_components(generator, samples.w[:2000], wanted.features_px, count)
+    info = DirectionInfo(method=method)
+    if wanted.component is not None:
+        return direction_in_w(directions[wanted.component], generator, wanted.layers, info)
+    best: tuple[float, Direction] | None = None
+    for index, row in enumerate(directions):
+        for layers in [wanted.layers] if wanted.layers is not None else _ranges(generator.num_ws):
+            tried = direction_in_w(row, generator, layers, info.model_copy(update={"figures": {"component": index}}))
+            found = _selectivity(tried, generator, scorer, samples.w[:_SEARCH_SAMPLES])
+            if best is None or found > best[0]:
+                best = found, tried
+    assert best is not None
+    return best[1]
+
+
+def _ranges(num_ws: int) -> list[list[int] | None]:
+    """All rows, and the coarse, middle and fine thirds of them."""
+    third = max(1, num_ws // 3)
+    return [None, *(list(range(low, min(low + third, num_ws))) for low in range(0, num_ws - 1, third))]
+
+
+@torch.no_grad()
+def _selectivity(direction: Direction, generator: Generator, scorer: Scorer, w: torch.Tensor) -> float:
+    """Change of the attribute, in no unit, over the root mean square change of the picture."""
+    ws = w[:, None].expand(-1, generator.num_ws, -1)
+    up, down = (direction.render(generator, ws, sign).clamp(-1, 1) for sign in (1.0, -1.0))
+    change = (scorer(up)[:, 0] - scorer(down)[:, 0]).nanmean().abs()
+    return float(change / (up - down).square().mean().sqrt().clamp_min(1e-6))
+
+
+def _one(scorer: Scorer) -> Score:
+    def score(image: torch.Tensor) -> torch.Tensor:
+        return scorer(image)[:, 0]
+
+    return score
+
+
+def spread(samples: Samples, names: Sequence[str]) -> torch.Tensor:
+    """Standard deviation [K] of each score over the samples: the unit of strengths."""
+    return torch.stack([samples.scored(name)[1].std() for name in names])

@@ -1,0 +1,59 @@
+"""Who is edited: people drawn from the generator, or portraits inverted into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.portraits.folders import load_portraits
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.stylegan.generator import Generator
+
+
+@dataclass(frozen=True)
+class Person:
+    """ws [L,C]; noise maps [r,r], () the generator's own; portrait: whose inversion it is, None of a sample."""
+
+    ws: torch.Tensor
+    noise: Sequence[torch.Tensor] = ()
+    portrait: Portrait | None = None
+
+
+@torch.no_grad()
+def sampled_people(generator: Generator, count: int, psi: float = 0.7, seed: int = 0) -> list[Person]:
+    """People of random latents, truncated by psi towards the mean latent."""
+    z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    ws = generator.mapping.w_avg.lerp(generator.mapping(z), psi)
+    return [Person(row) for row in ws]
+
+
+def inverted_people(
+    generator: Generator, folder: Path, count: int, settings: InversionSettings | None = None
+) -> list[Person]:
+    """The first `count` portraits of a folder by name, inverted at the generator's resolution. Raises InputError."""
+    files = load_portraits(folder)[:count]
+    portraits = [file.load().resized(generator.config.img_resolution) for file in files]
+    settings = settings or InversionSettings.model_validate({})
+    found = invert(generator, load_perceptual("auto"), portraits, settings)
+    return [Person(one.ws, one.noise, portrait) for one, portrait in zip(found, portraits, strict=True)]
+
+
+@contextmanager
+def noise_fixed(generator: Generator, noise: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside the block the generator's own noise maps are `noise`, one map [r,r] a layer; () leaves them."""
+    layers = generator.synthesis.noisy_layers() if noise else []
+    own = [layer.noise_const for layer in layers]
+    try:
+        for layer, level in zip(layers, noise, strict=True):
+            layer.noise_const = level.to(layer.noise_const)
+        yield
+    finally:
+        for layer, level in zip(layers, own, strict=True):
+            layer.noise_const = level
