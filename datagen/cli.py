@@ -97,6 +97,9 @@ def build(
         str | None, typer.Option(help="several recipes in each pair instead, such as bangs,hair_color")
     ] = None,
     generator: GeneratorOption = "embedded",
+    method: Annotated[
+        str | None, typer.Option(help="reconstruction, or latent:FILE along a direction of `datagen latent fit`")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="the first portraits by name only")] = None,
     seed: SeedOption = 0,
     overrides: Annotated[
@@ -113,7 +116,7 @@ def build(
     from stylepairs.datagen.build.plan import plan_build
     from stylepairs.datagen.shell.engines import engine as engine_of
 
-    settings = _recipe(recipe, features, overrides or [])
+    settings = _recipe(recipe, features, [*(overrides or []), *([f"method={method}"] if method else [])])
     with engine_of(engine, address, device, workers) as place:
         plan = plan_build(
             settings, portraits, out,

@@ -22,6 +22,7 @@ from stylepairs.datagen.build.unfinished_pair import (
 )
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature
+from stylepairs.datagen.latent.pair_edit import edit_along
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
@@ -120,7 +121,9 @@ def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: 
             [pair.sketch for pair in group if pair.sketch is not None],
             recipe.reconstruction,
         )
-        results = reconstruct(problem, _share(advance, (1 - INVERSION_SHARE) * len(group)))
+        report = _share(advance, (1 - INVERSION_SHARE) * len(group))
+        direction = models.direction
+        results = reconstruct(problem, report) if direction is None else edit_along(problem, direction, report)
         for pair, result in zip(group, results, strict=True):
             pair.reconstruction = result
             images = (result.generated_before, result.generated_after)

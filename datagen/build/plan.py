@@ -66,7 +66,9 @@ class BuildPlan(ShardedPlan):
     def load_models(self) -> Models:
         """See ShardedPlan."""
         recipe = self.recipe
-        return load_models(self.generator, recipe.perceptual, recipe.perceptual_weights, self.device, recipe.encoder)
+        return load_models(
+            self.generator, recipe.perceptual, recipe.perceptual_weights, self.device, recipe.encoder, recipe.method
+        )
 
     def identity(self, models: Models) -> dict[str, Any]:
         """See ShardedPlan."""

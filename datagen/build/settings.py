@@ -12,6 +12,8 @@ from stylepairs.datagen.reconstruction.settings import InversionSettings, Recons
 
 # Raised whenever the same build would give other pairs.
 BUILD_VERSION = 10
+# Methods of a build: the mask-guided one, and before a direction's file.
+RECONSTRUCTION, LATENT = "reconstruction", "latent:"
 
 
 class Threshold(BaseModel):
@@ -37,6 +39,8 @@ class BuildRecipe(BaseModel):
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
     that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
+    method: how the edit is made in the generator: "reconstruction", or "latent:FILE", along a direction that
+    `datagen latent fit` found (then of `reconstruction` only the batch counts).
     encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.
@@ -49,6 +53,7 @@ class BuildRecipe(BaseModel):
     pairs_per_portrait: Literal["all"] | PositiveInt = "all"
     perceptual: str = "auto"
     perceptual_weights: str | None = None
+    method: str = Field(default=RECONSTRUCTION, pattern=rf"^({RECONSTRUCTION}|{LATENT}.+)$")
     encoder: str = "none"
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})

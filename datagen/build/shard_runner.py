@@ -60,6 +60,7 @@ class ShardedPlan(abc.ABC):
         left_out: dict[str, Any] = {
             "perceptual_weights": True,
             "encoder": True,
+            "method": True,
             "inversion": SAME_BITS,
             "reconstruction": SAME_BITS,
         }

@@ -169,6 +169,7 @@ def record_of(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, generator: s
         seed=seed,
         code_version=code_version(),
         split=split_of(pair.wanted.source),
+        method=models.method,
     )
 
 

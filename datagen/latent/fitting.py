@@ -22,8 +22,8 @@ Method = Literal["interfacegan", "ganspace", "sefa", "stylespace"]
 METHODS: tuple[str, ...] = get_args(Method)
 CALIBRATION_SAMPLES = 24
 CHANNEL_SAMPLES = 48
-_SEARCH_SAMPLES = 6
-_SEARCH_COMPONENTS = 20
+_SEARCH_SAMPLES = 4
+_SEARCH_COMPONENTS = 12
 
 
 @dataclass(frozen=True)

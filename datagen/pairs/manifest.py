@@ -89,7 +89,7 @@ def _schema(figures: Sequence[str]) -> pa.Schema:
 
     texts = (
         "id", "shard", "feature", "split", "portrait", "portrait_digest", "source_digest", "generator_digest",
-        "code_version",
+        "code_version", "method",
     )  # fmt: skip
     return pa.schema(
         [

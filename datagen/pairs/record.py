@@ -19,8 +19,8 @@ PARTS = (*IMAGES, "latents", "noise")
 VAL_PERCENT = 10
 # Of a record in a shard's JSON: how the pair was made, nested there under this name.
 PROVENANCE = (
-    "portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split", "parents",
-    "origin",
+    "portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split", "method",
+    "parents", "origin",
 )  # fmt: skip
 # Of a record, but not in the JSON: where the pair lies.
 _PLACE = ("id", "shard", "parts")
@@ -45,8 +45,9 @@ class PairRecord:
     """What is known of a pair besides its pixels; pydantic's ValidationError where a value cannot be.
 
     figures: None where a figure was not finite. source_digest: of the photo that the portrait was cut from; "" where it
-    is not known; of several, "a+b". parents: of an augmented pair, those that it was made from. origin: of an imported
-    one, its files and what was done to lay them over each other. parts: name -> (offset, bytes) in the shard.
+    is not known; of several, "a+b". method: how the edit was made in the generator, "" for reconstruction. parents: of
+    an augmented pair, those that it was made from. origin: of an imported one, its files and what was done to lay them
+    over each other. parts: name -> (offset, bytes) in the shard.
     """
 
     id: PairId
@@ -63,6 +64,7 @@ class PairRecord:
     code_version: _Text
     split: Literal["train", "val"]
     source_digest: _Text = ""
+    method: _Text = ""
     parents: list[Parent] = field(default_factory=list)
     origin: Annotated[dict[_Text, _Text], Field(max_length=32)] = field(default_factory=dict)
     shard: ShardName = ""
@@ -110,7 +112,7 @@ def encode_record(record: PairRecord) -> bytes:
     """The JSON that a shard holds of a pair."""
     known = {name: value for name, value in asdict(record).items() if name not in _PLACE}
     provenance = {name: known.pop(name) for name in PROVENANCE}
-    for name in ("parents", "origin"):  # most pairs have none
+    for name in ("method", "parents", "origin"):  # most pairs have none
         if not provenance[name]:
             del provenance[name]
     return json.dumps(known | {"provenance": provenance}, sort_keys=True, allow_nan=False).encode()

@@ -1,0 +1,65 @@
+"""`datagen build --method latent:FILE`: pairs along a direction, with the same gate, shards and provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_build import generator_file, plan, tiny_generator
+
+from stylepairs.datagen.build.shard_runner import build_pairs
+from stylepairs.datagen.latent.directions import DirectionInfo, direction_in_w, save_direction
+from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+
+
+def direction_file(folder: Path, seed: int = 0, **info) -> Path:
+    network = tiny_generator()
+    digest = generator_digest(load_generator(generator_file()))
+    known = DirectionInfo(method="interfacegan", attribute="hair_lightness", generator_digest=digest, **info)
+    normal = torch.randn(16, generator=torch.Generator().manual_seed(seed))
+    path = folder / f"direction-{seed}.safetensors"
+    save_direction(path, direction_in_w(0.5 * normal / normal.norm(), network, None, known))
+    return path
+
+
+def test_pairs_are_moved_along_the_direction_and_say_so(tmp_path):
+    path = direction_file(tmp_path)
+    made = plan(tmp_path, recipe={"method": f"latent:{path}"})
+    result = build_pairs(made)
+    assert result.complete
+    direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    network, moved = tiny_generator(), 0
+    for record in shards.read_index(tmp_path / "pairs", accepted_only=False):
+        assert record.method.startswith("latent:interfacegan:hair_lightness:")
+        if record.figures.get("reconstruction_strength") is None:  # refused
+            continue
+        pair = shards.load_pair(tmp_path / "pairs", record)
+        step = torch.from_numpy(pair.w_after.astype(np.float32) - pair.w_before.astype(np.float32))
+        strength = record.figures["reconstruction_strength"]
+        assert torch.allclose(step, 0.5 * strength * (direction / direction.norm()).expand_as(step), atol=5e-3)
+        noise = [torch.from_numpy(level.astype(np.float32))[None, None] for level in pair.noise]
+        again = network.synthesis(torch.from_numpy(pair.w_after.astype(np.float32))[None], noise)[0]
+        assert np.abs((again.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5 - pair.generated_after).max() < 1.01
+        outside = pair.mask == 0
+        assert np.array_equal(pair.before[outside], pair.after[outside])
+        moved += abs(strength) > 0
+    assert moved > 2
+
+
+def test_a_folder_of_another_direction_is_refused_and_the_same_one_elsewhere_is_not(tmp_path):
+    first, second = direction_file(tmp_path), direction_file(tmp_path, seed=1)
+    build_pairs(plan(tmp_path, recipe={"method": f"latent:{first}"}))
+    (tmp_path / "moved").mkdir()
+    build_pairs(plan(tmp_path, recipe={"method": f"latent:{first.rename(tmp_path / 'moved' / first.name)}"}))
+    with pytest.raises(InputError, match=r"other settings .*direction"):
+        build_pairs(plan(tmp_path, recipe={"method": f"latent:{second}"}))
+
+
+def test_a_direction_that_no_latent_can_hold_makes_no_pairs(tmp_path):
+    path = direction_file(tmp_path, figures={"missed_in_w_plus": 0.4})
+    with pytest.raises(InputError, match="40% would be missed"):
+        build_pairs(plan(tmp_path, recipe={"method": f"latent:{path}"}))
