@@ -13,8 +13,7 @@ import torch
 from stylepairs.datagen.build.quality import Analyser, Instruments
 from stylepairs.datagen.build.settings import LATENT, RECONSTRUCTION
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.latent.directions import Direction
-from stylepairs.datagen.latent.pair_edit import load_pair_direction
+from stylepairs.datagen.latent.edits import Edit, load_pair_edit
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, load_analyser
 from stylepairs.datagen.reconstruction.encoder import encoder_digest, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -32,8 +31,8 @@ class Models:
     where stage 0 begins (see `invert`), None the mean latent.
 
     digests: sha256 of the weights that the instruments' names do not tell: `analyser`, `perceptual_weights` where a
-    file of them was given, `encoder` where stage 0 starts at one's predictions, `direction` where there is one.
-    direction: along which edits are made; None: by reconstruction.
+    file of them was given, `encoder` where stage 0 starts at one's predictions, `method` where that is a latent edit.
+    edit: by which pairs are made; None: by reconstruction. method: what provenance says of it.
     """
 
     generator: Generator
@@ -42,14 +41,8 @@ class Models:
     device: str = "cpu"
     start: Callable[..., tuple[torch.Tensor, list[torch.Tensor]]] | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    direction: Direction | None = None
-
-    @property
-    def method(self) -> str:
-        """What the provenance of pairs says of how they were edited; "" for reconstruction."""
-        if self.direction is None:
-            return ""
-        return f"{LATENT}{self.direction.info.method}:{self.direction.info.attribute}:{self.digests['direction'][:16]}"
+    edit: Edit | None = None
+    method: str = ""
 
     @property
     def image_px(self) -> int:
@@ -74,15 +67,16 @@ def load_models(
     # Fitted where it is the same on every machine, then moved.
     prior = WPrior.fit(network).to(torch.device(device))
     starter, start = find_encoder(encoder, network, digest), None
-    direction = None
+    edit, provenance = None, ""
     if method.startswith(LATENT):
-        path = Path(method.removeprefix(LATENT))
-        direction, digests["direction"] = load_pair_direction(path, network, digest), file_digest(path, _AGAIN)
+        edit, name, path = load_pair_edit(method.removeprefix(LATENT), network, digest)
+        digests["method"] = f"{name}:{file_digest(path, _AGAIN)}"
+        provenance = f"{LATENT}{digests['method']}"
     network.to(device)
     if starter is not None:
         digests["encoder"] = encoder_digest(starter)
         start = functools.partial(predict_start, starter.to(device), network, prior)
-    return Models(network, digest, Instruments(features, prior, analyser), device, start, digests, direction)
+    return Models(network, digest, Instruments(features, prior, analyser), device, start, digests, edit, provenance)
 
 
 def _analyser() -> tuple[Analyser | None, dict[str, str]]:

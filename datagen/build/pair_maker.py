@@ -22,7 +22,7 @@ from stylepairs.datagen.build.unfinished_pair import (
 )
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature
-from stylepairs.datagen.latent.pair_edit import edit_along
+from stylepairs.datagen.latent.edits import edit_along
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
@@ -122,8 +122,7 @@ def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: 
             recipe.reconstruction,
         )
         report = _share(advance, (1 - INVERSION_SHARE) * len(group))
-        direction = models.direction
-        results = reconstruct(problem, report) if direction is None else edit_along(problem, direction, report)
+        results = reconstruct(problem, report) if models.edit is None else edit_along(problem, models.edit, report)
         for pair, result in zip(group, results, strict=True):
             pair.reconstruction = result
             images = (result.generated_before, result.generated_after)

@@ -94,10 +94,45 @@ def fit(
 
 
 @latent.command()
+def train_mapper(
+    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    attributes: Annotated[str, typer.Option(help="scores that the mapper is to change or keep, with commas")],
+    out: Annotated[Path, typer.Option(help="the mapper to write; a stopped run is continued")],
+    steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="triplets a step")] = 6,
+    frozen: Annotated[str, typer.Option(help="classes of the label map to leave as they are, with commas")] = "",
+    generator: GeneratorOption = "embedded",
+    seed: SeedOption = 0,
+) -> None:
+    """Train one network that changes any of several attributes, end to end through the generator."""
+    from stylepairs.datagen.images.perceptual import load_perceptual
+    from stylepairs.datagen.latent.methods import latent_mapper
+    from stylepairs.datagen.latent.samples import load_samples
+    from stylepairs.datagen.latent.scorers import load_scorer
+
+    network, digest = _generator(generator)
+    names, classes = ([part.strip() for part in text.split(",") if part.strip()] for text in (attributes, frozen))
+    settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=tuple(classes), seed=seed)
+    state = out.with_name(f".{out.name}.state")
+    try:
+        with progress(steps, "steps") as shown:
+            mapper = latent_mapper.train_mapper(
+                network, digest, load_samples(samples), load_scorer(names), load_perceptual("auto"), settings, state,
+                lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    latent_mapper.save_mapper(out, mapper)
+    print(f"{out}: {len(names)} attributes, {steps} steps")
+
+
+@latent.command()
 def edit(
-    direction: Annotated[Path, typer.Argument(help="a direction: of `fit`, or a boundary .npy")],
+    direction: Annotated[Path, typer.Argument(help="a direction of `fit`, a boundary .npy, or a mapper")],
     out: Annotated[Path, typer.Option(help="the picture to write: people below each other, strengths beside")],
-    strengths: Annotated[str, typer.Option(help="in units of the direction, with commas")] = "-3,-1.5,0,1.5,3",
+    strengths: Annotated[str, typer.Option(help="in units of the direction, with commas")] = "-2,-1,0,1,2",
+    attribute: Annotated[str, typer.Option(help="of a mapper: which one")] = "",
     count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
     psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
     portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
@@ -107,13 +142,13 @@ def edit(
     """Show an edit: people from the generator, or portraits (inverted first), at several strengths."""
     import torch
 
-    from stylepairs.datagen.latent.directions import load_direction
+    from stylepairs.datagen.latent.edits import load_edit
     from stylepairs.datagen.latent.people import inverted_people, noise_fixed, sampled_people
-    from stylepairs.datagen.latent.strips import write_strip
+    from stylepairs.datagen.latent.pictures import write_strip
     from stylepairs.datagen.shell.errors import InputError
 
     network, digest = _generator(generator)
-    found = load_direction(direction, network, digest)
+    found = load_edit(direction, network, digest, attribute)
     try:
         steps = [float(part) for part in strengths.split(",")]
     except ValueError:

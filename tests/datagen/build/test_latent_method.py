@@ -55,7 +55,7 @@ def test_a_folder_of_another_direction_is_refused_and_the_same_one_elsewhere_is_
     build_pairs(plan(tmp_path, recipe={"method": f"latent:{first}"}))
     (tmp_path / "moved").mkdir()
     build_pairs(plan(tmp_path, recipe={"method": f"latent:{first.rename(tmp_path / 'moved' / first.name)}"}))
-    with pytest.raises(InputError, match=r"other settings .*direction"):
+    with pytest.raises(InputError, match=r"other settings .*method"):
         build_pairs(plan(tmp_path, recipe={"method": f"latent:{second}"}))
 
 

@@ -1,0 +1,135 @@
+"""The latent mapper: nothing asked is nothing changed, it learns what is asked, stops and goes on; hostile files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_build import tiny_generator
+from safetensors.torch import save_file
+
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.latent.edits import load_edit
+from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
+from stylepairs.datagen.latent.methods import latent_mapper
+from stylepairs.datagen.latent.methods.latent_mapper import (
+    Mapper,
+    MapperSettings,
+    linear_start,
+    load_mapper,
+    save_mapper,
+    split,
+    train_mapper,
+    triplets,
+)
+from stylepairs.datagen.latent.samples import Samples
+from stylepairs.datagen.latent.scorers import Score, Scorer
+from stylepairs.datagen.shell.errors import InputError
+
+SETTINGS = MapperSettings(steps=12, batch=4, width=16, learning_rate=3e-3, identity=0.1)
+
+
+class Plain(FaceReader):
+    def read(self, image: torch.Tensor) -> SeenFaces:
+        classes = torch.zeros(len(image), 19, SEEN_PX, SEEN_PX)
+        classes[:, 17, : SEEN_PX // 2] = 1
+        return SeenFaces(image, image, classes, classes[:, 17:18], torch.zeros(len(image), 68, 2), image[:, 0, 0, 0])
+
+
+def scorer() -> Scorer:
+    reader = Plain(torch.nn.Identity(), torch.nn.Identity(), "")
+    sides = slice(0, 16), slice(16, 32)
+    scores = [
+        Score(name, lambda x, _, at=at: x[..., at].mean((1, 2, 3)), True) for name, at in zip("ab", sides, strict=True)
+    ]
+    return Scorer(tuple(scores), reader, "")
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    generator, judge = tiny_generator(), scorer()
+    w = generator.mapping.to_w(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)))
+    scores = judge(generator.synthesis(w[:, None].expand(-1, generator.num_ws, -1)).clamp(-1, 1))
+    return Samples(w, {"a": scores[:, 0], "b": scores[:, 1]}, "d")
+
+
+def trained(samples: Samples, state: Path | None = None, on_step=lambda step, loss: None, **changes) -> Mapper:
+    settings = SETTINGS.model_copy(update=changes)
+    return train_mapper(tiny_generator(), "d", samples, scorer(), load_perceptual("pyramid"), settings, state, on_step)
+
+
+def error(mapper: Mapper, samples: Samples) -> float:
+    """Mean squared distance of the changes from those asked, in deviations, on samples kept to check."""
+    generator, rows = tiny_generator(), split(samples)[1]
+    deviations = torch.tensor(mapper.info.deviations)
+    w, change = triplets(samples, rows, ("a", "b"), deviations, SETTINGS.model_copy(update={"batch": 30}), 999)
+    ws = w[:, None].expand(-1, generator.num_ws, -1)
+    before, after = (scorer()(generator.synthesis(x).clamp(-1, 1)) for x in (ws, mapper.move(ws, change)))
+    return float(((after - before) / deviations - change).square().mean())
+
+
+def test_nothing_asked_is_nothing_changed_exactly(samples):
+    mapper = trained(samples, steps=2)
+    ws = samples.w[:3, None].expand(-1, 8, -1)
+    assert torch.equal(mapper.move(ws, mapper.change()), ws)
+    assert not torch.equal(mapper.move(ws, mapper.change(a=1.0)), ws)
+    with pytest.raises(InputError, match="the mapper changes a, b"):
+        mapper.change(c=1.0)
+
+
+def test_the_linear_start_makes_the_wanted_change_and_no_other_by_its_own_slopes(samples):
+    start, deviations = linear_start(samples, ("a", "b"))
+    moved = start(samples.w[:1], torch.tensor([[1.0, 0.0]])) - samples.w[:1]
+    scores = torch.stack([samples.scores["a"], samples.scores["b"]], 1)
+    centred = (samples.w - samples.w.mean(0)).double()
+    slopes = torch.linalg.lstsq(centred, ((scores - scores.mean(0)) / deviations).double()).solution
+    assert torch.allclose((moved.double() @ slopes)[0], torch.tensor([1.0, 0.0]).double(), atol=0.15)
+
+
+def test_training_comes_nearer_to_what_is_asked(samples):
+    first, last = trained(samples, steps=1, learning_rate=1e-9), trained(samples, steps=25)
+    assert error(last, samples) < 0.9 * error(first, samples)
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_mapper, "_SAVE_EVERY", 3)
+    whole, state = trained(samples), tmp_path / "state"
+
+    def stop(step: int, _loss: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(samples, state, stop)
+    assert state.exists()
+    again = trained(samples, state)
+    assert not state.exists()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name]), name
+
+
+def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
+    mapper, generator, path = trained(samples, steps=2), tiny_generator(), tmp_path / "m.safetensors"
+    save_mapper(path, mapper)
+    ws = samples.w[:2, None].expand(-1, 8, -1)
+    edit = load_edit(path, generator, "d", "b")
+    assert torch.equal(edit.move(ws, torch.tensor([0.5, -1])), mapper.move(ws, torch.tensor([[0, 0.5], [0, -1]])))
+    with pytest.raises(InputError, match="name the attribute to change: a, b"):
+        load_edit(path, generator, "d")
+    with pytest.raises(InputError, match="another generator"):
+        load_mapper(path, generator, "other")
+    save_file({"linear.weight": torch.zeros(2, 2)}, path, {"mapper": mapper.info.model_dump_json()})
+    with pytest.raises(InputError, match="do not fit"):
+        load_mapper(path, generator, "d")
+    save_file({}, path, {"mapper": "{}"})
+    with pytest.raises(InputError, match="cannot be read as a mapper"):
+        load_mapper(path, generator, "d")
+
+
+def test_scores_that_do_not_vary_or_are_not_there_are_refused(samples):
+    flat = Samples(samples.w, samples.scores | {"b": torch.zeros(300)}, "d")
+    with pytest.raises(InputError, match="b: is the same in all samples"):
+        linear_start(flat, ("a", "b"))
+    with pytest.raises(InputError, match="at least 64 are needed"):
+        linear_start(Samples(samples.w[:9], {"a": samples.scores["a"][:9]}, "d"), ("a",))
