@@ -167,6 +167,78 @@ def edit(
     print(f"{out}: {len(people)} people at {len(steps)} strengths")
 
 
+@latent.command()
+def animate(
+    edits: Annotated[list[str], typer.Argument(help="FILE=LOW:HIGH, of a mapper FILE#ATTRIBUTE=LOW:HIGH; all at once")],
+    out: Annotated[Path, typer.Option(help="the loop to write: .gif, .webp or .mp4")],
+    seconds: Annotated[float, typer.Option(min=0.1, max=120, help="of one loop")] = 2.0,
+    fps: Annotated[float, typer.Option(min=1, max=60, help="frames a second")] = 15.0,
+    in_turn: Annotated[bool, typer.Option("--in-turn", help="edits follow each other round the loop")] = False,
+    count: Annotated[int, typer.Option(min=1, max=20, help="people")] = 3,
+    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
+    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    generator: GeneratorOption = "embedded",
+    seed: SeedOption = 0,
+) -> None:
+    """Write a loop that goes along edits and back, eased at its ends: smile=-1:2, turn and hair at once."""
+    from stylepairs.datagen.latent import pictures
+    from stylepairs.datagen.latent.edits import load_edit
+    from stylepairs.datagen.latent.people import inverted_people, sampled_people
+    from stylepairs.datagen.shell.errors import InputError
+
+    network, digest = _generator(generator)
+    motions = []
+    for index, text in enumerate(edits):
+        place, _, ends = text.rpartition("=")
+        name, _, attribute = place.partition("#")
+        try:
+            low, high = (float(end) for end in ends.split(":"))
+        except ValueError:
+            raise InputError(f"{text}: must be FILE=LOW:HIGH, for example smile.safetensors=-1:2") from None
+        delay = index / len(edits) if in_turn else 0.0
+        motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
+    total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
+    people = (
+        sampled_people(network, count, psi, seed) if portraits is None else inverted_people(network, portraits, count)
+    )
+    made = []
+    with progress(total, "frames") as shown:
+        for frame in pictures.frames(network, people, motions, total):
+            made.append(frame)
+            shown.advance(1)
+    pictures.write_animation(out, made, fps)
+    print(f"{out}: {total} frames, {len(people)} people")
+
+
+@latent.command()
+def refine(
+    coarse: Annotated[Path, typer.Argument(help="a direction of `fit`, the coarse boundary")],
+    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    out: Annotated[Path, typer.Option(help="the fine boundary to write")],
+    region: Annotated[
+        str, typer.Option(help="classes of the label map that may change; default: the attribute's")
+    ] = "",
+    strength: Annotated[float, typer.Option(help="of the coarse edit, in its units")] = -2.0,
+    pairs: Annotated[int, typer.Option(min=8, help="faces with the attribute that are edited")] = 48,
+    generator: GeneratorOption = "embedded",
+) -> None:
+    """Coarse to fine: edit faces that have the attribute, keep the region alone, and fit a boundary to these pairs."""
+    from stylepairs.datagen.latent.directions import load_direction, save_direction
+    from stylepairs.datagen.latent.fitting import refine as fit_fine
+    from stylepairs.datagen.latent.samples import load_samples
+
+    network, digest = _generator(generator)
+    direction = load_direction(coarse, network, digest)
+    classes = tuple(name.strip() for name in region.split(",") if name.strip())
+    with progress(pairs, "pairs") as shown:
+        found = fit_fine(
+            network, load_samples(samples), direction, strength, pairs, classes,
+            lambda done, total: shown.reach(pairs * done / total),
+        )  # fmt: skip
+    save_direction(out, found)
+    print(f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, from {pairs} pairs")
+
+
 def _generator(source: str) -> tuple[Generator, str]:
     """The generator and its digest."""
     from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator

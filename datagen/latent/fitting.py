@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo, Score, calibrated, direction_in_w
+from stylepairs.datagen.latent.methods.coarse_to_fine import Diffusion, fine_boundary, make_pairs
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
 from stylepairs.datagen.latent.methods.sefa import factors
 from stylepairs.datagen.latent.methods.stylespace import LEAST_OVERLAP, fit_channels
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Scorer, load_scorer
+from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -64,6 +69,38 @@ def fit(method: Method, generator: Generator, digest: str, samples: Samples, wan
     info = direction.info.model_copy(update={"generator_digest": digest, "attribute": wanted.attribute})
     direction = replace(direction, info=info)
     return calibrated(direction, generator, _one(scorer), ws[:CALIBRATION_SAMPLES], float(score.std()))
+
+
+def refine(
+    generator: Generator,
+    samples: Samples,
+    coarse: Direction,
+    strength: float,
+    pairs: int,
+    classes: tuple[str, ...] = (),
+    on_pair: Callable[[int, int], None] | None = None,
+) -> Direction:
+    """The fine boundary of a coarse one: pairs of the faces that have the attribute most, each edited by `strength` in
+    the region of `classes` alone, the attribute's own where there are none; its unit as in `fit`.
+
+    Raises InputError for a direction without attribute, an attribute without region, unknown classes.
+    """
+    name = coarse.info.attribute
+    w, score = samples.scored(name)
+    scorer = load_scorer([name])
+    region = classes or scorer.scores[0].classes
+    unknown = [each for each in region if each not in CLASS]
+    if unknown or not region:
+        raise InputError(f"{name}: has no region{f' {unknown[0]!r}' if unknown else ''}; name classes with --region")
+    prior, perceptual = WPrior.fit(generator), load_perceptual("auto")
+    tools = Diffusion(generator, scorer.reader, perceptual, prior, ReconstructionSettings.model_validate({}))
+    # Those that have it most: a positive strength edits those that have it least.
+    chosen = score.argsort(descending=strength < 0)[:pairs]
+    ws = w[chosen, None].expand(-1, generator.num_ws, -1)
+    info = coarse.info.model_copy(update={"method": "coarse_to_fine", "figures": {"pairs": float(pairs)}})
+    found = fine_boundary(make_pairs(tools, coarse, ws, strength, region, on_pair), info)
+    around = w[:CALIBRATION_SAMPLES, None].expand(-1, generator.num_ws, -1)
+    return calibrated(found, generator, _one(scorer), around, float(score.std()))
 
 
 def _boundary(

@@ -1,26 +1,131 @@
-"""Pictures of edits: people below each other, degrees beside each other."""
+"""Pictures of edits: strips, people below each other and degrees beside each other; animations, eased and looped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from stylepairs.datagen.images.files import to_uint8
+from stylepairs.datagen.latent.directions import Direction
+from stylepairs.datagen.latent.edits import Edit
+from stylepairs.datagen.latent.people import Person, noise_fixed
+from stylepairs.datagen.latent.styles import styles_moved
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.generator import Generator
 
-KINDS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+STRIPS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+ANIMATIONS = (".gif", ".webp", ".mp4")
+MAX_FRAMES = 3000
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Motion:
+    """An edit that goes from `low` to `high` and back, in units of the edit, `delay` of the loop after the others."""
+
+    edit: Edit
+    low: float
+    high: float
+    delay: float = 0.0
+
+    def strengths(self, count: int) -> torch.Tensor:
+        """The strength [count] at each frame of a loop: slow at both ends, the last frame leads into the first."""
+        phase = torch.arange(count, dtype=torch.float64) / count - self.delay
+        share = (1 - (2 * math.pi * phase).cos()) / 2
+        return (self.low + (self.high - self.low) * share).float()
 
 
 def write_strip(path: Path, rows: Sequence[torch.Tensor]) -> None:
     """Write rows of images, [N,3,H,W] each, as one picture (.png, .jpg or .webp). Raises InputError."""
+    kind = STRIPS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{path}: must end in {', '.join(STRIPS)}")
+    picture = _picture(to_uint8(beside(rows)))
+    make_folder(path.parent)
+    replace_file(path, lambda file: picture.save(file, format=kind, quality=90))
+
+
+def beside(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of images [N,3,H,W] as one image [3,rows*H,N*W]."""
+    return torch.cat([torch.cat(list(row.clamp(-1, 1)), 2) for row in rows], 1)
+
+
+@torch.no_grad()
+def frames(
+    generator: Generator, people: Sequence[Person], motions: Sequence[Motion], count: int
+) -> Iterator[np.ndarray]:
+    """`count` frames uint8 [H,W,3] of a loop, the people beside each other, all motions at once."""
+    for start in range(0, count, _BATCH):
+        at = torch.arange(start, min(start + _BATCH, count))
+        images = [_moved(generator, person, motions, at, count) for person in people]
+        for index in range(len(at)):
+            yield to_uint8(beside([torch.stack([image[index] for image in images])]))
+
+
+def write_animation(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames uint8 [H,W,3] as a loop: .gif, .webp or .mp4. Raises InputError."""
+    if path.suffix.lower() not in ANIMATIONS:
+        raise InputError(f"{path}: must end in {', '.join(ANIMATIONS)}")
+    make_folder(path.parent)
+    if path.suffix.lower() == ".mp4":
+        _write_mp4(path, pictures, fps)
+        return
+    first, *others = [_picture(picture) for picture in pictures]
+    options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    if path.suffix.lower() == ".webp":
+        replace_file(path, lambda file: first.save(file, format="WEBP", quality=85, **options))
+    else:
+        replace_file(path, lambda file: first.save(file, format="GIF", **options))
+
+
+def _moved(
+    generator: Generator, person: Person, motions: Sequence[Motion], at: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The person [len(at),3,H,W] at these frames; rows of W+ and styles of all motions are added up."""
+    ws = person.ws[None].expand(len(at), -1, -1)
+    styles: dict[str, torch.Tensor] = {}
+    for motion in motions:
+        strength = motion.strengths(count)[at]
+        if isinstance(motion.edit, Direction) and motion.edit.styles:
+            for name, style in motion.edit.styles.items():
+                styles[name] = styles.get(name, 0) + strength[:, None] * style
+        else:
+            ws = motion.edit.move(ws, strength)
+    with noise_fixed(generator, person.noise), styles_moved(generator, styles):
+        image: torch.Tensor = generator.synthesis(ws)
+    return image
+
+
+def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+    """By OpenCV, which writes to a path of its own: a file beside, renamed when it is whole."""
+    import tempfile
+
+    import cv2
+
+    height, width = pictures[0].shape[:2]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animation-") as folder:
+        made = Path(folder) / "animation.mp4"
+        writer = cv2.VideoWriter(str(made), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+        if not writer.isOpened():
+            raise InputError(f"{path}: this OpenCV writes no MP4; take .webp or .gif")
+        for picture in pictures:
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        writer.release()
+        content = made.read_bytes()
+    replace_file(path, lambda file: file.write(content))
+
+
+def _picture(pixels: np.ndarray) -> Image:
     from PIL import Image
 
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: must end in {', '.join(KINDS)}")
-    whole = torch.cat([torch.cat(list(row.clamp(-1, 1)), 2) for row in rows], 1)
-    make_folder(path.parent)
-    replace_file(path, lambda file: Image.fromarray(to_uint8(whole)).save(file, format=kind, quality=90))
+    return Image.fromarray(pixels)

@@ -19,6 +19,7 @@ from torch import nn
 
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.perceptual import perceptual_distance
+from stylepairs.datagen.latent.methods import mask_face_gan as published
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.in_hand import State
 from stylepairs.datagen.reconstruction.inversion import invert
@@ -183,19 +184,18 @@ def test_mask_face_gan_losses_by_hand():
     photo, white = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
     half = torch.zeros(1, 1, 4, 4)
     half[..., :2, :] = 1
-    assert mask_face_gan.masked_mse(white, photo, half).item() == pytest.approx(0.25 / 2)
+    assert published.masked_mse(white, photo, half).item() == pytest.approx(0.25 / 2)
     probability = torch.tensor([0.95, 0.5])
     wanted = 0.95 * math.log(0.95 / 0.5) + 0.05 * math.log(0.05 / 0.5)
     torch.testing.assert_close(
-        mask_face_gan.attribute_divergence(probability), torch.tensor([0.0, wanted]), atol=1e-6, rtol=1e-5
+        published.attribute_divergence(probability), torch.tensor([0.0, wanted]), atol=1e-6, rtol=1e-5
     )
 
 
 def test_mask_face_gan_attribute_tells_photo_from_sketch():
     without, with_it = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 1.0]])
     low, middle, high = (
-        mask_face_gan.attribute_probability(x, without, with_it).item()
-        for x in (without, (without + with_it) / 2, with_it)
+        published.attribute_probability(x, without, with_it).item() for x in (without, (without + with_it) / 2, with_it)
     )
     assert (low, middle, high) == pytest.approx((0.018, 0.5, 0.982), abs=1e-3)
 

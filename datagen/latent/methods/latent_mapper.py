@@ -205,7 +205,7 @@ def train_mapper(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        on_step(step + 1, float(loss))
+        on_step(step + 1, float(loss.detach()))
         if state is not None and (step + 1) % _SAVE_EVERY == 0:
             _keep(state, network, optimiser, step + 1)
     if state is not None:
