@@ -11,6 +11,7 @@ import typer
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress
 
 if TYPE_CHECKING:
+    from stylepairs.datagen.latent.people import Person
     from stylepairs.datagen.stylegan.generator import Generator
 
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
@@ -143,7 +144,7 @@ def edit(
     import torch
 
     from stylepairs.datagen.latent.edits import load_edit
-    from stylepairs.datagen.latent.people import inverted_people, noise_fixed, sampled_people
+    from stylepairs.datagen.latent.people import noise_fixed
     from stylepairs.datagen.latent.pictures import write_strip
     from stylepairs.datagen.shell.errors import InputError
 
@@ -153,9 +154,7 @@ def edit(
         steps = [float(part) for part in strengths.split(",")]
     except ValueError:
         raise InputError(f"--strengths {strengths}: must be numbers with commas between") from None
-    people = (
-        sampled_people(network, count, psi, seed) if portraits is None else inverted_people(network, portraits, count)
-    )
+    people = _people(network, portraits, count, psi, seed)
     rows = []
     with progress(len(people), "people") as shown, torch.no_grad():
         for person in people:
@@ -183,7 +182,6 @@ def animate(
     """Write a loop that goes along edits and back, eased at its ends: smile=-1:2, turn and hair at once."""
     from stylepairs.datagen.latent import pictures
     from stylepairs.datagen.latent.edits import load_edit
-    from stylepairs.datagen.latent.people import inverted_people, sampled_people
     from stylepairs.datagen.shell.errors import InputError
 
     network, digest = _generator(generator)
@@ -198,9 +196,7 @@ def animate(
         delay = index / len(edits) if in_turn else 0.0
         motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
     total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
-    people = (
-        sampled_people(network, count, psi, seed) if portraits is None else inverted_people(network, portraits, count)
-    )
+    people = _people(network, portraits, count, psi, seed)
     made = []
     with progress(total, "frames") as shown:
         for frame in pictures.frames(network, people, motions, total):
@@ -239,9 +235,58 @@ def refine(
     print(f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, from {pairs} pairs")
 
 
+@latent.command()
+def optimise(
+    attribute: Annotated[str, typer.Argument(help="the score to change, one with gradients")],
+    samples: Annotated[Path, typer.Option(help="folder that `sample` made: tells the score's deviation")],
+    out: Annotated[Path, typer.Option(help="the picture to write: before and after, people below each other")],
+    strength: Annotated[float, typer.Option(help="change of the score, in deviations")] = 1.5,
+    size: Annotated[float | None, typer.Option(min=0.1, max=10, help="grow (1.3) or shrink (0.7) the region")] = None,
+    keep_shape: Annotated[bool, typer.Option("--keep-shape", help="hold the region's outline")] = False,
+    steps: Annotated[int, typer.Option(min=4, help="steps a person")] = 200,
+    count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
+    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
+    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    generator: GeneratorOption = "embedded",
+    seed: SeedOption = 0,
+) -> None:
+    """MaskFaceGAN: optimise each person's latent until the attribute has changed, the rest held by masks."""
+    import torch
+
+    from stylepairs.datagen.latent.fitting import spread
+    from stylepairs.datagen.latent.methods import mask_face_gan
+    from stylepairs.datagen.latent.people import picture_of
+    from stylepairs.datagen.latent.pictures import write_strip
+    from stylepairs.datagen.latent.samples import load_samples
+    from stylepairs.datagen.latent.scorers import load_scorer
+    from stylepairs.datagen.reconstruction.settings import OptimiserSettings
+
+    network, _ = _generator(generator)
+    deviation = float(spread(load_samples(samples), [attribute])[0])
+    people = _people(network, portraits, count, psi, seed)
+    settings = OptimiserSettings.model_validate({"steps": steps - 1, "decay_steps": 1})
+    wanted = mask_face_gan.Wanted(strength, size, keep_shape)
+    with progress(len(people), "people") as shown:
+        found = mask_face_gan.edit(
+            network, load_scorer([attribute]), deviation, people, wanted, settings, lambda done, _: shown.reach(done)
+        )
+    pairs = zip(people, found, strict=True)
+    write_strip(out, [torch.stack([picture_of(network, person), picture]) for person, (_, picture) in pairs])
+    print(f"{out}: {len(people)} people, {attribute} by {strength:g} deviations")
+
+
 def _generator(source: str) -> tuple[Generator, str]:
     """The generator and its digest."""
     from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 
     network = load_generator(source)
     return network, generator_digest(network)
+
+
+def _people(network: Generator, portraits: Path | None, count: int, psi: float, seed: int) -> list[Person]:
+    """Sampled people, or those of a folder of portraits, inverted."""
+    from stylepairs.datagen.latent.people import inverted_people, sampled_people
+
+    if portraits is None:
+        return sampled_people(network, count, psi, seed)
+    return inverted_people(network, portraits, count)

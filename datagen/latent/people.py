@@ -45,6 +45,16 @@ def inverted_people(
     return [Person(one.ws, one.noise, portrait) for one, portrait in zip(found, portraits, strict=True)]
 
 
+@torch.no_grad()
+def picture_of(generator: Generator, person: Person) -> torch.Tensor:
+    """The person's own picture [3,H,W] in [-1,1]: the portrait, or the render of a sample."""
+    if person.portrait is not None:
+        return person.portrait.image
+    with noise_fixed(generator, person.noise):
+        image: torch.Tensor = generator.synthesis(person.ws[None])[0]
+    return image.clamp(-1, 1)
+
+
 @contextmanager
 def noise_fixed(generator: Generator, noise: Sequence[torch.Tensor]) -> Iterator[None]:
     """Inside the block the generator's own noise maps are `noise`, one map [r,r] a layer; () leaves them."""

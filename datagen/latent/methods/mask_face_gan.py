@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.filters import blurred
-from stylepairs.datagen.latent.people import Person
+from stylepairs.datagen.latent.people import Person, picture_of
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.reconstruction.batch import Progress, optimise_all
@@ -160,7 +160,7 @@ def _job(
     noise: Sequence[torch.Tensor],
     wanted: Wanted,
 ) -> Job:
-    image = _photo(generator, person, noise)[None]
+    image = picture_of(generator, person)[None]
     seen = scorer.reader.read(image)
     without = scorer.scores[0].read(image, seen).nan_to_num(0.0)
     targets = {
@@ -171,13 +171,6 @@ def _job(
         "region": seen.labelled(*scorer.scores[0].classes)[0, 0] if scorer.scores[0].classes else seen.hair[0, 0],
     }
     return Job(person.ws, list(noise), targets)
-
-
-def _photo(generator: Generator, person: Person, noise: Sequence[torch.Tensor]) -> torch.Tensor:
-    if person.portrait is not None:
-        return person.portrait.image
-    image: torch.Tensor = generator.synthesis(person.ws[None], [level[None, None] for level in noise])[0]
-    return image.clamp(-1, 1)
 
 
 def _region(scorer: Scorer, image: torch.Tensor) -> torch.Tensor:
@@ -195,8 +188,7 @@ def _region(scorer: Scorer, image: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _blended(generator: Generator, scorer: Scorer, person: Person, found: Found) -> torch.Tensor:
     """The picture found, over the person's own outside the union of both regions."""
-    own = [level[0, 0] for level in generator.noise_maps()]
-    photo = _photo(generator, person, person.noise or own)
+    photo = picture_of(generator, person)
     made = generator.synthesis(found.ws[None], [level[None, None] for level in found.noise])[0].clamp(-1, 1)
     return photo.lerp(made, _region(scorer, torch.stack([photo, made])))
 

@@ -1,0 +1,72 @@
+"""`datagen latent`: its commands on a tiny generator, and wrong options on one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.tiny_build import generator_file
+from PIL import Image
+from typer.testing import CliRunner
+
+from stylepairs.datagen.latent.cli import latent
+from stylepairs.datagen.shell.errors import InputError
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(latent, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+def test_from_samples_to_a_direction_to_pictures(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.latent.samples.LEAST_FACE", 0.0)  # a random generator draws no faces
+    generator = ("--generator", generator_file())
+    samples, file = tmp_path / "samples", tmp_path / "brightness.safetensors"
+    run("sample", "--out", samples, "--scores", "brightness,skin_lightness", "--count", 600, "--workers", 1, *generator)
+    chosen = ("--samples", samples, "--attribute", "brightness", *generator)
+    assert "one unit is" in run("fit", "interfacegan", *chosen, "--condition", "skin_lightness", "--out", file)
+    run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")
+    run("edit", file, "--out", tmp_path / "strip.png", "--count", 2, *generator)
+    run("edit", tmp_path / "sefa.npy", "--out", tmp_path / "sefa.jpg", "--strengths", "0,1", *generator)
+    run(
+        "animate",
+        f"{file}=-1:1",
+        f"{tmp_path / 'sefa.npy'}=0:2",
+        "--in-turn",
+        "--out",
+        tmp_path / "loop.gif",
+        *generator,
+    )
+    names = ("--attributes", "brightness,skin_lightness", "--samples", samples)
+    run("train-mapper", *names, "--steps", 2, "--batch", 2, "--out", tmp_path / "m.safetensors", *generator)
+    run("edit", tmp_path / "m.safetensors", "--attribute", "brightness", "--out", tmp_path / "m.png", *generator)
+    with Image.open(tmp_path / "strip.png") as strip, Image.open(tmp_path / "loop.gif") as loop:
+        assert strip.size == (5 * 32, 2 * 32)
+        assert loop.n_frames == 30
+
+
+def test_attributes_are_listed_with_what_they_measure():
+    listed = run("attributes")
+    assert "hair_lightness" in listed
+    assert "eye distances" in listed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ("fit", "interfacegna", "--samples", "x", "--attribute", "smile", "--out", "d"),
+            "did you mean 'interfacegan'",
+        ),
+        (("edit", "none.safetensors", "--out", "x.png"), r"none.safetensors: cannot be read"),
+        (("edit", "none.npy", "--out", "x.png"), r"none.npy: cannot be read as a direction"),
+        (("animate", "none.npy=1", "--out", "x.gif"), "must be FILE=LOW:HIGH"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(*arguments, "--generator", generator_file())
