@@ -92,7 +92,7 @@ def finish_pair(
     sketch."""
     sketch, result, before = pair.sketch, pair.reconstruction, to_uint8(pair.portrait.image)
     if pair.refused or sketch is None or result is None:
-        record = record_of(pair, recipe, seed, models.digest, [pair.refused])
+        record = record_of(pair, recipe, seed, models.digest, [pair.refused], models.method)
         if sketch is None:
             return Pair(record, before=before)
         return Pair(record, before=before, mask=mask_pixels(sketch.edit_mask), sketch=to_uint8(sketch.image))
@@ -102,10 +102,10 @@ def finish_pair(
     pair.figures = figures_of(pair, sketch, images, latents, feature, models, analyser) | stage_figures(pair)
     _, reasons = quality.judge(pair.figures, recipe.gate)
     if not finite(composed.after):
-        return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE]), before=before)
+        return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE], models.method), before=before)
     return with_latents(
         Pair(
-            record_of(pair, recipe, seed, models.digest, reasons),
+            record_of(pair, recipe, seed, models.digest, reasons, models.method),
             before=before,
             after=to_uint8(composed.after),
             mask=mask_pixels(composed.mask),
@@ -152,8 +152,11 @@ def stage_figures(pair: UnfinishedPair) -> dict[str, float]:
     return figures
 
 
-def record_of(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, generator: str, reasons: list[str]) -> PairRecord:
-    """What is known of the pair; generator: the digest of that which made its latents, "" where it has none."""
+def record_of(
+    pair: UnfinishedPair, recipe: BuildRecipe, seed: int, generator: str, reasons: list[str], method: str = ""
+) -> PairRecord:
+    """What is known of the pair; generator: the digest of that which made its latents, "" where it has none; method:
+    how, "" for reconstruction."""
     return PairRecord(
         id=pair.wanted.id,
         feature=recipe.feature,
@@ -169,7 +172,7 @@ def record_of(pair: UnfinishedPair, recipe: BuildRecipe, seed: int, generator: s
         seed=seed,
         code_version=code_version(),
         split=split_of(pair.wanted.source),
-        method=models.method,
+        method=method,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def sample(
         with progress(count, "samples") as shown:
             make(sampling, out, workers or default_workers(place), shown.advance)
     except KeyboardInterrupt:
-        print("interrupted; finished parts are kept: run the same command again to go on", file=sys.stderr)
+        events.tell("interrupted; finished parts are kept: run the same command again to go on", "interrupted")
         sys.exit(INTERRUPTED)
     print(f"{out}: {count} samples, {len(names)} scores")
 
@@ -122,7 +123,7 @@ def train_mapper(
                 lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
             )  # fmt: skip
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        events.tell("interrupted; run the same command again to go on from the last checkpoint", "interrupted")
         sys.exit(INTERRUPTED)
     latent_mapper.save_mapper(out, mapper)
     print(f"{out}: {len(names)} attributes, {steps} steps")
