@@ -21,6 +21,7 @@ from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo
 from stylepairs.datagen.latent.faces import FaceReader
+from stylepairs.datagen.latent.methods.interfacegan import linear_svm
 from stylepairs.datagen.latent.people import Person, noise_fixed
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
@@ -114,8 +115,6 @@ def fine_boundary(pairs: LatentPairs, info: DirectionInfo) -> Direction:
 
     Raises InputError for fewer than LEAST_PAIRS pairs.
     """
-    from sklearn.svm import LinearSVC
-
     count = len(pairs.before)
     if count < LEAST_PAIRS:
         raise InputError(f"{count} pairs; a fine boundary needs at least {LEAST_PAIRS}")
@@ -127,7 +126,7 @@ def fine_boundary(pairs: LatentPairs, info: DirectionInfo) -> Direction:
         middle = (before + after) / 2
         points = torch.cat([before - middle, after - middle])
         scale = points.square().mean().sqrt().clamp_min(1e-12)
-        machine = LinearSVC(C=REGULARISATION, dual=False).fit((points / scale).numpy(), labels)
+        machine = linear_svm(REGULARISATION).fit((points / scale).numpy(), labels)
         normal = F.normalize(torch.from_numpy(machine.coef_[0]), dim=0)
         rows.append(normal * ((after - before) @ normal).mean())
     known = info.model_copy(update={"space": "w+", "layers": tuple(range(len(rows)))})

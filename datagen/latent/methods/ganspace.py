@@ -32,8 +32,6 @@ def feature_components(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Components [K,C] of W that best follow the features of the block at `resolution`; each of the length that moves
     its feature coordinate by one deviation, and the deviations [K] of these coordinates."""
-    from sklearn.decomposition import PCA
-
     found = []
     for rows in w.split(batch):
         kept: list[torch.Tensor] = []
@@ -45,11 +43,13 @@ def feature_components(
 
         generator.synthesis(rows[:, None].expand(-1, generator.num_ws, -1), max_resolution=resolution, fuse=keep)
         found += kept
-    features = torch.cat(found)
-    analysis = PCA(count, svd_solver="randomized", random_state=0).fit(features.numpy())
-    coordinates = torch.from_numpy(analysis.transform(features.numpy())).double()
-    # u [S,K] -> w: the least squares solution of w - mean = (u / deviation) X.
+    features = torch.cat(found).double()
+    features -= features.mean(0)
+    # The samples' coordinates along the widest components, from the products of samples, which are fewer than features.
+    variance, basis = torch.linalg.eigh(features @ features.T)
+    coordinates = (basis * variance.clamp_min(0).sqrt()).flip(1)[:, :count]
     deviation = coordinates.std(0)
+    # w from the coordinates: the least squares solution of w - mean = (u / deviation) X.
     solved = torch.linalg.lstsq(coordinates / deviation, (w - w.mean(0)).double()).solution
     return solved.float(), deviation.float()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,6 @@ def fit_boundary(w: torch.Tensor, score: torch.Tensor, share: float = SHARE, see
 
     Raises InputError where there are too few samples, or the score is the same for all.
     """
-    from sklearn.svm import LinearSVC
-
     share = min(max(share, LEAST_CLASS / max(len(score), 1)), MOST_SHARE)
     count = int(share * len(score))
     if count < 20:
@@ -55,10 +54,19 @@ def fit_boundary(w: torch.Tensor, score: torch.Tensor, share: float = SHARE, see
     labels = [np.repeat([0, 1], n) for n in (cut, count - cut)]
     points = w.double().numpy()
     centre = points.mean(0)
-    machine = LinearSVC(C=REGULARISATION, dual=False).fit(points[fit] - centre, labels[0])
+    machine = linear_svm(REGULARISATION).fit(points[fit] - centre, labels[0])
     accuracy = float(machine.score(points[check] - centre, labels[1]))
     normal = torch.from_numpy(machine.coef_[0])
     return Boundary((normal / normal.norm()).float(), accuracy, count)
+
+
+def linear_svm(regularisation: float) -> Any:
+    """scikit-learn's linear SVM, solved on the primal. Raises InputError where it is not installed."""
+    try:
+        from sklearn.svm import LinearSVC
+    except ImportError:
+        raise InputError("boundaries need scikit-learn; pip install 'stylepairs[latent]'") from None
+    return LinearSVC(C=regularisation, dual=False)
 
 
 def conditional(normal: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
