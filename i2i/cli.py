@@ -96,6 +96,20 @@ def edit(
 
 
 @app.command()
+def demo(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="run folders or files; none: the shipped weights")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 7860,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+) -> None:
+    """Serve a local page: drop a photo, choose edit and degree, paint where, compare, download."""
+    from stylepairs.i2i.page import serve
+
+    serve(runs or [], port, device)
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],

@@ -35,6 +35,7 @@ ROOMS = (
     "i2i.models",
     "i2i.train",
     "i2i.edit",
+    "i2i.page",
     "i2i.evaluation",
     "i2i.cli",
 )

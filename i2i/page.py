@@ -1,0 +1,201 @@
+"""A local page to try editors on: drop a photo, choose the edit, paint where, slide between before and after, download.
+
+By gradio (extra `page`), which serves everything from this machine; nothing leaves it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from stylepairs.datagen.images import stored
+from stylepairs.datagen.images.colors import PALETTE
+from stylepairs.datagen.images.files import save_photo
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.edit.photo_files import outcome
+from stylepairs.i2i.edit.provenance import marked
+from stylepairs.i2i.models.checkpoints import ModelInfo
+
+if TYPE_CHECKING:
+    import gradio
+
+SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
+MAX_STYLES = 60
+_SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".jfif": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
+
+
+class Page:
+    """What the page's buttons do, apart from gradio."""
+
+    def __init__(self, editors: Mapping[str, Editor], out: Path) -> None:
+        """editors by the names that the page shows; out: a folder for the downloads."""
+        self.editors, self.out, self.count = dict(editors), out, itertools.count()
+
+    def shown(self, path: str | None) -> np.ndarray | None:
+        """A dropped photo uint8 [H,W,3] sRGB at the page's size; None where there is none. Raises InputError."""
+        return None if path is None else small(stored.eight_bits(stored.srgb_of(stored.load_stored(path))))
+
+    def edit(
+        self, path: str, name: str, style: str, degree: float, painted: Sequence[np.ndarray] = ()
+    ) -> tuple[np.ndarray, np.ndarray, Path, str]:
+        """Before and after at the page's size, the file to download, and a line of what was done.
+
+        style: one of `styles_of`, or a colour; painted: layers [h,w,4] whose alpha says where the edit may go, none or
+        nothing painted: everywhere. Raises InputError.
+        """
+        editor, photo = self.editors[name], stored.load_stored(path)
+        before = stored.srgb_of(photo)
+        params = params_of(editor.info, style)
+        edited = editor(before, params, degree=degree, region=region_of_layers(painted, before.shape[:2]))
+        suffix = _SUFFIXES.get(Path(path).suffix.lower(), ".png")
+        result = stored.fitting(stored.with_edit(photo, before, edited.pixels), suffix)
+        target = self.out / f"{Path(path).stem[:80]}_{name}_{next(self.count)}{suffix}"
+        save_photo(target, marked(result))
+        eight = [small(stored.eight_bits(pixels)) for pixels in (before, edited.pixels)]
+        return eight[0], eight[1], target, outcome(edited)
+
+
+def styles_of(info: ModelInfo) -> list[str]:
+    """The kinds of edit that a model knows, as the page lists them: colours by name, "length=0.5, style=full", or one
+    that says nothing.
+    """
+    if info.style == "color":
+        return list(PALETTE)
+    choices = []
+    for name, values in info.kinds.items():
+        low_to_high = isinstance(values[0], float)
+        chosen = [values[0], (values[0] + values[-1]) / 2, values[-1]] if low_to_high else values
+        choices.append([f"{name}={value:g}" if low_to_high else f"{name}={value}" for value in chosen])
+    return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)] or ["as trained"]
+
+
+def params_of(info: ModelInfo, style: str) -> dict[str, Any]:
+    """The feature's parameters of one of `styles_of`, or of what was typed in its place. Raises InputError."""
+    if info.style == "color":
+        return {"color": style}
+    if "=" not in style:
+        return {}
+    from stylepairs.datagen.recipe import parse_override
+
+    params: dict[str, Any] = {}
+    for part in style.split(","):
+        path, value = parse_override(part.strip())
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    return params
+
+
+def region_of_layers(layers: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    """The painted part [H,W] in [0,1] of a photo of this shape; None where nothing is painted."""
+    painted = [np.asarray(layer)[..., 3] for layer in layers if np.asarray(layer).ndim == 3]
+    if not any(layer.any() for layer in painted):
+        return None
+    alpha = np.max(painted, axis=0).astype(np.float32) / 255
+    region: np.ndarray = cv2.resize((alpha > 0).astype(np.float32), shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return region
+
+
+def small(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H,W,3] at the page's size."""
+    height, width = pixels.shape[:2]
+    share = SHOWN_PX / max(height, width)
+    if share >= 1:
+        return pixels
+    size = max(round(width * share), 1), max(round(height * share), 1)
+    reduced: np.ndarray = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return reduced
+
+
+def make_page(page: Page) -> gradio.Blocks:
+    """The page as gradio's blocks, not yet started. Raises InputError where the extra is missing."""
+    try:
+        import gradio as gr
+    except ImportError:
+        raise InputError("i2i demo: needs gradio; pip install 'stylepairs[page]'") from None
+    names = list(page.editors)
+
+    def drop(path: str | None) -> Any:
+        try:
+            return page.shown(path), None, None, "" if path is None else "Choose an edit."
+        except InputError as error:
+            return None, None, None, str(error)
+
+    def choose(name: str) -> Any:
+        styles = styles_of(page.editors[name].info)
+        return gr.Dropdown(choices=styles, value=styles[0])
+
+    def edit(path: str | None, name: str, style: str, degree: float, painted: Any) -> Any:
+        if path is None:
+            return None, None, "Drop a photo first."
+        try:
+            before, after, file, line = page.edit(path, name, style, degree, (painted or {}).get("layers") or ())
+        except InputError as error:
+            return None, None, str(error)
+        return (before, after), str(file), line
+
+    with gr.Blocks(title="stylepairs", analytics_enabled=False) as blocks:
+        gr.Markdown("# stylepairs\nDrop a photo, choose an edit. Paint where it may go, or leave it to the model.")
+        with gr.Row():
+            with gr.Column():
+                photo = gr.File(label="Photo", file_types=["image"], elem_id="photo", height=90)
+                region = gr.ImageEditor(
+                    label="Paint where the edit may go",
+                    sources=(),
+                    transforms=(),
+                    brush=gr.Brush(colors=["#ff3060"], default_size=40, color_mode="fixed"),
+                    layers=False,
+                    elem_id="region",
+                )
+                feature = gr.Dropdown(names, value=names[0], label="Edit", elem_id="feature")
+                first = styles_of(page.editors[names[0]].info)
+                style = gr.Dropdown(first, value=first[0], label="Style", allow_custom_value=True, elem_id="style")
+                degree = gr.Slider(0, 1, 1, step=0.05, label="Degree", elem_id="degree")
+                button = gr.Button("Edit", variant="primary", elem_id="edit")
+            with gr.Column():
+                result = gr.ImageSlider(label="Before and after", format="png", elem_id="result", max_height=700)
+                line = gr.Markdown(elem_id="line")
+                download = gr.DownloadButton("Download at full size", elem_id="download")
+        photo.change(drop, photo, [region, result, download, line])
+        feature.change(choose, feature, style)
+        asked = [photo, feature, style, degree, region]
+        gr.on([button.click, degree.release], edit, asked, [result, download, line], concurrency_limit=1)
+    made: gradio.Blocks = blocks
+    return made
+
+
+def serve(runs: Sequence[str], port: int, device: str = "auto", block: bool = True) -> str:
+    """Load the runs and serve the page to this machine alone; gives its address. Raises InputError.
+
+    runs: as `Editor.load` takes them; none: all that the package ships. block: until interrupted.
+    """
+    editors = {}
+    for run in runs or ["embedded"]:
+        editor = Editor.load(run, device=device)
+        name, count = editor.info.feature, 1
+        while name in editors:
+            count += 1
+            name = f"{editor.info.feature} {count}"
+        editors[name] = editor
+    folder = tempfile.TemporaryDirectory(prefix="stylepairs_page_")
+    blocks = make_page(Page(editors, Path(folder.name)))
+    try:
+        _, address, _ = blocks.launch(
+            server_name="127.0.0.1", server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
+            allowed_paths=[folder.name], ssr_mode=False, show_error=True, footer_links=[],
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"--port {port}: {error}; choose another") from None
+    print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
+    if block:
+        blocks.block_thread()
+        folder.cleanup()
+    return str(address)
