@@ -62,6 +62,7 @@ def edit(
     ] = None,
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
+    video: Annotated[bool, typer.Option("--video", help="the files are videos; steady edits, sound kept")] = False,
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
@@ -77,7 +78,7 @@ def edit(
     runs, photos = (runs, photos) if runs else ([str(photos[0])], photos[1:])
     if not photos:
         raise InputError("no photos; name a run, then photos or folders of them")
-    jobs = jobs_of(photos, out, suffix)
+    jobs = jobs_of(photos, out, ".mp4" if video else suffix)
     from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.edit.journal import Journal
@@ -91,8 +92,25 @@ def edit(
     make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
     journal = Journal(out, [models, params, provenance, min_score, landmarks, parser])
-    if edit_files(editor, jobs, params, min_score, provenance, journal):
+    if video and not isinstance(editor, Editor):
+        raise InputError("--video: takes one run; edit the result with the next")
+    work = video_work(editor, params, min_score, provenance) if isinstance(editor, Editor) and video else None
+    if edit_files(editor, jobs, params, min_score, provenance, journal, work):
         raise typer.Exit(2)
+
+
+def video_work(editor: Any, params: dict[str, Any], min_score: float, provenance: bool) -> Any:
+    """What is done to each file of --video, and what is said of it."""
+    from stylepairs.datagen.shell.command_line import progress
+    from stylepairs.i2i.edit.video import edit_video
+
+    def work(path: Path, target: Path) -> str:
+        with progress(0, "frames") as shown:
+            done = edit_video(editor, path, target, params, min_score, provenance, shown.reach)
+        left = "".join(f"; some faces left: {reason}" for reason in done.refused)
+        return f"a face edited in {done.edited} of {done.frames} frames{left}"
+
+    return work
 
 
 @app.command()

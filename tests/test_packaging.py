@@ -105,8 +105,9 @@ def test_declared_packages_are_the_folders_that_hold_modules():
 
 def test_what_is_declared_is_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {_name(entry) for name in ("landmarks", "heif", "triton", "export", "page", "ray", "latent") for entry in
-              project["optional-dependencies"][name]}  # fmt: skip
+    optional = project["optional-dependencies"]
+    names = ("landmarks", "heif", "triton", "export", "page", "video", "ray", "latent")
+    extras = {_name(entry) for name in names for entry in optional[name]}
     declared = {_name(requirement) for requirement in project["dependencies"]}
     imported = {found for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") for found in _libraries(path)}
     assert imported - extras == declared

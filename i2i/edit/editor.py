@@ -162,7 +162,7 @@ class Editor:
         wanted = self.wanted(params or {}, degree)
         found = self.find(photo, min_score) if faces is None else faces
         result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
-        edits = self._edit_faces(eight_bits(photo), [face.points68 for face in found], wanted)
+        edits = self.placed_faces(eight_bits(photo), [face.points68 for face in found], wanted)
         for face, edit in zip(found, edits, strict=True):
             refused = str(edit).removeprefix("face: ") if isinstance(edit, SketchRefused) else None
             confidence = edit.confidence if isinstance(edit, Unsure | Placed) else None
@@ -223,7 +223,7 @@ class Editor:
         edit = edit._replace(output=edit.output.clamp(-1, 1))
         return [type(edit)(*(tensor[index : index + 1] for tensor in edit)) for index in range(len(inputs))]
 
-    def _edit_faces(
+    def placed_faces(
         self, photo: np.ndarray, points68: Sequence[np.ndarray], wanted: Wanted
     ) -> Iterator[Placed | SketchRefused]:
         """Of each face the edit and where it goes (see `_placed`), or why there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,10 +37,12 @@ def edit_files(
     min_score: float,
     provenance: bool = True,
     journal: Journal | None = None,
+    work: Callable[[Path, Path], str] | None = None,
 ) -> int:
     """Edit each photo into its file and print a line on it; returns how many failed. None of them ends the others.
 
-    journal: photos that it has are passed over, those that are finished are noted in it.
+    journal: photos that it has are passed over, those that are finished are noted in it. work: what is done to a file,
+    giving what is said of it; None: `edit_file`.
     """
     failed = 0
     for path, target in jobs:
@@ -49,8 +51,10 @@ def edit_files(
             if journal is not None and journal.has(path, target):
                 print(printable(f"{path} -> {target}: edited before"))
                 continue
-            edited = edit_file(editor, path, target, params, min_score, provenance)
-            done = outcome(edited)
+            if work is None:
+                done = outcome(edit_file(editor, path, target, params, min_score, provenance))
+            else:
+                done = work(path, target)
             print(printable(f"{path} -> {target}: {done}"))
             events.event("edited", photo=path, out=target, outcome=done, seconds=time.monotonic() - began)
             if journal is not None:

@@ -1,0 +1,271 @@
+"""Edits videos frame by frame, steadily: faces are followed and their places smoothed over time, and so is each edit.
+
+Frames pass one after the other through a short window, so the memory does not grow with the length. Sound is copied.
+By PyAV (extra `video`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
+from stylepairs.datagen.portraits.sketch import SketchRefused
+from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.i2i.edit.beyond_crop import EditMaps
+from stylepairs.i2i.edit.editor import MIN_SCORE, Editor, Wanted
+from stylepairs.i2i.edit.paste import paste
+from stylepairs.i2i.edit.provenance import SOURCE_TYPE
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+# Frames on each side whose landmarks are averaged with a frame's own, by a Gaussian of half as many.
+WINDOW = 4
+# Weight of a frame's own edit against that of the frames before: new enough for hair that moves.
+NEW_SHARE = 0.4
+# Frames that a face may be lost for: a hand before it, a blink of the finder.
+HELD_FRAMES = 6
+# Of the distance between eyes and mouth: two places further apart are two faces.
+_SAME_FACE = 1.0
+MAX_PIXELS = 3840 * 2160
+_QUALITY = {"crf": "16", "preset": "medium"}
+
+
+@dataclass(frozen=True)
+class VideoEdit:
+    """frames: how many; edited: in how many of them a face was edited; refused: why faces were left as they are."""
+
+    frames: int
+    edited: int
+    refused: tuple[str, ...]
+
+
+@dataclass
+class _Track:
+    """A face followed over frames: points68 by frame number, and its last edit."""
+
+    points: dict[int, np.ndarray] = field(default_factory=dict)
+    maps: EditMaps | None = None
+
+    def near(self, points68: np.ndarray) -> float:
+        last = eyes_and_mouth(self.points[max(self.points)])
+        size = max(float(np.linalg.norm(last[0] - last[2])), 1e-6)
+        return float(np.linalg.norm(eyes_and_mouth(points68).mean(0) - last.mean(0))) / size
+
+    def smoothed(self, frame: int, window: int) -> np.ndarray | None:
+        """The landmarks at a frame, averaged over those around it; None where the face is not (yet, any longer)."""
+        held = [each for each in self.points if abs(each - frame) <= max(window, HELD_FRAMES)]
+        if not held or not min(self.points) <= frame <= max(self.points) + HELD_FRAMES:
+            return None
+        chosen = [each for each in held if abs(each - frame) <= window] or [
+            min(held, key=lambda each: abs(each - frame))
+        ]
+        weights = np.exp(-0.5 * (np.array([each - frame for each in chosen]) / max(window / 2, 0.25)) ** 2)
+        average: np.ndarray = np.average(np.stack([self.points[each] for each in chosen]), axis=0, weights=weights)
+        return average
+
+
+def edit_frames(
+    editor: Editor,
+    frames: Iterable[np.ndarray],
+    wanted: Wanted,
+    min_score: float = MIN_SCORE,
+    steady: bool = True,
+    refused: set[str] | None = None,
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Edited frames uint8 [H,W,3], each with whether a face was edited in it, as many as came and in their order.
+
+    steady False: each frame by itself, as a photo. refused: reasons for which faces are left are added to it.
+    """
+    tracks: list[_Track] = []
+    waiting: deque[tuple[int, np.ndarray]] = deque()
+    window = WINDOW if steady else 0
+    for number, frame in enumerate(frames):
+        _follow(tracks, number, [face.points68 for face in _faces(editor, frame, min_score)], steady)
+        waiting.append((number, frame))
+        if len(waiting) > window:
+            yield _edit_frame(editor, *waiting.popleft(), tracks, wanted, steady, refused)
+        tracks[:] = [track for track in tracks if number - max(track.points) <= window + HELD_FRAMES]
+        for track in tracks:
+            track.points = {n: points for n, points in track.points.items() if number - n <= 2 * (window + HELD_FRAMES)}
+    while waiting:
+        yield _edit_frame(editor, *waiting.popleft(), tracks, wanted, steady, refused)
+
+
+def edit_video(
+    editor: Editor,
+    path: Path,
+    target: Path,
+    params: Mapping[str, Any],
+    min_score: float = MIN_SCORE,
+    provenance: bool = True,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> VideoEdit:
+    """Edit a video file into `target` (its suffix says the container), whole or not at all; sound is copied.
+
+    provenance: the container's comment says that it was edited. progress is told how many frames are done. Raises
+    InputError for what is no video, is too large, or has no face that can be edited.
+    """
+    try:
+        import av
+    except ImportError:
+        raise InputError("--video: needs PyAV; pip install 'stylepairs[video]'") from None
+    wanted, refused, counts = editor.wanted(params), set[str](), [0, 0]
+    make_folder(target.parent)
+    unfinished = target.with_name(f".{target.stem[:60]}.{os.getpid()}.part{target.suffix}")
+    try:
+        with av.open(str(path)) as source, av.open(str(unfinished), "w") as made:
+            reader = _Reader(path, source, made)
+            if provenance:
+                made.metadata["comment"] = SOURCE_TYPE
+            for frame, edited in edit_frames(editor, reader.frames(), wanted, min_score, refused=refused):
+                reader.write(frame)
+                counts[0], counts[1] = counts[0] + 1, counts[1] + edited
+                progress(counts[0])
+            reader.close()
+        if not counts[1]:
+            why = "; ".join(sorted(refused)) or f"no face found with a score of at least {min_score:g}"
+            raise InputError(f"{path}: {why}")
+        os.replace(unfinished, target)
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read or written as a video ({one_line(error)}); convert it to MP4"
+        ) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return VideoEdit(counts[0], counts[1], tuple(sorted(refused)))
+
+
+class _Reader:
+    """Frames of a source upright, and what becomes of them: written with their times, sound copied as it comes."""
+
+    def __init__(self, path: Path, source: Any, made: Any) -> None:
+        if not source.streams.video:
+            raise InputError(f"{path}: no picture in it; name a video")
+        self.source, self.made, self.video = source, made, source.streams.video[0]
+        if self.video.width * self.video.height > MAX_PIXELS:
+            raise InputError(f"{path}: {self.video.width} x {self.video.height} pixels, more than 4K; make it smaller")
+        self.video.thread_type = "AUTO"
+        sound = source.streams.audio[:1]
+        self.sound = [(stream, made.add_stream_from_template(stream)) for stream in sound]
+        self.stream: Any = None
+        self.times: deque[int | None] = deque()
+
+    def frames(self) -> Iterator[np.ndarray]:
+        outs = dict(self.sound)
+        for packet in self.source.demux(self.video, *outs):
+            if packet.stream is not self.video:
+                if packet.dts is not None:
+                    packet.stream = outs[packet.stream]
+                    self._ready(None)
+                    self.made.mux(packet)
+                continue
+            for frame in packet.decode():
+                turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                self.times.append(frame.pts)
+                self._ready(pixels)
+                yield pixels
+
+    def _ready(self, frame: np.ndarray | None) -> None:
+        """The stream for pictures, which has to be there before anything is written."""
+        if self.stream is not None:
+            return
+        import av
+
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        rate = self.video.average_rate or 25
+        self.stream = self.made.add_stream(codec, rate=rate, options=_QUALITY if codec == "libx264" else {})
+        height, width = frame.shape[:2] if frame is not None else (self.video.height, self.video.width)
+        self.stream.width, self.stream.height = width, height
+        self.stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+        self.stream.codec_context.time_base = self.video.time_base
+
+    def write(self, pixels: np.ndarray) -> None:
+        import av
+
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = self.times.popleft(), self.video.time_base
+        self.made.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.made.mux(self.stream.encode(None))
+
+
+def _faces(editor: Editor, frame: np.ndarray, min_score: float) -> Sequence[Any]:
+    try:
+        return editor.find(frame, min_score)
+    except InputError:
+        return []
+
+
+def _follow(tracks: list[_Track], number: int, found: Sequence[np.ndarray], steady: bool) -> None:
+    """Give each found face to the nearest track that has none yet in this frame, or begin one."""
+    if not steady:
+        tracks.clear()
+    for points in found:
+        free = [track for track in tracks if number not in track.points]
+        nearest = min(free, key=lambda track: track.near(points), default=None)
+        if nearest is None or nearest.near(points) > _SAME_FACE:
+            nearest = _Track()
+            tracks.append(nearest)
+        nearest.points[number] = np.asarray(points, np.float64)
+
+
+def _edit_frame(
+    editor: Editor,
+    number: int,
+    frame: np.ndarray,
+    tracks: Sequence[_Track],
+    wanted: Wanted,
+    steady: bool,
+    refused: set[str] | None,
+) -> tuple[np.ndarray, bool]:
+    placed = [(track, track.smoothed(number, WINDOW if steady else 0)) for track in tracks]
+    here = [(track, points) for track, points in placed if points is not None]
+    result, mask, edited = frame.copy(), np.zeros(frame.shape[:2], np.float16), False
+    edits = editor.placed_faces(frame, [points for _, points in here], wanted)
+    for (track, _), edit in zip(here, edits, strict=True):
+        if isinstance(edit, SketchRefused):
+            if refused is not None:
+                refused.add(str(edit).removeprefix("face: "))
+            continue
+        maps, transform = edit.maps, edit.transform.copy()
+        if steady:
+            maps, transform = _steadied(track, maps, transform)
+        paste(result, frame, mask, maps, transform)
+        edited = True
+    return result, edited
+
+
+def _steadied(track: _Track, maps: EditMaps, transform: np.ndarray) -> tuple[EditMaps, np.ndarray]:
+    """The edit mixed with those of the frames before, in the face's own square, where a steady face lies still."""
+    side = max(maps.side, track.maps.side if track.maps is not None else 0)
+    transform = transform.copy()
+    transform[:, 2] += (side - maps.side) // 2
+    new = _padded(maps, side)
+    if track.maps is not None:
+        old = _padded(track.maps, side)
+        mixed = ((1 - NEW_SHARE) * a + NEW_SHARE * b for a, b in
+                 ((old.gain, new.gain), (old.bias, new.bias), (old.mask, new.mask)))  # fmt: skip
+        new = EditMaps(*(values.astype(np.float32) for values in mixed))
+    track.maps = new
+    return new, transform
+
+
+def _padded(maps: EditMaps, side: int) -> EditMaps:
+    """The same edit in a wider square, in which there is nothing around it."""
+    margin = math.ceil((side - maps.side) / 2)
+    if not margin:
+        return maps
+    edge = ((margin, margin), (margin, margin), (0, 0))
+    gain, bias = (np.pad(values, edge, mode="edge") for values in (maps.gain, maps.bias))
+    return EditMaps(gain, bias, np.pad(maps.mask, margin))

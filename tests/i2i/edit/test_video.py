@@ -1,0 +1,155 @@
+"""Videos: steady edits, sound and times kept, memory that does not grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.faked_faces import FakeAnalyser, face_box, face_points
+
+from stylepairs.datagen.portraits.analysis.detection import Face
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
+from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.glean import Edit, Glean
+
+INFO = ModelInfo("hair_color", "color", {})
+BLOND = {"color": "blond"}
+
+
+class Restless(FakeAnalyser):
+    """Finds the face a few pixels aside each time, and now and then not at all."""
+
+    def __init__(self) -> None:
+        super().__init__([(80, 60)])
+        self.rng, self.looks = np.random.default_rng(1), 0
+
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+        self.looks += 1
+        x, y = np.array((80.0, 60.0)) + self.rng.normal(0, 2, 2)
+        return [] if self.looks % 7 == 6 else [Face(face_box(x, y), 0.9, face_points(x, y, 20.0))]
+
+
+class Flickering(Glean):
+    """Brightens by another amount each time."""
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
+        amount = 0.2 + 0.2 * float(torch.rand(()))
+        bias = torch.full_like(photo, amount)
+        zeros = torch.zeros_like(photo)
+        n = len(photo)
+        return Edit(
+            photo + region * bias, photo + bias, region, region, zeros, bias, photo, torch.zeros(n), torch.ones(n)
+        )
+
+
+def clip(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:
+    """A still picture with the noise of a camera."""
+    rng = np.random.default_rng(0)
+    still = np.full((*size, 3), 110.0)
+    return [np.clip(still + rng.normal(0, 2, still.shape), 0, 255).astype(np.uint8) for _ in range(count)]
+
+
+def editor_of(model: Glean, kind: type[Glean] = Flickering) -> Editor:
+    torch.manual_seed(0)
+    model.__class__ = kind
+    return Editor(model, INFO, Restless())
+
+
+def flicker(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    """How much the edit itself changes from frame to frame, mean over the pixels that are ever edited, of 255."""
+    edits = np.stack(after).astype(float) - np.stack(before)
+    ever = np.abs(edits).max((0, 3)) > 8
+    return float(np.abs(np.diff(edits, axis=0))[:, ever].mean())
+
+
+def test_steady_edits_flicker_less_than_frames_by_themselves(brightening: Glean) -> None:
+    frames = clip(40)
+    editor = editor_of(brightening)
+    figures = {}
+    for steady in (True, False):
+        after = [frame for frame, _ in edit_frames(editor, frames, editor.wanted(BLOND), steady=steady)]
+        assert len(after) == len(frames)
+        figures[steady] = flicker(frames, after)
+    print(figures)
+    assert figures[True] < 0.35 * figures[False]
+
+
+def test_a_face_that_is_lost_for_a_moment_keeps_its_edit(brightening: Glean) -> None:
+    editor = editor_of(brightening)
+    done = [edited for _, edited in edit_frames(editor, clip(21), editor.wanted(BLOND))]
+    assert all(done)
+    assert not all(edited for _, edited in edit_frames(editor, clip(21), editor.wanted(BLOND), steady=False))
+
+
+def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
+    read = 0
+
+    def frames() -> Any:
+        nonlocal read
+        for frame in clip(30):
+            read += 1
+            yield frame
+
+    editor = editor_of(brightening)
+    for number, _ in enumerate(edit_frames(editor, frames(), editor.wanted(BLOND))):
+        assert read - number <= WINDOW + 1
+
+
+def write_video(path: Path, frames: list[np.ndarray], rate: int = 25) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as made:
+        video = made.add_stream("mpeg4", rate=rate)
+        video.width, video.height, video.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
+        sound = made.add_stream("aac", rate=16000, layout="mono")
+        for frame in frames:
+            made.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        made.mux(video.encode(None))
+        tone = (0.3 * np.sin(np.arange(16000 * len(frames) // rate) * 0.2)).astype(np.float32)[None]
+        block = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        block.sample_rate, block.pts = 16000, 0
+        made.mux(sound.encode(block))
+        made.mux(sound.encode(None))
+
+
+def contents(path: Path) -> tuple[list[float], list[np.ndarray], bytes, dict[str, str]]:
+    import av
+
+    with av.open(str(path)) as source:
+        sound = b"".join(bytes(p) for p in source.demux(source.streams.audio[0]))
+    with av.open(str(path)) as source:
+        frames = list(source.decode(video=0))
+        return [f.time for f in frames], [f.to_ndarray(format="rgb24") for f in frames], sound, dict(source.metadata)
+
+
+def test_times_and_sound_are_kept_and_the_file_is_marked(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(20))
+    told: list[int] = []
+    done = edit_video(
+        editor_of(brightening), tmp_path / "a.mp4", tmp_path / "out" / "b.mp4", BLOND, progress=told.append
+    )
+    assert (done.frames, done.edited, told[-1]) == (20, 20, 20)
+    before, after = contents(tmp_path / "a.mp4"), contents(tmp_path / "out" / "b.mp4")
+    assert after[0] == pytest.approx(before[0], abs=1e-3)
+    assert after[2] == before[2]
+    assert "compositeWithTrainedAlgorithmicMedia" in after[3]["comment"]
+    assert np.mean(after[1][10][40:50, 70:90]) - np.mean(before[1][10][40:50, 70:90]) > 20
+    assert np.abs(np.mean(after[1][10][100:]) - np.mean(before[1][10][100:])) < 3
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.mp4"]
+
+
+def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "a.mp4").write_bytes(b"no video at all")
+    with pytest.raises(InputError, match=r"a\.mp4: cannot be read or written as a video"):
+        edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
+    editor = editor_of(brightening)
+    editor.analyser.find = lambda *_: []
+    write_video(tmp_path / "c.mp4", clip(5))
+    with pytest.raises(InputError, match=r"c\.mp4: no face found"):
+        edit_video(editor, tmp_path / "c.mp4", tmp_path / "b.mp4", BLOND)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "c.mp4"]
