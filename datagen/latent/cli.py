@@ -12,6 +12,10 @@ from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import INTERRUPTED, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
     from stylepairs.datagen.latent.people import Person
     from stylepairs.datagen.stylegan.generator import Generator
 
@@ -198,12 +202,14 @@ def animate(
         motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
     total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
     people = _people(network, portraits, count, psi, seed)
-    made = []
     with progress(total, "frames") as shown:
-        for frame in pictures.frames(network, people, motions, total):
-            made.append(frame)
-            shown.advance(1)
-    pictures.write_animation(out, made, fps)
+
+        def counted() -> Iterator[np.ndarray]:
+            for frame in pictures.frames(network, people, motions, total):
+                shown.advance(1)
+                yield frame
+
+        pictures.write_animation(out, counted(), fps)
     print(f"{out}: {total} frames, {len(people)} people")
 
 

@@ -88,13 +88,12 @@ def parse_layers(text: str, num_ws: int) -> list[int] | None:
     if text == "all":
         return None
     try:
-        ranges = [part.partition("-") for part in text.split(",")]
-        rows = sorted({row for low, _, high in ranges for row in range(int(low), int(high or low) + 1)})
+        ends = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
     except ValueError:
         raise InputError(f"--layers {text}: must be all, or rows as 0-3,5") from None
-    if not rows or rows[-1] >= num_ws:
-        raise InputError(f"--layers {text}: the generator has rows 0 to {num_ws - 1}")
-    return rows
+    if any(not 0 <= low <= high < num_ws for low, high in ends):
+        raise InputError(f"--layers {text}: the generator has rows 0 to {num_ws - 1}, ranges go upwards")
+    return sorted({row for low, high in ends for row in range(low, high + 1)})
 
 
 @torch.no_grad()

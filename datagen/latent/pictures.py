@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 STRIPS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 ANIMATIONS = (".gif", ".webp", ".mp4")
 MAX_FRAMES = 3000
+MAX_PIXELS = 400_000_000  # of all frames of a GIF or WebP, which are in memory together; an MP4 is written as it comes
 _BATCH = 8
 
 
@@ -72,7 +74,7 @@ def frames(
             yield to_uint8(beside([torch.stack([image[index] for image in images])]))
 
 
-def write_animation(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
     """Write frames uint8 [H,W,3] as a loop: .gif, .webp or .mp4. Raises InputError."""
     if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path}: must end in {', '.join(ANIMATIONS)}")
@@ -80,7 +82,12 @@ def write_animation(path: Path, pictures: Sequence[np.ndarray], fps: float) -> N
     if path.suffix.lower() == ".mp4":
         _write_mp4(path, pictures, fps)
         return
-    first, *others = [_picture(picture) for picture in pictures]
+    kept: list[Image] = []
+    for picture in pictures:
+        kept.append(_picture(picture))
+        if len(kept) * picture.shape[0] * picture.shape[1] > MAX_PIXELS:
+            raise InputError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels of frames; write an .mp4, or less")
+    first, *others = kept
     options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
     if path.suffix.lower() == ".webp":
         replace_file(path, lambda file: first.save(file, format="WEBP", quality=85, **options))
@@ -106,19 +113,20 @@ def _moved(
     return image
 
 
-def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+def _write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
     """By OpenCV, which writes to a path of its own: a file beside, renamed when it is whole."""
     import tempfile
 
     import cv2
 
-    height, width = pictures[0].shape[:2]
+    frames_left = iter(pictures)
+    first = next(frames_left)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animation-") as folder:
         made = Path(folder) / "animation.mp4"
-        writer = cv2.VideoWriter(str(made), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+        writer = cv2.VideoWriter(str(made), cv2.VideoWriter.fourcc(*"mp4v"), fps, first.shape[1::-1])
         if not writer.isOpened():
             raise InputError(f"{path}: this OpenCV writes no MP4; take .webp or .gif")
-        for picture in pictures:
+        for picture in itertools.chain([first], frames_left):
             writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         writer.release()
         content = made.read_bytes()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PART_SIZE = 512
 BATCH = 16  # images rendered together; fixed, so that their bits do not depend on how many there are
 SAMPLES_VERSION = 1  # raised whenever the same sampling would give other samples
+MAX_WIDTH = 1 << 14  # entries of a latent
 _W = "w"
 
 
@@ -186,13 +187,19 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         table = pa.Table.from_batches(batches)
         kinds = {name: table.schema.field(name).type for name in table.column_names}
         sound = isinstance(identity, dict) and "generator_digest" in identity and list(kinds)[:2] == [_W, FACE]
-        if not sound or not pa.types.is_fixed_size_list(kinds.pop(_W)) or set(kinds.values()) != {pa.float32()}:
+        if not sound or not _is_latent(kinds.pop(_W)) or set(kinds.values()) != {pa.float32()}:
             raise Damaged("no samples")
         if any(column.null_count for column in table.columns):
             raise Damaged("values are missing")
         return table, identity
     except Damaged as error:
         raise InputError(f"{path}: damaged samples ({error}); delete the file and sample again") from error
+
+
+def _is_latent(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and kind.list_size <= MAX_WIDTH)
 
 
 def _is_there(sampling: Sampling, out: Path, part: int) -> bool:

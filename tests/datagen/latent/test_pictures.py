@@ -63,6 +63,13 @@ def test_an_animation_is_read_back_by_others(suffix, tmp_path):
         assert abs(float(one.mean()) - float(two.mean())) < 6
 
 
+def test_too_many_pixels_for_memory_are_refused_where_frames_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.latent.pictures.MAX_PIXELS", 3 * 32 * 64)
+    endless = (np.zeros((32, 64, 3), np.uint8) for _ in range(10**9))
+    with pytest.raises(InputError, match=r"write an .mp4"):
+        write_animation(tmp_path / "loop.gif", endless, 10)
+
+
 def test_a_strip_holds_people_below_each_other(tmp_path):
     rows = [torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)] * 3
     write_strip(tmp_path / "a" / "s.png", rows)
