@@ -13,7 +13,7 @@ import torch
 from stylepairs.datagen.build.quality import Analyser, Instruments
 from stylepairs.datagen.build.settings import LATENT, RECONSTRUCTION
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.latent.edits import Edit, load_pair_edit
+from stylepairs.datagen.latent.edits import PairEdit, load_pair_edit
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, load_analyser
 from stylepairs.datagen.reconstruction.encoder import encoder_digest, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -41,7 +41,7 @@ class Models:
     device: str = "cpu"
     start: Callable[..., tuple[torch.Tensor, list[torch.Tensor]]] | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    edit: Edit | None = None
+    edit: PairEdit | None = None
     method: str = ""
 
     @property
@@ -69,8 +69,8 @@ def load_models(
     starter, start = find_encoder(encoder, network, digest), None
     edit, provenance = None, ""
     if method.startswith(LATENT):
-        edit, name, path = load_pair_edit(method.removeprefix(LATENT), network, digest)
-        digests["method"] = f"{name}:{file_digest(path, _AGAIN)}"
+        edit = load_pair_edit(method.removeprefix(LATENT), network, digest)
+        digests["method"] = f"{edit.name}:{file_digest(edit.path, _AGAIN)}"
         provenance = f"{LATENT}{digests['method']}"
     network.to(device)
     if starter is not None:

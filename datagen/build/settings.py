@@ -39,8 +39,9 @@ class BuildRecipe(BaseModel):
 
     params: the feature's parameters; a list means choices. pairs_per_portrait: "all" combinations of the choices, or
     that many of them, drawn without replacement. perceptual, perceptual_weights (a file): see `load_perceptual`.
-    method: how the edit is made in the generator: "reconstruction", or "latent:FILE", by a direction that
-    `datagen latent fit` found, or "latent:FILE#attribute" of a mapper (then of `reconstruction` only the batch counts).
+    method: how the edit is made in the generator: "reconstruction", or "latent:FILE", along a direction that
+    `datagen latent fit` found, "latent:FILE#attribute" by a mapper, "latent:FILE@1.5" at this strength (then of
+    `reconstruction` only the batch counts).
     encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.

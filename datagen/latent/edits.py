@@ -1,14 +1,23 @@
-"""Edits with a strength, from whatever file holds one, and pairs made by them: the portrait's latent is moved until it
-comes nearest to the sketch, in the place of mask-guided reconstruction. Composition, figures and gate are the same."""
+"""Edits with a strength, from whatever file holds one, and pairs made by them: the portrait's latent is moved until its
+attribute has changed as it does from photo to sketch, in the place of mask-guided reconstruction. Composition, figures
+and gate are the same."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from stylepairs.datagen.latent.attributes import ATTRIBUTES, Attribute
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo, load_direction
+from stylepairs.datagen.latent.faces import FaceReader, load_reader
 from stylepairs.datagen.latent.methods.latent_mapper import AttributeEdit, is_mapper, load_mapper
+from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress
 from stylepairs.datagen.reconstruction.inversion import Inversion
@@ -20,6 +29,8 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 FARTHEST = 4.0  # units: four deviations of the score; beyond it faces come apart
 COARSE, FINE = 1.0, 0.25  # steps of the search
+SMALLER = 0.01  # error that a unit of strength is worth: among equal ones the smallest is taken
+LEAST_CHANGE = 0.1  # deviations: a sketch that changes the attribute by less is about something else
 MOST_MISSED = 0.05  # share of a StyleSpace direction that rows of W+ may miss
 
 
@@ -36,18 +47,35 @@ def load_edit(path: Path, generator: Generator, digest: str, attribute: str = ""
     return AttributeEdit(mapper, attribute)
 
 
-def load_pair_edit(place: str, generator: Generator, digest: str) -> tuple[Edit, str, Path]:
-    """The edit that pairs are to be made by, what provenance calls it, and its file; place: "FILE" or "FILE#attribute".
+@dataclass(frozen=True)
+class PairEdit:
+    """An edit that pairs are made by; name: what provenance calls it; strength: of all pairs, None: of each its own."""
+
+    edit: Edit
+    name: str
+    path: Path
+    strength: float | None = None
+
+
+def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
+    """What pairs are to be made by; place: "FILE", of a mapper "FILE#attribute", at a strength "FILE@1.5".
 
     Raises InputError, also for an edit that no latent can hold.
     """
-    name, _, attribute = place.partition("#")
-    path = Path(name)
+    match = re.fullmatch(r"(?P<path>.+?)(?:#(?P<attribute>[^@]+))?(?:@(?P<strength>-?[0-9.]+))?", place)
+    path = Path(match["path"] if match else place)
+    attribute, text = (match["attribute"] or "", match["strength"]) if match else ("", None)
+    try:
+        strength = None if text is None else float(text)
+    except ValueError:
+        raise InputError(f"{place}: {text} is no strength; write FILE@1.5") from None
     edit = load_edit(path, generator, digest, attribute)
     if isinstance(edit, AttributeEdit):
-        return edit, f"latent mapper:{edit.attribute}", path
-    _refuse_outside_w_plus(path, edit.info)
-    return edit, f"{edit.info.method}:{edit.info.attribute}", path
+        name = f"latent mapper:{edit.attribute}"
+    else:
+        _refuse_outside_w_plus(path, edit.info)
+        name = f"{edit.info.method}:{edit.info.attribute}"
+    return PairEdit(edit, name if text is None else f"{name}@{text}", path, strength)
 
 
 def _refuse_outside_w_plus(path: Path, info: DirectionInfo) -> None:
@@ -60,42 +88,115 @@ def _refuse_outside_w_plus(path: Path, info: DirectionInfo) -> None:
 
 
 @torch.no_grad()
-def edit_along(problem: Problem, edit: Edit, progress: Progress | None = None) -> list[Reconstruction]:
-    """As `reconstruct`, for every portrait the strength at which it comes nearest to its sketch inside the edit mask.
+def edit_along(problem: Problem, by: PairEdit, progress: Progress | None = None) -> list[Reconstruction]:
+    """As `reconstruct`, for every portrait at the edit's strength, or at that which does what its sketch does.
 
-    Of the settings only `batch` counts. Figures: strength (in the edit's units, either way), reference_error.
+    The latter is where the edit's attribute, a built-in one, has changed as it does from photo to sketch; where the
+    sketch leaves the attribute alone, or it is not built in, where the render comes nearest to the sketch in its mask.
+    Of the settings only `batch` counts. Figures: strength (in the edit's units, either way); missed, the attribute's
+    distance from the wanted change in deviations, or reference_error, as in `reconstruct`.
     """
     use_channels_last(problem.generator)
+    measure = _attribute_of(by.edit) if by.strength is None else None
     found = []
-    for done, (_, inversion, sketch) in enumerate(problem.cases, 1):
-        found.append(_nearest(problem, edit, inversion, sketch))
+    for done in range(len(problem.cases)):
+        found.append(_found(problem, done, by, measure))
         if progress is not None:
-            progress(done, len(problem.cases))
+            progress(done + 1, len(problem.cases))
     return collect(problem, found)
 
 
-def _nearest(problem: Problem, edit: Edit, inversion: Inversion, sketch: Sketch) -> Found:
+def _found(problem: Problem, index: int, by: PairEdit, measure: _Measure | None) -> Found:
+    """One portrait's latent, moved."""
+    portrait, inversion, sketch = problem.cases[index]
+    if by.strength is not None:
+        ws = by.edit.move(inversion.ws[None], by.strength)[0]
+        return Found(ws, inversion.noise, {"strength": by.strength, "steps": 1.0, "finite": 1.0})
+    if measure is not None:
+        errors = _attribute_errors(problem, by.edit, measure, portrait, inversion, sketch)
+        if errors is not None:
+            return _searched(by.edit, inversion, "missed", errors)
+    return _searched(
+        by.edit, inversion, "reference_error", partial(_sketch_errors, problem, by.edit, inversion, sketch)
+    )
+
+
+Errors = Callable[[torch.Tensor], torch.Tensor]  # strengths [K] -> how far each is from what is wanted, [K]
+
+
+def _searched(edit: Edit, inversion: Inversion, name: str, errors_of: Errors) -> Found:
+    """The strength with the least error, by a coarse and a fine search; of equal ones the smallest."""
     strengths = torch.arange(-FARTHEST, FARTHEST + COARSE / 2, COARSE)
-    errors = _errors(problem, edit, inversion, sketch, strengths)
-    centre = float(strengths[errors.argmin()])
+    centre = float(strengths[(errors_of(strengths) + SMALLER * strengths.abs()).argmin()])
     fine = centre + torch.arange(-COARSE + FINE, COARSE - FINE / 2, FINE)
     fine = fine[fine.abs() <= FARTHEST]
-    errors = _errors(problem, edit, inversion, sketch, fine)
-    best = float(fine[errors.argmin()])
-    figures = {"strength": best, "reference_error": float(errors.min())}
-    figures |= {"steps": float(len(strengths) + len(fine)), "finite": float(errors.isfinite().all())}
+    errors = errors_of(fine)
+    index = int((errors + SMALLER * fine.abs()).argmin())
+    best, error = float(fine[index]), float(errors[index])
+    steps = float(len(strengths) + len(fine))
+    figures = {"strength": best, name: error, "steps": steps, "finite": float(math.isfinite(error))}
     return Found(edit.move(inversion.ws[None], best)[0], inversion.noise, figures)
 
 
-def _errors(
+@dataclass(frozen=True)
+class _Measure:
+    """The edit's attribute and its deviation over samples."""
+
+    attribute: Attribute
+    deviation: float
+    reader: FaceReader
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """images [N,3,H,W] -> [N], in deviations."""
+        found: torch.Tensor = self.attribute.read(self.reader.read(images)) / self.deviation
+        return found
+
+
+def _attribute_of(edit: Edit) -> _Measure | None:
+    """None for what is not built in: metadata of a file must not name other files to be read."""
+    if isinstance(edit, AttributeEdit):
+        info = edit.mapper.info
+        name, deviation = edit.attribute, info.deviations[info.attributes.index(edit.attribute)]
+    else:
+        name, deviation = edit.info.attribute, edit.info.deviation or 0.0
+    return _Measure(ATTRIBUTES[name], deviation, load_reader()) if name in ATTRIBUTES and deviation > 0 else None
+
+
+def _attribute_errors(
+    problem: Problem, edit: Edit, measure: _Measure, portrait: Portrait, inversion: Inversion, sketch: Sketch
+) -> Errors | None:
+    """How far the attribute's change is from that of the sketch; None where the sketch hardly changes it."""
+    measure = replace(measure, reader=measure.reader.to(portrait.image.device))
+    before, wanted = measure(torch.stack([portrait.image, sketch.image]))
+    (start,) = measure(inversion.image[None])
+    change = float(wanted - before)
+    if not abs(change) > LEAST_CHANGE or not bool(start.isfinite()):
+        return None
+
+    def errors(strengths: torch.Tensor) -> torch.Tensor:
+        reached = measure(_rendered(problem, edit, inversion, strengths)) - start
+        missed: torch.Tensor = (reached - change).abs()
+        return missed.nan_to_num(math.inf).cpu()
+
+    return errors
+
+
+def _rendered(problem: Problem, edit: Edit, inversion: Inversion, strengths: torch.Tensor) -> torch.Tensor:
+    """Renders [K,3,H,W] of the inversion at each strength."""
+    ws = edit.move(inversion.ws.expand(len(strengths), -1, -1), strengths)
+    images: list[torch.Tensor] = render(
+        problem.generator, list(ws), [inversion.noise] * len(ws), problem.settings.batch
+    )
+    return torch.stack(images)
+
+
+def _sketch_errors(
     problem: Problem, edit: Edit, inversion: Inversion, sketch: Sketch, strengths: torch.Tensor
 ) -> torch.Tensor:
     """Distance [K] of the render from the sketch at its own resolution, for each strength [K]."""
-    ws = edit.move(inversion.ws.expand(len(strengths), -1, -1), strengths)
-    width = problem.settings.batch
-    images = torch.stack(render(problem.generator, list(ws), [inversion.noise] * len(ws), width))
-    mask = sketch.edit_mask[None].expand(len(ws), -1, -1, -1)
+    images = _rendered(problem, edit, inversion, strengths)
+    mask = sketch.edit_mask[None].expand(len(images), -1, -1, -1)
     lab = torch.tensor([sketch.space == "lab"]).to(mask.device)
     reference = reference_colors(sketch.image[None], sketch.edit_mask[None], sketch.reference_px, lab)
-    wanted = reference.expand(len(ws), -1, -1, -1)
-    return reference_errors(images, [wanted], mask, lab.expand(len(ws)))[0]
+    wanted = reference.expand(len(images), -1, -1, -1)
+    return reference_errors(images, [wanted], mask, lab.expand(len(images)))[0].nan_to_num(math.inf).cpu()

@@ -50,6 +50,18 @@ def test_pairs_are_moved_along_the_direction_and_say_so(tmp_path):
     assert moved > 2
 
 
+def test_all_pairs_can_have_one_strength_and_provenance_tells_it(tmp_path):
+    path = direction_file(tmp_path)
+    build_pairs(plan(tmp_path, recipe={"method": f"latent:{path}@-1.5"}))
+    records = shards.read_index(tmp_path / "pairs", accepted_only=False)
+    assert all("hair_lightness@-1.5:" in record.method for record in records)
+    made = [record.figures["reconstruction_strength"] for record in records if not record.reasons]
+    assert made
+    assert set(made) == {-1.5}
+    with pytest.raises(InputError, match="is no strength"):
+        build_pairs(plan(tmp_path, out="other", recipe={"method": f"latent:{path}@1.5.2"}))
+
+
 def test_a_folder_of_another_direction_is_refused_and_the_same_one_elsewhere_is_not(tmp_path):
     first, second = direction_file(tmp_path), direction_file(tmp_path, seed=1)
     build_pairs(plan(tmp_path, recipe={"method": f"latent:{first}"}))
