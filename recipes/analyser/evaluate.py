@@ -30,7 +30,7 @@ from stylepairs.datagen.portraits.alignment import (
     invert_transform,
     warp,
 )
-from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
+from stylepairs.datagen.portraits.analysis.analyser import Face, FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 
 GROUPS = {  # the classes that the figure counts, sides merged
@@ -158,20 +158,34 @@ def end_to_end_figures(analyser: FaceAnalyser, split: list[Labelled]) -> dict[st
     return _agreement("end_to_end", pairs)
 
 
+def eye_errors(faces: list[Face], truth: np.ndarray) -> list[float]:
+    """Of the face that is meant, points68 `truth`: the errors of both eyes in eye distances; [] where it is missed."""
+    best = nearest(faces, truth)
+    return _eyes(faces[best], truth).tolist() if best is not None else []
+
+
+def nearest(faces: list[Face], truth: np.ndarray) -> int | None:
+    """Which face has both its eyes near those of points68 `truth`; None: no one."""
+    far = [float(_eyes(face, truth).max()) for face in faces]
+    return int(np.argmin(far)) if far and min(far) <= FOUND_WITHIN else None
+
+
+def _eyes(face: Face, truth: np.ndarray) -> np.ndarray:
+    there, found = eyes_and_mouth(truth)[:2], eyes_and_mouth(face.points68)[:2]
+    return np.asarray(np.linalg.norm(found - there, axis=-1) / np.hypot(*(there[0] - there[1])))
+
+
 def _match(analyser: FaceAnalyser, image: np.ndarray, faces: list[np.ndarray]) -> dict[str, list[float]]:
     """faces: points68 that are there. Each found face answers for the nearest; what is left over is invented."""
     found = list(analyser.find(image, MIN_SCORE))
     eye, point, missed = [], [], 0
     for truth in faces:
-        eyes = eyes_and_mouth(truth)[:2]
-        unit = np.hypot(*(eyes[0] - eyes[1]))
-        errors = [np.linalg.norm(eyes_and_mouth(face.points68)[:2] - eyes, axis=-1) / unit for face in found]
-        best = int(np.argmin([e.max() for e in errors])) if errors else -1
-        if best < 0 or errors[best].max() > FOUND_WITHIN:
+        best = nearest(found, truth)
+        if best is None:
             missed += 1
             continue
-        face = found.pop(best)
-        eye += errors[best].tolist()
+        face, unit = found.pop(best), np.hypot(*np.diff(eyes_and_mouth(truth)[:2], axis=0)[0])
+        eye += _eyes(face, truth).tolist()
         point.append(float(np.linalg.norm(face.points68 - truth, axis=-1).mean() / unit))
     return {"eye": eye, "point": point, "missed": [missed], "faces": [len(faces)], "extra": [len(found)]}
 
@@ -190,10 +204,10 @@ def _summary(name: str, results: list[dict[str, list[float]]]) -> dict[str, obje
 
 def _agreement(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
     """IoU per class pooled over all pixels, its mean, and the mean over photos of the hair's."""
-    pooled = {group: _iou([(np.isin(a, c), np.isin(b, c)) for a, b in pairs]) for group, c in GROUPS.items()}
-    hair = [_iou([(a == 17, b == 17)]) for a, b in pairs]
+    pooled = {group: iou([(np.isin(a, c), np.isin(b, c)) for a, b in pairs]) for group, c in GROUPS.items()}
+    hair = [iou([(a == 17, b == 17)]) for a, b in pairs]
     per_photo = [
-        _iou([(np.isin(a, c), np.isin(b, c))]) for a, b in pairs for c in GROUPS.values() if np.isin(b, c).any()
+        iou([(np.isin(a, c), np.isin(b, c))]) for a, b in pairs for c in GROUPS.values() if np.isin(b, c).any()
     ]
     return {
         f"{name}_iou": {group: round(value, 4) for group, value in pooled.items()},
@@ -206,7 +220,7 @@ def _agreement(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[st
     }
 
 
-def _iou(masks: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def iou(masks: list[tuple[np.ndarray, np.ndarray]]) -> float:
     both, either = sum(int((a & b).sum()) for a, b in masks), sum(int((a | b).sum()) for a, b in masks)
     return both / either if either else 1.0
 

@@ -34,7 +34,7 @@ def main() -> None:
         metadata = {
             "network": name,
             "config": "{}",
-            "trained": f"recipes/analyser/train.py, {log[-1]['step']} steps, moving average, public-domain portraits",
+            "trained": f"recipes/analyser/train.py, {log[-1]['step']} steps, moving average, portraits of docs/limits.md",
             "last_losses": json.dumps(log[-1]),
             "figures": json.dumps(figures),
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 
 
@@ -28,23 +29,40 @@ class Labelled:
 
 
 def read_split(folder: Path, limit: int | None = None) -> list[Labelled]:
-    """All photos of `folder` (raw/, aligned/, label/, hair/, landmarks.npz), sorted by name; None = no limit."""
+    """All photos of `folder` (aligned/, label/, hair/, landmarks.npz, index.jsonl; raw/ where there is one), by name.
+
+    Without raw/, the aligned crop stands in for the photo. The mesh may lie in raw or in aligned pixels. limit: None =
+    no limit.
+    """
+    names = sorted(json.loads(line)["name"] for line in (folder / "index.jsonl").read_text().splitlines())
     with np.load(folder / "landmarks.npz") as stored:
         points = dict(zip(stored["name"].tolist(), stored["mesh468"][:, MESH_TO_68].astype(np.float64), strict=True))
-        moves = dict(zip(stored["name"].tolist(), stored["raw_to_aligned256"], strict=True))
-    names = sorted(json.loads(line)["name"] for line in (folder / "index.jsonl").read_text().splitlines())
-    return [
-        Labelled(
-            name=name,
-            raw=read_rgb(folder / "raw" / f"{name}.jpg"),
-            points68=points[name],
-            aligned=read_rgb(folder / "aligned" / f"{name}.jpg"),
-            label=read_grey(folder / "label" / f"{name}.png"),
-            hair=read_grey(folder / "hair" / f"{name}.png"),
-            raw_to_aligned=moves[name],
+        known = (
+            stored["raw_to_aligned256"] if "raw_to_aligned256" in stored else np.tile(np.eye(2, 3), (len(points), 1, 1))
         )
-        for name in names[:limit]
-    ]
+        moves = dict(zip(stored["name"].tolist(), known, strict=True))
+    return [_labelled(folder, name, points[name], moves[name]) for name in names[:limit]]
+
+
+def _labelled(folder: Path, name: str, points68: np.ndarray, raw_to_aligned: np.ndarray) -> Labelled:
+    aligned = read_rgb(folder / "aligned" / f"{name}.jpg")
+    raw = folder / "raw" / f"{name}.jpg"
+    if _is_aligned(points68):
+        points68 = apply_transform(invert_transform(raw_to_aligned), points68)
+    return Labelled(
+        name=name,
+        raw=read_rgb(raw) if raw.is_file() else aligned,
+        points68=points68,
+        aligned=aligned,
+        label=read_grey(folder / "label" / f"{name}.png"),
+        hair=read_grey(folder / "hair" / f"{name}.png"),
+        raw_to_aligned=raw_to_aligned,
+    )
+
+
+def _is_aligned(points68: np.ndarray) -> bool:
+    """Whether the points lie as in an aligned crop of 256 px: level eyes at FFHQ's distance around its middle."""
+    return bool((np.abs(ffhq_transform(points68, 256) - np.eye(2, 3)) < (0.02, 0.02, 2)).all())
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
@@ -86,19 +104,19 @@ def _light(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.
     elif rng.random() < 0.6 * strength:
         grey = pixels.mean(-1, keepdims=True)
         pixels = grey + (pixels - grey) * np.float32(rng.uniform(0.4, 1.6))
-        pixels = pixels * (1 + rng.normal(0, 0.09, 3).astype(np.float32))
+        pixels = pixels * (1 + rng.normal(0, 0.12, 3).astype(np.float32))
     if rng.random() < 0.6 * strength:
-        pixels = np.clip(pixels, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.35)))
+        pixels = np.clip(pixels, 0, 1) ** np.float32(np.exp(rng.normal(0.1, 0.45)))
     if rng.random() < 0.6 * strength:
         middle = np.float32(pixels.mean())
         pixels = middle + (pixels - middle) * np.float32(rng.uniform(0.5, 1.4)) + np.float32(rng.normal(0, 0.1))
-    if rng.random() < 0.25 * strength:  # light from one side
+    if rng.random() < 0.35 * strength:  # light from one side
         h, w = pixels.shape[:2]
         angle = rng.uniform(0, 2 * np.pi)
         ramp = np.linspace(-1, 1, w, dtype=np.float32) * np.cos(angle) + np.linspace(-1, 1, h, dtype=np.float32)[
             :, None
         ] * np.sin(angle)
-        pixels = pixels * (1 + np.float32(rng.uniform(0.1, 0.5)) * ramp[..., None]).astype(np.float32)
+        pixels = pixels * (1 + np.float32(rng.uniform(0.1, 0.9)) * ramp[..., None]).astype(np.float32)
     return np.asarray(np.clip(pixels, 0, 1))
 
 

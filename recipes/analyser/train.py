@@ -14,20 +14,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from photos import read_rgb, read_split
+from glasses import with_frames
+from photos import Labelled, read_rgb, read_split
 from safetensors.torch import load_file
 from samples import detector_sample, landmark_sample, parser_sample
 from torch import nn
 from training import Batch, to_input, train
 
 from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
+from stylepairs.datagen.portraits.landmarks import NOSE_TIP, eyes_and_mouth
+from stylepairs.datagen.portraits.portrait import CLASS
 
 SETTINGS = {  # steps, batch, learning rate
     "detector": (3000, 48, 2e-3),
     "landmarks": (4000, 48, 2e-3),
     "parser": (4000, 24, 2e-3),
 }
-SMALL_CLASSES = (2, 3, 4, 5, 7, 8, 11, 12, 13)  # thin parts, which a plain mean over pixels would give up
+TURNED, DARK = 0.1, 0.4  # of an eye distance, and grey in [0,1]: beyond these a photo counts twice
+SMALL_CLASSES = (2, 3, 4, 5, 6, 7, 8, 11, 12, 13)  # thin parts, which a plain mean over pixels would give up
 
 
 def detector_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -68,11 +72,10 @@ def landmark_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
 def parser_loss(net: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """Cross entropy and soft Dice of the classes, binary cross entropy of the matte.
 
-    Counted on four of the sixteen pixels of each 4x4 block, drawn anew each step: cheaper, the same in the mean.
+    Counted on two of the sixteen pixels of each 4x4 block, drawn anew each step: cheaper, the same in the mean.
     """
-    out = net(to_input(batch["image"]), blocks=True)
-    chosen = torch.randperm(PARSER_BLOCK_PX**2, device=out.device)[:4]
-    out = out[:, :, chosen].transpose(1, 2).flatten(0, 1)
+    chosen = torch.randperm(PARSER_BLOCK_PX**2, device=batch["image"].device)[:2]
+    out = net(to_input(batch["image"]), chosen=chosen).transpose(1, 2).flatten(0, 1)
     label = _blocks(batch["label"])[:, chosen].flatten(0, 1).long()
     matte = _blocks(batch["hair"])[:, chosen].flatten(0, 1).float() / 255
     logits, hair = out[:, :-1], out[:, -1]
@@ -97,9 +100,10 @@ def _blocks(plane: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=list(SETTINGS))
-    parser.add_argument("--portraits", type=Path, required=True, help="training split")
+    parser.add_argument("--portraits", type=Path, nargs="+", required=True, help="training splits")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--negatives", type=Path, help="folder of pictures without faces (detector and landmarks)")
+    parser.add_argument("--frames", type=Path, help="folder that glasses.py wrote, looked through (parser)")
     parser.add_argument("--mined", type=Path, help="folder that mine.py wrote (landmarks)")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -111,7 +115,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     steps, batch, rate = SETTINGS[arguments.network]
-    split = read_split(arguments.portraits)
+    whole = [photo for folder in arguments.portraits for photo in read_split(folder)]
+    split = balanced(with_frames(whole, arguments.frames) if arguments.frames else whole)
     hard, mined = read_negatives(arguments.negatives), read_negatives(arguments.mined)
     build, make, loss = {
         "detector": (DetectorNet, partial(detector_sample, split, hard), detector_loss),
@@ -135,6 +140,24 @@ def main() -> None:
         arguments.learning_rate or rate,
         arguments.seed,
     )
+
+
+def balanced(split: list[Labelled]) -> list[Labelled]:
+    """The split with its rare kinds counted twice: heads turned away, and faces in dark skin or poor light."""
+    return split + [photo for photo in split if _turned(photo) > TURNED or _lightness(photo) < DARK]
+
+
+def _turned(photo: Labelled) -> float:
+    """How far the tip of the nose lies beside the middle of the eyes, in eye distances: 0 from the front."""
+    right, left, _ = eyes_and_mouth(photo.points68)
+    across = left - right
+    return float(abs((photo.points68[NOSE_TIP] - (right + left) / 2) @ across / (across @ across)))
+
+
+def _lightness(photo: Labelled) -> float:
+    """The mean of the skin's grey in [0,1]."""
+    skin = photo.aligned[photo.label == CLASS["skin"]]
+    return float(skin.mean()) / 255 if len(skin) else 1.0
 
 
 def read_negatives(folder: Path | None) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ def train(  # noqa: PLR0913 - all that a training is made of
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda s: min((s + 1) / 100, 0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1)) + 0.002)
+        optimiser,
+        lambda s: min((s + 1) / min(100, steps / 10), 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1)) + 0.002),
     )
     average = copy.deepcopy(net).eval().requires_grad_(False)
     progress = Progress(average)

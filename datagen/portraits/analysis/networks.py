@@ -101,8 +101,18 @@ class ParserNet(nn.Module):
         self.up64 = _conv(w * 3, w * 4)
         self.head = nn.Conv2d(w * 4, (PARSER_CLASSES + 1) * PARSER_BLOCK_PX**2, 1)
 
-    def forward(self, aligned: torch.Tensor, blocks: bool = False) -> torch.Tensor:
-        """blocks=True gives [N,20,16,64,64] instead: the sixteen pixels of each block, row by row."""
+    def forward(self, aligned: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """chosen [K] gives [N,20,K,64,64] instead: those of the sixteen pixels of each block, counted row by row."""
+        y64 = self._cells(aligned)
+        if chosen is None:
+            return F.pixel_shuffle(self.head(y64).float(), PARSER_BLOCK_PX)
+        planes = torch.arange(self.head.out_channels, device=chosen.device).view(PARSER_CLASSES + 1, -1)
+        rows = planes[:, chosen].flatten()
+        out = F.conv2d(y64, self.head.weight[rows], self.head.bias[rows])  # type: ignore[index]
+        return out.float().unflatten(1, (PARSER_CLASSES + 1, -1))
+
+    def _cells(self, aligned: torch.Tensor) -> torch.Tensor:
+        """What the head reads, [N,C,64,64]."""
         x64 = self.stem(torch.cat([F.pixel_unshuffle(aligned, PARSER_BLOCK_PX), _coordinates(aligned)], 1))
         x32 = self.down32(x64)
         x16 = self.down16(x32)
@@ -110,8 +120,8 @@ class ParserNet(nn.Module):
         y8 = self.up8(torch.cat([x8, _double(self.down4(x8))], 1))
         y16 = self.up16(torch.cat([x16, _double(y8)], 1))
         y32 = self.up32(torch.cat([x32, _double(y16)], 1))
-        out = self.head(self.up64(torch.cat([x64, _double(y32)], 1))).float()
-        return out.unflatten(1, (PARSER_CLASSES + 1, -1)) if blocks else F.pixel_shuffle(out, PARSER_BLOCK_PX)
+        y64: torch.Tensor = self.up64(torch.cat([x64, _double(y32)], 1))
+        return y64
 
 
 class Residual(nn.Module):

@@ -1,0 +1,145 @@
+"""The recipe of the face analyser: a stopped run goes on as if it had not stopped, and splits are read alike whether
+their points lie in the photo or in its crop."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
+from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, PARSER_CLASSES, ParserNet
+from stylepairs.datagen.portraits.landmarks import MESH_TO_68
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "analyser"
+NAMES = ("evaluate", "glasses", "groups", "photos", "samples", "textures", "train", "training")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recipe_on_path():
+    """The recipe's scripts import each other by plain name, as when run."""
+    held = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.modules.update(held)
+
+
+class Stopped(Exception):
+    """The run was killed here."""
+
+
+def small_run(out: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+    """Six steps of a small network; stop_after: the step whose loss never comes."""
+    from training import train
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+    seen = 0
+
+    def loss(net, batch):
+        nonlocal seen
+        seen += 1
+        if stop_after is not None and seen > stop_after:
+            raise Stopped
+        return {"square": (net(batch["image"]).float() - 1).square().mean()}
+
+    def sample(rng):
+        return {"image": rng.normal(size=(3, 8, 8)).astype(np.float32)}
+
+    return train(net, sample, loss, out, 6, 2, 0.01, precision="no", save_every=2).state_dict()
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    whole = small_run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        small_run(tmp_path / "broken", stop_after=3)
+    resumed = small_run(tmp_path / "broken")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_chosen_pixels_of_a_block_are_those_of_the_whole_picture():
+    net, image = ParserNet(width=2).eval(), torch.rand(1, 3, 64, 64) * 2 - 1
+    chosen = torch.tensor([5, 14])
+    with torch.no_grad():
+        whole, some = net(image), net(image, chosen=chosen)
+    assert some.shape == (1, PARSER_CLASSES + 1, 2, 16, 16)
+    for place, pixel in enumerate(chosen.tolist()):
+        row, column = divmod(pixel, PARSER_BLOCK_PX)
+        torch.testing.assert_close(some[:, :, place], whole[:, :, row::PARSER_BLOCK_PX, column::PARSER_BLOCK_PX])
+
+
+def face_points() -> np.ndarray:
+    """points68 of a face that fills an aligned crop of 256 px as FFHQ's does."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(60, 200, (68, 2))
+    points[36:42], points[42:48] = [96, 120] + rng.normal(0, 2, (6, 2)), [160, 120] + rng.normal(0, 2, (6, 2))
+    points[48], points[54] = (105, 185), (151, 185)
+    return apply_transform(ffhq_transform(points, 256), points)
+
+
+def write_split(folder: Path, points68: np.ndarray, raw_to_aligned: np.ndarray | None) -> None:
+    for part, channels in (("aligned", 3), ("label", 1), ("hair", 1)):
+        (folder / part).mkdir(parents=True)
+        name = "one.jpg" if part == "aligned" else "one.png"
+        cv2.imwrite(str(folder / part / name), np.full((256, 256, channels), 17, np.uint8))
+    mesh = np.zeros((1, 468, 2), np.float32)
+    mesh[0, MESH_TO_68] = points68
+    stored = {} if raw_to_aligned is None else {"raw_to_aligned256": raw_to_aligned[None]}
+    np.savez(folder / "landmarks.npz", name=np.array(["one"]), mesh468=mesh, **stored)
+    (folder / "index.jsonl").write_text(json.dumps({"name": "one"}) + "\n")
+    if raw_to_aligned is not None:
+        (folder / "raw").mkdir()
+        cv2.imwrite(str(folder / "raw" / "one.jpg"), np.zeros((400, 300, 3), np.uint8))
+
+
+def test_points_end_in_the_photo_wherever_they_were_given(tmp_path):
+    from photos import read_split
+
+    aligned, move = face_points(), np.array([[0.5, 0.1, 30.0], [-0.1, 0.5, 10.0]])
+    raw = apply_transform(invert_transform(move), aligned)
+    write_split(tmp_path / "in_crop", aligned, move)
+    write_split(tmp_path / "in_photo", raw, move)
+    write_split(tmp_path / "crop_alone", aligned, None)
+    for name in ("in_crop", "in_photo"):
+        (photo,) = read_split(tmp_path / name)
+        assert photo.raw.shape == (400, 300, 3)
+        np.testing.assert_allclose(photo.points68, raw, atol=1e-3)
+    (photo,) = read_split(tmp_path / "crop_alone")
+    assert photo.raw is photo.aligned
+    np.testing.assert_allclose(photo.points68, aligned, atol=1e-3)
+
+
+def test_lines_around_the_eyes_are_frames_and_brows_are_none(tmp_path):
+    from dataclasses import replace
+
+    from glasses import frames, with_frames
+    from photos import read_split
+
+    write_split(tmp_path, face_points(), None)
+    (photo,) = read_split(tmp_path)
+    image, label = np.full((256, 256, 3), 190, np.uint8), np.ones((256, 256), np.uint8)
+    bare = replace(photo, aligned=image, label=label)
+    assert not frames(bare).any()
+    lines = np.zeros((256, 256), np.uint8)
+    for x in (96, 160):
+        cv2.circle(lines, (x, 120), 24, 255, 3)
+    cv2.line(lines, (118, 116), (138, 116), 255, 3)
+    worn = image.copy()
+    worn[lines > 0] = 30
+    found = frames(replace(bare, aligned=worn))
+    assert (found & (lines > 0)).sum() > 0.7 * (lines > 0).sum()
+    assert found.sum() < 1.5 * (lines > 0).sum()
+    assert not frames(replace(bare, aligned=worn, label=np.where(lines > 0, 2, label).astype(np.uint8))).any()
+    (tmp_path / "masks" / "wrong").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "masks" / "one.png"), found.astype(np.uint8) * 255)
+    (marked,) = with_frames([bare], tmp_path / "masks")
+    assert ((marked.label == 6) == found).all()
+    (tmp_path / "masks" / "one.png").rename(tmp_path / "masks" / "wrong" / "one.png")
+    assert with_frames([bare], tmp_path / "masks") == []
