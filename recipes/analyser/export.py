@@ -10,16 +10,20 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from training import save_average
 
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS
+
+Weights = dict[str, torch.Tensor]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="append", required=True, help="NETWORK=DIR of train.py; repeat for several")
     parser.add_argument("--figures", type=Path, help="JSON that evaluate.py wrote")
+    parser.add_argument("--keep", type=float, default=0.0, help="share of the weights there that stays (see average)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     figures = json.loads(arguments.figures.read_text()) if arguments.figures else {}
@@ -27,20 +31,28 @@ def main() -> None:
     for run in arguments.run:
         name, folder = run.split("=", 1)
         net = NETWORKS[name]()
+        path = arguments.out / f"analyser_{name}.safetensors"
+        weights = load_file(Path(folder) / "ema.safetensors")
         net.load_state_dict(
-            {k: v.float() for k, v in load_file(Path(folder) / "ema.safetensors").items()}, strict=False
+            average(weights, load_file(path), arguments.keep) if arguments.keep else weights, strict=False
         )
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         metadata = {
             "network": name,
             "config": "{}",
-            "trained": f"recipes/analyser/train.py, {log[-1]['step']} steps, moving average, portraits of docs/limits.md",
+            "trained": f"recipes/analyser/train.py, {log[-1]['step']} steps, portraits of docs/limits.md",
             "last_losses": json.dumps(log[-1]),
             "figures": json.dumps(figures),
         }
-        path = arguments.out / f"analyser_{name}.safetensors"
         save_average(net, path, metadata)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def average(trained: Weights, shipped: Weights, keep: float) -> Weights:
+    """Weights between those trained on and those they started from, which keep more of what these knew (Wortsman et
+    al., 2022, "Robust fine-tuning of zero-shot models").
+    """
+    return {key: keep * shipped[key].float() + (1 - keep) * value.float() for key, value in trained.items()}
 
 
 if __name__ == "__main__":

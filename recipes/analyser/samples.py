@@ -231,7 +231,7 @@ def without_face(photo: Labelled, rng: np.random.Generator, size_px: int = CANVA
             fill + rng.normal(0, rng.uniform(0, 20), (raw.shape[0] // 8 + 1, raw.shape[1] // 8 + 1, 3)), 0, 255
         ).astype(np.uint8)
         cover = cv2.resize(cover, raw.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    elif choice < 0.75:
+    elif choice < 0.75 or raw.shape[0] < 3 * reach:  # rolled, a crop would bring the face back
         cover = cv2.resize(paint(128, rng), raw.shape[1::-1])
     else:
         cover = np.roll(raw, int(reach * 1.6), axis=0)

@@ -143,3 +143,20 @@ def test_lines_around_the_eyes_are_frames_and_brows_are_none(tmp_path):
     assert ((marked.label == 6) == found).all()
     (tmp_path / "masks" / "one.png").rename(tmp_path / "masks" / "wrong" / "one.png")
     assert with_frames([bare], tmp_path / "masks") == []
+
+
+def test_a_face_that_was_painted_over_does_not_come_back(tmp_path, monkeypatch):
+    import samples
+    from photos import Labelled
+
+    monkeypatch.setattr(samples, "paint", lambda size_px, rng: np.full((size_px, size_px, 3), 127, np.uint8))
+    points = np.random.default_rng(0).uniform(70, 190, (68, 2))
+    points[:4] = (60, 128), (196, 128), (128, 65), (128, 195)
+    checks = (np.indices((256, 256)) // 4).sum(0)[..., None] % 2 * np.array([-255, 255, -255]) + np.array([255, 0, 255])
+    inside = np.zeros((256, 256), np.uint8)
+    cv2.ellipse(inside, (128, 128), (50, 70), 0, 0, 360, 255, -1)
+    image = np.where(inside[..., None] > 0, checks, 127).astype(np.uint8)
+    photo = Labelled("one", image, points, image, inside, inside, np.eye(2, 3))
+    for seed in range(24):
+        left = samples.without_face(photo, np.random.default_rng(seed), 128).astype(int)
+        assert (np.ptp(left, axis=-1) > 120).mean() < 0.01
