@@ -105,11 +105,12 @@ class ParserNet(nn.Module):
         """chosen [K] gives [N,20,K,64,64] instead: those of the sixteen pixels of each block, counted row by row."""
         y64 = self._cells(aligned)
         if chosen is None:
-            return F.pixel_shuffle(self.head(y64).float(), PARSER_BLOCK_PX)
+            whole: torch.Tensor = F.pixel_shuffle(self.head(y64).float(), PARSER_BLOCK_PX)
+            return whole
         planes = torch.arange(self.head.out_channels, device=chosen.device).view(PARSER_CLASSES + 1, -1)
         rows = planes[:, chosen].flatten()
         out = F.conv2d(y64, self.head.weight[rows], self.head.bias[rows])  # type: ignore[index]
-        return out.float().unflatten(1, (PARSER_CLASSES + 1, -1))
+        return torch.unflatten(out.float(), 1, (PARSER_CLASSES + 1, -1))
 
     def _cells(self, aligned: torch.Tensor) -> torch.Tensor:
         """What the head reads, [N,C,64,64]."""
