@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,11 @@ def train(
     digest = generator_digest(generator)
     about = (run.model.size_px, settings.style, (generator.num_ws, generator.config.w_dim), digest)
     refused, unseen = read_refused(pairs, "train"), evenly_spaced(read_refused(pairs, "val"), settings.val_pairs)
-    dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds, refused)
+    augmentation = settings.data
+    if run.model.config.region_logit:  # weights of an earlier version begin with the region, and go on so
+        augmentation = augmentation.model_copy(update={"region_dropped_share": 0.0, "region_rough_share": 0.0})
+        say(f"init {settings.init}: these weights need a region; init none trains a model that decides alone where")
+    dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
     val = PairDataset(pairs, held_out, *about, kinds=kinds, refused=unseen)
     if settings.losses.latent and all(record.generator_digest != digest for record in records):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
@@ -158,7 +163,7 @@ def initial_model(settings: TrainingSettings, feature: str, channels: int) -> Gl
     if settings.init == "none":
         return Glean(load_generator(settings.generator), config)
     model, _ = checkpoints.load_model(settings.init, feature)
-    if model.config != config:
+    if model.config != replace(config, region_logit=model.config.region_logit):
         raise InputError(f"init {settings.init}: is {model.config}, the recipe asks for {config}; change one of them")
     return model.train()
 
