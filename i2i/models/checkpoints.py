@@ -76,7 +76,8 @@ def save_model(path: Path, model: Glean, info: ModelInfo, half: bool = False) ->
 def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, ModelInfo]:
     """The model, in eval mode, float32, and what its file says.
 
-    source: "embedded" (the shipped weights of `feature`), a training run's folder, or a .safetensors file.
+    source: "embedded" (the shipped weights of `feature`), "embedded:FEATURE", a training run's folder, or a
+    .safetensors file.
     Raises InputError when there is none, it is something else, or it is damaged.
     """
     path = model_path(source, feature)
@@ -106,7 +107,11 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, 
 
 def model_path(source: str | Path, feature: str = "hair_color") -> Path:
     """The model file that `load_model` reads for a source; InputError when there is none."""
-    if str(source) == "embedded":
+    kind, _, named = str(source).partition(":")
+    if kind == "embedded":
+        feature = named or feature
+        if not feature.isidentifier():
+            raise InputError(f"{source}: after the colon stands a feature's name, as in embedded:bangs")
         path = Path(str(files("stylepairs.i2i") / "weights" / f"{feature}.safetensors"))
         if not path.is_file():
             raise InputError(f"embedded: no weights are shipped for {feature}; train some with `i2i train {feature}`")

@@ -155,23 +155,15 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         return sample
 
     def refused_sample(self, index: int, asked: PairRecord) -> Sample:
-        """A portrait that the feature refused, with another pair's parameters: nothing of it is to change."""
+        """A portrait that the feature refused, with another pair's parameters and region, by which it is not to be told
+        from the pairs: nothing of it is to change."""
         record = self.refused[index]
         before = load_pair(self.pairs, record, ("before",)).before
         if before is None:
             raise InputError(f"{record.shard}: pair {record.id} has no before; build it again")
-        photo = _image(before, self.size_px)
-        return {
-            "photo": photo,
-            "target": photo,
-            "mask": torch.zeros_like(photo[:1]),
-            "region": torch.ones_like(photo[:1]),
-            "degree": torch.tensor(asked.degree, dtype=torch.float32),
-            "style": style_of(self.style, asked.params, self.kinds),
-            "ws": torch.zeros(self.latent_shape),
-            "ws_valid": torch.zeros(()),
-            "applies": torch.zeros(()),
-        }
+        photo, other = _image(before, self.size_px), self.pair_sample(asked)
+        nothing = {"ws_valid": torch.zeros(()), "applies": torch.zeros(())}
+        return other | {"photo": photo, "target": photo} | nothing
 
 
 def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
@@ -217,10 +209,11 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
     elif kind < settings.identity_share:
         share = 0.0
     target = clean.lerp(to_float(recoloured["target"]), share)
+    edited = mask * sample["applies"]
     return {
         "photo": photo,
-        "target": photo + mask * (target - photo),  # outside the mask the photo stays as it came, degraded or not
-        "mask": mask,
+        "target": photo + edited * (target - photo),  # outside the mask the photo stays as it came, degraded or not
+        "mask": edited,
         "region": augment.region(tightened(mask), settings, rng),
         "degree": sample["degree"] * share,
         "style": code,

@@ -86,9 +86,11 @@ def color_distance(image: torch.Tensor, wanted_lab: torch.Tensor, region: torch.
     return (distance * present).sum() / present.sum().clamp_min(1)
 
 
-def confidence_cross_entropy(logits: torch.Tensor, applies: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of whether the feature applies [N]."""
-    return F.binary_cross_entropy_with_logits(logits, applies)
+def confidence_cross_entropy(logits: torch.Tensor, applies: torch.Tensor, refused_share: float) -> torch.Tensor:
+    """Cross-entropy of whether the feature applies [N], as if as many samples were refused as not; refused_share: how
+    many of them are."""
+    weight = 2 * torch.where(applies > 0.5, refused_share, 1 - refused_share)
+    return (weight * F.binary_cross_entropy_with_logits(logits, applies, reduction="none")).mean()
 
 
 def latent_l2(ws: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

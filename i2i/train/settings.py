@@ -57,7 +57,7 @@ class DataSettings(Section):
         default=0.5, ge=0, le=1, description="of the others: their region is shifted, softened or grown a bit"
     )
     refused_share: float = Field(
-        default=0.1, ge=0, le=1, description="samples of portraits that the feature refused: photo kept, confidence 0"
+        default=0.15, ge=0, le=1, description="samples of portraits that the feature refused: photo kept, confidence 0"
     )
 
 
@@ -72,7 +72,7 @@ class LossSettings(Section):
     perceptual: float = Field(default=1.0, ge=0)
     matching: float = Field(default=0.0, ge=0, description="coarse frozen features of what was edited")
     texture: float = Field(default=0.0, ge=0, description="local mean and deviation of fine frozen features there")
-    confidence: float = Field(default=0.1, ge=0, description="whether the feature applies")
+    confidence: float = Field(default=0.5, ge=0, description="whether the feature applies")
     mask: float = Field(default=0.5, ge=0)
     color: float = Field(default=0.0, ge=0, description="mean colour inside the mask against the target's")
     generated: float = Field(default=0.5, ge=0, description="l1 of the frozen generator's own image against the target")

@@ -218,9 +218,10 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
     if weights.mask:
         terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, tight)
     if weights.confidence:
-        terms["confidence"] = weights.confidence * losses.confidence_cross_entropy(
-            edit.confidence_logits, batch["applies"]
+        sure = losses.confidence_cross_entropy(
+            edit.confidence_logits, batch["applies"], run.settings.data.refused_share
         )
+        terms["confidence"] = weights.confidence * sure
     if weights.color:
         region, code = (tight > 0.5).float(), decode_color(batch["style"])
         wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])

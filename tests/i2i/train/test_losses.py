@@ -170,5 +170,10 @@ def test_texture_distance_draws_a_flat_image_towards_strands() -> None:
 
 def test_confidence_is_told_apart_by_its_logit() -> None:
     logits = torch.tensor([2.0, -1.0])
-    expected = (softplus(-2) + softplus(-1)) / 2
-    assert losses.confidence_cross_entropy(logits, torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)
+    expected = 2 * (0.2 * softplus(-2) + 0.8 * softplus(-1)) / 2
+    assert losses.confidence_cross_entropy(logits, torch.tensor([1.0, 0.0]), 0.2).item() == pytest.approx(expected)
+    applies = (torch.arange(100) >= 20).float()  # a fifth are refused: to say nothing is to say one half
+    guess = torch.zeros(100, requires_grad=True)
+    losses.confidence_cross_entropy(guess, applies, 0.2).backward()
+    assert guess.grad is not None
+    assert guess.grad.sum().item() == pytest.approx(0, abs=1e-6)

@@ -384,6 +384,18 @@ def test_model_file_of_another_kind_is_one_clear_line(tmp_path: Path, generator_
             checkpoints.load_model(path)
 
 
+def test_shipped_weights_are_named_by_their_feature() -> None:
+    model, info = checkpoints.load_model("embedded:bangs")
+    assert (info.feature, info.style) == ("bangs", "params")
+    assert model.config.draws
+    assert not model.config.region_logit  # decides alone
+    assert checkpoints.load_model("embedded")[1].feature == "hair_color"
+    with pytest.raises(InputError, match="no weights are shipped for teeth"):
+        checkpoints.load_model("embedded:teeth")
+    with pytest.raises(InputError, match="stands a feature's name"):
+        checkpoints.load_model("embedded:../weights/bangs")
+
+
 def test_half_precision_file_edits_alike(tmp_path: Path, model) -> None:
     info = checkpoints.ModelInfo("hair_color", "color", {})
     with torch.no_grad():
