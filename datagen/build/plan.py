@@ -6,6 +6,7 @@ made, resumed and shared out is `shard_runner`'s.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,8 +85,8 @@ class BuildPlan(ShardedPlan):
         return make_pairs(self.recipe, self._wanted(jobs), models, self.seed, self.cache, advance)
 
     def _wanted(self, jobs: range) -> list[WantedPair]:
-        files = {file.name: file for file in load_portraits(self.portraits)}
-        photos, choices, wanted = photo_digests(self.portraits), self.choices, []
+        files, photos = _portraits(self.portraits, _stamp(self.portraits))
+        choices, wanted = self.choices, []
         portrait = None
         for job in jobs:
             name = self.names[job // self.per_portrait]
@@ -95,6 +96,18 @@ class BuildPlan(ShardedPlan):
             source = photos.get(name, portrait.digest)
             wanted.append(WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source))
         return wanted
+
+
+@functools.lru_cache(maxsize=1)
+def _portraits(folder: Path, _stamp: object) -> tuple[dict[str, PortraitFile], dict[str, str]]:
+    """The portraits of a folder by name, and their photos' digests: read once in each worker, not for each shard."""
+    return {file.name: file for file in load_portraits(folder)}, photo_digests(folder)
+
+
+def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
+    """What changes when a folder's lists do."""
+    lists = (folder / name for name in ("landmarks.npz", "index.jsonl"))
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in lists if path.exists())
 
 
 def plan_build(  # noqa: PLR0913 - all but three by name

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from stylepairs.datagen.build.finished import Counts, Finished, note_finished, read_finished
 from stylepairs.datagen.build.inversion_cache import SAME_BITS
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.settings import BuildRecipe, code_version
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.index import PairIndex
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import replace_file
@@ -99,9 +101,9 @@ class ShardedPlan(abc.ABC):
 class BuildEvent:
     """What a build reports as it goes. work: pairs' worth of it done since the last event; the rest are messages.
 
-    shard: the one just finished, with its counts, and seconds since it was begun. pair: the one just made, with why it
-    was rejected, and seconds since the one before it; its shard is not finished yet. reasons: of a finished shard, by
-    kind.
+    shard: the one just finished, with its counts, the id of its first pair, and seconds since it was begun. pair: the
+    one just made, with why it was rejected, and seconds since the one before it; its shard is not finished yet.
+    reasons: of a finished shard, by kind.
     """
 
     work: float = 0.0
@@ -114,6 +116,7 @@ class BuildEvent:
     reason: str = ""
     reasons: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,14 @@ def build_pairs(
 
         def tell(event: BuildEvent) -> None:
             noted.add(event.work, event.accepted, event.reasons, now=not event.resumed)
+            if event.shard:
+                count = event.accepted + event.rejected
+                counts = event.first, count, event.accepted, event.reasons
+                note_finished(plan.out, rank, plan.out / event.shard, counts)
             on_event(event)
 
-        missing = [index for index in mine if not _is_finished(plan, index, tell)]
+        notes = read_finished(plan.out)
+        missing = [index for index in mine if not _is_finished(plan, index, notes, rank, tell)]
         # With nothing to make the folder may be of another build: an error all the same.
         run(functools.partial(_prepare, plan), missing or [_NOTHING], workers, tell)
         return _conclude(plan)
@@ -183,10 +191,8 @@ def build_shard(plan: ShardedPlan, index: int, models: Models, on_event: OnEvent
         _check_folder(plan, models, "another build was started in it meanwhile")  # the last moment before the rename
 
     shards.write_shard(path, pairs())
-    seconds = time.monotonic() - began
-    on_event(
-        BuildEvent(shard=path.name, accepted=counts[True], rejected=counts[False], reasons=reasons, seconds=seconds)
-    )
+    seconds, first = time.monotonic() - began, shards.pair_id(plan.shard_jobs(index)[0])
+    on_event(BuildEvent(0.0, path.name, counts[True], counts[False], reasons=reasons, seconds=seconds, first=first))
 
 
 def _prepare(plan: ShardedPlan, on_event: OnEvent) -> Callable[[int], None]:
@@ -236,21 +242,30 @@ def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
         yield f"{path or BUILD_FILE} was {was}, now {now}"
 
 
-def _is_finished(plan: ShardedPlan, index: int, on_event: OnEvent) -> bool:
-    path = plan.shard_path(index)
+def _is_finished(plan: ShardedPlan, index: int, notes: Mapping[str, Finished], rank: int, on_event: OnEvent) -> bool:
+    """Whether a shard is there and whole: as it was noted, else by all that its tar says of itself."""
+    path, jobs = plan.shard_path(index), plan.shard_jobs(index)
     if not path.exists():
         return False
-    try:
-        records = shards.scan_shard(path)
-    except InputError as error:
-        on_event(BuildEvent(note=f"{error}: making it again"))
-        return False
-    if [record.id for record in records] != [shards.pair_id(job) for job in plan.shard_jobs(index)]:
+    note = notes.get(path.name)
+    if note is not None and note.is_of(path):
+        same = (note.first, note.pairs) == (shards.pair_id(jobs[0]), len(jobs))
+        counts: Counts = note.first, note.pairs, note.accepted, note.reasons
+    else:
+        try:
+            records = shards.scan_shard(path)
+        except InputError as error:
+            on_event(BuildEvent(note=f"{error}: making it again"))
+            return False
+        same = [record.id for record in records] == [shards.pair_id(job) for job in jobs]
+        reasons = Counter(kind for record in records for kind in record.reason_kinds)
+        counts = shards.pair_id(jobs[0]), len(records), sum(record.accepted for record in records), reasons
+    if not same:
         raise InputError(f"{path}: holds other pairs than this build's; choose another --out")
-    accepted = sum(record.accepted for record in records)
-    reasons = Counter(kind for record in records for kind in record.reason_kinds)
-    rejected = len(records) - accepted
-    on_event(BuildEvent(len(records), accepted=accepted, rejected=rejected, resumed=True, reasons=reasons))
+    if note is None or not note.is_of(path):
+        note_finished(plan.out, rank, path, counts)
+    _, count, accepted, found = counts
+    on_event(BuildEvent(count, accepted=accepted, rejected=count - accepted, resumed=True, reasons=found))
     return True
 
 
@@ -259,5 +274,7 @@ def _conclude(plan: ShardedPlan) -> BuildResult:
     complete = all(plan.shard_path(index).exists() for index in range(plan.shard_count))
     if complete:
         shards.update_manifest(plan.out)
-    records = shards.read_index(plan.out, accepted_only=False) if shards.shard_paths(plan.out) else []
-    return BuildResult(len(records), sum(record.accepted for record in records), complete)
+    index = shards.open_index(plan.out) if shards.shard_paths(plan.out) else []
+    if isinstance(index, PairIndex):
+        return BuildResult(len(index), len(index.where(accepted=True)), complete)
+    return BuildResult(len(index), sum(record.accepted for record in index), complete)

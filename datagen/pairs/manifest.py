@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FIGURE = "figure_"
+FIGURE = "figure_"
+_ROWS = 65_536  # of a row group: what a reader holds of it at once
 
 
 @dataclass
@@ -31,15 +32,22 @@ class _Part:
 _PARTS = TypeAdapter(list[_Part])
 
 
-def write_manifest(path: Path, records: Sequence[PairRecord], shard_sizes: Mapping[str, int]) -> None:
-    """Write the table, whole or not at all; a figure that a pair has not, or that was not finite, is null."""
+def write_manifest(path: Path, shards: Iterable[Sequence[PairRecord]], shard_sizes: Mapping[str, int]) -> int:
+    """Write the table of the records of all shards, whole or not at all; returns how many they are.
+
+    A figure that a pair has not, or that was not finite, is null. One shard's records are in memory at a time, and the
+    table: a kilobyte a pair.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    figures = sorted({name for record in records for name in record.figures})
-    schema = _schema(figures).with_metadata({"shards": json.dumps(shard_sizes)})
-    table = pa.Table.from_pylist([_row(record) for record in records], schema)
-    replace_file(path, lambda file: pq.write_table(table, file))
+    tables = [_table(records) for records in shards]
+    figures = sorted({name for table in tables for name in table.schema.names if name.startswith(FIGURE)})
+    schema = schema_of([name.removeprefix(FIGURE) for name in figures])
+    table = pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(schema.names)
+    table = table.replace_schema_metadata({"shards": json.dumps(shard_sizes)})
+    replace_file(path, lambda file: pq.write_table(table, file, row_group_size=_ROWS))
+    return int(table.num_rows)
 
 
 def describes(path: Path, shard_sizes: Mapping[str, int]) -> bool:
@@ -68,23 +76,40 @@ def read_manifest(path: Path) -> Iterator[PairRecord]:
         raise InputError(f"{path}: damaged manifest ({one_line(error)}); delete it, the shards suffice") from error
 
 
+def _table(records: Sequence[PairRecord]) -> pa.Table:
+    import pyarrow as pa
+
+    figures = sorted({name for record in records for name in record.figures})
+    return pa.Table.from_pylist([_row(record) for record in records], schema_of(figures))
+
+
 def _row(record: PairRecord) -> dict[str, Any]:
-    figures = {f"{_FIGURE}{name}": value for name, value in record.figures.items()}
+    figures = {f"{FIGURE}{name}": value for name, value in record.figures.items()}
+    parents = [vars(parent) for parent in record.parents]
     parts = [{"name": name, "offset": offset, "bytes": size} for name, (offset, size) in record.parts.items()]
     texts = {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("params", "origin")}
-    return asdict(record) | texts | {"parts": parts} | figures
+    return vars(record) | texts | {"parts": parts, "parents": parents} | figures
 
 
 def _record(row: dict[str, Any]) -> PairRecord:
     """Raises ValidationError."""
     parts = {part.name: (part.offset, part.bytes) for part in _PARTS.validate_python(row.get("parts"))}
-    figures = {name.removeprefix(_FIGURE): value for name, value in row.items() if name.startswith(_FIGURE)}
+    return record_of_row(row, parts)
+
+
+def record_of_row(row: dict[str, Any], parts: dict[str, tuple[int, int]]) -> PairRecord:
+    """The record of a row of the table, its parts apart; figures of columns that are not there are left out.
+
+    Raises ValidationError.
+    """
+    figures = {name.removeprefix(FIGURE): value for name, value in row.items() if name.startswith(FIGURE)}
     known = {"params": OBJECT.validate_json(row.get("params") or ""), "parents": row.get("parents") or []}
     known["origin"] = OBJECT.validate_json(row.get("origin") or "{}")
     return RECORD.validate_python(row | known | {"figures": figures, "parts": parts})
 
 
-def _schema(figures: Sequence[str]) -> pa.Schema:
+def schema_of(figures: Sequence[str]) -> pa.Schema:
+    """The table's columns, with these figures."""
     import pyarrow as pa
 
     texts = (
@@ -101,7 +126,7 @@ def _schema(figures: Sequence[str]) -> pa.Schema:
             ("parents", pa.list_(pa.struct([(name, pa.string()) for name in Parent.__annotations__]))),
             ("params", pa.string()),
             ("origin", pa.string()),
-            *((f"{_FIGURE}{name}", pa.float64()) for name in figures),
+            *((f"{FIGURE}{name}", pa.float64()) for name in figures),
             ("parts", pa.list_(pa.struct([("name", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]))),
         ]
     )

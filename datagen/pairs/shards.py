@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.pairs import manifest
 from stylepairs.datagen.pairs.codec import encode_npz, encode_png
+from stylepairs.datagen.pairs.index import PairIndex, open_manifest
 from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, tar_members
 from stylepairs.datagen.shell.durable import replace_file
@@ -57,9 +58,8 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
 def write_manifest(directory: Path) -> int:
     """Write `manifest.parquet` from the tars in `directory`; returns the number of pairs."""
-    records = [record for path in shard_paths(directory) for record in scan_shard(path)]
-    manifest.write_manifest(directory / MANIFEST, records, _shard_sizes(directory))
-    return len(records)
+    sizes = _shard_sizes(directory)
+    return manifest.write_manifest(directory / MANIFEST, map(scan_shard, shard_paths(directory)), sizes)
 
 
 def update_manifest(directory: Path) -> None:
@@ -81,6 +81,14 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
     return list(_records(Path(directory), accepted_only, split))
+
+
+def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
+    """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, without their figures."""
+    directory = Path(directory)
+    if shard_paths(directory) and _manifest_is_current(directory):
+        return open_manifest(directory / MANIFEST, sum(_shard_sizes(directory).values()))
+    return read_index(directory, accepted_only=False)
 
 
 def read_pairs(

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.features import SEPARATOR
 from stylepairs.datagen.images.files import to_float, to_uint8
+from stylepairs.datagen.pairs.index import PairIndex
 from stylepairs.datagen.pairs.record import Pair, PairRecord
-from stylepairs.datagen.pairs.shards import load_pair, read_index
+from stylepairs.datagen.pairs.shards import load_pair, open_index
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import (
     Kinds,
@@ -46,9 +47,14 @@ BATCHES_AHEAD = 4
 Sample = dict[str, torch.Tensor]
 
 
-def read_records(pairs: Path, split: str) -> list[PairRecord]:
-    """The accepted pairs of one side of the split ("train" or "val"), in order; InputError when train is empty."""
-    records = read_index(pairs, accepted_only=True, split=split)
+def read_records(pairs: Path, split: str) -> Sequence[PairRecord]:
+    """The accepted pairs of one side of the split ("train" or "val"), in order, without their figures; InputError when
+    train is empty."""
+    index = open_index(pairs)
+    if isinstance(index, PairIndex):
+        records: Sequence[PairRecord] = index.where(accepted=True, split=split)
+    else:
+        records = [record for record in index if record.accepted and record.split == split]
     if not records and split == "train":
         raise InputError(
             f"{pairs}: no accepted pair to train on; `datagen inspect {pairs}` shows why pairs were rejected"
@@ -56,21 +62,32 @@ def read_records(pairs: Path, split: str) -> list[PairRecord]:
     return records
 
 
-def read_refused(pairs: Path, split: str) -> list[PairRecord]:
+def read_refused(pairs: Path, split: str) -> Sequence[PairRecord]:
     """The portraits of one side of the split to which the feature did not apply: nothing was made of them."""
+    index = open_index(pairs)
+    if isinstance(index, PairIndex):
+        return index.where(accepted=False, split=split, having="before", lacking="after")
     return [
         record
-        for record in read_index(pairs, accepted_only=False, split=split)
-        if not record.accepted and "before" in record.parts and "after" not in record.parts
+        for record in index
+        if not record.accepted and record.split == split and "before" in record.parts and "after" not in record.parts
     ]
 
 
-def read_pairs(pairs: Path, style: Style, held_out_count: int) -> tuple[list[PairRecord], list[PairRecord], Kinds]:
+def read_pairs(pairs: Path, style: Style, held_out_count: int) -> tuple[Sequence[PairRecord], list[PairRecord], Kinds]:
     """The pairs to train on, at most so many held-out ones, and what a style "params" tells apart in them."""
     records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
-    kinds = kinds_of([record.params for record in records]) if style == "params" else {}
+    kinds = kinds_of(distinct(records, "params")) if style == "params" else {}
     chosen = evenly_spaced(held_out, held_out_count)
     return records, [record for record in chosen if is_of_kinds(record.params, kinds)], kinds
+
+
+def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
+    """The different values of a field among the records; of parameters perhaps some more than once."""
+    if isinstance(records, PairIndex):
+        return records.distinct(name)
+    values = (getattr(record, name) for record in records)
+    return list(values if name == "params" else dict.fromkeys(values))
 
 
 def evenly_spaced(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
@@ -84,22 +101,27 @@ def one_feature(records: Sequence[PairRecord], pairs: Path, wanted: str | None =
 
     Pairs of a combination ("bangs+hair_color") are of each of its features.
     """
-    features = sorted({record.feature for record in records})
+    features = sorted(distinct(records, "feature"))
     if len(features) != 1:
         raise InputError(f"{pairs}: pairs of several features ({', '.join(features)}); train one model on each")
     if wanted is not None and wanted != features[0] and wanted not in features[0].split(SEPARATOR):
         raise InputError(f"{pairs}: pairs of {features[0]}, the recipe is for {wanted}; take the recipe of the pairs")
-    return features[0]
+    return str(features[0])
 
 
-def data_digest(records: Sequence[PairRecord]) -> str:
-    """Names a set of pairs: sha256 over ids, sources, parameters and places, in order."""
+def data_digest(*sets: Sequence[PairRecord]) -> str:
+    """Names sets of pairs: sha256 over ids, sources, parameters and places, in order."""
     digest = hashlib.sha256()
-    for r in records:
-        digest.update(
-            f"{r.id} {r.portrait_digest} {r.generator_digest} {r.params} {r.seed} {r.shard} {r.parts}\n".encode()
-        )
+    for records in sets:
+        for place in _places(records):
+            digest.update(f"{' '.join(map(str, place))}\n".encode())
     return digest.hexdigest()
+
+
+def _places(records: Sequence[PairRecord]) -> Iterable[tuple[Any, ...]]:
+    if isinstance(records, PairIndex):
+        return records.places()
+    return ((r.id, r.portrait_digest, r.generator_digest, r.params, r.seed, r.shard, r.parts) for r in records)
 
 
 class PairDataset(torch.utils.data.Dataset[Sample]):

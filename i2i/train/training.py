@@ -34,6 +34,7 @@ from stylepairs.i2i.train.data import (
     Sample,
     batches,
     data_digest,
+    distinct,
     evenly_spaced,
     load_batches,
     one_feature,
@@ -79,10 +80,10 @@ def train(
         say(f"init {settings.init}: these weights need a region; init none trains a model that decides alone where")
     dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
     val = PairDataset(pairs, held_out, *about, kinds=kinds, refused=unseen)
-    if settings.losses.latent and all(record.generator_digest != digest for record in records):
+    if settings.losses.latent and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
-    identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest([*records, *refused]))
+    identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records, refused))
     info = checkpoints.ModelInfo(feature, settings.style, identity.model_dump(), kinds)
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():

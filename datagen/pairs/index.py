@@ -1,0 +1,188 @@
+"""The records of a manifest as columns: a million pairs in one gigabyte, each made into a PairRecord when asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from pydantic import ValidationError
+
+from stylepairs.datagen.pairs.manifest import FIGURE, record_of_row, schema_of
+from stylepairs.datagen.pairs.record import OBJECT, PairRecord
+from stylepairs.datagen.shell.decode import Damaged, decoding
+from stylepairs.datagen.shell.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 1024
+# A pair takes two blocks of its tar at the least: a manifest of more rows lies.
+_LEAST_BYTES = 1024
+_REPEATED = (
+    "shard", "feature", "split", "portrait", "portrait_digest", "source_digest", "generator_digest", "code_version",
+    "params", "origin",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Where the parts of all pairs lie: entries starts[row] to starts[row + 1] of the flat columns."""
+
+    names: list[str]
+    kinds: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    starts: np.ndarray
+
+    def of(self, row: int) -> dict[str, tuple[int, int]]:
+        """name -> (offset, bytes)."""
+        here = slice(self.starts[row], self.starts[row + 1])
+        names = (self.names[kind] for kind in self.kinds[here].tolist())
+        return dict(zip(names, zip(self.offsets[here].tolist(), self.sizes[here].tolist(), strict=True), strict=True))
+
+    def having(self, name: str) -> np.ndarray:
+        """Which rows have a part of this name, bool [N]."""
+        found = np.zeros(len(self.starts) - 1, bool)
+        if name in self.names:
+            entries = np.flatnonzero(self.kinds == self.names.index(name))
+            found[np.searchsorted(self.starts, entries, side="right") - 1] = True
+        return found
+
+
+class PairIndex(Sequence[PairRecord]):
+    """Records of a manifest, or of some of its rows; made by `open_manifest`. Figures are left out.
+
+    A record that cannot be raises InputError when it is asked for.
+    """
+
+    def __init__(self, path: Path, table: pa.Table, parts: _Parts, rows: np.ndarray) -> None:
+        self._path, self._table, self._parts, self._rows = path, table, parts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PairRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PairIndex: ...
+
+    def __getitem__(self, index: int | slice) -> PairRecord | PairIndex:
+        if isinstance(index, slice):
+            return self._of(self._rows[index])
+        return next(self._records(self._rows[[index]]))
+
+    def __iter__(self) -> Iterator[PairRecord]:
+        for start in range(0, len(self._rows), _BATCH):
+            yield from self._records(self._rows[start : start + _BATCH])
+
+    def where(
+        self, accepted: bool | None = None, split: str | None = None, having: str = "", lacking: str = ""
+    ) -> PairIndex:
+        """Those that are accepted (or not), of one side of the split, with a part, and without another."""
+        import pyarrow.compute as pc
+
+        kept = np.ones(len(self._table), bool)
+        if accepted is not None:
+            kept &= self._numpy(pc.equal(self._table["accepted"], accepted))
+        if split is not None:
+            kept &= self._numpy(pc.equal(self._table["split"].combine_chunks().cast("string"), split))
+        if having:
+            kept &= self._parts.having(having)
+        if lacking:
+            kept &= ~self._parts.having(lacking)
+        return self._of(self._rows[kept[self._rows]])
+
+    def distinct(self, name: str) -> list[Any]:
+        """The different values of a field of text, or of `params`, among these records."""
+        values = self._table[name].take(self._rows).unique().to_pylist()
+        if name != "params":
+            return list(values)
+        return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
+
+    def places(self) -> Iterator[tuple[Any, ...]]:
+        """(id, portrait_digest, generator_digest, params, seed, shard, parts) of every record, not checked further."""
+        known: dict[str, Any] = {}
+        for start in range(0, len(self._rows), _BATCH):
+            rows = self._rows[start : start + _BATCH]
+            names = ("id", "portrait_digest", "generator_digest", "params", "seed", "shard")
+            columns = [self._table[name].take(rows).to_pylist() for name in names]
+            for row, (id, portrait, generator, params, seed, shard) in zip(
+                rows.tolist(), zip(*columns, strict=True), strict=True
+            ):
+                if params not in known:
+                    known[params] = self._checked(functools.partial(OBJECT.validate_json, params or ""))
+                yield id, portrait, generator, known[params], seed, shard, self._parts.of(row)
+
+    def _records(self, rows: np.ndarray) -> Iterator[PairRecord]:
+        for row, values in zip(rows.tolist(), self._table.take(rows).to_pylist(), strict=True):
+            yield self._checked(functools.partial(record_of_row, values, self._parts.of(row)))
+
+    def _checked(self, make: Any) -> Any:
+        try:
+            return make()
+        except ValidationError as error:
+            raise _damaged(self._path, error) from error
+
+    def _of(self, rows: np.ndarray) -> PairIndex:
+        return PairIndex(self._path, self._table, self._parts, rows)
+
+    @staticmethod
+    def _numpy(values: Any) -> np.ndarray:
+        found: np.ndarray = values.fill_null(False).to_numpy(zero_copy_only=False)
+        return found
+
+
+def open_manifest(path: Path, shard_bytes: int) -> PairIndex:
+    """The records of a manifest of shards of so many bytes in all. Raises InputError for a damaged one."""
+    status = path.stat()
+    return _opened(path, shard_bytes, (status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with decoding():
+            schema = pq.read_schema(path)
+            rows = pq.read_metadata(path).num_rows
+        if rows > shard_bytes // _LEAST_BYTES:
+            raise Damaged(f"{rows} rows of {shard_bytes} bytes of shards")
+        names = [name for name in schema.names if not name.startswith(FIGURE)]
+        with decoding():
+            table = pq.read_table(path, columns=names, read_dictionary=[n for n in _REPEATED if n in names])
+            wanted = schema_of(())
+            plain = pa.schema([wanted.field(name) if name in wanted.names else schema.field(name) for name in names])
+            # Text stays as it was read, one copy of what is repeated; everything else has to be of its type already.
+            for name in names:
+                if name not in _REPEATED and name in wanted.names and schema.field(name).type != plain.field(name).type:
+                    raise Damaged(f"column {name} of {schema.field(name).type}")
+            parts = _parts_of(table["parts"].combine_chunks())
+            table = table.drop_columns(["parts"]).combine_chunks()
+    except Damaged as error:
+        raise _damaged(path, error) from error
+    return PairIndex(path, table, parts, np.arange(len(table)))
+
+
+def _parts_of(column: Any) -> _Parts:
+    """Of the manifest's column of lists; raises whatever pyarrow does for another type."""
+    entries = column.flatten()
+    kinds = entries.field("name").dictionary_encode()
+    starts = np.concatenate([[0], np.cumsum(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))])
+    return _Parts(
+        [str(name) for name in kinds.dictionary.to_pylist()],
+        kinds.indices.to_numpy(zero_copy_only=False).astype(np.int16),
+        entries.field("offset").to_numpy(zero_copy_only=False).astype(np.int64),
+        entries.field("bytes").to_numpy(zero_copy_only=False).astype(np.int64),
+        starts.astype(np.int64),
+    )
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: damaged manifest ({one_line(error)}); delete it, the shards suffice")
