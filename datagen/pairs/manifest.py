@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FIGURE = "figure_"
-_ROWS = 65_536  # of a row group: what a reader holds of it at once
+_ROWS = 16_384  # of a row group: what is held of them as records at once
 
 
 @dataclass
@@ -35,19 +36,35 @@ _PARTS = TypeAdapter(list[_Part])
 def write_manifest(path: Path, shards: Iterable[Sequence[PairRecord]], shard_sizes: Mapping[str, int]) -> int:
     """Write the table of the records of all shards, whole or not at all; returns how many they are.
 
-    A figure that a pair has not, or that was not finite, is null. One shard's records are in memory at a time, and the
-    table: a kilobyte a pair.
+    A figure that a pair has not, or that was not finite, is null. In memory is a row group at a time, and the rest as
+    it will lie in the file: which figures there are, the last record may tell.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [_table(records) for records in shards]
-    figures = sorted({name for table in tables for name in table.schema.names if name.startswith(FIGURE)})
-    schema = schema_of([name.removeprefix(FIGURE) for name in figures])
-    table = pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(schema.names)
-    table = table.replace_schema_metadata({"shards": json.dumps(shard_sizes)})
-    replace_file(path, lambda file: pq.write_table(table, file, row_group_size=_ROWS))
-    return int(table.num_rows)
+    groups: list[Any] = []
+    figures: set[str] = set()
+    count = 0
+    rows = (record for records in shards for record in records)
+    while group := list(itertools.islice(rows, _ROWS)):
+        own = {name for record in group for name in record.figures}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([_row(record) for record in group], schema_of(sorted(own))), sink)
+        groups.append(sink.getvalue())
+        figures |= own
+        count += len(group)
+    schema = schema_of(sorted(figures)).with_metadata({"shards": json.dumps(shard_sizes)})
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, schema) as writer:
+            for group in groups:
+                table = pa.concat_tables(
+                    [schema.empty_table(), pq.read_table(pa.BufferReader(group))], promote_options="default"
+                )
+                writer.write_table(table.select(schema.names).replace_schema_metadata(schema.metadata), _ROWS)
+
+    replace_file(path, write)
+    return count
 
 
 def describes(path: Path, shard_sizes: Mapping[str, int]) -> bool:
@@ -74,13 +91,6 @@ def read_manifest(path: Path) -> Iterator[PairRecord]:
                 yield from map(_record, batch.to_pylist())
     except (Damaged, ValidationError) as error:
         raise InputError(f"{path}: damaged manifest ({one_line(error)}); delete it, the shards suffice") from error
-
-
-def _table(records: Sequence[PairRecord]) -> pa.Table:
-    import pyarrow as pa
-
-    figures = sorted({name for record in records for name in record.figures})
-    return pa.Table.from_pylist([_row(record) for record in records], schema_of(figures))
 
 
 def _row(record: PairRecord) -> dict[str, Any]:

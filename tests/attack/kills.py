@@ -96,6 +96,7 @@ def _run(action: Callable[[], None], folder: Path, kill_after_s: float | None = 
 
 
 def _digests(out: Path) -> dict[str, str]:
-    """Of all files but tensorboard's, which hold the time."""
+    """Of all files but tensorboard's and the notes of finished shards, which hold the time."""
     files = [path for path in out.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+    files = [path for path in files if not path.name.startswith(".finished-")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

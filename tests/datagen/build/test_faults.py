@@ -50,7 +50,7 @@ def arguments(folder: Path, out: str = "pairs", *more: str) -> list[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("[!.]*"))}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, 
             build_pairs(the_plan)
     assert "pairs-00001.tar" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in the_plan.out.iterdir()) == sorted(before.keys() - {"pairs-00001.tar"})
+    assert sorted(path.name for path in the_plan.out.glob("[!.]*")) == sorted(before.keys() - {"pairs-00001.tar"})
     assert build_pairs(the_plan) == whole
     assert digests(the_plan.out) == before
 
