@@ -296,7 +296,7 @@ def test_run_of_any_number_of_steps_begins_at_once(tmp_path: Path, pairs: Path, 
 
     for workers in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            train(settings(steps=10**12, workers=workers), pairs, tmp_path / f"run{workers}", say=stop)
+            train(settings(steps=10**9, workers=workers), pairs, tmp_path / f"run{workers}", say=stop)
 
 
 def test_parameters_that_differ_become_the_style_code(tmp_path: Path, settings: Make, synthetic_pairs) -> None:
