@@ -27,7 +27,7 @@ def pixel_l1(image: torch.Tensor, target: torch.Tensor, region: torch.Tensor, re
 def smoothed_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, cells: int) -> torch.Tensor:
     """Mean absolute difference inside the mask of the means over `cells` x `cells` places (strands of a cell do not
     count); an empty mask gives 0."""
-    size = image.shape[-1] // cells
+    size = max(1, image.shape[-1] // cells)
     difference, weight = (F.avg_pool2d(x, size) for x in ((image - target) * mask, mask))
     return difference.abs().sum() / (weight.sum() * image.shape[1]).clamp_min(1e-6)
 

@@ -67,7 +67,10 @@ class LossSettings(Section):
     l1: float = Field(default=4.0, ge=0)
     region_weight: float = Field(default=4.0, ge=0, description="pixels inside the mask count 1 + this in l1")
     l1_cells: int = Field(
-        default=0, ge=0, description="inside the mask, l1 compares means over this many cells a side; 0: pixels"
+        default=0,
+        ge=0,
+        le=4096,
+        description="inside the mask, l1 compares means over this many cells a side; 0: pixels",
     )
     perceptual: float = Field(default=1.0, ge=0)
     matching: float = Field(default=0.0, ge=0, description="coarse frozen features of what was edited")
