@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,36 +149,91 @@ def export(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
-    portraits: Annotated[Path, typer.Option(help="prepared portraits that were not trained on")],
-    out: Annotated[Path | None, typer.Option(help="JSON with every figure of every edit")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded")],
+    portraits: Annotated[
+        Path | None, typer.Option(help="prepared portraits that were not trained on: edited and measured")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="folder of pairs: the held-out ones are compared with, run beside run")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for JSON, Markdown, plots and a sheet; or a .json of one run's portraits"),
+    ] = None,
     overrides: SetOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="first portraits by name only")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="first portraits or pairs only")] = None,
     perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
     own_feature: OwnFeatureOption = None,
 ) -> None:
-    """Edit held-out portraits and measure them; a list gives several edits each: --set color=[black,blond,red]."""
+    """Judge models, side by side where there are several; a list gives several edits: --set color=[black,blond,red]."""
     from stylepairs.datagen.build.draws import combinations
     from stylepairs.datagen.images.perceptual import load_perceptual
-    from stylepairs.datagen.portraits.folders import load_portraits
-    from stylepairs.datagen.shell.durable import make_folder, replace_file
-    from stylepairs.datagen.shell.errors import InputError
     from stylepairs.i2i.edit.editor import Editor
-    from stylepairs.i2i.evaluation import finite, portrait_figures
 
-    params = combinations(parsed_params(overrides or []))
+    if portraits is None and pairs is None:
+        raise InputError("nothing to judge on; give --portraits, --pairs or both")
+    folder = out if out is not None and out.suffix != ".json" else None
+    if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
+        raise InputError(f"--out {out}: several runs, or pairs, need a folder")
+    params, features = combinations(parsed_params(overrides or [])), load_perceptual(perceptual)
     run_own_feature(own_feature)
-    editor = Editor.load(run, device="cpu")  # what `edit` runs is what is judged
-    files = load_portraits(portraits)[:limit]
+    # What `edit` runs is what is judged.
+    editors = {run: Editor.load(run, device="cpu") for run in runs}
     if out is not None:
-        make_folder(out.parent)  # before the work
-    rows, summary = portrait_figures(editor, files, params, load_perceptual(perceptual), say=print)
-    if not rows:
-        raise InputError(f"{portraits}: no portrait could be edited, so there is nothing to measure")
-    if out is not None:
-        text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
-        replace_file(out, lambda file: file.write(text.encode()))
-    print(f"{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+        from stylepairs.datagen.shell.durable import make_folder
+
+        make_folder(out if folder is not None else out.parent)  # before the work
+    if portraits is not None:
+        judge_on_portraits(editors, portraits, params, features, limit, out)
+    if pairs is not None:
+        from stylepairs.i2i.judging import judge_pairs, markdown, write_report
+
+        judged, photos, targets = judge_pairs(editors, pairs, features, limit)
+        print(markdown(judged, {}))
+        if folder is not None:
+            write_report(folder / "pairs", judged, None, [photos, *(one.pictures for one in judged.values()), targets])
+
+
+def judge_on_portraits(
+    editors: dict[str, Any],
+    portraits: Path,
+    params: Any,
+    features: Any,
+    limit: int | None,
+    out: Path | None,
+) -> None:
+    """Edit portraits with every run, print the medians; into a folder also what else each edit changed."""
+    from stylepairs.datagen.portraits.folders import load_portraits
+    from stylepairs.datagen.shell.durable import replace_file
+    from stylepairs.i2i.evaluation import finite, portrait_figures
+    from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, write_report
+
+    files, judged, entangled = load_portraits(portraits)[:limit], {}, {}
+    for run, editor in editors.items():
+        rows, summary = portrait_figures(editor, files, params, features, say=print)
+        if not rows:
+            raise InputError(f"{portraits}: no portrait could be edited, so there is nothing to measure")
+        named = f"{run}: " if len(editors) > 1 else ""
+        print(
+            f"{named}{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
+        )
+        if out is None:
+            continue
+        if out.suffix == ".json":
+            text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
+            replace_file(out, partial(_write_text, text))
+            continue
+        figures = {name: median_interval([row[name] for row in rows if isinstance(row.get(name), float)]) if any(
+            name in row for row in rows) else Interval(value, float("nan"), float("nan"))
+            for name, value in summary.items()}  # fmt: skip
+        judged[run] = Judged(rows, figures, [])
+        entangled[run] = entanglement(editor, (file.load() for file in files), params[0])
+    if judged and out is not None:
+        write_report(out / "portraits", judged, entangled)
+
+
+def _write_text(text: str, file: Any) -> None:
+    file.write(text.encode())
 
 
 def recipe_feature(recipe: str) -> str | None:

@@ -1,0 +1,296 @@
+"""Judges several models side by side, or any two folders of pictures: distances to what was wanted, kernel distances of
+the sets, what else changed, each with a bootstrap interval (Efron, 1979).
+
+Sets are compared by the kernel inception distance (KID, Binkowski et al., 2018) and FID on the features whose name each
+figure carries; figures of different features cannot be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.build.quality import analyse
+from stylepairs.datagen.features import feature_names, load_feature
+from stylepairs.datagen.images.filters import psnr_db
+from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.pairs.shards import load_pair, read_index
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
+from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.evaluation import frechet_distance
+from stylepairs.i2i.models.conditions import is_of_kinds
+from stylepairs.i2i.train.data import plain_sample
+
+RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
+_PARTS = ("before", "after", "mask")
+_SHEET_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the bounds of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model or folder: its rows (one a picture), its figures with intervals, and pictures [N,3,H,W] for a sheet."""
+
+    rows: list[dict[str, Any]]
+    figures: dict[str, Interval]
+    pictures: list[torch.Tensor]
+
+
+@torch.no_grad()
+def judge_pairs(
+    editors: Mapping[str, Editor], pairs: Path, perceptual: Perceptual, limit: int | None = None
+) -> tuple[dict[str, Judged], list[torch.Tensor], list[torch.Tensor]]:
+    """Each editor on the accepted held-out pairs that all of them know, against the pairs' after pictures.
+
+    Models that decide alone where to edit get the photo, degree and style alone; others the pair's region, too. Gives
+    the judged, and photos and targets for a sheet. Raises InputError where no pair is left.
+    """
+    records = [
+        record
+        for record in read_index(pairs, accepted_only=True, split="val")
+        if all(
+            record.feature == editor.info.feature
+            and (editor.info.style != "params" or is_of_kinds(record.params, editor.info.kinds))
+            for editor in editors.values()
+        )
+    ][:limit]
+    if not records:
+        raise InputError(f"{pairs}: no accepted held-out pair of a kind that every run knows; build more pairs")
+    judged: dict[str, Judged] = {}
+    photos: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for name, editor in editors.items():
+        rows, outputs, wanted, masks = [], [], [], []
+        for record in records:
+            sample = plain_sample(load_pair(pairs, record, _PARTS), editor.model.size_px, editor.info.style,
+                                  editor.info.kinds)  # fmt: skip
+            region = torch.ones_like(sample["region"]) if editor.decides_alone else sample["region"]
+            inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
+            started = time.perf_counter()
+            output = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
+            seconds = time.perf_counter() - started
+            figures = picture_figures(output, sample["target"], sample["mask"], perceptual)
+            rows.append({"pair": record.id, **figures, "seconds": seconds})
+            outputs.append(output)
+            wanted.append(sample["target"])
+            masks.append(sample["mask"])
+            if len(photos) < len(records):
+                photos.append(sample["photo"])
+                targets.append(sample["target"])
+        judged[name] = judged_of(rows, outputs, wanted, masks, perceptual)
+    return judged, photos, targets
+
+
+def judged_of(
+    rows: list[dict[str, Any]],
+    outputs: Sequence[torch.Tensor],
+    wanted: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor],
+    perceptual: Perceptual,
+) -> Judged:
+    """Medians of the rows' figures, kernel distance and FID of the pictures to what was wanted, with intervals."""
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    figures = {name: median_interval([row[name] for row in rows]) for name in names}
+    if len(rows) > 1:
+        found, aim = (
+            np.stack([pooled(image, mask, perceptual) for image, mask in zip(images, masks, strict=True)])
+            for images in (outputs, wanted)
+        )
+        figures[f"kid_inside_{perceptual.name}"] = kernel_interval(found, aim)
+        fid = frechet_distance(perceptual)
+        for images, real in ((wanted, True), (outputs, False)):
+            fid.update(torch.stack(list(images)), real=real)
+        value = float(fid.compute())
+        figures[f"fid_{perceptual.name}"] = Interval(value, math.nan, math.nan)
+    return Judged(rows, figures, list(outputs)[:_SHEET_ROWS])
+
+
+@torch.no_grad()
+def picture_figures(
+    image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, perceptual: Perceptual
+) -> dict[str, float]:
+    """Of image and target [3,H,W] in [-1,1], inside and outside a mask [1,H,W]: psnr (dB), ssim; and the masked
+    perceptual distance; what the mask leaves nothing for is left out.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similar = structural_similarity_index_measure(image[None], target[None], data_range=2.0, return_full_image=True)
+    found = {f"perceptual_{perceptual.name}": float(perceptual_distance(
+        perceptual.features(image[None]), perceptual.features(target[None]), mask[None])[0])}  # fmt: skip
+    for where, part in (("inside", mask), ("outside", (mask == 0).float())):
+        if float(part.sum()) > 1:
+            found[f"psnr_{where}_db"] = float(min(psnr_db(image, target, part), 100.0))
+            found[f"ssim_{where}"] = float((similar[0] * part).sum() / (part.sum() * similar.shape[1]))
+    return found
+
+
+def entanglement(
+    editor: Editor, portraits: Iterable[Portrait], params: Mapping[str, Any], features: Sequence[str] | None = None
+) -> dict[str, float]:
+    """How much each other feature is found to have changed by an edit: the mean, over portraits, of the change in the
+    degree that this feature measures with its own default parameters (0: nothing of it). Features that measure no
+    degree, or none of the portraits, are left out.
+    """
+    wanted, found = editor.wanted(params), dict[str, list[float]]()
+    others = [name for name in features or feature_names() if name != editor.info.feature]
+    for given in portraits:
+        before = given.resized(editor.model.size_px)
+        try:
+            edit, _ = editor.edit_portrait(before, wanted)
+        except SketchRefused:
+            continue
+        seen, unchanged = (analyse(before, x, editor.analyser).portrait for x in (edit.output[0].cpu(), before.image))
+        for name in others:
+            feature = load_feature(name)
+            try:
+                after, as_was = (
+                    feature.measure(before, AnalysedPair(unchanged, each), feature.Params()).get("degree", math.nan)
+                    for each in (seen, unchanged)
+                )
+            except (SketchRefused, InputError, ValueError):  # no such thing on this face, or a parameter is missing
+                continue
+            if math.isfinite(after - as_was):
+                found.setdefault(name, []).append(abs(after - as_was))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def pooled(image: torch.Tensor, mask: torch.Tensor, perceptual: Perceptual) -> np.ndarray:
+    """Mean and deviation [2C] of the deepest features where the mask [1,H,W] lies; of all where it is empty."""
+    deepest = perceptual.features(image[None].clamp(-1, 1))[-1][0]
+    weight = F.interpolate(mask[None], size=deepest.shape[1:], mode="area")[0]
+    weight = weight if float(weight.sum()) > 1e-3 else torch.ones_like(weight)
+    mean = (deepest * weight).sum((1, 2)) / weight.sum()
+    spread = ((deepest - mean[:, None, None]).square() * weight).sum((1, 2)) / weight.sum()
+    return torch.cat([mean, spread.sqrt()]).double().numpy()
+
+
+def kernel_interval(found: np.ndarray, wanted: np.ndarray, seed: int = 0) -> Interval:
+    """The kernel distance times 1000 between features [N,C] and [M,C], unbiased, pictures drawn anew for the interval.
+
+    Kernel (x.y / C + 1)^3. Two draws of one picture are no two pictures: they do not count within a set.
+    """
+    kernels = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((found, found), (wanted, wanted), (found, wanted))]
+    rng = np.random.default_rng(seed)
+    draws = [(rng.integers(0, len(found), len(found)), rng.integers(0, len(wanted), len(wanted))) for _ in range(200)]
+    values = [_kernel_distance(kernels, *draw) for draw in draws]
+    value = _kernel_distance(kernels, np.arange(len(found)), np.arange(len(wanted)))
+    return Interval(value, *np.nanquantile(values, _bounds()).tolist())
+
+
+def _kernel_distance(kernels: Sequence[np.ndarray], a: np.ndarray, b: np.ndarray) -> float:
+    total = 0.0
+    for kernel, index in ((kernels[0], a), (kernels[1], b)):
+        others = index[:, None] != index[None]
+        total += kernel[np.ix_(index, index)][others].mean() if others.any() else math.nan
+    return 1000 * float(total - 2 * kernels[2][np.ix_(a, b)].mean())
+
+
+def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The median of the finite values, and the bootstrap interval of it."""
+    known = np.array([value for value in values if math.isfinite(value)])
+    if not len(known):
+        return Interval(math.nan, math.nan, math.nan)
+    draws = known[np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))]
+    return Interval(float(np.median(known)), *np.quantile(np.median(draws, axis=1), _bounds()).tolist())
+
+
+def _bounds() -> tuple[float, float]:
+    return (1 - SHARE) / 2, (1 + SHARE) / 2
+
+
+def write_report(
+    out: Path,
+    judged: Mapping[str, Judged],
+    entangled: Mapping[str, Mapping[str, float]] | None = None,
+    sheet: Sequence[Sequence[torch.Tensor]] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """figures.json, figures.md, sheet.png (a row a picture; columns as `sheet` gives them) and, with matplotlib,
+    figures.png into a folder."""
+    make_folder(out)
+    data: dict[str, Any] = {
+        name: {"figures": {key: _plain(vars(value)) for key, value in one.figures.items()},
+               "rows": [_plain(row) for row in one.rows]}
+        for name, one in judged.items()
+    }  # fmt: skip
+    if entangled:
+        data["entanglement"] = {name: dict(values) for name, values in entangled.items()}
+    text = json.dumps(data, indent=1, allow_nan=False)
+    replace_file(out / "figures.json", lambda file: file.write(text.encode()))
+    replace_file(out / "figures.md", lambda file: file.write(markdown(judged, entangled or {}).encode()))
+    if sheet:
+        from stylepairs.datagen.images.files import to_uint8, write_png
+
+        side = max(image.shape[-1] for column in sheet for image in column)
+        columns = [torch.cat([_at(image, side) for image in column[:_SHEET_ROWS]], 1) for column in sheet]
+        write_png(out / "sheet.png", to_uint8(torch.cat(columns, 2)))
+    try:
+        _plot(out / "figures.png", judged)
+    except ImportError:
+        say("figures.png is left out: pip install matplotlib")
+
+
+def markdown(judged: Mapping[str, Judged], entangled: Mapping[str, Mapping[str, float]]) -> str:
+    """A table with a column for each judged, and the matrix of entanglement."""
+    names = list(dict.fromkeys(name for one in judged.values() for name in one.figures))
+    lines = [f"| figure | {' | '.join(judged)} |", "|---" * (len(judged) + 1) + "|"]
+    for name in names:
+        cells = [str(one.figures[name]) if name in one.figures else "" for one in judged.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |".replace(" [nan, nan]", ""))
+    lines += ["", f"Medians, with {SHARE:.0%} bootstrap intervals; kernel distances times 1000."]
+    if entangled:
+        features = sorted({name for row in entangled.values() for name in row})
+        lines += ["", f"| changes of | {' | '.join(features)} |", "|---" * (len(features) + 1) + "|"]
+        for run, row in entangled.items():
+            lines.append(f"| {run} | {' | '.join(f'{row[f]:.3f}' if f in row else '' for f in features)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _at(image: torch.Tensor, side: int) -> torch.Tensor:
+    return F.interpolate(image[None], size=(side, side), mode="bilinear")[0]
+
+
+def _plot(path: Path, judged: Mapping[str, Judged]) -> None:
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for one in judged.values() for name in one.figures))
+    figure = Figure(figsize=(10, 2.4 * math.ceil(len(names) / 3)), layout="constrained")
+    for index, name in enumerate(names):
+        axes = figure.add_subplot(math.ceil(len(names) / 3), 3, index + 1)
+        shown = [(run, one.figures[name]) for run, one in judged.items() if name in one.figures]
+        for place, (_, each) in enumerate(shown):
+            bounds = (
+                [[max(each.value - each.low, 0)], [max(each.high - each.value, 0)]] if each.low == each.low else None
+            )
+            axes.errorbar([place], [each.value], yerr=bounds, fmt="o", capsize=4)
+        axes.set_xticks(range(len(shown)), [run[-24:] for run, _ in shown], fontsize=7)
+        axes.set_title(name, fontsize=8)
+        axes.margins(x=0.4)
+    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=110))

@@ -1,0 +1,83 @@
+"""Compares folders of pictures with a folder of what was wanted, name by name.
+
+    python recipes/judging/evaluate.py WANTED FOUND... --out DIR [--masks DIR] [--perceptual NAME]
+
+The pictures of any method will do: pix2pix, another package, an earlier run. Pictures pair by name without suffix; a
+mask (grey, white where the edit is) splits the figures into inside and outside. Writes figures.json, figures.md,
+sheet.png and, with matplotlib, figures.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_float
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.judging import judged_of, picture_figures, write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", type=Path)
+    parser.add_argument("found", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--masks", type=Path, help="none: everything is inside")
+    parser.add_argument("--perceptual", default="auto", help="efficientnet-lite0, vgg16 (LPIPS), pyramid or auto")
+    parser.add_argument("--weights", type=Path, help="of vgg16: a local file")
+    arguments = parser.parse_args()
+    try:
+        compare(arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    perceptual = load_perceptual(arguments.perceptual, arguments.weights)
+    wanted = pictures(arguments.wanted)
+    folders = {str(folder): pictures(folder) for folder in arguments.found}
+    names = sorted(wanted.keys() & set.intersection(*(set(found) for found in folders.values())))
+    if not names:
+        raise InputError(f"{arguments.wanted}: no picture has the name of one in each of the other folders")
+    print(f"{len(names)} pictures of {len(wanted)}")
+    masks = pictures(arguments.masks) if arguments.masks else {}
+    targets = [to_float(read_image(wanted[name])) for name in names]
+    inside = [mask_of(masks.get(name), target) for name, target in zip(names, targets, strict=True)]
+    judged = {}
+    for folder, found in folders.items():
+        images = [
+            fitted(to_float(read_image(found[name])), target) for name, target in zip(names, targets, strict=True)
+        ]
+        rows = [
+            {"picture": name, **picture_figures(image, target, mask, perceptual)}
+            for name, image, target, mask in zip(names, images, targets, inside, strict=True)
+        ]
+        judged[folder] = judged_of(rows, images, targets, inside, perceptual)
+    write_report(arguments.out, judged, sheet=[*(one.pictures for one in judged.values()), targets[:8]])
+    print((arguments.out / "figures.md").read_text())
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PHOTO_SUFFIXES}
+
+
+def mask_of(path: Path | None, target: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(target[:1]) if path is None else fitted(to_float(read_image(path))[:1] / 2 + 0.5, target)
+
+
+def fitted(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if image.shape[1:] == target.shape[1:]:
+        return image
+    return F.interpolate(image[None], size=target.shape[1:], mode="bicubic", antialias=True)[0].clamp(-1, 1)
+
+
+if __name__ == "__main__":
+    main()

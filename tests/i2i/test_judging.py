@@ -1,0 +1,136 @@
+"""Models and folders side by side: figures that are right at the extremes, intervals that hold the truth."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.judging import (
+    entanglement,
+    judge_pairs,
+    kernel_interval,
+    markdown,
+    median_interval,
+    picture_figures,
+    write_report,
+)
+from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.glean import Glean
+
+ROOT = Path(__file__).parents[2]
+INFO = ModelInfo("hair_color", "color", {})
+
+
+def test_figures_of_a_picture_at_the_extremes() -> None:
+    torch.manual_seed(0)
+    target, mask = torch.rand(3, 32, 32) * 2 - 1, torch.zeros(1, 32, 32)
+    mask[:, :, :16] = 1
+    same = picture_figures(target, target, mask, load_perceptual("pyramid"))
+    assert (same["psnr_inside_db"], same["psnr_outside_db"], same["perceptual_pyramid"]) == (100, 100, 0)
+    assert same["ssim_inside"] == pytest.approx(1, abs=1e-4)
+    other = torch.where(mask > 0, torch.rand(3, 32, 32) * 2 - 1, target)
+    changed = picture_figures(other, target, mask, load_perceptual("pyramid"))
+    assert changed["psnr_outside_db"] == 100
+    assert changed["psnr_inside_db"] < 10
+    assert changed["ssim_inside"] < 0.3 < 0.6 < changed["ssim_outside"]
+    assert changed["perceptual_pyramid"] > 0.01
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(60):
+        interval = median_interval(rng.normal(3, 1, 40).tolist(), seed)
+        held += interval.low <= 3 <= interval.high
+    assert 50 <= held <= 60
+    assert np.isnan(median_interval([np.nan]).value)
+
+
+def test_kernel_distance_is_near_nothing_for_one_distribution_and_grows() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0, 1, (60, 8)), rng.normal(0, 1, (60, 8))
+    same, near, far = (kernel_interval(a, b + shift) for shift in (0, 0.5, 1.5))
+    assert abs(same.value) < near.value < far.value
+    assert same.low < 0 < same.high or abs(same.value) < 200
+    assert near.high < far.low
+
+
+def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_pairs, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    synthetic_pairs(pairs, count=120, size_px=32, shard_size=40)
+    editors = {"first": Editor(model, INFO), "second": Editor(model, INFO)}
+    judged, photos, targets = judge_pairs(editors, pairs, load_perceptual("pyramid"))
+    count = len(judged["first"].rows)
+    assert count > 1
+    assert {
+        "psnr_inside_db",
+        "ssim_outside",
+        "perceptual_pyramid",
+        "kid_inside_pyramid",
+        "fid_pyramid",
+        "seconds",
+    } <= set(judged["first"].figures)
+    for name, interval in judged["first"].figures.items():
+        if not name.startswith("fid") and not name.startswith("kid"):
+            assert interval.low <= interval.value <= interval.high
+        if name != "seconds":
+            assert interval.value == judged["second"].figures[name].value
+    sheet = [photos, *(one.pictures for one in judged.values()), targets]
+    said: list[str] = []
+    write_report(tmp_path / "out", judged, {"first": {"lips": 0.25}, "second": {}}, sheet, said.append)
+    data = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert len(data["first"]["rows"]) == count
+    assert data["entanglement"]["first"] == {"lips": 0.25}
+    table = (tmp_path / "out" / "figures.md").read_text()
+    assert table.splitlines()[0] == "| figure | first | second |"
+    assert "| first | 0.250 |" in table
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (4 * 32, min(count, 8) * 32)
+    assert (tmp_path / "out" / "figures.png").is_file() or "matplotlib" in said[0]
+    assert markdown(judged, {}).count("\n") == len(judged["first"].figures) + 4
+
+
+def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
+    from helpers.faked_faces import face_points
+
+    from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+
+    torch.manual_seed(0)
+    label, hair = torch.full((32, 32), CLASS["skin"], dtype=torch.uint8), torch.zeros(1, 32, 32)
+    label[:14], hair[:, :14] = CLASS["hair"], 1
+    label[24:27, 12:20] = CLASS["l_lip"]
+    points = torch.from_numpy(face_points(16, 16, 8.0))
+    portrait = Portrait("one", torch.rand(3, 32, 32) - 0.5, label, hair, points, "one")
+    found = entanglement(Editor(model, INFO), [portrait], {"color": "blond", "degree": 0.0})
+    assert found
+    assert all(value == 0 for value in found.values())
+
+
+def test_any_two_folders_are_compared(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        image = rng.integers(0, 255, (32, 32, 3), np.uint8)
+        for folder, noise in (("wanted", 0), ("near", 4), ("far", 60)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            noisy = np.clip(image + rng.normal(0, noise, image.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / folder / f"{name}.png")
+    command = [sys.executable, ROOT / "recipes" / "judging" / "evaluate.py", "wanted", "near", "far", "--out", "out"]
+    done = subprocess.run(
+        [*map(str, command), "--perceptual", "pyramid"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    data = json.loads((tmp_path / "out" / "figures.json").read_text())
+    psnr = {name: data[name]["figures"]["psnr_inside_db"]["value"] for name in ("near", "far")}
+    assert psnr["near"] > psnr["far"] + 10
+    done = subprocess.run(
+        [*map(str, command[:3]), "nowhere", "--out", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (2, "nowhere: no such folder")
