@@ -178,10 +178,8 @@ def _measured_side(portrait: Portrait, seen: AnalysedPair, side: Side, params: P
     filled = torch.maximum(hair, warp_image(painted, flow).clamp(0, 1))
     gained, asked = _hair_gain(photo, after, filled, around), _hair_gain(photo, wanted, filled, around)
     moved = replace(portrait, image=after, label=warp_label(portrait.label, flow))
-    shift, wanted_shift = (
-        _line_shift(line, brow_line(moved, side, brow_matte(moved, side))),
-        _wanted_shift(line, params),
-    )
+    risen = brow_line(moved, side, brow_matte(moved, side)).upper - line.upper
+    shift, wanted_shift = float((risen[1:-1] @ line.up).median()) / line.length, _wanted_shift(line, params)
     asks_for_hair = params.density > 0 or params.shade != 0
     return {
         "degree": found.degree,
@@ -201,11 +199,6 @@ def _hair_gain(photo: torch.Tensor, after: torch.Tensor, region: torch.Tensor, a
     taken = float(((mean_of(light_photo, around) - light_photo) * region).sum())
     lost = float(((light_photo - light_after) * region).sum())
     return lost / max(taken, 1.0, key=abs)
-
-
-def _line_shift(before: BrowLine, after: BrowLine) -> float:
-    """How far the brow's upper line is higher after than before, in brow lengths."""
-    return float(((after.upper - before.upper)[1:-1] @ before.up).median()) / before.length
 
 
 def _wanted_shift(line: BrowLine, params: Params) -> float:

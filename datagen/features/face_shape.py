@@ -116,18 +116,13 @@ def _edited(
 def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     """The flow [2,H,W] of the whole change."""
     points, size_px = portrait.points68.cpu(), portrait.size_px
-    jaw = _jaw_line(points)
+    jaw = smooth_curve(points[JAW], _JAW_POINTS)
     moved = _moved_jaw(points, jaw, params)
     reach_px = _REACH * size_px + _REACH_PER_MOVE * float((moved - jaw).norm(dim=-1).max())
     pinned = torch.cat([_outwards(points, jaw, reach_px), points[17:], _held_clothes(portrait, reach_px)])
     # Thin plates: moving least squares ripple the contour between points that are this close.
     flow = point_flow(size_px, jaw, moved, pinned, method="tps", window=_window(portrait, reach_px))
     return flow.to(portrait.image.device)
-
-
-def _jaw_line(points: torch.Tensor) -> torch.Tensor:
-    """_JAW_POINTS points [K,2] along the landmarks' jaw line, on a cubic spline."""
-    return smooth_curve(points[JAW], _JAW_POINTS)
 
 
 def _moved_jaw(points: torch.Tensor, jaw: torch.Tensor, params: Params) -> torch.Tensor:

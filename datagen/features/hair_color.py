@@ -106,11 +106,12 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     light = light_of(portrait)
     full = lab_in_light(color_to_lab(parse_color(params.color), like=lab_before), light)
     strands = _contrast(lab_before, inside), _contrast(lab_after, inside)
+    rim = dilated_px((matte > 0.02).float(), 1)
     figures = {
         "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params, light), obtained),
         "color_change": delta_e_2000(own, obtained),
         "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
-        "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], _ring(matte)),
+        "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], dilated_px(rim, _band_px(matte)) - rim),
         "detail_kept": mean_of(strands[1], inside) / mean_of(strands[0], inside).clamp_min(1e-3),
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
         "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
@@ -146,12 +147,6 @@ def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
     smooth = blurred_within(lab[:1], inside, _SHADING_SCALE)
     return mean_of((smooth - mean_of(smooth, inside)).square(), inside).sqrt()
-
-
-def _ring(matte: torch.Tensor) -> torch.Tensor:
-    """A ring just outside the dilated matte [1,H,W], as wide as the neutral band."""
-    inner = dilated_px((matte > 0.02).float(), 1)
-    return dilated_px(inner, _band_px(matte)) - inner
 
 
 def _grown(matte: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ Figures of `measure` (lips: where the matte, warped as the edit asks, is over 0.
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Literal
 
@@ -356,12 +355,12 @@ def _reached_share(
         if color:
             shift = _lab_shift(warp_image(before, reached * full), after, warp_image(matte, reached * full))
             start = _with_color(before, matte, own + shift)
-        reached = match_degree(start, after, functools.partial(_warped_by, start, full), region).degree
+
+        def warped(share: float, start: torch.Tensor = start) -> torch.Tensor:
+            return warp_image(start, share * full)
+
+        reached = match_degree(start, after, warped, region).degree
     return reached
-
-
-def _warped_by(image: torch.Tensor, flow: torch.Tensor, share: float) -> torch.Tensor:
-    return warp_image(image, share * flow)
 
 
 def _regional(values: torch.Tensor, matte: torch.Tensor, sigma: float) -> torch.Tensor:

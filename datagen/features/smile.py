@@ -121,7 +121,10 @@ def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     lids = points[list(_LOWER_LIDS)]
     source = torch.cat([points[MOUTH], cheeks, lids])
     move = torch.cat([_lip_moves(points, frame), _risen(cheeks, _CHEEK), _risen(lids, _LID)])
-    pinned = torch.cat([points[JAW], points[BROWS], points[NOSE], points[list(_UPPER_LIDS)], _chin(points)])
+    # Between lower lip and chin, so that the chin keeps its shape.
+    chin = points[LOWER_LIP].lerp(points[CHIN], 0.6)
+    chin = chin + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (points[10] - points[6])
+    pinned = torch.cat([points[JAW], points[BROWS], points[NOSE], points[list(_UPPER_LIDS)], chin])
     return point_flow(portrait.size_px, source, source + params.smile * frame.move(move), pinned, method="tps")
 
 
@@ -135,13 +138,6 @@ def _lip_moves(points: torch.Tensor, frame: FaceFrame) -> torch.Tensor:
 
 def _risen(points: torch.Tensor, rise: float) -> torch.Tensor:
     return torch.tensor([0.0, -rise]).to(points).expand(len(points), 2)
-
-
-def _chin(points: torch.Tensor) -> torch.Tensor:
-    """Points [3,2] between lower lip and chin, held so that the chin keeps its shape."""
-    return points[LOWER_LIP].lerp(points[CHIN], 0.6) + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (
-        points[10] - points[6]
-    )
 
 
 def _folds(portrait: Portrait) -> torch.Tensor:

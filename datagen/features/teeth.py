@@ -106,7 +106,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     low = [_low(lab, matte) for lab in (own, full, before, after)]
     change, whole = (low[3] - low[2]) * inside, (low[1] - low[0]) * inside
     wanted = mean_of(before + params.intensity * (full - own), inside)
-    spread = [_spread(plane, inside) for plane in low[2:]]
+    spread = [mean_of((one - mean_of(one, inside)).square(), inside).sum().sqrt() for one in low[2:]]
     detail = [
         mean_of((lab - smooth)[:1].square(), inside).sqrt() for lab, smooth in ((before, low[2]), (after, low[3]))
     ]
@@ -206,7 +206,3 @@ def _low(lab: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """lab smoothed over the teeth alone, at the scale of a tooth."""
     sigma = _TOOTH * 0.25 * lab.shape[-1]  # an aligned crop's side is about four eye distances
     return blur(lab * matte, sigma) / blur(matte, sigma).clamp_min(1e-4)
-
-
-def _spread(low: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    return mean_of((low - mean_of(low, inside)).square(), inside).sum().sqrt()

@@ -172,13 +172,10 @@ def _channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _format(x: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if _channels_last(x) else torch.contiguous_format
-
-
 def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+    """Like x, of another height and width."""
+    order = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty((*x.shape[:2], height, width), dtype=x.dtype, device=x.device, memory_format=order)
 
 
 def _blocks(x: torch.Tensor, pixels: int) -> tuple[int, int]:

@@ -90,7 +90,8 @@ def draw_reference(
         if unlike > max_distance:
             break
         candidate = reference_portrait(folder, name)
-        same = candidate.digest == portrait.digest or _same_picture(own, _likeness_of(folder, name))
+        thumbnails_apart = float(np.sqrt(np.square(own.thumbnail - _likeness_of(folder, name).thumbnail).mean()))
+        same = candidate.digest == portrait.digest or thumbnails_apart < _SAME_PICTURE
         if not same and usable(candidate):
             chosen.append(candidate)
         if len(chosen) == _DRAWN_FROM:
@@ -148,10 +149,6 @@ def pose(points68: np.ndarray) -> np.ndarray:
 def _pose_distance(one: np.ndarray, other: np.ndarray) -> float:
     far = np.array([_FAR_POSE, 2 * _FAR_POSE, _FAR_OPEN])
     return float(np.linalg.norm((one - other) / far))
-
-
-def _same_picture(one: Likeness, other: Likeness) -> bool:
-    return float(np.sqrt(np.square(one.thumbnail - other.thumbnail).mean())) < _SAME_PICTURE
 
 
 def _patches(p: torch.Tensor) -> torch.Tensor:

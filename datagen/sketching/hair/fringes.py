@@ -55,8 +55,13 @@ def styled_fringe(portrait: Portrait, face: Forehead, style: Style, length: floa
     below = (over / 1.5 + 0.5).clamp(0, 1)
     sides = ((1.02 - across.abs()) * face.half_width_px / 2).clamp(0, 1)
     top = _top(portrait, face)
-    region = below * sides * top * _may_hold_hair(portrait)
-    return Fringe(region, _falling(face, style), top, _sheen(face), gaps=1.0 if style == "wispy" else 0.0)
+    # Behind glasses.
+    never = class_region(portrait, ["background", "l_ear", "r_ear", "hat", "l_eye", "r_eye", "nose", "eye_g"], 0.004)
+    region = below * sides * top * (1 - never)
+    # Lighter where it bends down over the forehead, darker at its tips; in units of the hair's spread.
+    sheen = 0.10 * torch.exp(-((face.up - face.hairline - 0.05) ** 2) / (2 * 0.25**2))
+    sheen = sheen - 0.10 * (0.5 - face.up).clamp(0, 0.5)
+    return Fringe(region, _falling(face, style), top, sheen, gaps=1.0 if style == "wispy" else 0.0)
 
 
 def custom_fringe(portrait: Portrait, face: Forehead, mask: torch.Tensor, grown: float) -> Fringe:
@@ -140,18 +145,6 @@ def _top(portrait: Portrait, face: Forehead) -> torch.Tensor:
     behind = ((face.up - face.hairline) * face.height_px / 2).clamp(0, 1)
     # Behind the hairline only where there is hair to fall from or skin that shows through it, nothing beyond the head.
     return fade * (1 - behind * (1 - feather(torch.maximum(face.hairy, skin), 0.006)))
-
-
-def _sheen(face: Forehead) -> torch.Tensor:
-    """Lighter where the fringe bends down over the forehead, darker at its tips; in units of the hair's spread."""
-    bend = torch.exp(-((face.up - face.hairline - 0.05) ** 2) / (2 * 0.25**2))
-    return 0.10 * bend - 0.10 * (0.5 - face.up).clamp(0, 0.5)
-
-
-def _may_hold_hair(portrait: Portrait) -> torch.Tensor:
-    """Not over the background, ears, a hat or the eyes, and behind glasses."""
-    never = class_region(portrait, ["background", "l_ear", "r_ear", "hat", "l_eye", "r_eye", "nose", "eye_g"], 0.004)
-    return 1 - never
 
 
 def _uneven(across: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
