@@ -65,11 +65,11 @@ def modulated_layer(
         return _reference(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
     if chosen == "triton":
         return _by_triton(x, weight, styles, bias, noise, up, resample_kernel, slope, gain, clamp)
-    settings = (autocast_dtype(x), up, slope, gain, clamp)
+    layer = _Layer(weight, bias, resample_kernel, autocast_dtype(x), up, slope, gain, clamp)
     with without_autocast("cpu"):
         if torch.is_grad_enabled():
-            return apply(_FusedLayer, x, styles, noise, weight, bias, resample_kernel, settings)
-        return _forward(x, styles, noise, weight, bias, resample_kernel, settings, keep=False)[0]
+            return apply(_FusedLayer, x, styles, noise, layer)
+        return _forward(x, styles, noise, layer, keep=False)[0]
 
 
 def _can_fuse(
@@ -127,55 +127,57 @@ def _by_triton(
     return layer_tail(u, demodulation(weight, styles), noise, bias, slope, gain, clamp, taps, padding)
 
 
-Settings = tuple[torch.dtype, int, float, float, float | None]  # dtype of the convolution, up, slope, gain, clamp
+class _Layer(NamedTuple):
+    """What is fixed of a layer; dtype: of its convolution."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    resample_kernel: torch.Tensor | None
+    dtype: torch.dtype
+    up: int
+    slope: float
+    gain: float
+    clamp: float | None
 
 
 class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor,
-        bias: torch.Tensor, resample_kernel: torch.Tensor | None, settings: Settings,
-    ) -> torch.Tensor:  # fmt: skip
-        y, u, scale = _forward(x, styles, noise, weight, bias, resample_kernel, settings, keep=True)
-        ctx.save_for_backward(x, styles, noise, weight, bias, resample_kernel, y, u, scale)
-        ctx.settings = settings
+        ctx: Any, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, layer: _Layer
+    ) -> torch.Tensor:
+        y, u, scale = _forward(x, styles, noise, layer, keep=True)
+        ctx.save_for_backward(x, styles, noise, y, u, scale)
+        ctx.layer = layer
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, styles, noise, weight, bias, resample_kernel, y, u, scale = ctx.saved_tensors
+        x, styles, noise, y, u, scale = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         with without_autocast("cpu"):
             if torch.is_grad_enabled():  # create_graph=True: a graph of the gradient is wanted
-                by_x, by_styles, by_noise = _backward_by_reference(
-                    gradients[0], (x, styles, noise), needed, weight, bias, resample_kernel, ctx.settings
-                )
-            else:
-                by_x, by_styles, by_noise = _backward(
-                    gradients[0], x, styles, noise, weight, bias, resample_kernel, y, u, scale, ctx.settings, needed
-                )
-        return by_x, by_styles, by_noise, None, None, None, None
+                return (*_backward_by_reference(gradients[0], (x, styles, noise), needed, ctx.layer), None)
+            return (*_backward(gradients[0], x, styles, noise, y, u, scale, ctx.layer, needed), None)
 
 
 def _forward(
-    x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor,
-    resample_kernel: torch.Tensor | None, settings: Settings, keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, layer: _Layer, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The layer's output y, what the convolution gave u, both [N,Cout,H,W] in channels_last, and y's scale over u
     [N,Cout]. keep leaves u as it was; else its memory becomes y's."""
-    dtype, up, slope, gain, clamp = settings
-    filters, squares, offset, floor = _prepared(weight, bias, dtype, up, gain)
+    dtype, gain, clamp = layer.dtype, layer.gain, layer.clamp
+    filters, squares, offset, floor = _prepared(layer)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     u = x * styles.to(dtype)[:, :, None, None]
-    if up == 1:
+    if layer.up == 1:
         u = F.conv2d(u, filters, padding=1)
     else:
-        assert resample_kernel is not None
-        u = _fir(F.conv_transpose2d(u, filters, stride=2), resample_kernel.flip(0), padding=1)
+        assert layer.resample_kernel is not None
+        u = _fir(F.conv_transpose2d(u, filters, stride=2), layer.resample_kernel.flip(0), padding=1)
     # The leaky ReLU is homogeneous: its gain goes into the demodulation, the noise and the bias.
     scale = torch.addmm(floor, styles.to(squares.dtype).square(), squares.t()).rsqrt_()
     y = _scale_and_shift(u, scale.to(dtype)[:, :, None, None], noise, offset, gain, keep)
-    F.leaky_relu_(y, slope)
+    F.leaky_relu_(y, layer.slope)
     return (y if clamp is None else y.clamp_(-clamp, clamp)), u, scale
 
 
@@ -197,30 +199,29 @@ def _scale_and_shift(
 
 
 def _backward(
-    gradient: torch.Tensor, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor,
-    bias: torch.Tensor, resample_kernel: torch.Tensor | None, y: torch.Tensor, u: torch.Tensor, scale: torch.Tensor,
-    settings: Settings, needed: tuple[bool, ...],
+    gradient: torch.Tensor, x: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None, y: torch.Tensor,
+    u: torch.Tensor, scale: torch.Tensor, layer: _Layer, needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    dtype, up, slope, gain, clamp = settings
-    filters, squares, _, _ = _prepared(weight, bias, dtype, up, gain)
+    dtype = layer.dtype
+    filters, squares, _, _ = _prepared(layer)
     gradient = gradient.to(dtype).contiguous(memory_format=torch.channels_last)
-    if clamp is not None:
-        gradient = torch.ops.aten.hardtanh_backward(gradient, y, -clamp, clamp)
-    gradient = torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
+    if layer.clamp is not None:
+        gradient = torch.ops.aten.hardtanh_backward(gradient, y, -layer.clamp, layer.clamp)
+    gradient = torch.ops.aten.leaky_relu_backward(gradient, y, layer.slope, True)
     by_noise = by_styles = by_x = None
     if needed[2]:
         assert noise is not None
-        by_noise = _pixels(gradient) @ torch.full((y.shape[1], 1), gain, dtype=dtype)
+        by_noise = _pixels(gradient) @ torch.full((y.shape[1], 1), layer.gain, dtype=dtype)
         by_noise = by_noise.reshape(y.shape[0], 1, *y.shape[2:]).to(noise.dtype).sum_to_size(noise.shape)
     if not (needed[0] or needed[1]):
         return None, None, by_noise
     by_scale = _dot(gradient, u)
     gradient *= scale.to(dtype)[:, :, None, None]
-    if up == 1:
+    if layer.up == 1:
         gradient = F.conv_transpose2d(gradient, filters, padding=1)
     else:
-        assert resample_kernel is not None
-        gradient = F.conv2d(_fir(gradient, resample_kernel, padding=2), filters, stride=2)
+        assert layer.resample_kernel is not None
+        gradient = F.conv2d(_fir(gradient, layer.resample_kernel, padding=2), filters, stride=2)
     if needed[1]:
         wide = styles.to(squares.dtype)
         through_scale = wide * ((by_scale.to(squares.dtype) * scale**3) @ squares)
@@ -231,11 +232,10 @@ def _backward(
 
 
 def _backward_by_reference(
-    gradient: torch.Tensor, inputs: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...], weight: torch.Tensor,
-    bias: torch.Tensor, resample_kernel: torch.Tensor | None, settings: Settings,
-) -> list[torch.Tensor | None]:  # fmt: skip
+    gradient: torch.Tensor, inputs: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...], layer: _Layer
+) -> list[torch.Tensor | None]:
     """First gradients by plain operations, which autograd can differentiate again."""
-    dtype, up, slope, gain, clamp = settings
+    weight, bias, resample_kernel, dtype, up, slope, gain, clamp = layer
     # Aliases: one input may depend on another upstream, and only this layer's own share is wanted.
     x, styles, noise = (None if value is None else value.view_as(value) for value in inputs)
     assert x is not None
@@ -276,22 +276,23 @@ class _Prepared(NamedTuple):
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _prepared(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, up: int, gain: float) -> _Prepared:
+def _prepared(layer: _Layer) -> _Prepared:
     """Kept for each weight until it or the bias changes."""
+    weight, bias = layer.weight, layer.bias
     if weight.is_inference() or bias.is_inference():  # these have no version to tell a change by
-        return _prepare(weight, bias, dtype, up, gain)
-    stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, up, gain)
+        return _prepare(layer)
+    stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, layer.up, layer.gain)
     kept: dict[torch.dtype, tuple[tuple[float, ...], _Prepared]] = _cache.setdefault(weight, {})
-    if dtype not in kept or kept[dtype][0] != stamp:
-        kept[dtype] = (stamp, _prepare(weight, bias, dtype, up, gain))
-    return kept[dtype][1]
+    if layer.dtype not in kept or kept[layer.dtype][0] != stamp:
+        kept[layer.dtype] = (stamp, _prepare(layer))
+    return kept[layer.dtype][1]
 
 
 @torch.no_grad()
-def _prepare(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, up: int, gain: float) -> _Prepared:
-    filters = weight if up == 1 else weight.transpose(0, 1)
+def _prepare(layer: _Layer) -> _Prepared:
+    weight, gain = layer.weight, layer.gain
+    filters = weight if layer.up == 1 else weight.transpose(0, 1)
+    filters = filters.to(layer.dtype).contiguous(memory_format=torch.channels_last)
     squares = weight.square().sum((2, 3)) / gain**2
     floor = squares.new_full((1,), DEMODULATION_EPS / gain**2)
-    return _Prepared(
-        filters.to(dtype).contiguous(memory_format=torch.channels_last), squares, (bias * gain).to(dtype), floor
-    )
+    return _Prepared(filters, squares, (layer.bias * gain).to(layer.dtype), floor)

@@ -130,48 +130,20 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     portrait = portrait.to("cpu")
     seen = AnalysedPair(*(half.resized(portrait.size_px).to("cpu") for half in (seen.before, seen.after)))
     plan = _plan(portrait, params)
-    lines = _read_rays(portrait, seen, plan)
-    now = params.intensity * plan.moved
+    gained, halo, rim_gap = _read_rays(portrait, seen, plan, params.intensity * plan.moved)
     wanted = float(overall_mean(plan.moved.abs(), plan.counted)) or 1.0
     sign = -1.0 if params.volume < 0 else 1.0
-    degree = sign * overall_mean(lines.gained, plan.counted) / wanted
+    degree = sign * overall_mean(gained, plan.counted) / wanted
     figures = {
-        "outline_gained": overall_mean(lines.gained, plan.counted) / head_width_px(portrait),
+        "outline_gained": overall_mean(gained, plan.counted) / head_width_px(portrait),
         "reached": degree / max(params.intensity, 1e-3),
         "degree": degree,
-        "unevenness": _unevenness(lines.gained, plan),
-        "halo_delta_e": lines.halo(now, plan.counted),
-        "rim_gap": lines.rim_gap(now, plan.counted),
+        "unevenness": _unevenness(gained, plan),
+        "halo_delta_e": halo,
+        "rim_gap": rim_gap,
         "face_moved": _face_moved(portrait, seen, plan.matte),
     }
     return {name: float(value) for name, value in figures.items()}
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """What is read along the rays [K,R]: offsets [R] from the old outline and side, in pixels; hair before and after in
-    [0,1]; deviation: CIEDE2000 between after and the background; gained [K]: pixels of hair won outwards."""
-
-    offsets: torch.Tensor
-    size_px: int
-    before: torch.Tensor
-    after: torch.Tensor
-    deviation: torch.Tensor
-    gained: torch.Tensor
-
-    def halo(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        outside = self._between(moved, _EDGE, _EDGE + _RING) * counted[:, None]
-        return overall_mean(self.deviation, outside)
-
-    def rim_gap(self, moved: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        old, new = (self._between(edge, -_EDGE - _RIM, -_EDGE) for edge in (torch.zeros_like(moved), moved))
-        gap_old = ((1 - self.before) * old).sum(1) / old.sum(1).clamp_min(1)
-        gap_new = ((1 - self.after) * new).sum(1) / new.sum(1).clamp_min(1)
-        return overall_mean((gap_new - gap_old).clamp_min(0), counted)
-
-    def _between(self, moved: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        beyond = self.offsets - moved[:, None]
-        return ((beyond > low * self.size_px) & (beyond <= high * self.size_px)).float()
 
 
 def _plan(portrait: Portrait, params: Params) -> _Plan:
@@ -274,7 +246,11 @@ def _label(portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
     return label
 
 
-def _read_rays(portrait: Portrait, seen: AnalysedPair, plan: _Plan) -> _Lines:
+def _read_rays(
+    portrait: Portrait, seen: AnalysedPair, plan: _Plan, moved: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixels of hair won outwards [K], halo_delta_e and rim_gap, along the rays, the outline being to move by moved
+    [K]."""
     size, outline = portrait.size_px, plan.outline
     before, after = seen.before, seen.after
     behind = _background(before.image, portrait, plan.matte)
@@ -297,8 +273,18 @@ def _read_rays(portrait: Portrait, seen: AnalysedPair, plan: _Plan) -> _Lines:
     maps = torch.cat([hairness(before), hairness(after), deviation])
     old, new, deviation = outline.read(maps, radii)
     window = ((offsets > -reach - _EDGE * size) & (offsets < reach + _EDGE * size)).float()
-    gained = ((new - old) * window).sum(1) * step
-    return _Lines(offsets, size, old, new, deviation, gained)
+
+    def between(edge: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        beyond = offsets - edge[:, None]
+        return ((beyond > low * size) & (beyond <= high * size)).float()
+
+    halo = overall_mean(deviation, between(moved, _EDGE, _EDGE + _RING) * plan.counted[:, None])
+    rims = (
+        (old, between(torch.zeros_like(moved), -_EDGE - _RIM, -_EDGE)),
+        (new, between(moved, -_EDGE - _RIM, -_EDGE)),
+    )
+    gaps = [((1 - hair) * rim).sum(1) / rim.sum(1).clamp_min(1) for hair, rim in rims]
+    return ((new - old) * window).sum(1) * step, halo, overall_mean((gaps[1] - gaps[0]).clamp_min(0), plan.counted)
 
 
 def _hair_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:

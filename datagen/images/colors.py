@@ -80,9 +80,9 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
 
 
-def lab_to_srgb(lab: torch.Tensor, clip: bool = True) -> torch.Tensor:
-    """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1]; clip=False leaves colours outside the gamut as they are."""
-    return lab_to_rgb(lab, clip=clip) * 2 - 1
+def lab_to_srgb(lab: torch.Tensor) -> torch.Tensor:
+    """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], colours outside the gamut clipped to it."""
+    return lab_to_rgb(lab) * 2 - 1
 
 
 def lab_in_light(lab: torch.Tensor, light: float) -> torch.Tensor:

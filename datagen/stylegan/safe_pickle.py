@@ -265,13 +265,11 @@ def tensor_table(budget: Budget) -> Table:
     return DTYPES | {
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": _parameter,
-        "torch._utils._rebuild_parameter_with_state": _parameter,
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
         "collections.OrderedDict": ordered_dict,
-        "builtins.set": _same,
-        "builtins.frozenset": _same,
-        "torch.Size": _same,
-        "_codecs.encode": _latin1,
+        **dict.fromkeys(("builtins.set", "builtins.frozenset", "torch.Size"), lambda items=(): items),
+        "_codecs.encode": lambda text, _: text.encode("latin1"),
         **dict.fromkeys(_IGNORED.split(), Ignored),
     }
 
@@ -328,24 +326,6 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> t
         raise CheckpointError(f"is damaged (a tensor reaches beyond its storage); {_AGAIN}")
     tensor: torch.Tensor = storage.as_strided(shape, stride, offset) if size else storage.new_empty(shape)
     return tensor
-
-
-def _parameter(tensor: Any, *_: object) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError("parameter without a tensor")
-    return tensor
-
-
-def _same(items: Any = ()) -> Any:
-    if not isinstance(items, list | tuple):
-        raise TypeError("collection of something that is not a list")
-    return items
-
-
-def _latin1(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise TypeError("text in another encoding than latin1")
-    return text.encode("latin1")
 
 
 def _plain_key(key: object) -> object:

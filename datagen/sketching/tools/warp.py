@@ -35,7 +35,7 @@ def point_flow(
     source: torch.Tensor,
     target: torch.Tensor,
     pinned: torch.Tensor | None = None,
-    method: Literal["mls", "rigid", "tps"] = "mls",
+    method: Literal["mls", "tps"] = "mls",
     window: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The flow [2,H,W] that moves source [K,2] to target [K,2] and holds pinned [J,2] (None: only the border).
@@ -52,7 +52,7 @@ def point_flow(
     axis = np.linspace(0, size_px - 1, min(size_px, _NODES))
     nodes = np.stack(np.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
     # The map is backward, so it is fitted from where the points end to where they start.
-    moved = _thin_plate(nodes, end, start) if method == "tps" else _least_squares(nodes, end, start, method == "rigid")
+    moved = _thin_plate(nodes, end, start) if method == "tps" else _least_squares(nodes, end, start)
     coarse = torch.from_numpy(moved - nodes).float().T.reshape(1, 2, len(axis), len(axis))
     flow = F.interpolate(coarse, size=(size_px, size_px), mode="bicubic", align_corners=True)[0].to(source.device)
     flow = flow * _border_window(size_px).to(flow)
@@ -121,8 +121,8 @@ def jacobian_determinant(flow: torch.Tensor) -> torch.Tensor:
     return determinant[None]
 
 
-def _least_squares(nodes: np.ndarray, p: np.ndarray, q: np.ndarray, rigid: bool) -> np.ndarray:
-    """nodes [N,2] moved by the best similarity (or rotation) at each for p [K,2] -> q [K,2], weighted 1 / distance^2.
+def _least_squares(nodes: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """nodes [N,2] moved by the best similarity at each for p [K,2] -> q [K,2], weighted 1 / distance^2.
 
     In complex numbers (Schaefer et al., equations 5 to 8): f(v) = m (v - p*) + q* with m = sum w conj(p^) q^ / sum w
     |p^|^2, p* and q* the weighted centroids, p^ and q^ the points about them.
@@ -135,12 +135,9 @@ def _least_squares(nodes: np.ndarray, p: np.ndarray, q: np.ndarray, rigid: bool)
     # sum w conj(p - p*)(q - q*) and sum w |p - p*|^2, multiplied out so that no [N,K] matrix but the weights is made.
     turn = weight @ (p.conj() * q) - p_mean.conj() * q_mean
     spread = weight @ (np.abs(p) ** 2) - np.abs(p_mean) ** 2
-    # At a point the weights are all its own: centroids and nothing about them; any m does, so the identity.
+    # At a point the weights are all its own: centroids and nothing about them; any m does, so 1.
     alone = spread < 1e-6
-    m = np.where(alone, 1, turn / np.where(alone, 1, spread))
-    if rigid:
-        m = m / np.maximum(np.abs(m), 1e-9)
-    moved = m * (v - p_mean) + q_mean
+    moved = np.where(alone, 1, turn / np.where(alone, 1, spread)) * (v - p_mean) + q_mean
     return np.stack([moved.real, moved.imag], -1)
 
 

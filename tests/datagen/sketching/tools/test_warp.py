@@ -22,7 +22,7 @@ from stylepairs.datagen.sketching.tools.warp import (
 )
 
 SIZE = 96
-METHODS = ["mls", "rigid", "tps"]
+METHODS = ["mls", "tps"]
 
 
 def _cases(max_move: float):
