@@ -279,11 +279,8 @@ def _read_rays(
         return ((beyond > low * size) & (beyond <= high * size)).float()
 
     halo = overall_mean(deviation, between(moved, _EDGE, _EDGE + _RING) * plan.counted[:, None])
-    rims = (
-        (old, between(torch.zeros_like(moved), -_EDGE - _RIM, -_EDGE)),
-        (new, between(moved, -_EDGE - _RIM, -_EDGE)),
-    )
-    gaps = [((1 - hair) * rim).sum(1) / rim.sum(1).clamp_min(1) for hair, rim in rims]
+    rims = [between(edge, -_EDGE - _RIM, -_EDGE) for edge in (torch.zeros_like(moved), moved)]
+    gaps = [((1 - hair) * rim).sum(1) / rim.sum(1).clamp_min(1) for hair, rim in zip((old, new), rims, strict=True)]
     return ((new - old) * window).sum(1) * step, halo, overall_mean((gaps[1] - gaps[0]).clamp_min(0), plan.counted)
 
 
