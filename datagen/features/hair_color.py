@@ -36,8 +36,8 @@ from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.sketching.face.soft_mattes import mean_of
-from stylepairs.datagen.sketching.hair.hair_matte import dilated_px, hair_matte, refuse_untrusted_matte
+from stylepairs.datagen.sketching.face.soft_mattes import grown, mean_of
+from stylepairs.datagen.sketching.hair.hair_matte import hair_matte, refuse_untrusted_matte
 from stylepairs.datagen.sketching.tools.texture import blurred_within
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
@@ -106,12 +106,12 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     light = light_of(portrait)
     full = lab_in_light(color_to_lab(parse_color(params.color), like=lab_before), light)
     strands = _contrast(lab_before, inside), _contrast(lab_after, inside)
-    rim = dilated_px((matte > 0.02).float(), 1)
+    rim = grown((matte > 0.02).float(), 1)
     figures = {
         "color_delta_e": delta_e_2000(wanted_lab(lab_before, matte, params, light), obtained),
         "color_change": delta_e_2000(own, obtained),
         "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
-        "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], dilated_px(rim, _band_px(matte)) - rim),
+        "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], grown(rim, _band_px(matte)) - rim),
         "detail_kept": mean_of(strands[1], inside) / mean_of(strands[0], inside).clamp_min(1e-3),
         "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
         "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
@@ -152,7 +152,7 @@ def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 def _grown(matte: torch.Tensor) -> torch.Tensor:
     """The matte dilated by the neutral band, its new edge softened over about the same width outwards."""
     band_px = _band_px(matte)
-    return torch.maximum(blurred(dilated_px(matte, band_px + (band_px + 1) // 2), band_px / 2), matte).clamp(0, 1)
+    return torch.maximum(blurred(grown(matte, band_px + (band_px + 1) // 2), band_px / 2), matte).clamp(0, 1)
 
 
 def _band_px(matte: torch.Tensor) -> int:

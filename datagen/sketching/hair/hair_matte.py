@@ -13,7 +13,7 @@ from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, polygon
 from stylepairs.datagen.portraits.sketch import SketchRefused
-from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
+from stylepairs.datagen.sketching.face.soft_mattes import grown, overall_mean
 
 # Matte values under this are haze of the matting, not hair.
 _HAZE = 0.08
@@ -37,8 +37,8 @@ def hair_matte(portrait: Portrait) -> torch.Tensor:
     radius_px = max(1, round(_EDGE_SLACK * portrait.size_px))
     guided = _without_haze(guided_blur((image[None] + 1) / 2, matte[None], 2 * radius_px + 1, 1e-3)[0])
     slack_px = max(1, round(_EDGE_SLACK * portrait.size_px / 2))
-    widest = dilated_px(matte, slack_px)
-    refined = torch.minimum(torch.maximum(guided, 1 - dilated_px(1 - matte, slack_px)), widest)
+    widest = grown(matte, slack_px)
+    refined = torch.minimum(torch.maximum(guided, 1 - grown(1 - matte, slack_px)), widest)
     refined = torch.minimum(torch.maximum(refined, _share_by_color(image, refined)), widest)
     return refined * (1 - blurred(class_region(portrait, _NEVER_HAIR, 0.0), 0.7)).clamp(0, 1)
 
@@ -62,11 +62,6 @@ def refuse_untrusted_matte(portrait: Portrait, matte: torch.Tensor, max_on_face:
         )
 
 
-def dilated_px(x: torch.Tensor, radius_px: int) -> torch.Tensor:
-    """x [1,H,W] grown by a square of radius_px."""
-    return F.max_pool2d(x[None], 2 * radius_px + 1, 1, radius_px)[0]
-
-
 def _without_haze(matte: torch.Tensor) -> torch.Tensor:
     return ((matte - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
 
@@ -74,8 +69,8 @@ def _without_haze(matte: torch.Tensor) -> torch.Tensor:
 def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """The share of hair [1,H,W] in each pixel near the edge, by its colour; the matte where colour says nothing."""
     sigma = max(1.0, _EDGE_SLACK * image.shape[-1])
-    hair = 1 - dilated_px((matte < 0.9).float(), 1)
-    around = 1 - dilated_px((matte > 0.1).float(), 1)
+    hair = 1 - grown((matte < 0.9).float(), 1)
+    around = 1 - grown((matte > 0.1).float(), 1)
     hair_near, around_near = blurred(hair, sigma), blurred(around, sigma)
     hair_color = blurred(image * hair, sigma) / hair_near.clamp_min(1e-4)
     around_color = blurred(image * around, sigma) / around_near.clamp_min(1e-4)
@@ -93,4 +88,4 @@ def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:
     areas = np.bincount(pieces.ravel(), minlength=count)
     small = [piece for piece in range(1, count) if areas[piece] < _CRUMB_SHARE * areas[1:].sum()]
     crumbs = torch.from_numpy(np.isin(pieces, small)).to(matte.device)[None].float()
-    return matte * (1 - dilated_px(crumbs, 1))
+    return matte * (1 - grown(crumbs, 1))
