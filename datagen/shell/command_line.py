@@ -61,7 +61,7 @@ def _fail(message: str, whole: bool = False) -> NoReturn:
     if events.is_json():
         events.event("error", message=" ".join(message.split()), exit_code=2)
     else:
-        print(message if whole else " ".join(message.split()), file=sys.stderr)
+        print(message if whole else printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(2)
 
 
@@ -69,13 +69,13 @@ def _give_log_option(app: typer.Typer) -> None:
     """Let each command of the app, and of the apps in it, take --log."""
     for command in app.registered_commands:
         if command.callback is not None and not hasattr(command.callback, "takes_log"):
-            command.callback = _with_log(command.callback)
+            command.callback = _with_log(command.callback, command.name)
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _give_log_option(group.typer_instance)
 
 
-def _with_log(command: Callable[..., Any]) -> Callable[..., Any]:
+def _with_log(command: Callable[..., Any], name: str | None) -> Callable[..., Any]:
     """The command with one option more, which chooses the log before anything else is done."""
     import typer
 
@@ -86,7 +86,7 @@ def _with_log(command: Callable[..., Any]) -> Callable[..., Any]:
         if log not in events.LOGS:
             raise InputError(f"--log {log}: unknown; choose {' or '.join(events.LOGS)}")
         events.choose_log(log)
-        events.event("begin", command=command.__name__.replace("_", "-"))
+        events.event("begin", command=name or command.__name__.replace("_", "-"))
         return command(*args, **options)
 
     signature = inspect.signature(command, eval_str=True)
