@@ -152,10 +152,10 @@ def test_an_encoder_gives_stage_0_its_start_few_steps_and_cached_inversions_of_i
         return real_invert(generator, perceptual, portraits, settings.model_copy(update={"steps": 1}), prior, progress)
 
     def load(*arguments):
-        loaded = real_load(*arguments[:4])
-        if arguments[-1] == "none":
+        loaded, encoder = real_load(*arguments[:4]), arguments[4]
+        if encoder == "none":
             return loaded
-        return replace(loaded, start=lambda photo, precision: precision, digests={"encoder": arguments[-1]})
+        return replace(loaded, start=lambda photo, precision: precision, digests={"encoder": encoder})
 
     real_invert, real_load = pair_maker.invert, build_plan.load_models
     monkeypatch.setattr(pair_maker, "invert", invert)
@@ -284,8 +284,8 @@ def test_the_digest_of_portraits_tells_every_change_of_what_is_read(tmp_path, ch
 
 
 def test_weights_of_perceptual_features_count_by_their_content(tmp_path, monkeypatch):
-    def load(generator, perceptual, weights, device, encoder):
-        loaded = real(generator, perceptual, None, device, encoder)
+    def load(generator, perceptual, weights, device, *others):
+        loaded = real(generator, perceptual, None, device, *others)
         return replace(loaded, digests={"perceptual_weights": Path(weights).read_text()})
 
     def changed(name: str) -> dict:
