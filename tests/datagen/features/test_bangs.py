@@ -358,7 +358,7 @@ def test_a_region_that_begins_at_the_rim_of_a_bald_head_is_refused():
         (np.zeros((64, 64), np.uint8), "covers 0 % of the crop"),
         (np.full((64, 64), 255, np.uint8), "covers 100 % of the crop"),
         (np.full((64, 32), 255, np.uint8), "32 x 64 pixels; a mask is square"),
-        (None, "not an image that can be read"),
+        (None, "not an image this program reads"),
     ],
 )
 def test_mask_images_that_cannot_be_are_refused(tmp_path, pixels, reason):

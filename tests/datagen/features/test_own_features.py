@@ -179,7 +179,7 @@ def test_missing_files_folders_and_combinations_are_told():
     with pytest.raises(InputError, match=r"'nowhere\.py': cannot be read \(No such file or directory\)"):
         load_feature("nowhere.py", run_files=True)
     Path("folder.py").mkdir()
-    with pytest.raises(InputError, match=r"'folder\.py': cannot be read \(Is a directory\)"):
+    with pytest.raises(InputError, match=r"'folder\.py': cannot be read \(a folder"):
         load_feature("folder.py", run_files=True)
     for name in (f"hair_color+{EXAMPLE}", f"{EXAMPLE}+hair_color"):
         with pytest.raises(InputError, match=r"blush\.py is a file of your own, .*; to combine it, .* name it blush$"):
