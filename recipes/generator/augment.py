@@ -40,17 +40,15 @@ class Augmentation:
         return (~hit).float()[:, None]
 
 
-def draw_augmentation(count: int, untouched: int, p: float, draw: torch.Generator) -> Augmentation:
-    """Each operation with probability p; the first `untouched` images stay as they are."""
+def draw_augmentation(count: int, p: float, draw: torch.Generator) -> Augmentation:
+    """Each operation with probability p."""
 
     def uniform(most: float, columns: int = 1) -> torch.Tensor:
         values = (torch.rand(count, columns, generator=draw) * 2 - 1) * most
         return values * chosen()
 
     def chosen() -> torch.Tensor:
-        keep = torch.rand(count, 1, generator=draw) < p
-        keep[:untouched] = False
-        return keep
+        return torch.rand(count, 1, generator=draw) < p
 
     brightness, saturation, contrast = (uniform(most)[:, 0] for most in (BRIGHTNESS, SATURATION, CONTRAST))
     shift, centre = uniform(SHIFT, 2), torch.rand(count, 2, generator=draw)

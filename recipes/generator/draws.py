@@ -13,7 +13,7 @@ from data import Portraits
 from stylepairs.datagen.stylegan.generator import Generator
 
 MIXING_SHARE = 0.5  # of images whose finer layers take a second latent
-JITTER = 0.15  # of a portrait's latent, so that its neighbourhood renders the portrait too
+JITTER = 0.3  # of a portrait's latent, so that its neighbourhood renders the portrait too
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def draw_step(
     augment_p: float, recolour_share: float,
 ) -> Draws:  # fmt: skip
     """seed: the run's, images seen, process. The first `rebuilt` of `count` images are renderings of the portraits in
-    their places: their latents those portraits' codes, their noise silent, neither of the two augmented."""
+    their places, from those portraits' own codes."""
     draw = torch.Generator().manual_seed(hash(seed) % 2**63)
     device = generator.mapping.w_avg.device
     batch = data.batch(count, recolour_share, draw)
@@ -41,12 +41,10 @@ def draw_step(
     cutoff = torch.randint(1, generator.num_ws, (count,), generator=draw)
     cutoff[torch.rand(count, generator=draw) > MIXING_SHARE] = generator.num_ws
     cutoff[:rebuilt] = generator.num_ws
-    augment = draw_augmentation(count, rebuilt, augment_p, draw)
+    augment = draw_augmentation(count, augment_p, draw)
     # Where the images are made: millions of values a step would take a processor longer than a GPU's whole step.
     large = torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
     noise = [torch.randn(count, *level.shape[1:], generator=large, device=device) for level in generator.noise_maps()]
-    for level in noise:
-        level[:rebuilt] = 0  # what is rebuilt must come from the latents
     return Draws(batch.images.to(device), z.to(device), cutoff.to(device), noise, augment)
 
 

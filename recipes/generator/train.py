@@ -6,7 +6,7 @@
 Each DIR holds aligned/ and hair/ as `datagen prepare` writes them. RUN keeps the state (resumed when it exists), log,
 figures, sample sheets and `generator_ema.safetensors`. Three losses: heads on frozen features
 (stylepairs.datagen.stylegan.projected), moments of features (moments.py), and portraits rendered from their own
-latents without noise (codes.py).
+latents (codes.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
 MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
-HEADS_REST_BELOW = 1.5  # heads whose loss is lower win already; learning on, they lead the generator to a painted look
 Maps = list[torch.Tensor]
 
 
@@ -54,12 +53,11 @@ def parse_args() -> argparse.Namespace:
     add("--mapping-layers", type=int, default=2)
     add("--batch", type=int, default=8, help="images per step, all processes together")
     add("--learning-rate", type=float, default=0.002)
-    add("--heads-rate", type=float, default=0.0002)
+    add("--heads-rate", type=float, default=0.0001)
     add("--offsets-rate", type=float, default=0.0005)
-    add("--rebuilt-share", type=float, default=0.375, help="share of a batch rendered from portraits' latents")
-    add("--likeness", type=float, nargs=2, default=[0.3, 0.6], help="its gradient by the heads', first and last")
-    add("--moments", type=float, nargs=2, default=[0.6, 0.3], help="the moments' gradient by the heads', likewise")
-    add("--settle-images", type=float, default=250_000, help="images until the last of these shares is reached")
+    add("--rebuilt-share", type=float, default=0.25, help="share of a batch rendered from portraits' latents")
+    add("--likeness", type=float, default=0.4, help="its gradient on the images by the heads'")
+    add("--moments", type=float, default=0.6, help="the moments' gradient by the heads', likewise")
     add("--offsets-decay", type=float, default=0.1, help="weight of the offsets' mean square beside the likeness")
     add("--measure-images", type=int, default=8192, help="draws of portraits from which their moments are taken")
     add("--augment-p", type=float, default=0.3)
@@ -121,7 +119,7 @@ class Stage:
 
         def features() -> Maps:
             portraits = self.data.batch(MEASURE_BATCH, self.args.recolour_share, draw).images
-            maps: Maps = self.trunk(draw_augmentation(MEASURE_BATCH, 0, self.args.augment_p, draw)(portraits))
+            maps: Maps = self.trunk(draw_augmentation(MEASURE_BATCH, self.args.augment_p, draw)(portraits))
             return maps
 
         batches = -(-self.args.measure_images // MEASURE_BATCH)
@@ -188,13 +186,11 @@ class Stage:
         with self.accelerator.autocast():
             real_logits, fake_logits = state.heads(real), state.heads(fake)
         loss = heads_loss(real_logits, fake_logits)
-        seen = self.mean(loss.detach())
-        if not seen < HEADS_REST_BELOW:
-            state.d_optimizer.zero_grad()
-            self.accelerator.backward(loss)
-            self.reduce_gradients(state.d_optimizer)
-            state.d_optimizer.step()
-        return {"heads": seen, "accuracy": accuracy(real_logits, fake_logits).detach()}
+        state.d_optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.reduce_gradients(state.d_optimizer)
+        state.d_optimizer.step()
+        return {"heads": self.mean(loss.detach()), "accuracy": accuracy(real_logits, fake_logits).detach()}
 
     def render(self, draws: Draws, offsets: torch.Tensor) -> torch.Tensor:
         """Images [N,3,R,R]; moves the running mean latent."""
@@ -222,11 +218,9 @@ class Stage:
         state, args = self.state, self.args
         if state.weights and state.images_seen // args.batch % BALANCE_EVERY:
             return
-        settled = min(state.images_seen / args.settle_images, 1.0)
         rows = {"moments": slice(self.rebuilt, None), "likeness": slice(self.rebuilt)}
         for name, loss in (("moments", moments), ("likeness", likeness)):
-            first, last = getattr(args, name)
-            share, old = first + (last - first) * settled, state.weights.get(name)
+            share, old = getattr(args, name), state.weights.get(name)
             state.weights[name] = balanced(old, share, leading, loss, image, rows[name], self.mean)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:

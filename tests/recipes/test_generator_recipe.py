@@ -206,7 +206,7 @@ def test_every_portrait_gets_a_latent_of_its_own(trunk_state):
     assert len({tuple(code.tolist()) for code in codes}) == 9
 
 
-def test_what_is_rebuilt_has_its_own_latent_no_noise_and_no_augmentation(portraits):
+def test_what_is_rebuilt_has_its_own_latent_and_is_augmented_as_its_portrait(portraits):
     from data import Portraits
     from draws import JITTER, draw_step
 
@@ -218,10 +218,8 @@ def test_what_is_rebuilt_has_its_own_latent_no_noise_and_no_augmentation(portrai
     assert ((draws.z[0, :2] - codes[nearest] * (1 - JITTER**2) ** 0.5).abs() < 10 * JITTER).all()
     shown = data.with_mirrored()[nearest].float() / 127.5 - 1
     torch.testing.assert_close(draws.portraits[:2], shown, atol=1e-5, rtol=0)
-    assert all(level[:2].abs().sum() == 0 < level[2:].abs().sum() for level in draws.noise)
-    augmented = draws.augment(draws.portraits)
-    change = (augmented - draws.portraits).abs().mean((1, 2, 3))
-    assert change[:2].max() < 1e-6 < change[2:].min()
+    change = (draws.augment(draws.portraits) - draws.portraits).abs().mean((1, 2, 3))
+    assert change.min() > 1e-3
 
 
 def test_grown_generator_renders_the_same_image_larger_and_offsets_stay():
