@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 _PNG_HEAD = 8  # bytes of signature
 _TIFF_WIDTH, _TIFF_BITS = 256, 258
@@ -18,6 +18,7 @@ _TIFF_WIDTH, _TIFF_BITS = 256, 258
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened, not yet loaded, picture has 16 bits of each of several channels."""
     if image.format == "PNG":
+        assert isinstance(image, ImageFile.ImageFile)
         return bool(image.tile) and str(image.tile[0][3]).endswith(";16B") and image.mode != "I;16"
     if image.format == "TIFF":
         bits = image.tag_v2.get(_TIFF_BITS, ())  # type: ignore[attr-defined]

@@ -82,7 +82,8 @@ def find_cast(before: np.ndarray, after: np.ndarray, outside: np.ndarray) -> tup
 
 def without_cast(after: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """The picture uint8 [S,S,3] with gain and offset undone, everywhere."""
-    return np.clip(np.rint((after - offset) / np.clip(gain, 0.1, 10)), 0, 255).astype(np.uint8)
+    clean: np.ndarray = np.clip(np.rint((after - offset) / np.clip(gain, 0.1, 10)), 0, 255)
+    return clean.astype(np.uint8)
 
 
 def cut_out(before: np.ndarray, after: np.ndarray, move: np.ndarray, size_px: int, shift: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ def _room(workers: int | None, gpu: bool) -> int:
 def _places(gpu: bool) -> int:
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return int(resources.get("GPU" if gpu else "CPU", 0))
 
 
