@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
+from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file, safetensors_bytes
 
 # Raised whenever the same inputs would be inverted differently.
 INVERSION_VERSION = 2
@@ -66,12 +66,10 @@ class InversionCache:
 
     def store(self, portrait: Portrait, inversion: Inversion) -> None:
         """Keep an inversion. Raises InputError when the disk is full."""
-        from safetensors.torch import save
-
         tensors = {"ws": inversion.ws, "image": inversion.image}
         tensors |= {f"noise.{index:02d}": level for index, level in enumerate(inversion.noise)}
         tensors = {name: _smallest(tensor) for name, tensor in tensors.items()}
-        data = save(tensors, {"figures": json.dumps(inversion.figures), "sha256": _digest(tensors)})
+        data = safetensors_bytes(tensors, {"figures": json.dumps(inversion.figures), "sha256": _digest(tensors)})
         path = self.path(portrait)
         make_folder(path.parent)
         remove_stale(path.parent)

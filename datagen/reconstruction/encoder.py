@@ -19,7 +19,7 @@ from stylepairs.datagen.reconstruction.curvature import Curvature
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
 from stylepairs.datagen.shell.decode import Damaged, decoding, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.precision import in_precision
@@ -216,10 +216,10 @@ def encoder_digest(encoder: Encoder) -> str:
 
 def save_encoder(path: Path, encoder: Encoder, generator_digest: str) -> None:
     """Write the weights in float16 with the digest of the generator that they are for; whole or not at all."""
-    from safetensors.torch import save
-
     tensors = {key: value.detach().cpu().half().contiguous() for key, value in encoder.state_dict().items()}
-    data = save(tensors, {"kind": _KIND, "generator": generator_digest, "config": json.dumps(asdict(encoder.config))})
+    data = safetensors_bytes(
+        tensors, {"kind": _KIND, "generator": generator_digest, "config": json.dumps(asdict(encoder.config))}
+    )
     replace_file(path, lambda file: file.write(data))
 
 

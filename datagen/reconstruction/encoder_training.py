@@ -30,7 +30,7 @@ from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
@@ -69,13 +69,11 @@ class Checkpoint:
 
     def write(self, encoder: Encoder, optimizer: torch.optim.Adam, training: EncoderTraining, step: int) -> None:
         """Replace it by the run after `step` steps."""
-        from safetensors.torch import save
-
         tensors = {f"encoder/{key}": value for key, value in encoder.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
         metadata = {"run": self._run(encoder, training), "step": str(step)}
-        data = save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+        data = safetensors_bytes({key: value.contiguous() for key, value in tensors.items()}, metadata)
         replace_file(self.path, lambda file: file.write(data))
 
     def resume(self, encoder: Encoder, optimizer: torch.optim.Adam, training: EncoderTraining) -> int:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
@@ -80,14 +80,12 @@ def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str
 
     Raises ValueError where metadata has a key of the configuration, InputError where the file cannot be written.
     """
-    from safetensors.torch import save
-
     config = {key: str(value) for key, value in asdict(generator.config).items() if value is not None}
     clash = sorted(set(config) & set(metadata or {}))
     if clash:
         raise ValueError(f"save_generator: metadata may not set {', '.join(clash)}, the configuration does")
     tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
-    content = save(tensors, metadata={**(metadata or {}), **config})
+    content = safetensors_bytes(tensors, metadata={**(metadata or {}), **config})
     replace_file(Path(path), lambda file: file.write(content))
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialised
 
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
@@ -178,7 +177,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     make_folder(path.parent)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = serialised(tensors, metadata | {"digest": _digest(tensors, metadata)})
+    data = safetensors_bytes(tensors, metadata | {"digest": _digest(tensors, metadata)})
     replace_file(path, lambda file: file.write(data))
 
 

@@ -37,11 +37,12 @@ def preload() -> None:
 
 
 def command_of(arguments: list[str]) -> Callable[[], None]:
-    """`datagen ARGUMENTS` or `i2i ARGUMENTS`, with builds judged without the analyser, and without long work."""
+    """`datagen ARGUMENTS` or `i2i ARGUMENTS`, without long work; builds go without the analyser."""
 
     def run() -> None:
         sys.argv = list(arguments)
-        models._analyser = lambda: (None, {})
+        if arguments[1] != "augment":
+            models._analyser = lambda: (None, {})
         if arguments[1] in ("build", "augment"):
             _without_long_work()
         if arguments[1] == "train":

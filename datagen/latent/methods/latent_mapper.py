@@ -25,7 +25,7 @@ from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.stylegan.generator import Generator
@@ -269,10 +269,8 @@ def _loss(
 
 def save_mapper(path: Path, mapper: Mapper) -> None:
     """Write `.safetensors` with the metadata inside. Raises InputError."""
-    from safetensors.torch import save
-
     tensors = {name: value.contiguous() for name, value in mapper.network.state_dict().items()}
-    content = save(tensors, metadata={"mapper": mapper.info.model_dump_json()})
+    content = safetensors_bytes(tensors, metadata={"mapper": mapper.info.model_dump_json()})
     replace_file(path, lambda file: file.write(content))
 
 
@@ -306,12 +304,12 @@ def load_mapper(path: Path, generator: Generator, digest: str) -> Mapper:
 
 def _keep(path: Path, network: LatentMapper, optimiser: torch.optim.Adam, step: int) -> None:
     """Weights and Adam's moments after a step."""
-    from safetensors.torch import save
-
     tensors = {f"weight.{name}": value for name, value in network.state_dict().items()}
     for index, held in optimiser.state_dict()["state"].items():
         tensors |= {f"{key}.{index}": held[key] for key in ("exp_avg", "exp_avg_sq")}
-    content = save({name: value.contiguous() for name, value in tensors.items()}, metadata={"step": str(step)})
+    content = safetensors_bytes(
+        {name: value.contiguous() for name, value in tensors.items()}, metadata={"step": str(step)}
+    )
     replace_file(path, lambda file: file.write(content))
 
 
