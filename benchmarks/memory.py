@@ -56,7 +56,7 @@ from stylepairs.kernels.modulated_layer import modulated_layer
 
 GB = 1e9
 KEEP_ALL = 4096  # recompute_from_px above every resolution
-NO_BOUND = 2**40  # pixels_at_once above every batch's
+NO_BOUND = 10**12  # pixels_at_once above every batch's
 FFHQ_CHANNELS = 32768
 DEFAULTS = OptimiserSettings.model_validate({})
 

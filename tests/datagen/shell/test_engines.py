@@ -103,6 +103,7 @@ def test_a_build_survives_a_killed_worker_and_a_lost_machine_with_the_same_bytes
 
 
 def test_there_is_one_line_where_there_is_no_cluster():
+    pytest.importorskip("ray")
     with pytest.raises(InputError, match="no Ray cluster to be reached"), engine("ray", "127.0.0.1:1", "cpu", None):
         pass
     with pytest.raises(InputError, match="unknown; choose local or ray"), engine("spark", None, "cpu", None):
