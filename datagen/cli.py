@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from stylepairs.datagen.latent.cli import latent
 from stylepairs.datagen.shell import events
-from stylepairs.datagen.shell.command_line import INTERRUPTED, progress, run_app
+from stylepairs.datagen.shell.command_line import advice_if_interrupted, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 PortraitsOption = Annotated[Path, typer.Option(help="folder that `prepare` made")]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, max=4096, help="processes; default: one a processor, or one a GPU")
@@ -102,9 +104,7 @@ def build(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="the first portraits by name only")] = None,
     seed: SeedOption = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
-    ] = None,
+    overrides: OverridesOption = None,
     workers: WorkersOption = None,
     shard_size: ShardSizeOption = 32,
     cache: CacheOption = None,
@@ -158,9 +158,7 @@ def import_pairs(
         str | None, typer.Option(help="find latents of both halves by this generator, for augment; default: none")
     ] = None,
     made_by: Annotated[str, typer.Option(help="what made the afters, kept with each pair")] = "",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
-    ] = None,
+    overrides: OverridesOption = None,
     seed: SeedOption = 0,
     workers: WorkersOption = None,
     shard_size: ShardSizeOption = 32,
@@ -205,18 +203,15 @@ def train_encoder(
     from stylepairs.datagen.shell.machine import choose_device
 
     training = EncoderTraining(steps=steps, seed=seed)
-    try:
-        with progress(training.steps, "steps") as shown:
+    advice = "run the same command again to go on from the last checkpoint"
+    with advice_if_interrupted(advice), progress(training.steps, "steps") as shown:
 
-            def report(step: int, loss: float) -> None:
-                if not shown.done:  # of an earlier run
-                    shown.reach(step - 1, now=False)
-                shown.reach(step, f"loss {loss:.3f}")
+        def report(step: int, loss: float) -> None:
+            if not shown.done:  # of an earlier run
+                shown.reach(step - 1, now=False)
+            shown.reach(step, f"loss {loss:.3f}")
 
-            train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
-    except KeyboardInterrupt:
-        events.tell("interrupted; run the same command again to go on from the last checkpoint", "interrupted")
-        sys.exit(INTERRUPTED)
+        train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
     print(f"{out}: trained for {training.steps} steps")
 
 
@@ -269,11 +264,8 @@ def _run(plan: ShardedPlan, place: Place) -> None:
     """Make the shards of a plan with progress on stderr, and say what there is now."""
     from stylepairs.datagen.shell.machine import rank_and_world
 
-    try:
+    with advice_if_interrupted("finished shards are kept: run the same command again to go on"):
         result = _made(plan, place, *rank_and_world())
-    except KeyboardInterrupt:
-        events.tell("interrupted; finished shards are kept: run the same command again to go on", "interrupted")
-        sys.exit(INTERRUPTED)
     share = f"{result.pairs} pairs, {result.accepted} accepted ({100 * result.accepted / max(result.pairs, 1):.0f} %)"
     if result.complete:
         print(f"{plan.out}: {share}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -21,9 +22,9 @@ def rgb_of(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, byte
         return image.convert("RGB"), profile if profile is not None and _space(profile) == b"RGB " else None
     plain = image.convert("L") if image.mode == "LA" else image
     fits = profile is not None and _SPACES.get(plain.mode) == _space(profile)
-    source = _opened(profile) if fits and profile is not None else None
+    source = opened_profile(profile) if fits and profile is not None else None
     if source is None and plain.mode == "LAB":
-        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        source = known_profile("LAB")
     converted = None if source is None else _converted(plain, source)
     return (plain.convert("RGB") if converted is None else converted), None
 
@@ -33,36 +34,49 @@ def to_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
 
     A profile that cannot be read counts as sRGB, as viewers take it.
     """
-    source = None if profile is None else _opened(profile)
+    source = None if profile is None else opened_profile(profile)
     converted = None if source is None else _converted(Image.fromarray(pixels), source)
     return pixels if converted is None else np.array(converted)
 
 
-def _converted(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Image | None:
+def transform_between(
+    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, modes: tuple[str, str]
+) -> ImageCms.ImageCmsTransform | None:
+    """The conversion of images of the first mode to the second, as viewers make it; None where there is none, as of a
+    profile that is damaged inside."""
     try:
-        return ImageCms.profileToProfile(
-            image,
+        return ImageCms.buildTransform(
             source,
-            _srgb(),
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            "RGB",
+            target,
+            *modes,
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    except (ImageCms.PyCMSError, ValueError, OSError):  # a profile that is damaged inside, or of a space without a way
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
 
 
-def _opened(profile: bytes) -> ImageCms.ImageCmsProfile | None:
+def opened_profile(profile: bytes) -> ImageCms.ImageCmsProfile | None:
+    """The profile, None for one that cannot be read."""
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except (OSError, ValueError, TypeError):
         return None
 
 
+@lru_cache(maxsize=2)
+def known_profile(space: Literal["sRGB", "LAB"]) -> ImageCms.ImageCmsProfile:
+    """The profile of a space that needs no file."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(space))
+
+
+def _converted(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Image | None:
+    transform = transform_between(source, known_profile("sRGB"), (image.mode, "RGB"))
+    try:
+        return None if transform is None else ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, ValueError, OSError):  # of a space without a way
+        return None
+
+
 def _space(profile: bytes) -> bytes:
     return profile[16:20]
-
-
-@lru_cache(maxsize=1)
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

@@ -4,7 +4,6 @@ there, without a loss to what was not edited.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from scipy.ndimage import map_coordinates
 
+from stylepairs.datagen.images.color_profiles import known_profile, opened_profile, transform_between
 from stylepairs.datagen.images.deep import is_deep, read_deep
 from stylepairs.datagen.images.files import MAX_PIXELS, UPRIGHT, Photo, decode_photo, read_exif, read_xmp
 
@@ -149,8 +149,8 @@ def _parts(image: Image.Image, turn: Any) -> tuple[np.ndarray, np.ndarray | None
     mode = "L" if grey else "CMYK" if upright.mode == "CMYK" else "RGB"
     kept = upright.mode in ("1", "L", "LA", "CMYK", "RGB", "RGBA", "RGBX")
     if upright.mode == "LAB":
-        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        converted = ImageCms.profileToProfile(upright, lab, _srgb(), outputMode="RGB")
+        ends = known_profile("LAB"), known_profile("sRGB")
+        converted = ImageCms.profileToProfile(upright, *ends, outputMode="RGB")
         assert converted is not None
         plain = converted
     return np.array(plain.convert(mode)), alpha, kept
@@ -195,16 +195,12 @@ def _by_profile(photo: Photo, to_srgb: bool) -> Convert | None:
     """The conversion through the photo's profile; None where it has none, one that cannot be used, or sRGB itself."""
     if photo.icc_profile is None:
         return None
-    mode = _MODES[1 if photo.pixels.ndim == 2 else photo.pixels.shape[2]]
-    try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(photo.icc_profile))
-        ends = (own, _srgb(), mode, "RGB") if to_srgb else (_srgb(), own, "RGB", mode)
-        transform = ImageCms.buildTransform(
-            *ends,
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a damaged profile counts as sRGB, as in viewers
+    own = opened_profile(photo.icc_profile)
+    if own is None:  # a damaged profile counts as sRGB, as in viewers
+        return None
+    mode, srgb = _MODES[1 if photo.pixels.ndim == 2 else photo.pixels.shape[2]], known_profile("sRGB")
+    transform = transform_between(own, srgb, (mode, "RGB")) if to_srgb else transform_between(srgb, own, ("RGB", mode))
+    if transform is None:
         return None
 
     def convert(pixels: np.ndarray) -> np.ndarray:
@@ -239,7 +235,3 @@ def _through_table(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 def _cmyk(pixels: np.ndarray) -> Image.Image:
     return Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
-
-
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stylepairs.datagen.shell import events
-from stylepairs.datagen.shell.command_line import INTERRUPTED, progress
+from stylepairs.datagen.shell.command_line import advice_if_interrupted, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +19,9 @@ if TYPE_CHECKING:
 
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
+SamplesOption = Annotated[Path, typer.Option(help="folder that `sample` made")]
+PeopleOption = Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")]
+PeoplePsiOption = Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 latent = typer.Typer(no_args_is_help=True, help="Edit latents: directions, mappers, animations.")
@@ -45,14 +46,11 @@ def sample(
     from stylepairs.datagen.shell.machine import choose_device, default_workers
 
     place = choose_device(device)
-    names = tuple(name.strip() for name in scores.split(",") if name.strip())
+    names = _names(scores)
     sampling = Sampling(generator, names, count, seed, psi, place)
-    try:
-        with progress(count, "samples") as shown:
-            make(sampling, out, workers or default_workers(place), shown.advance)
-    except KeyboardInterrupt:
-        events.tell("interrupted; finished parts are kept: run the same command again to go on", "interrupted")
-        sys.exit(INTERRUPTED)
+    advice = "finished parts are kept: run the same command again to go on"
+    with advice_if_interrupted(advice), progress(count, "samples") as shown:
+        make(sampling, out, workers or default_workers(place), shown.advance)
     print(f"{out}: {count} samples, {len(names)} scores")
 
 
@@ -68,7 +66,7 @@ def attributes() -> None:
 @latent.command()
 def fit(
     method: Annotated[str, typer.Argument(help="interfacegan, ganspace, sefa or stylespace")],
-    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    samples: SamplesOption,
     attribute: Annotated[str, typer.Option(help="the score that the direction is to move")],
     out: Annotated[Path, typer.Option(help="the direction's file; .npy: the public format of boundaries")],
     condition: Annotated[str, typer.Option(help="interfacegan: scores to leave as they are, with commas")] = "",
@@ -91,7 +89,7 @@ def fit(
         raise InputError(f"method {method!r}: unknown{nearest(method, fitting.METHODS, known)}")
     network, digest = _generator(generator)
     rows = parse_layers(layers, network.num_ws)
-    conditions = tuple(name.strip() for name in condition.split(",") if name.strip())
+    conditions = _names(condition)
     wanted = fitting.Wanted(attribute, None if rows is None else tuple(rows), conditions, component, features, overlap)
     found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples), wanted)
     save_direction(out, found)
@@ -101,7 +99,7 @@ def fit(
 
 @latent.command()
 def train_mapper(
-    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    samples: SamplesOption,
     attributes: Annotated[str, typer.Option(help="scores that the mapper is to change or keep, with commas")],
     out: Annotated[Path, typer.Option(help="the mapper to write; a stopped run is continued")],
     steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 400,
@@ -117,18 +115,15 @@ def train_mapper(
     from stylepairs.datagen.latent.scorers import load_scorer
 
     network, digest = _generator(generator)
-    names, classes = ([part.strip() for part in text.split(",") if part.strip()] for text in (attributes, frozen))
-    settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=tuple(classes), seed=seed)
+    names = _names(attributes)
+    settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=_names(frozen), seed=seed)
     state = out.with_name(f".{out.name}.state")
-    try:
-        with progress(steps, "steps") as shown:
-            mapper = latent_mapper.train_mapper(
-                network, digest, load_samples(samples), load_scorer(names), load_perceptual("auto"), settings, state,
-                lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        events.tell("interrupted; run the same command again to go on from the last checkpoint", "interrupted")
-        sys.exit(INTERRUPTED)
+    advice = "run the same command again to go on from the last checkpoint"
+    with advice_if_interrupted(advice), progress(steps, "steps") as shown:
+        mapper = latent_mapper.train_mapper(
+            network, digest, load_samples(samples), load_scorer(names), load_perceptual("auto"), settings, state,
+            lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
+        )  # fmt: skip
     latent_mapper.save_mapper(out, mapper)
     print(f"{out}: {len(names)} attributes, {steps} steps")
 
@@ -140,8 +135,8 @@ def edit(
     strengths: Annotated[str, typer.Option(help="in units of the direction, with commas")] = "-2,-1,0,1,2",
     attribute: Annotated[str, typer.Option(help="of a mapper: which one")] = "",
     count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
-    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
-    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    psi: PeoplePsiOption = 0.7,
+    portraits: PeopleOption = None,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:
@@ -179,8 +174,8 @@ def animate(
     fps: Annotated[float, typer.Option(min=1, max=60, help="frames a second")] = 15.0,
     in_turn: Annotated[bool, typer.Option("--in-turn", help="edits follow each other round the loop")] = False,
     count: Annotated[int, typer.Option(min=1, max=20, help="people")] = 3,
-    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
-    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    psi: PeoplePsiOption = 0.7,
+    portraits: PeopleOption = None,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:
@@ -216,7 +211,7 @@ def animate(
 @latent.command()
 def refine(
     coarse: Annotated[Path, typer.Argument(help="a direction of `fit`, the coarse boundary")],
-    samples: Annotated[Path, typer.Option(help="folder that `sample` made")],
+    samples: SamplesOption,
     out: Annotated[Path, typer.Option(help="the fine boundary to write")],
     region: Annotated[
         str, typer.Option(help="classes of the label map that may change; default: the attribute's")
@@ -232,7 +227,7 @@ def refine(
 
     network, digest = _generator(generator)
     direction = load_direction(coarse, network, digest)
-    classes = tuple(name.strip() for name in region.split(",") if name.strip())
+    classes = _names(region)
     with progress(pairs, "pairs") as shown:
         found = fit_fine(
             network, load_samples(samples), direction, strength, pairs, classes,
@@ -252,8 +247,8 @@ def optimise(
     keep_shape: Annotated[bool, typer.Option("--keep-shape", help="hold the region's outline")] = False,
     steps: Annotated[int, typer.Option(min=4, help="steps a person")] = 200,
     count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
-    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")] = 0.7,
-    portraits: Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")] = None,
+    psi: PeoplePsiOption = 0.7,
+    portraits: PeopleOption = None,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:
@@ -280,6 +275,11 @@ def optimise(
     pairs = zip(people, found, strict=True)
     write_strip(out, [torch.stack([picture_of(network, person), picture]) for person, (_, picture) in pairs])
     print(f"{out}: {len(people)} people, {attribute} by {strength:g} deviations")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _generator(source: str) -> tuple[Generator, str]:

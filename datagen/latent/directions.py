@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +26,23 @@ MAX_NPY_BYTES = 64 << 20
 Score = Callable[[torch.Tensor], torch.Tensor]  # images [N,3,H,W] -> [N]
 
 
-class DirectionInfo(BaseModel):
+class EditInfo(BaseModel):
+    """What the metadata of an edit's file say; `generator_digest`: of the generator that it was found in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    generator_digest: str = Field(max_length=100)
+
+
+Info = TypeVar("Info", bound=EditInfo)
+
+
+class DirectionInfo(EditInfo):
     """What is known of a direction.
 
     attribute: the score that it moves, "" for none. layers: rows of W+ that it moves. deviation: what one unit changes
     the score by, its standard deviation over samples; None: the unit is the latent's own. figures: of the fit.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: str = Field(max_length=100)
     attribute: str = Field(default="", max_length=500)
@@ -136,15 +145,12 @@ def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     of another generator.
     """
     shape = (generator.num_ws, generator.config.w_dim)
-    try:
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        try:
             return _read_boundary(path, shape)
-        tensors, metadata = read_safetensors(path)
-        info = DirectionInfo.model_validate_json(metadata.get("direction", ""))
-    except (Damaged, ValidationError) as error:
-        raise InputError(f"{path}: cannot be read as a direction ({one_line(error)})") from None
-    if info.generator_digest != digest:
-        raise InputError(f"{path}: is of another generator; name that one with --generator")
+        except Damaged as error:
+            raise InputError(f"{path}: cannot be read as a direction ({one_line(error)})") from None
+    tensors, info = read_described(path, "direction", DirectionInfo, digest)
     offsets = tensors.pop("offsets", torch.zeros(0))
     known = {name: value.shape for name, value in generator.synthesis.state_dict().items()}
     styles = {name.removeprefix("styles."): value.float() for name, value in tensors.items()}
@@ -154,6 +160,19 @@ def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     if not sound or not all(bool(x.isfinite().all()) for x in (offsets, *styles.values())):
         raise InputError(f"{path}: its numbers do not fit the generator it names; fit it again")
     return Direction(offsets.float(), info, styles)
+
+
+def read_described(path: Path, kind: str, description: type[Info], digest: str) -> tuple[dict[str, torch.Tensor], Info]:
+    """Tensors of a safetensors file and what its metadata says of them under `kind`. Raises InputError: no such file,
+    damaged, of a generator with another digest."""
+    try:
+        tensors, metadata = read_safetensors(path)
+        info = description.model_validate_json(metadata.get(kind, ""))
+    except (Damaged, ValidationError) as error:
+        raise InputError(f"{path}: cannot be read as a {kind} ({one_line(error)})") from None
+    if info.generator_digest != digest:
+        raise InputError(f"{path}: is of another generator; name that one with --generator")
+    return tensors, info
 
 
 def _save_boundary(path: Path, direction: Direction) -> None:

@@ -57,6 +57,16 @@ def run_app(app: typer.Typer) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def advice_if_interrupted(advice: str) -> Iterator[None]:
+    """Say what is kept and how to go on where Ctrl-C ends the work inside, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        events.tell(f"interrupted; {advice}", "interrupted")
+        sys.exit(INTERRUPTED)
+
+
 def _fail(message: str, whole: bool = False) -> NoReturn:
     if events.is_json():
         events.event("error", message=" ".join(message.split()), exit_code=2)

@@ -2,13 +2,13 @@
 their points lie in the photo or in its crop."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.recipe_scripts import scripts_on_path
 from torch import nn
 
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
@@ -21,14 +21,8 @@ NAMES = ("evaluate", "glasses", "groups", "photos", "samples", "textures", "trai
 
 @pytest.fixture(scope="module", autouse=True)
 def recipe_on_path():
-    """The recipe's scripts import each other by plain name, as when run."""
-    held = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    sys.modules.update(held)
+    with scripts_on_path(FOLDER, NAMES):
+        yield
 
 
 class Stopped(Exception):

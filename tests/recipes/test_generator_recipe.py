@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.recipe_scripts import scripts_on_path
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,14 +26,8 @@ TINY += ["--measure-images", "4"]
 
 @pytest.fixture(scope="module", autouse=True)
 def recipe_on_path():
-    """The recipe's scripts import each other by plain name, as when run."""
-    held = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    sys.modules.update(held)
+    with scripts_on_path(FOLDER, NAMES):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from stylepairs.datagen.images.perceptual import Perceptual
+from stylepairs.datagen.latent.directions import EditInfo, read_described
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
@@ -36,15 +37,12 @@ MOST_ASKED = 2.5  # deviations; farther targets are cut
 _SAVE_EVERY = 50
 
 
-class MapperInfo(BaseModel):
+class MapperInfo(EditInfo):
     """What is known of a mapper. deviations: of each attribute's score over the samples, the unit of changes; frozen:
     classes of the picture that it learned to leave."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     attributes: tuple[str, ...] = Field(min_length=1, max_length=1000)
     deviations: tuple[float, ...]
-    generator_digest: str = Field(max_length=100)
     width: int = Field(gt=0, le=8192)
     frozen: tuple[str, ...] = ()
     steps: int = Field(default=0, ge=0)
@@ -286,13 +284,7 @@ def is_mapper(path: Path) -> bool:
 
 def load_mapper(path: Path, generator: Generator, digest: str) -> Mapper:
     """The mapper in a file, for this generator. Raises InputError: damaged, or of another generator."""
-    try:
-        tensors, metadata = read_safetensors(path)
-        info = MapperInfo.model_validate_json(metadata.get("mapper", ""))
-    except (Damaged, ValidationError) as error:
-        raise InputError(f"{path}: cannot be read as a mapper ({one_line(error)})") from None
-    if info.generator_digest != digest:
-        raise InputError(f"{path}: is of another generator; name that one with --generator")
+    tensors, info = read_described(path, "mapper", MapperInfo, digest)
     unknown = [name for name in info.frozen if name not in CLASS]
     network = LatentMapper(generator.config.w_dim, len(info.attributes), info.width)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
