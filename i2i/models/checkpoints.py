@@ -23,6 +23,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
+from stylepairs.i2i.models.plain import Plain, PlainConfig
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
@@ -32,6 +33,7 @@ STATE_FORMAT = "stylepairs-i2i-state-2"
 _ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
 
 Tensors = dict[str, torch.Tensor]
+Trained = Glean | Plain
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,22 @@ class StateDetails(BaseModel):
     best: float | None = None
 
 
-def save_model(path: Path, model: Glean, info: ModelInfo, half: bool = False) -> None:
+def save_model(path: Path, model: Trained, info: ModelInfo, half: bool = False) -> None:
     """Write a self-contained model file, whole or not at all; half stores float16 (for weights that are shipped)."""
     state = model.state_dict()
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     metadata = {
         "format": MODEL_FORMAT,
-        "generator": json.dumps(asdict(model.generator.config)),
         "model": json.dumps(asdict(model.config)),
         "info": json.dumps(asdict(info), sort_keys=True),
     }
+    if isinstance(model, Glean):
+        metadata["generator"] = json.dumps(asdict(model.generator.config))
     _write(path, state, metadata)
 
 
-def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, ModelInfo]:
+def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Trained, ModelInfo]:
     """The model, in eval mode, float32, and what its file says.
 
     source: "embedded" (the shipped weights of `feature`), "embedded:FEATURE", a training run's folder, or a
@@ -86,14 +89,11 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, 
         shapes = json.loads(metadata["model"])
         if metadata["format"] == FIRST_FORMAT:
             shapes["region_logit"] = 4.0
-        config = TypeAdapter(GeneratorConfig).validate_json(metadata["generator"])
-        if config.mapping_layers > len(state):  # none of them has none
-            raise ValueError("more layers than tensors")
-        with torch.device("meta"):  # what a file claims takes no memory before its tensors bear it out
-            model = Glean(Generator(config), TypeAdapter(GleanConfig).validate_python(shapes))
+        model = _empty_model(metadata.get("generator"), shapes, len(state))
         if metadata["format"] == FIRST_FORMAT:  # they say no confidence
             state |= {name: torch.zeros(each.shape) for name, each in model.state_dict().items() if "applies." in name}
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        model.load_state_dict(state, assign=True)
         info = TypeAdapter(ModelInfo).validate_json(metadata["info"])
         if style_channels(info.style, info.kinds) != model.config.style_channels:
             raise ValueError("a style code of another length")
@@ -102,6 +102,18 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Glean, 
             f"{path}: its tensors and its description do not fit together; train or download it again"
         ) from error
     return model.eval(), info
+
+
+def _empty_model(generator: str | None, shapes: dict[str, Any], most_layers: int) -> Trained:
+    """A network without memory: what a file claims takes none before its tensors bear it out. generator: its
+    description, None: the model has none. Raises ValueError."""
+    with torch.device("meta"):
+        if generator is None:
+            return Plain(TypeAdapter(PlainConfig).validate_python(shapes))
+        config = TypeAdapter(GeneratorConfig).validate_json(generator)
+        if config.mapping_layers > most_layers:  # none of them has none
+            raise ValueError("more layers than tensors")
+        return Glean(Generator(config), TypeAdapter(GleanConfig).validate_python(shapes))
 
 
 def model_path(source: str | Path, feature: str = "hair_color") -> Path:

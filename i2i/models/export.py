@@ -21,6 +21,7 @@ from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.plain import Plain
 from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
 
 # Under this name the description lies in the ONNX file's metadata and, as a file, in a .pt2.
@@ -38,7 +39,7 @@ class ExportedEditor(nn.Module):
     the feature applies.
     """
 
-    def __init__(self, prepared: PreparedGlean):
+    def __init__(self, prepared: PreparedGlean | Plain):
         super().__init__()
         self.prepared = prepared
 
@@ -50,7 +51,7 @@ class ExportedEditor(nn.Module):
         return edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence
 
 
-def export(model: Glean, info: ModelInfo, path: Path) -> None:
+def export(model: Glean | Plain, info: ModelInfo, path: Path) -> None:
     """Write the editor as a graph with its description inside, float32, any batch size; the suffix says the format.
 
     path: .onnx (needs the `export` extra) or .pt2. Raises InputError for another suffix or a missing extra.
@@ -110,7 +111,7 @@ def without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def described(model: Glean, info: ModelInfo, inputs: list[str]) -> dict[str, Any]:
+def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[str, Any]:
     """What a program that runs the graph has to know."""
     from importlib.metadata import version
 

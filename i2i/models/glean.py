@@ -32,6 +32,7 @@ class GleanConfig:
 
     draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. region_logit: of the
     mask where the region is 1, before anything was learnt; 4 in the files of earlier versions, whose models need one.
+    thawed: the generator's synthesis learns on.
     """
 
     style_channels: int = 3
@@ -39,6 +40,7 @@ class GleanConfig:
     channel_max: int = 128
     draws: bool = False
     region_logit: float = 0.0
+    thawed: bool = False
 
     def channels(self, resolution: int) -> int:
         return max(min(self.channel_base // resolution, self.channel_max), 8)
@@ -80,6 +82,7 @@ class Glean(nn.Module):
         super().__init__()
         self.config = config
         self.generator = generator.eval().requires_grad_(False)
+        generator.synthesis.requires_grad_(config.thawed)
         resolutions = generator.config.resolutions
         self.encoder = Encoder(4 + 1 + config.style_channels + config.draws, resolutions, config)
         self.to_latents = LatentHead(config.channels(4), generator.num_ws, generator.config.w_dim)
@@ -122,8 +125,9 @@ class Glean(nn.Module):
         return composed(self.config, out, photo, region, generated, ws, applies)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
-        """Everything but the frozen generator, by name."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("generator.")}
+        """Everything that learns, by name: a frozen generator does not."""
+        frozen = "generator.mapping." if self.config.thawed else "generator."
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
 
 
 def composed(

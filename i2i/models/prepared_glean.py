@@ -28,23 +28,28 @@ from stylepairs.i2i.models.glean import (
     ScaleAndShift,
     composed,
 )
+from stylepairs.i2i.models.plain import Plain
 from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS
 from stylepairs.kernels.precision import fastest_dtype
 from stylepairs.kernels.upfirdn2d import upsample2d
 
 # What edits an aligned crop: the network as it is trained, or frozen.
-Network = Union[Glean, "PreparedGlean"]
+Network = Union[Glean, "PreparedGlean", Plain]
 
 # What `glean.activation` multiplies by; leaky ReLU is homogeneous, so the factor moves into the layer before it.
 _GAIN = math.sqrt(2)
 
 
-def prepare(model: Glean, dtype: torch.dtype | None = None) -> PreparedGlean:
+def prepare(model: Glean | Plain, dtype: torch.dtype | None = None) -> PreparedGlean | Plain:
     """A frozen copy of the editor that is several times faster; the model itself is left as it is.
 
     dtype: of the convolutions, float32 or bfloat16; None takes `fastest_dtype`. The photo, the mask and the blend stay
-    float32. Against the module: 1e-4 in float32; in bfloat16 the 8-bit result differs by a few levels at most.
+    float32. Against the module: 1e-4 in float32; in bfloat16 the 8-bit result differs by a few levels at most. A model
+    without a generator is copied as it is, in float32.
     """
+    if isinstance(model, Plain):
+        copied: Plain = copy.deepcopy(model).eval().requires_grad_(False)
+        return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
     device = next(model.parameters()).device
     with torch.no_grad():
         prepared = PreparedGlean(model, dtype or fastest_dtype(device))

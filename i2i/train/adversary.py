@@ -1,5 +1,5 @@
-"""The discriminator's side of training: StyleGAN2's on the whole image, or projected heads on the square around what
-was edited."""
+"""The discriminator's side of training: StyleGAN2's on the whole image, projected heads on the square around what was
+edited, or pix2pixHD's patches at several scales (Wang et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
 from stylepairs.datagen.stylegan.projected import Heads, Maps, generator_loss, heads_loss
+from stylepairs.i2i.models.published import PatchDiscriminators
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.data import Sample
 from stylepairs.i2i.train.settings import TrainingSettings
@@ -26,6 +27,8 @@ def initial_discriminator(settings: TrainingSettings, size_px: int, style_channe
     adversary = settings.discriminator
     if adversary.kind == "projected":
         return Heads()
+    if adversary.kind == "patches":
+        return PatchDiscriminators(3 + 3 + 1 + style_channels, adversary.scales, adversary.width)
     config = DiscriminatorConfig(
         img_resolution=size_px,
         channel_base=adversary.channel_base,
@@ -36,12 +39,24 @@ def initial_discriminator(settings: TrainingSettings, size_px: int, style_channe
     return Discriminator(config)
 
 
-def generator_term(run: Run, image: torch.Tensor, batch: Sample, maps: Maps | None) -> torch.Tensor:
-    """What the editor lowers; image: its output, clamped; maps: the `FrozenFeatures` of it, where there are any."""
+def generator_terms(run: Run, image: torch.Tensor, batch: Sample, maps: Maps | None) -> dict[str, torch.Tensor]:
+    """What the editor lowers, weighted; image: its output, clamped; maps: the `FrozenFeatures` of it, where there are
+    any."""
+    weights, kind = run.settings.losses, run.settings.discriminator.kind
     run.discriminator.requires_grad_(False).eval()  # eval: spectral norms move in the heads' own step alone
-    if run.settings.discriminator.kind == "projected":
-        return generator_loss(run.discriminator(mixed(run, maps, batch)))
-    return losses.generator_adversarial(run.discriminator(judged(image, batch)))
+    if kind == "patches":
+        found = run.discriminator(compared(image, batch))
+        terms = {"adversarial": weights.adversarial * losses.least_squares(found, 1.0)}
+        if weights.layers:
+            with torch.no_grad():
+                wanted = run.discriminator(compared(batch["target"], batch))
+            terms["layers"] = weights.layers * losses.layers_l1(found, wanted)
+        return terms
+    if kind == "projected":
+        term = generator_loss(run.discriminator(mixed(run, maps, batch)))
+    else:
+        term = losses.generator_adversarial(run.discriminator(judged(image, batch)))
+    return {"adversarial": weights.adversarial * term}
 
 
 def discriminator_step(
@@ -56,6 +71,11 @@ def discriminator_step(
         rests = float(run.accelerator.reduce(loss.detach(), "mean")) < HEADS_REST_BELOW
         # With weight 0 every process still has its gradients to share.
         run.accelerator.backward(loss * float(not rests))
+        figures = {"discriminator": loss.detach()}
+    elif run.settings.discriminator.kind == "patches":
+        real, made = (run.critic(compared(image, batch)) for image in (batch["target"], fake))
+        loss, rests = 0.5 * (losses.least_squares(real, 1.0) + losses.least_squares(made, 0.0)), False
+        run.accelerator.backward(loss)
         figures = {"discriminator": loss.detach()}
     else:
         figures, rests = _whole_image_step(run, fake, batch), False
@@ -96,6 +116,12 @@ def _whole_image_step(run: Run, fake: torch.Tensor, batch: Sample) -> dict[str, 
         run.accelerator.backward(settings.losses.r1 * settings.discriminator.r1_every * penalty + 0 * logits.sum())
         figures["r1"] = penalty.detach()
     return figures
+
+
+def compared(image: torch.Tensor, batch: Sample) -> torch.Tensor:
+    """What pix2pixHD's discriminators see: the image beside what the editor was given."""
+    told = torch.cat([batch["degree"][:, None], batch["style"]], dim=1)
+    return torch.cat([batch["photo"], image, told[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)
 
 
 def judged(image: torch.Tensor, batch: Sample) -> torch.Tensor:

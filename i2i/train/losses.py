@@ -109,6 +109,23 @@ def discriminator_adversarial(real_logits: torch.Tensor, fake_logits: torch.Tens
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
+def least_squares(found: Sequence[Sequence[torch.Tensor]], wanted: float) -> torch.Tensor:
+    """Squared distance of the logits, the last features of each scale, from `wanted`, summed over scales (Mao et al.
+    2017)."""
+    return torch.stack([(maps[-1].float() - wanted).square().mean() for maps in found]).sum()
+
+
+def layers_l1(found: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Distance of a discriminator's features but the logits, summed over layers, mean over scales (pix2pixHD's feature
+    matching)."""
+    layers = [
+        (a.float() - b.float()).abs().mean()
+        for ours, theirs in zip(found, wanted, strict=True)
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True)
+    ]
+    return torch.stack(layers).sum() / len(found)
+
+
 def r1_penalty(real: torch.Tensor, real_logits: torch.Tensor) -> torch.Tensor:
     """Half the squared gradient norm of the logits on real images, mean over N; real must require gradients."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)

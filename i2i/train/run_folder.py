@@ -20,7 +20,6 @@ from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.regular import open_regular, read_regular
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.glean import Glean
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
 TRAINING_VERSION = 2
@@ -149,7 +148,7 @@ def read_description(path: Path) -> RunDescription:
 
 def save_checkpoint(
     out: Path,
-    model: Glean,
+    model: checkpoints.Trained,
     info: checkpoints.ModelInfo,
     tensors: checkpoints.Tensors,
     details: checkpoints.StateDetails,

@@ -16,8 +16,15 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """Shapes of what is trained: features at resolution r have min(channel_base // r, channel_max) channels."""
+    """Which network, and its shapes: features at resolution r have min(channel_base // r, channel_max) channels.
 
+    kind: "glean" is built around a frozen generator, "thawed" around one that learns on, "cut" is the same without it;
+    "light" is the small one for phones; "unet" and "pix2pixhd" are the published networks, whose first layer has
+    `width` channels.
+    """
+
+    kind: Literal["glean", "thawed", "cut", "light", "unet", "pix2pixhd"] = "glean"
+    width: int = Field(default=64, ge=1, le=4096)
     channel_base: int = Field(default=2048, ge=64, le=2**20)
     channel_max: int = Field(default=128, ge=8, le=4096)
     draws: bool = Field(default=False, description="the edit is a generated image, not the photo recoloured")
@@ -83,6 +90,7 @@ class LossSettings(Section):
         default=0.1, ge=0, description="stored latents of the edited face, where no augmentation moved it"
     )
     adversarial: float = Field(default=0.0, ge=0)
+    layers: float = Field(default=0.0, ge=0, description="features of a discriminator of kind patches (pix2pixHD)")
     r1: float = Field(default=1.0, ge=0)
 
 
@@ -90,10 +98,12 @@ class DiscriminatorSettings(Section):
     """Which discriminator, its shapes and training.
 
     kind: "stylegan2" sees the whole image and where it was edited; "projected": heads on frozen features of the square
-    around what was edited, without R1.
+    around what was edited, without R1; "patches": pix2pixHD's, `scales` of them, with photo and style beside the image.
     """
 
-    kind: Literal["stylegan2", "projected"] = "stylegan2"
+    kind: Literal["stylegan2", "projected", "patches"] = "stylegan2"
+    scales: int = Field(default=2, ge=1, le=5)
+    width: int = Field(default=64, ge=1, le=4096)
     channel_base: int = Field(default=1024, ge=64, le=2**20)
     channel_max: int = Field(default=128, ge=8, le=4096)
     start_step: int = Field(default=0, ge=0, le=_MOST, description="first step of the adversarial terms")
@@ -111,6 +121,9 @@ class TrainingSettings(Section):
     init: str = Field(default="none", description="embedded, a trained .safetensors, or none: from the bare generator")
     generator: str = Field(
         default="embedded", description="used with init none; else the generator comes with the weights"
+    )
+    teacher: str = Field(
+        default="none", description="a trained run, file or embedded:FEATURE whose edits take the place of the pairs'"
     )
     perceptual: Literal["auto", "efficientnet-lite0", "vgg16", "pyramid"] = "auto"
     model: ModelSettings = ModelSettings()
@@ -144,4 +157,6 @@ class TrainingSettings(Section):
             raise ValueError("losses.color needs style: color")
         if self.data.region_dropped_share + self.data.region_rough_share > 1:
             raise ValueError("data.region_dropped_share and data.region_rough_share: must not exceed 1 together")
+        if self.losses.layers and self.discriminator.kind != "patches":
+            raise ValueError("losses.layers needs discriminator.kind: patches")
         return self

@@ -12,7 +12,7 @@ from torch import nn
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.prepared_glean import Network
 from stylepairs.i2i.train.frozen import FrozenFeatures
 from stylepairs.i2i.train.run_folder import newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
@@ -26,8 +26,8 @@ class Run:
 
     settings: TrainingSettings
     accelerator: Accelerator
-    model: Glean
-    average: Glean
+    model: checkpoints.Trained
+    average: checkpoints.Trained
     net: nn.Module
     discriminator: nn.Module
     critic: nn.Module
@@ -35,6 +35,7 @@ class Run:
     critic_optimizer: Any
     perceptual: Perceptual
     features: FrozenFeatures | None = None
+    teacher: Network | None = None
     step: int = 0
     best: float | None = None
 
@@ -67,7 +68,8 @@ def resume(run: Run, out: Path) -> None:
         if sum(map(len, parts.values())) != len(tensors):
             raise ValueError("tensors of no part")
         for module, part in ((run.model, "model"), (run.average, "average")):
-            frozen = {f"generator.{name}": value for name, value in module.generator.state_dict().items()}
+            learns = module.trainable_state()
+            frozen = {name: value for name, value in module.state_dict().items() if name not in learns}
             module.load_state_dict(frozen | parts[part])
         run.discriminator.load_state_dict(parts["discriminator"])
         if run.features is not None:

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,13 +21,13 @@ from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import decode_color, style_channels
-from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig
+from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
-from stylepairs.i2i.train.adversary import discriminator_step, generator_term, initial_discriminator
+from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, initial_discriminator
 from stylepairs.i2i.train.data import (
     PairDataset,
     Sample,
@@ -45,10 +44,11 @@ from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.start import initial_model, latents_of, load_teacher
 from stylepairs.i2i.train.state import Run, resume, run_state
 
-ADAM_BETAS = (0.9, 0.99)
-DISCRIMINATOR_BETAS = (0.0, 0.99)
+ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
+PATCHES_BETAS = (0.5, 0.999)  # of both sides, as pix2pixHD has them
 # Bound what one bad batch can do. Adam divides by the usual size of a gradient, so the exact numbers matter little.
 MAX_GRADIENT_NORM = 2.0
 # The finest frozen features at which another strand than the pair's is no fault, and the cells of those below.
@@ -69,10 +69,11 @@ def train(
     """
     records, held_out, kinds = read_pairs(pairs, settings.style, settings.val_pairs)
     feature = one_feature(records, pairs, feature)
-    run = build(settings, feature, style_channels(settings.style, kinds))
-    generator, accelerator = run.model.generator, run.accelerator
-    digest = generator_digest(generator)
-    about = (run.model.size_px, settings.style, (generator.num_ws, generator.config.w_dim), digest)
+    teacher = load_teacher(settings, feature, settings.style)
+    kinds = teacher[1] if teacher else kinds
+    run = build(settings, feature, style_channels(settings.style, kinds), teacher[0] if teacher else None)
+    accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
+    about = (run.model.size_px, settings.style, latent_shape, digest)
     refused, unseen = read_refused(pairs, "train"), evenly_spaced(read_refused(pairs, "val"), settings.val_pairs)
     augmentation = settings.data
     if run.model.config.region_logit:  # weights of an earlier version begin with the region, and go on so
@@ -80,7 +81,7 @@ def train(
         say(f"init {settings.init}: these weights need a region; init none trains a model that decides alone where")
     dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
     val = PairDataset(pairs, held_out, *about, kinds=kinds, refused=unseen)
-    if settings.losses.latent and digest not in distinct(records, "generator_digest"):
+    if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
     identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records, refused))
@@ -125,15 +126,15 @@ def take_steps(
     log.close()
 
 
-def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
-    """Networks, optimisers and their wrapping, before any step."""
+def build(settings: TrainingSettings, feature: str, channels: int, teacher: checkpoints.Trained | None = None) -> Run:
+    """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs'."""
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )
     torch.manual_seed(settings.seed)
-    model = initial_model(settings, feature, channels)
+    model = initial_model(settings, feature, channels, teacher.generator if isinstance(teacher, Glean) else None)
     discriminator = initial_discriminator(settings, model.size_px, channels)
     perceptual, features = load_perceptual(settings.perceptual), None
     modules: list[nn.Module] = [model, discriminator, perceptual]
@@ -144,29 +145,21 @@ def build(settings: TrainingSettings, feature: str, channels: int) -> Run:
     for module in modules:  # a step is 1.2 times faster with it (1 core, bf16)
         module.to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    average.generator = model.generator
-    optimizer = torch.optim.Adam(trained(model), settings.learning_rate, ADAM_BETAS)
-    critic_rate = settings.discriminator.learning_rate
-    critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, DISCRIMINATOR_BETAS)
+    if isinstance(average, Glean) and isinstance(model, Glean) and not model.config.thawed:
+        average.generator = model.generator
+    patches = settings.discriminator.kind == "patches"
+    optimizer = torch.optim.Adam(trained(model), settings.learning_rate, PATCHES_BETAS if patches else ADAM_BETAS)
+    critic_rate, critic_betas = settings.discriminator.learning_rate, PATCHES_BETAS if patches else DISCRIMINATOR_BETAS
+    critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, critic_betas)
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
     networks = (model, average, net, discriminator, critic)
-    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features)
+    knowing = None if teacher is None else prepare(teacher.to(accelerator.device))
+    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features, knowing)
 
 
-def trained(model: Glean) -> list[nn.Parameter]:
-    """All but the frozen generator's parameters."""
+def trained(model: checkpoints.Trained) -> list[nn.Parameter]:
+    """All but a frozen generator's parameters."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def initial_model(settings: TrainingSettings, feature: str, channels: int) -> Glean:
-    """The model that a run starts from: trained weights, or a fresh encoder and decoder around a generator."""
-    config = GleanConfig(channels, **settings.model.model_dump())
-    if settings.init == "none":
-        return Glean(load_generator(settings.generator), config)
-    model, _ = checkpoints.load_model(settings.init, feature)
-    if model.config != replace(config, region_logit=model.config.region_logit):
-        raise InputError(f"init {settings.init}: is {model.config}, the recipe asks for {config}; change one of them")
-    return model.train()
 
 
 def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
@@ -177,18 +170,18 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
         group["lr"] = settings.learning_rate * rate
     adversarial = settings.losses.adversarial > 0 and run.step >= settings.discriminator.start_step
 
+    batch = lesson(run, batch)
     run.net.train()
     edit = run.net(batch["photo"], batch["region"], batch["degree"], batch["style"])
     if settings.model.draws:  # shown as the pair's mask has it: through a mask of its own, half of it would do
         photo = batch["photo"]
-        edit = edit._replace(output=photo + tightened(batch["mask"]) * (edit.edit - photo))
+        edit = edit._replace(output=photo + batch["tight"] * (edit.edit - photo))
     terms, image = editing_losses(run, edit, batch), edit.output.clamp(-1, 1)
     maps = frozen_maps(run, edit.output, batch)
     if maps is not None:
         terms |= feature_losses(run, *maps, batch)
     if adversarial:
-        by_heads = generator_term(run, image, batch, None if maps is None else maps[0])
-        terms["adversarial"] = settings.losses.adversarial * by_heads
+        terms |= generator_terms(run, image, batch, None if maps is None else maps[0])
     total = torch.stack(list(terms.values())).sum()
     accelerator.backward(total)
     norm = accelerator.clip_grad_norm_(trained(run.model), MAX_GRADIENT_NORM)
@@ -204,10 +197,21 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
     return figures
 
 
+@torch.no_grad()
+def lesson(run: Run, batch: Sample) -> Sample:
+    """The batch with `tight`, where its target is the edit; both are the teacher's, where there is one and the feature
+    applies."""
+    if run.teacher is None:
+        return batch | {"tight": tightened(batch["mask"])}
+    edit: Edit = run.teacher(batch["photo"], batch["region"], batch["degree"], batch["style"])
+    applies = batch["applies"][:, None, None, None]
+    mask, target = edit.mask * applies, batch["target"].lerp(edit.output.clamp(-1, 1), applies)
+    return batch | {"target": target, "mask": mask, "tight": mask}
+
+
 def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
     """The weighted terms that compare an edit with its pair; terms of weight 0 are left out."""
-    weights, target, mask = run.settings.losses, batch["target"], batch["mask"]
-    tight = tightened(mask)
+    weights, target, mask, tight = run.settings.losses, batch["target"], batch["mask"], batch["tight"]
     if weights.l1_cells:
         terms = {"l1": weights.l1 * losses.smoothed_l1(edit.output, target, mask, weights.l1_cells)}
     else:
@@ -238,7 +242,7 @@ def frozen_maps(run: Run, image: torch.Tensor, batch: Sample) -> tuple[Maps, Map
     """Frozen features of the squares around the edits, of an image and of the pairs; None where nothing needs them."""
     if run.features is None:
         return None
-    mask = tightened(batch["mask"])
+    mask = batch["tight"]
     with torch.no_grad():
         wanted = run.features(batch["target"], mask)
     return run.features(image.clamp(-1, 1), mask), wanted
@@ -249,7 +253,7 @@ def feature_losses(run: Run, maps: Maps, wanted: Maps, batch: Sample) -> dict[st
     place by place."""
     weights, terms = run.settings.losses, {}
     if weights.texture:
-        squares = edited_squares(batch["mask"], tightened(batch["mask"]))
+        squares = edited_squares(batch["mask"], batch["tight"])
         distance = losses.texture_distance(maps[:COARSE_LEVEL], wanted[:COARSE_LEVEL], squares, CELL_PX)
         terms["texture"] = weights.texture * distance
     if weights.matching:
@@ -275,7 +279,10 @@ def update_average(run: Run) -> None:
     keep = 0.5 ** (images / max(halflife, 1e-8))
     average = run.average.trainable_state()
     for name, value in run.model.trainable_state().items():
-        average[name].lerp_(value, 1 - keep)
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - keep)
+        else:  # batches that a norm has seen
+            average[name].copy_(value)
 
 
 def evaluate_and_save(

@@ -1,0 +1,115 @@
+"""Editors without a generator: the light student, the editor's own encoder and decoder alone, published networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from stylepairs.i2i.models.glean import Decoder, Edit, Encoder, GleanConfig, composed, zeroed
+from stylepairs.i2i.models.light import Light
+from stylepairs.i2i.models.published import GlobalGenerator, UNet
+
+PlainKind = Literal["light", "cut", "unet", "pix2pixhd"]
+PUBLISHED = ("unet", "pix2pixhd")
+LEAST_PX, MOST_PX = 32, 4096
+# What networks without such a head say: the feature applies.
+_SURE = 10.0
+
+
+@dataclass(frozen=True)
+class PlainConfig:
+    """kind: which network; size_px: side of its images, a power of two; width: channels of a published network's first
+    layer; channel_base, channel_max: of `cut`, as in `GleanConfig`; draws: as there."""
+
+    kind: PlainKind
+    size_px: int
+    style_channels: int = 3
+    draws: bool = False
+    width: int = 64
+    channel_base: int = 2048
+    channel_max: int = 128
+
+    region_logit: ClassVar[float] = 0.0  # a region only limits
+
+    def __post_init__(self) -> None:
+        if not LEAST_PX <= self.size_px <= MOST_PX or self.size_px & (self.size_px - 1):
+            raise ValueError(f"size_px {self.size_px}: must be a power of two from {LEAST_PX} to {MOST_PX}")
+        if not 0 < self.width <= MOST_PX:
+            raise ValueError(f"width {self.width}: must be from 1 to {MOST_PX}")
+
+
+class Plain(nn.Module):
+    """Called as a `Glean` is. At first the edit is the photo, but for published networks, whose edit is the whole image
+    and whose mask is the region."""
+
+    noise: torch.Tensor
+
+    def __init__(self, config: PlainConfig):
+        super().__init__()
+        self.config, self.size_px = config, config.size_px
+        said, maps = 1 + config.style_channels, 4 if config.draws else 7
+        # What strands grow from, the same for every photo.
+        self.register_buffer("noise", torch.zeros(1, 1, config.size_px, config.size_px))
+        self.network: nn.Module
+        if config.kind == "light":
+            self.network = Light(4 + config.draws, said, maps)
+        elif config.kind == "cut":
+            self.network = EncoderDecoder(4 + said + config.draws, config)
+        elif config.kind == "unet":
+            self.network = UNet(4 + said, 3, config.size_px, config.width)
+        else:
+            self.network = GlobalGenerator(4 + said, 3, config.width)
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
+        """As `Glean.forward`; generated is the edit, ws are empty."""
+        n, _, h, w = photo.shape
+        if h != self.size_px or w != self.size_px:
+            raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
+        pixels, told = [photo, region * 2 - 1], torch.cat([degree[:, None], style], dim=1)
+        ws = photo.new_zeros(n, 1, 1)
+        if self.config.kind in PUBLISHED:
+            image = self.network(torch.cat([*pixels, everywhere(told, photo)], dim=1)).float()
+            sure = region * (2 * _SURE) - _SURE
+            output, gain = photo + region * (image - photo), torch.full_like(photo, -1.0)
+            return Edit(output, image, region, sure, gain, image + 1, image, ws, photo.new_full((n,), _SURE))
+        if self.config.draws:
+            pixels.append(self.noise.expand(n, -1, -1, -1))
+        out, applies = self.network(torch.cat(pixels, dim=1), told)
+        edit = composed(shapes_of(self.config), out, photo, region, photo, ws, applies)
+        return edit._replace(generated=edit.edit)
+
+    def trainable_state(self) -> dict[str, torch.Tensor]:
+        """All of it, by name."""
+        return dict(self.state_dict())
+
+
+def everywhere(told: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Numbers [N,T] as channels [N,T,H,W] of an image."""
+    return told[:, :, None, None].expand(-1, -1, *like.shape[2:])
+
+
+def shapes_of(config: PlainConfig) -> GleanConfig:
+    """The shapes of an encoder and a decoder, as a `Glean` has them."""
+    return GleanConfig(config.style_channels, config.channel_base, config.channel_max, draws=config.draws)
+
+
+class EncoderDecoder(nn.Module):
+    """`Glean`'s encoder and decoder without the generator between them: what the generator is worth."""
+
+    def __init__(self, channels_in: int, config: PlainConfig):
+        super().__init__()
+        shapes = shapes_of(config)
+        resolutions = [2**power for power in range(2, config.size_px.bit_length())]
+        self.encoder = Encoder(channels_in, resolutions, shapes)
+        self.decoder = Decoder([0] * len(resolutions), resolutions, shapes)
+        self.applies = zeroed(nn.Linear(shapes.channels(4) * 16, 1))
+
+    def forward(self, pixels: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Light.forward`."""
+        features = self.encoder(torch.cat([pixels, everywhere(told, pixels)], dim=1))
+        nothing = {resolution: feature[:, :0] for resolution, feature in features.items()}
+        out = self.decoder(nothing, features, pixels[:, :3])
+        return out, self.applies(features[4].flatten(1))[:, 0].float()

@@ -1,0 +1,113 @@
+"""What runs start from: other networks, weights of another edit, a teacher; recipes of networks are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models.checkpoints import ModelInfo, load_model, save_model
+from stylepairs.i2i.models.glean import Glean, GleanConfig
+from stylepairs.i2i.models.plain import Plain
+from stylepairs.i2i.train.run_folder import read_metrics
+from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.start import initial_model
+from stylepairs.i2i.train.training import build, lesson, train
+
+Make = Callable[..., TrainingSettings]
+NETWORKS = Path(__file__).parents[3] / "recipes" / "networks"
+SHAPES = {"channel_base": 256, "channel_max": 16, "width": 4}
+PATCHES: dict[str, Any] = {
+    "losses": {"layers": 10.0, "adversarial": 1.0, "mask": 0.0, "confidence": 0.0, "generated": 0.0, "latent": 0.0},
+    "discriminator": {"kind": "patches", "width": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("light", {}), ("thawed", {}), ("cut", {}), ("unet", PATCHES), ("pix2pixhd", PATCHES)],
+)
+def test_other_networks_train_in_the_same_loop_and_go_on_exactly(
+    tmp_path: Path, pairs: Path, settings: Make, kind: str, changes: dict[str, Any]
+) -> None:
+    model = {"kind": kind, **SHAPES}
+    whole = train(settings(steps=2, checkpoint_every_steps=1, model=model, **changes), pairs, tmp_path / "whole")
+    train(settings(steps=1, checkpoint_every_steps=1, model=model, **changes), pairs, tmp_path / "parts")
+    parts = train(settings(steps=2, checkpoint_every_steps=1, model=model, **changes), pairs, tmp_path / "parts")
+    one, two = (load_model(each)[0].state_dict() for each in (whole, parts))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    figures = [line for line in read_metrics(whole / "metrics.jsonl") if line["kind"] == "train"][-1]
+    assert ("layers" in figures) == (changes is PATCHES)
+
+
+def test_thawed_generator_learns_and_a_frozen_one_does_not(settings: Make, generator) -> None:
+    for kind in ("thawed", "glean"):
+        model = build(settings(model={"kind": kind, **SHAPES}), "hair_color", 3).model
+        learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert any(name.startswith("generator.synthesis.") for name in learns) == (kind == "thawed")
+        assert learns <= model.trainable_state().keys()
+
+
+def test_weights_of_another_edit_are_taken_over_but_for_style_and_colours(
+    tmp_path: Path, settings: Make, drawing: Glean
+) -> None:
+    for parameter in drawing.parameters():
+        parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))
+    save_model(tmp_path / "fringes.safetensors", drawing, ModelInfo("bangs", "color", {}))
+    asked = settings(init=str(tmp_path / "fringes.safetensors"), model={**SHAPES, "draws": True})
+    photo, region = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    with torch.no_grad():
+        wanted = drawing(photo, region, torch.ones(1), torch.zeros(1, 3))
+        other = initial_model(asked, "hairline", 5, None)  # a style code of another length
+        found = other(photo, region, torch.ones(1), torch.randn(1, 5))
+        torch.testing.assert_close(found.output, wanted.output)
+        recolours = initial_model(asked.model_copy(update={"model": asked.model.model_copy(update={"draws": False})}),
+                                  "hair_color", 3, None)  # fmt: skip
+        assert isinstance(recolours, Glean)
+        assert torch.equal(recolours.decoder.out.weight[-1], drawing.decoder.out.weight[-1])
+        assert torch.equal(recolours(photo, region, torch.ones(1), torch.zeros(1, 3)).output, photo)
+
+
+def test_teacher_takes_the_pairs_place_where_the_feature_applies(
+    tmp_path: Path, settings: Make, pairs: Path, generator
+) -> None:
+    torch.manual_seed(4)
+    teacher = Glean(generator, GleanConfig(3, 256, 16))
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, teacher, ModelInfo("hair_color", "color", {}))
+    asked = settings(steps=1, teacher=str(path), model={"kind": "light", **SHAPES})
+    run = build(asked, "hair_color", 3, teacher)
+    assert isinstance(run.model, Plain)
+    assert torch.equal(run.model.noise, generator.noise_maps()[-1])
+    batch = {
+        "photo": torch.rand(2, 3, 32, 32), "target": torch.rand(2, 3, 32, 32), "mask": torch.ones(2, 1, 32, 32),
+        "region": torch.ones(2, 1, 32, 32), "degree": torch.ones(2), "style": torch.randn(2, 3),
+        "applies": torch.tensor([1.0, 0.0]),
+    }  # fmt: skip
+    with torch.no_grad():
+        edit = teacher(batch["photo"], batch["region"], batch["degree"], batch["style"])
+    taught = lesson(run, batch)
+    torch.testing.assert_close(taught["target"][0], edit.output[0].clamp(-1, 1), rtol=0, atol=0.05)
+    assert torch.equal(taught["target"][1], batch["target"][1])
+    assert not taught["tight"][1].any()
+    out = train(asked, pairs, tmp_path / "run")
+    assert load_model(out)[1].feature == "hair_color"
+
+
+def test_teacher_of_another_edit_is_refused(tmp_path: Path, settings: Make, pairs: Path, model: Glean) -> None:
+    save_model(tmp_path / "teacher.safetensors", model, ModelInfo("bangs", "color", {}))
+    with pytest.raises(InputError, match="edits bangs by style color, this run hair_color by style color"):
+        train(settings(teacher=str(tmp_path / "teacher.safetensors")), pairs, tmp_path / "run")
+
+
+@pytest.mark.parametrize("path", sorted(NETWORKS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipe_of_a_network_holds_what_training_asks_for(path: Path) -> None:
+    settings = load_recipe(str(path), "i2i", TrainingSettings)
+    assert settings.model.kind == path.stem
