@@ -2,8 +2,8 @@
 
 Found faces and eye error on the photos as they came and on hard framings (small, frame-filling, turned, several in a
 picture); false faces on textures, on photos with the face painted over and on pictures of --negatives; label
-agreement in the given aligned crops, and end to end (found, aligned and parsed by the analyser, compared where the
-given label map lies).
+agreement in the given aligned crops, with painted hats too, and end to end (found, aligned and parsed by the
+analyser, compared where the given label map lies).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from hats import with_hat
 from photos import Labelled, degrade, read_split
 from samples import BORDERS, similarity
 from textures import PAINTERS, paint
@@ -32,6 +33,7 @@ from stylepairs.datagen.portraits.alignment import (
 )
 from stylepairs.datagen.portraits.analysis.analyser import Face, FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
+from stylepairs.datagen.portraits.portrait import CLASS
 
 GROUPS = {  # the classes that the figure counts, sides merged
     "background": [0],
@@ -46,6 +48,7 @@ GROUPS = {  # the classes that the figure counts, sides merged
 }
 FOUND_WITHIN = 0.25  # of the eye distance: both eye centres nearer than this is the face found
 MIN_SCORE = 0.5
+HAT_SEEN = 0.01  # of the crop: from here on features speak of a hat
 
 
 def main() -> None:
@@ -69,6 +72,7 @@ def main() -> None:
         lambda: raw_figures(analyser, split),
         lambda: negative_figures(analyser, split, arguments.negatives),
         lambda: label_figures(analyser, split),
+        lambda: hat_figures(analyser, split),
         lambda: end_to_end_figures(analyser, split),
         lambda: framing_figures(analyser, split),
     ]
@@ -137,6 +141,25 @@ def label_figures(analyser: FaceAnalyser, split: list[Labelled]) -> dict[str, ob
     return figures | {
         "matte_mean_abs_error": round(float(np.mean(mattes)), 4),
         "parse_ms": round(1000 * (time.perf_counter() - begin) / len(split), 1),
+    }
+
+
+def hat_figures(analyser: FaceAnalyser, split: list[Labelled]) -> dict[str, object]:
+    """The crops with painted hats: IoU of the hat, its share called hair; bare heads with a hat found on them."""
+    pairs, bare = [], []
+    for index, photo in enumerate(split):
+        image, truth, _ = with_hat(photo, np.random.default_rng([11, index]))
+        label, _ = analyser.parse(np.stack([image, photo.aligned]))
+        bare.append(float((label[1].numpy() == CLASS["hat"]).mean()) > HAT_SEEN)
+        if image is not photo.aligned:
+            pairs.append((label[0].numpy(), truth == CLASS["hat"]))
+    called_hair = sum(int((found[hat] == CLASS["hair"]).sum()) for found, hat in pairs)
+    return {
+        "hats": len(pairs),
+        "hat_iou": round(iou([(found == CLASS["hat"], hat) for found, hat in pairs]), 4),
+        "hat_called_hair_%": round(100 * called_hair / sum(int(hat.sum()) for _, hat in pairs), 2),
+        "hats_seen_%": round(100 * float(np.mean([(f == CLASS["hat"]).mean() > HAT_SEEN for f, _ in pairs])), 1),
+        "hats_on_bare_heads": int(sum(bare)),
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from hats import with_hat
 from photos import Labelled, degrade, occlude
 from textures import paint
 
@@ -113,8 +114,11 @@ def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: flo
     """An aligned crop, moved a little, degraded: image uint8 [256,256,3], label and hair uint8 [256,256]."""
     photo = split[int(rng.integers(len(split)))]
     image, label, hair = photo.aligned, photo.label, photo.hair
-    if rng.random() < 0.25:
+    kind = rng.random()
+    if kind < 0.25:
         image = recolour_hair(image, hair, rng)
+    elif kind < 0.37:
+        image, label, hair = with_hat(photo, rng)
     if rng.random() < 0.5:
         image, label, hair = image[:, ::-1], MIRROR_CLASSES[label[:, ::-1]], hair[:, ::-1]
     size = label.shape[0]

@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--negatives", type=Path, help="folder of pictures without faces (detector and landmarks)")
     parser.add_argument("--frames", type=Path, help="folder that glasses.py wrote, looked through (parser)")
+    parser.add_argument("--without", type=Path, help="names of portraits to leave out, one a line (wrong_labels.txt)")
     parser.add_argument("--mined", type=Path, help="folder that mine.py wrote (landmarks)")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -115,7 +116,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     steps, batch, rate = SETTINGS[arguments.network]
-    whole = [photo for folder in arguments.portraits for photo in read_split(folder)]
+    left_out = set(arguments.without.read_text().split()) if arguments.without else set()
+    whole = [photo for folder in arguments.portraits for photo in read_split(folder) if photo.name not in left_out]
     split = balanced(with_frames(whole, arguments.frames) if arguments.frames else whole)
     hard, mined = read_negatives(arguments.negatives), read_negatives(arguments.mined)
     build, make, loss = {

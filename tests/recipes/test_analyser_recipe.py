@@ -16,7 +16,7 @@ from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, PARS
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "analyser"
-NAMES = ("evaluate", "glasses", "groups", "photos", "samples", "textures", "train", "training")
+NAMES = ("evaluate", "glasses", "groups", "hats", "photos", "samples", "textures", "train", "training")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,3 +154,27 @@ def test_a_face_that_was_painted_over_does_not_come_back(tmp_path, monkeypatch):
     for seed in range(24):
         left = samples.without_face(photo, np.random.default_rng(seed), 128).astype(int)
         assert (np.ptp(left, axis=-1) > 120).mean() < 0.01
+
+
+def test_a_hat_takes_the_hair_under_it_and_leaves_the_face_free():
+    from hats import HAIR, HAT, with_hat
+    from photos import Labelled
+
+    points = np.full((68, 2), 128.0)
+    points[0], points[16], points[8] = (70, 120), (186, 120), (128, 225)
+    points[19], points[24], points[33] = (104, 105), (152, 105), (128, 160)
+    image = np.full((256, 256, 3), 150, np.uint8)
+    label = np.full((256, 256), 1, np.uint8)
+    label[:80] = HAIR
+    label[:, :70], label[:, 186:] = 0, 0
+    photo = Labelled("one", image, points, image, label, (label == HAIR).astype(np.uint8) * 255, np.eye(2, 3))
+    hats = 0
+    for seed in range(24):
+        worn, marked, hair = with_hat(photo, np.random.default_rng(seed))
+        hat = marked == HAT
+        hats += bool(hat.any())
+        assert (marked[~hat] == label[~hat]).all()
+        assert not hair[hat].any()
+        assert not hat[130:200, 100:156].any()
+        assert (worn != image).any(-1)[hat].mean() > 0.9 if hat.any() else (worn == image).all()
+    assert hats > 12  # the others would leave hair standing out beside them
