@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt $(wildcard */__init__.py)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) setuptools wheel
-	$(PIP) --no-build-isolation --editable ".[test,perceptual,export,page,video,latent]"
+	$(PIP) --no-build-isolation --editable ".[test,perceptual,export,page,video,latent,storage]"
 	@touch $@
 
 lint: $(STAMP)

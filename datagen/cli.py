@@ -9,7 +9,7 @@ import typer
 
 from stylepairs.datagen.latent.cli import latent
 from stylepairs.datagen.shell import events
-from stylepairs.datagen.shell.command_line import advice_if_interrupted, progress, run_app
+from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def main() -> None:
 
 
 @app.command()
+@at_urls
 def prepare(
     photos: Annotated[list[Path], typer.Argument(help="photos, or folders of photos")],
     out: Annotated[Path, typer.Option(help="folder for the portraits; one that is there already is added to")],
@@ -59,23 +60,36 @@ def prepare(
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
     parser: Annotated[str, typer.Option(help="embedded, or a BiSeNet file such as 79999_iter.pth")] = "embedded",
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="processes; default: 1, with --engine ray as many as there are")
+    ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Find the faces in photos, align and parse them: the portraits that `build` starts from."""
     import torch
 
     from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
+    from stylepairs.datagen.shell.engines import engine as engine_of
     from stylepairs.datagen.shell.errors import printable
 
     # The networks are small: more threads gain nothing, and beside other work they waited for each other (12 s became
     # 75 s for 24 photos on 2 busy cores).
     torch.set_num_threads(1)
-    with progress(len(list_photos(photos, out)), "photos") as shown:
+    # On a CPU everywhere, as the bytes depend on it.
+    here = 1 if engine == "local" and workers is None else workers
+    with (
+        engine_of(engine, address, "cpu", here) as place,
+        progress(len(list_photos(photos, out)), "photos") as shown,
+    ):
 
         def report(done: int, _total: int, photo: str) -> None:
             shown.reach(done)
             events.event("photo", photo=photo)
 
-        result = prepare_photos(photos, out, size, min_score, landmarks, parser, report)
+        result = prepare_photos(
+            photos, out, size, min_score, landmarks, parser, report, workers=place.workers, run=place.run
+        )
         for photo, reason in result.skipped:
             if events.is_json():
                 events.event("skipped", photo=photo, reason=reason)
@@ -89,6 +103,7 @@ def prepare(
 
 
 @app.command()
+@at_urls
 def build(
     portraits: PortraitsOption,
     out: Annotated[Path, typer.Option(help="folder for the pairs; a build that is there already is continued")],
@@ -141,6 +156,7 @@ def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> B
 
 
 @app.command(name="import")
+@at_urls
 def import_pairs(
     before: Annotated[Path, typer.Argument(help="folder of pictures as they were, or one picture")],
     after: Annotated[Path, typer.Argument(help="folder of the same pictures edited, under the same names")],
@@ -216,6 +232,7 @@ def train_encoder(
 
 
 @app.command()
+@at_urls
 def augment(
     pairs: Annotated[Path, typer.Argument(help="folder of pairs that `build` made")],
     out: Annotated[Path, typer.Option(help="folder for the new pairs; what is there already is continued")],
@@ -299,6 +316,7 @@ def _made(plan: ShardedPlan, place: Place, rank: int, world: int) -> BuildResult
 
 
 @app.command()
+@at_urls
 def status(
     folder: Annotated[Path, typer.Argument(help="folder that prepare, build or augment makes or made")],
 ) -> None:
@@ -312,6 +330,7 @@ def status(
 
 
 @app.command()
+@at_urls
 def inspect(
     pairs: PairsArgument,
     out: Annotated[Path, typer.Option(help="the HTML page to write")],
@@ -327,6 +346,7 @@ def inspect(
 
 
 @app.command()
+@at_urls
 def export(
     pairs: PairsArgument,
     out: Annotated[Path, typer.Option(help="folder for before/ID.png, after/ID.png, mask/ID.png and index.jsonl")],

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stylepairs.datagen.shell.command_line import run_app
+from stylepairs.datagen.shell.command_line import at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.storage.staged import local_place
 from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 @app.command()
+@at_urls
 def train(
     recipe: Annotated[str, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file")],
     pairs: Annotated[Path, typer.Option(help="folder of pairs that `datagen build` made")],
@@ -47,6 +49,7 @@ def train(
 
 
 @app.command()
+@at_urls
 def edit(
     photos: Annotated[
         list[Path],
@@ -76,9 +79,11 @@ def edit(
     With several runs a parameter begins with its feature: --run A --run B --set bangs.style=full.
     """
     params, suffix = parsed_params(overrides or []), checked_suffix(format)
-    runs, photos = (runs, photos) if runs else ([str(photos[0])], photos[1:])
+    runs, photos = (runs, photos) if runs else ([f"{photos[0]}"], photos[1:])
     if not photos:
         raise InputError("no photos; name a run, then photos or folders of them")
+    for each in (*photos, out):  # of these a journal is kept by their places on this machine
+        local_place(f"{each}")
     jobs = jobs_of(photos, out, ".mp4" if video else suffix)
     from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
@@ -148,6 +153,7 @@ def export(
 
 
 @app.command()
+@at_urls
 def evaluate(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded")],
     portraits: Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from stylepairs.datagen.shell.regular import read_regular
+from stylepairs.datagen.shell.storage.staged import Staged
 
 _NAME = ".finished"
 _MAX_BYTES = 1 << 30  # any value will do: a million shards take a quarter of it
@@ -40,6 +41,8 @@ class Finished(BaseModel):
 def read_finished(folder: Path) -> dict[str, Finished]:
     """Shard's file name -> what was noted of it last, by any process; what cannot be read was not noted."""
     found: dict[str, Finished] = {}
+    if isinstance(folder, Staged):  # nothing can be added to there; each shard has its records beside it
+        return found
     for path in sorted(folder.glob(f"{_NAME}-*.jsonl")):
         with contextlib.suppress(OSError):
             for line in read_regular(path, _MAX_BYTES).split(b"\n"):
@@ -51,6 +54,8 @@ def read_finished(folder: Path) -> dict[str, Finished]:
 
 def note_finished(folder: Path, rank: int, path: Path, counts: Counts) -> None:
     """Add a line of a process's own for the shard at `path`; a disk that is full is somebody else's news."""
+    if isinstance(folder, Staged):
+        return
     first, pairs, accepted, reasons = counts
     with contextlib.suppress(OSError):
         status = path.stat()

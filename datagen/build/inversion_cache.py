@@ -19,6 +19,8 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file, safetensors_bytes
+from stylepairs.datagen.shell.regular import is_regular
+from stylepairs.datagen.shell.storage.staged import drop
 
 # Raised whenever the same inputs would be inverted differently.
 INVERSION_VERSION = 2
@@ -51,13 +53,15 @@ class InversionCache:
     def load(self, portrait: Portrait) -> Inversion | None:
         """The portrait's inversion as it was stored; None when it is absent or damaged."""
         path = self.path(portrait)
-        if not path.is_file():
+        if not is_regular(path):
             return None
         try:
             stored, metadata = read_safetensors(path)
             figures = _FIGURES.validate_json(metadata.get("figures", ""))
         except (Damaged, ValidationError):
             return None
+        finally:
+            drop(path)
         if metadata.get("sha256") != _digest(stored):
             return None
         tensors = {name: tensor.float().to(portrait.image.device) for name, tensor in stored.items()}
@@ -74,6 +78,7 @@ class InversionCache:
         make_folder(path.parent)
         remove_stale(path.parent)
         replace_file(path, lambda file: file.write(data))
+        drop(path)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

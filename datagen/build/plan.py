@@ -23,10 +23,11 @@ from stylepairs.datagen.build.unfinished_pair import WantedPair
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
-from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests
+from stylepairs.datagen.portraits.folders import PortraitFile, ahead, load_portraits, photo_digests
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.storage.staged import drop
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ class BuildPlan(ShardedPlan):
     def _wanted(self, jobs: range) -> list[WantedPair]:
         files, photos = _portraits(self.portraits, _stamp(self.portraits))
         choices, wanted = self.choices, []
+        coming = ahead(files[name] for name in dict.fromkeys(self.names[job // self.per_portrait] for job in jobs))
         portrait = None
         for job in jobs:
             name = self.names[job // self.per_portrait]
             if portrait is None or portrait.name != name:
-                portrait = files[name].load()
+                portrait = next(coming).load()
                 draws = draw(choices, self.recipe.pairs_per_portrait, self.seed, portrait.digest)
             source = photos.get(name, portrait.digest)
             wanted.append(WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source))
@@ -146,9 +148,10 @@ def digest_portraits(files: Sequence[PortraitFile], photos: Mapping[str, str]) -
     Raises InputError where a file is missing.
     """
     digest = hashlib.sha256()
-    for file in files:
+    for file in ahead(files):
         digest.update(json.dumps([file.name, photos.get(file.name, "")]).encode())
         digest.update(file.points68.tobytes() + file.source_to_aligned.tobytes())
         for path in file.paths:
             digest.update(file_digest(path, "; make it again").encode())
+            drop(path)
     return digest.hexdigest()

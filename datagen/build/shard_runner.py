@@ -30,6 +30,8 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.progress_file import progress_file
+from stylepairs.datagen.shell.regular import is_regular
+from stylepairs.datagen.shell.storage.staged import drop
 from stylepairs.datagen.shell.workers import Engine, run_workers
 
 BUILD_FILE = "build.json"
@@ -163,7 +165,12 @@ def build_pairs(
             on_event(event)
 
         notes = read_finished(plan.out)
-        missing = [index for index in mine if not _is_finished(plan, index, notes, rank, tell)]
+        there = {path.name: path for path in shards.shard_paths(plan.out)}
+        found = [index for index in mine if plan.shard_path(index).name in there]
+        paths = shards.ahead(there[plan.shard_path(index).name] for index in found)
+        pairs_of = zip(found, paths, strict=True)
+        whole = {index for index, path in pairs_of if _is_finished(plan, index, path, notes, rank, tell)}
+        missing = [index for index in mine if index not in whole]
         # With nothing to make the folder may be of another build: an error all the same.
         run(functools.partial(_prepare, plan), missing or [_NOTHING], workers, tell)
         return _conclude(plan)
@@ -221,7 +228,8 @@ def _write_build_file(plan: ShardedPlan, models: Models) -> None:
 def _check_folder(plan: ShardedPlan, models: Models, problem: str) -> None:
     """InputError unless `build.json` is this build's; problem: what it means if it is another's."""
     path = plan.out / BUILD_FILE
-    if not path.exists():
+    drop(path)  # another command may have written it meanwhile
+    if not is_regular(path):
         raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out")
     try:
         present = read_json(path)
@@ -242,11 +250,11 @@ def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
         yield f"{path or BUILD_FILE} was {was}, now {now}"
 
 
-def _is_finished(plan: ShardedPlan, index: int, notes: Mapping[str, Finished], rank: int, on_event: OnEvent) -> bool:
-    """Whether a shard is there and whole: as it was noted, else by all that its tar says of itself."""
-    path, jobs = plan.shard_path(index), plan.shard_jobs(index)
-    if not path.exists():
-        return False
+def _is_finished(
+    plan: ShardedPlan, index: int, path: Path, notes: Mapping[str, Finished], rank: int, on_event: OnEvent
+) -> bool:
+    """Whether the shard at `path` is whole: as it was noted, else by all that its tar says of itself."""
+    jobs = plan.shard_jobs(index)
     note = notes.get(path.name)
     if note is not None and note.is_of(path):
         same = (note.first, note.pairs) == (shards.pair_id(jobs[0]), len(jobs))
@@ -271,10 +279,11 @@ def _is_finished(plan: ShardedPlan, index: int, notes: Mapping[str, Finished], r
 
 def _conclude(plan: ShardedPlan) -> BuildResult:
     """Whoever finds that no shard is missing writes the manifest: the last rank, or two with the same bytes."""
-    complete = all(plan.shard_path(index).exists() for index in range(plan.shard_count))
+    there = {path.name for path in shards.shard_paths(plan.out)}
+    complete = all(plan.shard_path(index).name in there for index in range(plan.shard_count))
     if complete:
         shards.update_manifest(plan.out)
-    index = shards.open_index(plan.out) if shards.shard_paths(plan.out) else []
+    index = shards.open_index(plan.out) if there else []
     if isinstance(index, PairIndex):
         return BuildResult(len(index), len(index.where(accepted=True)), complete)
     return BuildResult(len(index), sum(record.accepted for record in index), complete)

@@ -4,6 +4,7 @@ tensors.
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 import warnings
@@ -20,6 +21,7 @@ from stylepairs.datagen.images.color_profiles import rgb_of, to_srgb
 from stylepairs.datagen.images.deep import write_deep
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.storage.staged import fetch, place
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +118,9 @@ def load_photo(path: str | Path, max_pixels: float = MAX_PIXELS) -> Photo:
 
 def decode_photo(path: str | Path, decode: Callable[[Image.Image], Photo], max_pixels: float = MAX_PIXELS) -> Photo:
     """The photo that `decode` makes of a file that Pillow has opened; raises InputError as `read_image`."""
-    path = Path(path)
+    path = place(path)
     check_photo_file(path)
+    fetch(path)
     # Decoders meet hostile bytes with exceptions of every kind, from SyntaxError to struct.error: all mean "not a
     # photo".
     try:
@@ -175,7 +178,7 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
 
     quality is that of JPEG and WebP. Raises InputError for a suffix that is no photo format or a disk that refuses.
     """
-    path = Path(path)
+    path = place(path)
     suffix = path.suffix.lower()
     if suffix not in WRITTEN_SUFFIXES:
         raise InputError(f"{path}: unknown image suffix {suffix!r}; use .png, .jpg, .webp or .tif")
@@ -202,9 +205,16 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """uint8 [H,W] or [H,W,3] -> a PNG file, whole or not at all; InputError where the disk refuses."""
-    path = Path(path)
+    path = place(path)
     make_folder(path.parent)
-    replace_file(path, lambda file: Image.fromarray(image).save(file, format="PNG", compress_level=4))
+    replace_file(path, lambda file: file.write(png_bytes(image)))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """uint8 [H,W] or [H,W,3] as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
 
 
 def to_float(image: np.ndarray) -> torch.Tensor:

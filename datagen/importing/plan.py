@@ -25,6 +25,7 @@ from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.decode import Damaged, read_json_lines
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError, nearest, one_line, printable
+from stylepairs.datagen.shell.storage.staged import Staged
 
 DEFAULT_SIZE_PX = 256
 _MIN_SIZE_PX, _MAX_SIZE_PX = 64, 4096
@@ -151,18 +152,27 @@ def pictures_in(place: Path) -> dict[str, Path]:
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder")
     found: dict[str, Path] = {}
-    for folder, folders, files in os.walk(place):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            path = Path(folder) / file
-            if path.suffix.lower() in PHOTO_SUFFIXES and not file.startswith("."):
-                name = path.relative_to(place).with_suffix("").as_posix()
-                if name in found:
-                    raise InputError(f"{path}: has the name of {found[name]}; pairs are matched by name without suffix")
-                found[name] = path
+    for path in _files(place):
+        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."):
+            name = path.relative_to(place).with_suffix("").as_posix()
+            if name in found:
+                raise InputError(f"{path}: has the name of {found[name]}; pairs are matched by name without suffix")
+            found[name] = path
     if not found:
         raise InputError(f"{place}: no picture in it")
     return found
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """All files below a folder, but those in hidden ones."""
+    if isinstance(place, Staged):
+        for path in place.rglob("*"):
+            if not any(part.startswith(".") for part in path.relative_to(place).parts):
+                yield path
+        return
+    for folder, folders, files in os.walk(place):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / file for file in sorted(files))
 
 
 class _Row(BaseModel):

@@ -15,6 +15,7 @@ from stylepairs.datagen.pairs.manifest import FIGURE, record_of_row, schema_of
 from stylepairs.datagen.pairs.record import OBJECT, PairRecord
 from stylepairs.datagen.shell.decode import Damaged, decoding
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.storage.staged import fetch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,6 +151,7 @@ def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
 
     try:
         with decoding():
+            fetch(path)
             schema = pq.read_schema(path)
             rows = pq.read_metadata(path).num_rows
         if rows > shard_bytes // _LEAST_BYTES:

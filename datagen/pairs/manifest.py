@@ -15,6 +15,7 @@ from stylepairs.datagen.pairs.record import OBJECT, RECORD, PairRecord, Parent
 from stylepairs.datagen.shell.decode import Damaged, decode_json, decoded, decoding
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.storage.staged import fetch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +74,7 @@ def describes(path: Path, shard_sizes: Mapping[str, int]) -> bool:
 
     try:
         with decoding():
+            fetch(path)
             metadata = pq.read_schema(path).metadata or {}
         return bool(decode_json(metadata.get(b"shards", b"null")) == shard_sizes)
     except Damaged:
@@ -85,6 +87,7 @@ def read_manifest(path: Path) -> Iterator[PairRecord]:
 
     try:
         with decoding():
+            fetch(path)
             file = pq.ParquetFile(path)
         with file:
             for batch in decoded(file.iter_batches(batch_size=1024)):

@@ -10,28 +10,32 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.pairs import manifest
 from stylepairs.datagen.pairs.codec import encode_npz, encode_png
 from stylepairs.datagen.pairs.index import PairIndex, open_manifest
 from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
-from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, tar_members
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, read_bytes, tar_members
+from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
-from stylepairs.datagen.shell.regular import open_regular
+from stylepairs.datagen.shell.regular import is_regular, open_regular
+from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_ranges
 
 MANIFEST = "manifest.parquet"
+# Beside shards at a URL: the records of each, so that nobody has to fetch it for them.
+NOTES = ".records"
 
 _SHARD_NAME = re.compile(r"pairs-[0-9]{5,9}\.tar")
 _MEMBER_NAME = re.compile(r"([0-9]{6,12})\.([a-z_]{1,32}\.(?:png|npz)|json)")
 # What one member may claim, so that a damaged or hostile shard cannot fill the memory (a 4096 px PNG is 50 MB).
 _MAX_MEMBER_BYTES = 256 << 20  # any value will do
 _MAX_JSON_BYTES = 1 << 20  # any value will do
+_MAX_NOTE_BYTES = 1 << 30  # any value will do
 
 
 def shard_name(index: int) -> str:
@@ -45,7 +49,10 @@ def pair_id(index: int) -> str:
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write the pairs as one tar, under a temporary name first; InputError (one line) when the disk is full."""
+    """Write the pairs as one tar, under a temporary name first; InputError (one line) when the disk is full.
+
+    At a URL its records are noted beside it, and nothing of it is kept here.
+    """
 
     def write(file: IO[bytes]) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -54,12 +61,18 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
                     tar.addfile(_header(f"{pair.record.id}.{name}", len(data)), io.BytesIO(data))
 
     replace_file(path, write)
+    if isinstance(path, Staged):
+        note = _Note(bytes=Path(path).stat().st_size, records=_scanned(path))
+        make_folder(_note_path(path).parent)
+        replace_file(_note_path(path), lambda file: file.write(note.model_dump_json().encode()))
+        drop(_note_path(path))
+        drop(path)
 
 
 def write_manifest(directory: Path) -> int:
     """Write `manifest.parquet` from the tars in `directory`; returns the number of pairs."""
     sizes = _shard_sizes(directory)
-    return manifest.write_manifest(directory / MANIFEST, map(scan_shard, shard_paths(directory)), sizes)
+    return manifest.write_manifest(directory / MANIFEST, map(scan_shard, ahead(shard_paths(directory))), sizes)
 
 
 def update_manifest(directory: Path) -> None:
@@ -70,7 +83,7 @@ def update_manifest(directory: Path) -> None:
 
 def shard_paths(directory: Path) -> list[Path]:
     """The finished shards of a folder, in order; InputError when it is not a folder of pairs."""
-    if not directory.is_dir():
+    if not isinstance(directory, Staged) and not directory.is_dir():
         raise InputError(f"{directory}: no such folder of pairs; make one with `datagen build`")
     return sorted(path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
 
@@ -80,12 +93,12 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    return list(_records(Path(directory), accepted_only, split))
+    return list(_records(_folder(directory), accepted_only, split))
 
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
     """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, without their figures."""
-    directory = Path(directory)
+    directory = _folder(directory)
     if shard_paths(directory) and _manifest_is_current(directory):
         return open_manifest(directory / MANIFEST, sum(_shard_sizes(directory).values()))
     return read_index(directory, accepted_only=False)
@@ -95,7 +108,7 @@ def read_pairs(
     directory: Path | str, accepted_only: bool = True, split: str | None = None, parts: Collection[str] = PARTS
 ) -> Iterator[Pair]:
     """The pairs in order, one in memory at a time; `parts` names what to decode (see PARTS). Raises InputError."""
-    for record in _records(Path(directory), accepted_only, split):
+    for record in _records(_folder(directory), accepted_only, split):
         yield load_pair(directory, record, parts)
 
 
@@ -103,7 +116,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
     if not re.fullmatch(r"[0-9]{6,12}", id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
-    for record in _records(Path(directory), accepted_only=False, split=None):
+    for record in _records(_folder(directory), accepted_only=False, split=None):
         if record.id == id:
             return load_pair(directory, record, parts)
     raise InputError(f"{directory}: has no pair {id}")
@@ -111,13 +124,12 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
 
 def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] = PARTS) -> Pair:
     """The pixels and latents of a record that `read_index` gave. Raises InputError."""
-    path = Path(directory) / record.shard
+    path = _folder(directory) / record.shard
     loaded: dict[str, Any] = {}
+    found = [part for part in parts if part in record.parts]
     try:
-        with open_regular(path) as file:
-            for part in parts:
-                if part in record.parts:
-                    loaded |= _decode_part(part, read_at(file, *record.parts[part], _MAX_MEMBER_BYTES))
+        for part, data in zip(found, _members_at(path, [record.parts[part] for part in found]), strict=True):
+            loaded |= _decode_part(part, data)
     except (Damaged, OSError) as error:
         raise InputError(
             f"{path}: pair {record.id} cannot be read ({one_line(error)}); delete the shard and build again"
@@ -126,7 +138,51 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
 
 
 def scan_shard(path: Path) -> list[PairRecord]:
-    """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else."""
+    """The records of one tar, read from its JSON members; InputError when it is truncated or holds anything else.
+
+    Of a tar at a URL what was noted of it suffices.
+    """
+    if not isinstance(path, Staged):
+        return _scanned(path)
+    try:
+        noted = _noted(path)
+        return _scanned(path) if noted is None else noted
+    finally:
+        drop(path)
+        drop(_note_path(path))
+
+
+def ahead(paths: Iterable[Path]) -> Iterator[Path]:
+    """Shards in order, while what `scan_shard` reads of the next ones comes from their URL."""
+    paths = list(paths)
+    notes = fetched(_note_path(path) if isinstance(path, Staged) else path for path in paths)
+    return (path for path, _ in zip(paths, notes, strict=True))
+
+
+class _Note(BaseModel):
+    """The records of a shard of so many bytes."""
+
+    bytes: int
+    records: list[PairRecord]
+
+
+def _note_path(path: Path) -> Path:
+    return path.parent / NOTES / f"{path.name}.json"
+
+
+def _noted(path: Path) -> list[PairRecord] | None:
+    """The records noted of a shard at a URL; None where they are not of what is there."""
+    note = _note_path(path)
+    try:
+        known = _Note.model_validate_json(read_bytes(note, _MAX_NOTE_BYTES)) if is_regular(note) else None
+    except (Damaged, ValidationError):
+        return None
+    if known is None or known.bytes != path.stat().st_size or any(each.shard != path.name for each in known.records):
+        return None
+    return known.records
+
+
+def _scanned(path: Path) -> list[PairRecord]:
     try:
         with open_regular(path) as file:
             members = _members(file)
@@ -134,6 +190,22 @@ def scan_shard(path: Path) -> list[PairRecord]:
         return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members)]
     except (Damaged, OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged shard ({one_line(error)}); delete it and build again") from error
+
+
+def _folder(directory: Path | str) -> Path:
+    return directory if isinstance(directory, Path) else Path(directory)
+
+
+def _members_at(path: Path, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of members; of a tar at a URL nothing else is fetched. Raises Damaged, OSError."""
+    if isinstance(path, Staged):
+        if any(size > _MAX_MEMBER_BYTES for _, size in places):
+            raise Damaged("oversized member")
+        yield from read_ranges(path, places)
+        return
+    with open_regular(path) as file:
+        for place in places:
+            yield read_at(file, *place, _MAX_MEMBER_BYTES)
 
 
 def _members(file: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
@@ -164,7 +236,7 @@ def _records(directory: Path, accepted_only: bool, split: str | None) -> Iterato
     if _manifest_is_current(directory):
         found = manifest.read_manifest(directory / MANIFEST)
     else:
-        found = (record for path in shard_paths(directory) for record in scan_shard(path))
+        found = (record for path in ahead(shard_paths(directory)) for record in scan_shard(path))
     for record in found:
         if (record.accepted or not accepted_only) and split in (None, record.split):
             yield record

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, read_json_lines
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.regular import is_regular
+from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched
 
 _MAX_NAME_BYTES = 200
 
@@ -42,8 +45,10 @@ class PortraitFile:
     @property
     def aligned_path(self) -> Path:
         """The aligned picture: .png, or .jpg in the training layout; the first of them where neither exists."""
-        jpeg = self.folder / "aligned" / f"{self.name}.jpg"
-        return jpeg if jpeg.is_file() else self.folder / "aligned" / f"{self.name}.png"
+        jpeg, png = (self.folder / "aligned" / f"{self.name}.{suffix}" for suffix in ("jpg", "png"))
+        if isinstance(png, Staged) and is_regular(png):  # most often, and then there is nothing to ask
+            return png
+        return jpeg if is_regular(jpeg) else png
 
     def load(self) -> Portrait:
         """The portrait itself. Raises InputError where a file is missing, damaged or of another size than the rest."""
@@ -59,6 +64,8 @@ class PortraitFile:
                 )
         if label.max() > 18:
             raise InputError(f"{label_path}: class {label.max()} is none of the 19 of a label map")
+        for path in (aligned_path, label_path, hair_path):
+            drop(path)
         points = apply_transform(self.source_to_aligned, self.points68.astype(np.float64))
         return Portrait(
             name=self.name,
@@ -75,9 +82,8 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
 
     Raises InputError for a folder that holds none.
     """
-    folder = Path(folder)
     path = folder / "landmarks.npz"
-    if not path.is_file():
+    if not is_regular(path):
         raise InputError(
             f"{folder}: no prepared portraits (no landmarks.npz); run datagen prepare PHOTOS --out {folder}"
         )
@@ -93,6 +99,17 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
     return sorted((PortraitFile(checked_name(n, path), folder, p, m) for n, p, m in rows), key=lambda file: file.name)
 
 
+def ahead(files: Iterable[PortraitFile]) -> Iterator[PortraitFile]:
+    """Portraits in order, while the files of the next ones come from their URL."""
+    files = list(files)
+    kinds = ("aligned", "label", "hair")
+    coming = fetched(file.folder / kind / f"{file.name}.png" for file in files for kind in kinds)
+    for file in files:
+        for _ in kinds:
+            next(coming)
+        yield file
+
+
 def load_portrait(folder: Path, name: str) -> Portrait:
     """The portrait `name` of `folder`; InputError where there is none of that name."""
     for portrait in load_portraits(folder):
@@ -104,7 +121,7 @@ def load_portrait(folder: Path, name: str) -> Portrait:
 def photo_digests(folder: Path) -> dict[str, str]:
     """Portrait name -> sha256 of its photo, as `prepare_photos` noted it; {} where it did not. Raises InputError."""
     path = folder / "index.jsonl"
-    if not path.is_file():
+    if not is_regular(path):
         return {}
     try:
         rows = [_IndexRow.model_validate(row) for row in read_json_lines(path)]

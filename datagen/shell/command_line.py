@@ -9,13 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.errors import InputError, printable
+from stylepairs.datagen.shell.storage.staged import local_place, place
 
 if TYPE_CHECKING:
     import typer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 _PLAIN_INTERVAL_S = 10.0
@@ -100,11 +104,27 @@ def _with_log(command: Callable[..., Any], name: str | None) -> Callable[..., An
         return command(*args, **options)
 
     signature = inspect.signature(command, eval_str=True)
+    for each in signature.parameters.values():
+        _set_parser(each.annotation, place if hasattr(command, "takes_urls") else local_place)
     added = inspect.Parameter("log", inspect.Parameter.KEYWORD_ONLY, default="text", annotation=option)
     logged.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
     logged.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()} | {"log": option}
     logged.takes_log = True  # type: ignore[attr-defined]
     return logged
+
+
+def at_urls(command: Command) -> Command:
+    """Marks a command whose folders may lie at URLs (see `staged`); paths of others are local."""
+    command.takes_urls = True  # type: ignore[attr-defined]
+    return command
+
+
+def _set_parser(annotation: Any, parser: Callable[[str], Path]) -> None:
+    """Have an option or argument of typer's that takes a path read by `parser`."""
+    kind, *details = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    kinds = {kind, *get_args(kind), *(inner for each in get_args(kind) for inner in get_args(each))}
+    for detail in details if Path in kinds else ():
+        detail.parser, detail.metavar = parser, detail.metavar or "PATH"
 
 
 class Progress:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from stylepairs.datagen.shell.errors import one_line
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.regular import open_regular
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def decoding() -> Iterator[None]:
     """Turn whatever a decoder raises into Damaged; the block holds the decoder's call and nothing else."""
     try:
         yield
+    except InputError:  # storage that fails says nothing of the bytes
+        raise
     except Exception as error:
         raise Damaged(error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)) from error
 

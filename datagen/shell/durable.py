@@ -9,13 +9,14 @@ import json
 import os
 import re
 import secrets
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.machine import host_name, is_alive
 from stylepairs.datagen.shell.regular import open_regular
+from stylepairs.datagen.shell.storage.staged import publish
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +35,13 @@ def file_digest(path: Path, advice: str = "") -> str:
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path`, sync it and rename it to `path`.
+    """Call `write(file)` on a temporary file beside `path`, sync it and rename it to `path`; for a URL upload it then.
 
     Whatever fails, `path` keeps what it held and the temporary file is gone. An OSError (disk full, no permission)
     becomes an InputError of one line.
     """
     # A name that nobody can foresee, made new: in a shared folder a link of that name would lead elsewhere.
-    temporary = path.with_name(f".{_short(path.name)}.{_host()}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
+    temporary = Path(path).with_name(f".{_short(path.name)}.{host_name()}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
     try:
         try:
             with temporary.open("xb") as file:
@@ -55,6 +56,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise
     except OSError as error:
         raise _storage_error(path, error) from error
+    publish(path)
 
 
 def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -77,7 +79,7 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; InputError when that cannot be done, or nothing can be written there."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -86,10 +88,11 @@ def make_folder(path: Path) -> None:
 
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files in a folder, and in its folders, that killed processes of this machine left behind."""
-    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.([0-9]+)\.[0-9a-f]+\.tmp")
+    folder = Path(folder)
+    pattern = re.compile(rf"\..+\.{re.escape(host_name())}\.([0-9]+)\.[0-9a-f]+\.tmp")
     for entry in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
         match = pattern.fullmatch(entry.name)
-        if match and not _is_alive(int(match[1])):
+        if match and not is_alive(int(match[1])):
             with contextlib.suppress(OSError):
                 entry.unlink()
 
@@ -117,17 +120,3 @@ def _short(name: str) -> str:
     if len(os.fsencode(name)) <= _NAME_BYTES:
         return name
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]

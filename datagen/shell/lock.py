@@ -10,6 +10,8 @@ from pathlib import Path
 
 from stylepairs.datagen.shell.durable import make_folder, remove_stale
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.storage.lease import is_leased, lease
+from stylepairs.datagen.shell.storage.staged import Staged
 
 LOCK_NAME = ".lock"
 
@@ -21,10 +23,16 @@ def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> It
     Temporary files that killed commands left in it are removed, before and after.
 
     The `world` processes of a launcher hold it together, each rank once. Raises InputError, one line with the holder,
-    where another process holds it. On systems and file systems that know no locks nothing is held.
+    where another process holds it. On systems and file systems that know no locks nothing is held. At a URL a lease is
+    held; by the ranks of a launcher none.
     """
     make_folder(folder)
     with contextlib.ExitStack() as held:
+        if isinstance(folder, Staged):
+            if world == 1:
+                held.enter_context(lease(folder, command))
+            yield
+            return
         _hold(held, folder / LOCK_NAME, command, shared=world > 1)
         if world > 1:
             _hold(held, folder / f"{LOCK_NAME}-{rank}", f"rank {rank} of {command}", shared=False)
@@ -37,6 +45,8 @@ def folder_lock(folder: Path, command: str, rank: int = 0, world: int = 1) -> It
 
 def is_held(folder: Path) -> bool:
     """Whether a process holds `folder` now; False where nothing can be told of locks."""
+    if isinstance(folder, Staged):
+        return is_leased(folder)
     try:
         import fcntl
 

@@ -9,9 +9,13 @@ import os
 import stat
 from pathlib import Path
 
+from stylepairs.datagen.shell.storage.staged import fetch
+
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """The file, open for reading. Raises OSError where it cannot be read or is anything but a regular file."""
+    """The file, open for reading, of a URL its copy. Raises OSError where it cannot be read or is anything but a
+    regular file."""
+    fetch(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a NUL in the name
@@ -35,6 +39,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 def is_regular(path: Path) -> bool:
     """Whether there is a regular file, also behind links; False too where the path cannot be looked at."""
     try:
+        fetch(path)
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):  # a link to itself, a NUL in the name
         return False

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from stylepairs.datagen.shell.durable import make_folder, replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.storage.staged import fetch, place
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
@@ -127,7 +128,7 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
         if not path.is_file():
             raise InputError(f"embedded: no weights are shipped for {feature}; train some with `i2i train {feature}`")
         return path
-    path = Path(source)
+    path = place(source)
     if path.is_dir():
         path = path / MODEL_FILE
         if not path.is_file():
@@ -195,6 +196,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
 
 def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dict[str, str]]:
     try:
+        fetch(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             if metadata.get("format") not in formats:

@@ -23,6 +23,7 @@ from stylepairs.datagen.pairs.index import PairIndex
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, open_index
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
     Kinds,
     Style,
@@ -43,6 +44,7 @@ PARTS = ("before", "after", "mask", "latents")
 # Of one training process: loaders, and batches that each of them holds ready.
 MOST_WORKERS = 8
 BATCHES_AHEAD = 4
+LEAST_WORKERS_AT_URL = 2
 
 Sample = dict[str, torch.Tensor]
 
@@ -271,6 +273,8 @@ def load_batches(
     """The planned batches on a device, loaded by `workers` processes beside the computation (None: see
     `loader_workers`); what they load does not depend on their number."""
     count = loader_workers(device) if workers is None else workers
+    if isinstance(dataset.pairs, Staged):  # what comes over a network is read ahead, also beside a CPU
+        count = max(count, LEAST_WORKERS_AT_URL)
     loader: torch.utils.data.DataLoader[Sample] = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=cast("torch.utils.data.Sampler[list[int]]", plan),

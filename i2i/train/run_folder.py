@@ -19,12 +19,13 @@ from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.regular import open_regular, read_regular
+from stylepairs.datagen.shell.storage.staged import Staged, publish, publish_folder
 from stylepairs.i2i.models import checkpoints
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
 TRAINING_VERSION = 2
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines
 PREVIOUS, BEST = "previous", "best"
 # Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
@@ -67,7 +68,7 @@ class RunLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(self.path, lambda file: file.write(text.encode()))
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.board = SummaryWriter(str(out / BOARD_FOLDER), purge_step=step + 1)
 
     def write(self, step: int, kind: str, figures: Mapping[str, Any]) -> None:
         """Append one line {"step", "kind", figures...}; kind is "train" or "val"."""
@@ -86,10 +87,18 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
+    def publish(self) -> None:
+        """Put all that was written so far where the run's URL is; before a checkpoint, which is gone on from."""
+        if self.enabled and isinstance(self.path, Staged):
+            self.board.flush()
+            publish(self.path)
+            publish_folder(self.path.parent / BOARD_FOLDER)
+
     def close(self) -> None:
         """Write what tensorboard still holds back."""
         if self.enabled:
             self.board.close()
+            self.publish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -302,6 +302,7 @@ def evaluate_and_save(
         distance = measured[f"{kind}_{run.perceptual.name}"]
         is_best = run.best is None or distance < run.best
         run.best = distance if is_best else run.best
+    log.publish()
     details = checkpoints.StateDetails(step=run.step, best=run.best)
     save_checkpoint(out, run.average, info, tensors, details, is_best)
 

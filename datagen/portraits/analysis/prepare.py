@@ -4,35 +4,39 @@ goes on.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from stylepairs.datagen.images.files import PHOTO_SUFFIXES, check_photo_file, holds_more, read_image, write_png
-from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
-from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
-from stylepairs.datagen.portraits.analysis.detection import Face, Faces
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES
+from stylepairs.datagen.portraits.analysis.looking import Looker, Photo, Row, Seen, Settings, photo_key
 from stylepairs.datagen.portraits.folders import checked_name
 from stylepairs.datagen.shell.decode import Damaged, decode_json
-from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError, printable
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.progress_file import ProgressFile, progress_file
-from stylepairs.datagen.shell.regular import read_regular
+from stylepairs.datagen.shell.regular import is_regular, read_regular
+from stylepairs.datagen.shell.storage.staged import Staged, drop, place, publish
+from stylepairs.datagen.shell.workers import Engine, run_workers
 
 MIN_SCORE = 0.5
 _MAX_SIZE_PX = 4096
 _JOURNAL = ".prepared.jsonl"
 _MAX_JOURNAL_BYTES = 2 << 30  # half a million portraits
 _KINDS = ("aligned", "label", "hair")
+# Of a journal at a URL: photos of so many seconds are done again after a kill.
+_PUBLISHED_S = 20.0
 _LISTS = ("landmarks.npz", "index.jsonl", "skipped.jsonl")
 Progress = Callable[[int, int, str], None]
 
@@ -50,38 +54,14 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Settings:
-    size_px: int
-    min_score: float
-    landmarks: str
-    parser: str
-
-
-class _Row(BaseModel):
-    """What is kept of one portrait."""
-
-    name: str
-    photo: str
-    photo_sha256: str
-    photo_width: int
-    photo_height: int
-    face: int
-    score: float
-    size_px: int
-    native_crop_px: float
-    points68: Annotated[list[tuple[float, float]], Field(min_length=68, max_length=68)]
-    source_to_aligned: Annotated[list[tuple[float, float, float]], Field(min_length=2, max_length=2)]
-
-
 class _Entry(BaseModel):
     """A line of the journal: a photo and its portraits; none: it was dropped."""
 
     photo: str
-    portraits: list[_Row]
+    portraits: list[Row]
 
 
-def prepare_photos(
+def prepare_photos(  # noqa: PLR0913 - two of them by name
     photos: list[Path],
     out: Path,
     size_px: int = 256,
@@ -89,60 +69,82 @@ def prepare_photos(
     landmarks: str = "embedded",
     parser: str | Path = "embedded",
     progress: Progress | None = None,
+    *,
+    workers: int | None = 1,
+    run: Engine = run_workers,
 ) -> Prepared:
     """Writes every face of `photos` (files, or folders with all their files) as an aligned portrait under `out`.
 
     out/aligned/NAME.png, label/NAME.png, hair/NAME.png, index.jsonl, landmarks.npz (name; points68 [N,68,2] in photo
     pixels; source_to_aligned [N,2,3]) and skipped.jsonl (photo, reason). NAME is the photo's stem; several faces are
     NAME_0, NAME_1, ... from the largest down. A photo that cannot be used is skipped with its reason. Running again
-    goes on where it stopped, and adds new photos. progress(done, total, photo) is called after each photo. Raises
-    InputError for a path that does not exist, for no usable photo at all, for a full disk, for an `out` that was
-    prepared with other settings, and while another process works in it.
+    goes on where it stopped, and adds new photos. progress(done, total, photo) is called after each photo. `run` shares
+    the photos out to `workers` (see `engines`); what is written does not depend on them. Raises InputError for a path
+    that does not exist, for no usable photo at all, for a full disk, for an `out` that was prepared with other
+    settings, and while another process works in it.
     """
-    out = Path(out)
+    out = place(out)
     if not 16 <= size_px <= _MAX_SIZE_PX:
         raise InputError(f"--size {size_px}: must lie between 16 and {_MAX_SIZE_PX} pixels")
     if not 0 <= min_score <= 1:
         raise InputError(f"--min-score {min_score}: must lie between 0 and 1")
-    settings = _Settings(size_px, min_score, landmarks, str(parser))
+    settings = Settings(size_px, min_score, landmarks, str(parser))
     files = list_photos(photos, out)
-    analyser = load_analyser(landmarks, parser)
     with folder_lock(out, "datagen prepare"), progress_file(out, "datagen prepare", "photos", len(files)) as noted:
-        return _prepare(files, out, settings, analyser, progress, noted)
+        made = _Made(_Journal(out, settings), files, noted, progress)
+        known = _digests_of_complete(made.journal)
+        photos = [Photo(number, path, known.get(photo_key(path), "")) for number, path in enumerate(files)]
+        alone = run is run_workers and (workers or 1) <= 1
+        run(Looker(settings, None if alone else 1), photos, workers, made.take)
+        return _conclude(files, out, made)
 
 
-def _prepare(
-    files: list[Path],
-    out: Path,
-    settings: _Settings,
-    analyser: FaceAnalyser,
-    progress: Progress | None,
-    noted: ProgressFile,
-) -> Prepared:
-    journal = _Journal(out, settings)
-    skipped: list[tuple[str, str]] = []
-    unreadable, notes = 0, []
-    for done, path in enumerate(files, 1):
-        try:
-            notes += _prepare_photo(path, out, settings, analyser, journal)
-            noted.add(1, accepted=1)
-        except _Unusable as unusable:
-            journal.drop(_key(path))
-            skipped.append((_key(path), str(unusable)))
-            noted.add(1, refused={re.sub(r"[0-9.]+", "…", str(unusable)): 1})
+class _Made:
+    """Takes what was seen in photos, in whatever order it comes, and keeps it in the photos' order: which portrait gets
+    which name depends on those before it."""
+
+    def __init__(self, journal: _Journal, files: list[Path], noted: ProgressFile, progress: Progress | None) -> None:
+        self.journal, self.files, self.noted, self.progress = journal, files, noted, progress
+        self.skipped: list[tuple[str, str]] = []
+        self.unreadable, self.notes = 0, list[str]()
+        self._waiting: dict[int, Seen] = {}
+        self._next = 0
+
+    def take(self, seen: Seen) -> None:
+        self._waiting[seen.number] = seen
+        while self._next in self._waiting:
+            self._keep(self._waiting.pop(self._next), self.files[self._next])
+            self._next += 1
+
+    def _keep(self, seen: Seen, path: Path) -> None:
+        key = photo_key(path)
+        if seen.unusable:
+            self.journal.drop(key)
+            self.skipped.append((key, seen.unusable))
+            self.noted.add(1, refused={re.sub(r"[0-9.]+", "…", seen.unusable): 1})
             # Other files that lie among photos are no news.
-            unreadable += unusable.unreadable and path.suffix.lower() in PHOTO_SUFFIXES
-        if progress:
-            progress(done, len(files), _key(path))
-    rows = journal.rows()
+            self.unreadable += seen.unreadable and path.suffix.lower() in PHOTO_SUFFIXES
+        else:
+            if not seen.same:
+                self.notes += [printable(f"{key}: {note}") for note in seen.notes]
+                _write_portraits(path, seen, self.journal)
+            self.noted.add(1, accepted=1)
+        if self.progress:
+            self.progress(seen.number + 1, len(self.files), key)
+
+
+def _conclude(files: list[Path], out: Path, made: _Made) -> Prepared:
+    """Write the lists of what is there now."""
+    skipped, rows = made.skipped, made.journal.rows()
+    made.journal.publish()
     _write_lines(out / "skipped.jsonl", ({"photo": photo, "reason": reason} for photo, reason in skipped))
-    if rows or (out / "landmarks.npz").exists():
+    if rows or is_regular(out / "landmarks.npz"):
         _write_index(out, rows)
     if len(skipped) == len(files):
         photo, reason = skipped[0]
         count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
         raise InputError(printable(f"{photo}: {reason}{count}"))
-    return Prepared(len(files), [row.name for row in rows], skipped, unreadable, tuple(notes))
+    return Prepared(len(files), [row.name for row in rows], skipped, made.unreadable, tuple(made.notes))
 
 
 def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
@@ -151,14 +153,14 @@ def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     Hidden files and those that `prepare_photos` writes to `out` are left out: photos may lie in a folder of `out`, or
     in `out` itself. Raises InputError for a path that does not exist and for no file.
     """
-    photos = [Path(p) for p in photos]
+    photos = [place(p) for p in photos]
     found: dict[str, Path] = {}
     written = [Path(os.path.realpath(out)) / name for name in (*_KINDS, *_LISTS)] if out else []
     for path in photos:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         for file in _files(path) if path.is_dir() else [path]:
-            whole = Path(os.path.realpath(file))
+            whole = Path(os.path.realpath(file))  # of a URL where its copy will lie
             if not any(place in (whole, *whole.parents) for place in written):
                 found.setdefault(str(whole), file)
     if not found:
@@ -166,19 +168,11 @@ def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     return sorted(found.values())
 
 
-class _Unusable(Exception):
-    """Why one photo is skipped; unreadable: it is the file's fault, and not that no face is in it."""
-
-    def __init__(self, reason: str, unreadable: bool = False) -> None:
-        super().__init__(reason)
-        self.unreadable = unreadable
-
-
 class _Journal:
     """One line per prepared photo, appended when its files are complete: what a stopped run had done already."""
 
-    def __init__(self, out: Path, settings: _Settings) -> None:
-        self.path = out / _JOURNAL
+    def __init__(self, out: Path, settings: Settings) -> None:
+        self.path, self._published = out / _JOURNAL, time.monotonic()
         head = {"settings": asdict(settings), "format": 1}
         entries = _read_journal(self.path)
         if entries and entries[0] != head:
@@ -195,7 +189,7 @@ class _Journal:
         kept = [_Entry(photo=photo, portraits=rows).model_dump() for photo, rows in self.photos.items()]
         _write_lines(self.path, [head, *kept])
 
-    def rows(self) -> list[_Row]:
+    def rows(self) -> list[Row]:
         return sorted((row for rows in self.photos.values() for row in rows), key=lambda row: row.name)
 
     def drop(self, photo: str) -> None:
@@ -208,7 +202,7 @@ class _Journal:
                 (self.path.parent / kind / f"{row.name}.png").unlink(missing_ok=True)
         self._append(photo, [])
 
-    def add(self, photo: str, rows: list[_Row]) -> None:
+    def add(self, photo: str, rows: list[Row]) -> None:
         self.photos[photo] = rows
         self._append(photo, rows)
 
@@ -224,14 +218,21 @@ class _Journal:
                 return names
         raise AssertionError("more names taken than photos prepared")
 
-    def _append(self, photo: str, rows: list[_Row]) -> None:
+    def _append(self, photo: str, rows: list[Row]) -> None:
         try:
             with self.path.open("ab") as file:
                 file.write(_line(_Entry(photo=photo, portraits=rows).model_dump()))
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); free space") from None
+        if time.monotonic() - self._published > _PUBLISHED_S:
+            self.publish()
 
-    def _checked(self, entry: dict[str, Any]) -> tuple[str, list[_Row]]:
+    def publish(self) -> None:
+        """Put the journal, to which a store lets nobody add, where its URL is."""
+        self._published = time.monotonic()
+        publish(self.path)
+
+    def _checked(self, entry: dict[str, Any]) -> tuple[str, list[Row]]:
         try:
             checked = _Entry.model_validate(entry)
         except ValidationError:
@@ -244,79 +245,42 @@ class _Journal:
         return InputError(f"{self.path}: damaged ({what}); delete it to prepare every photo again")
 
 
-def _prepare_photo(path: Path, out: Path, settings: _Settings, analyser: FaceAnalyser, journal: _Journal) -> list[str]:
-    """Writes the portraits of one photo, unless that was done; what is to be said of it, in lines."""
-    key = _key(path)
-    try:
-        check_photo_file(path)
-        digest = file_digest(path)
-        before = journal.photos.get(key)
-        if before and before[0].photo_sha256 == digest and _complete(out, before):
-            return []
-        photo = read_image(path)
-    except InputError as error:
-        raise _Unusable(printable(str(error).removeprefix(f"{path}: ")), unreadable=True) from None
-    faces, passed_over = _find(photo, settings, analyser)
+def _write_portraits(path: Path, seen: Seen, journal: _Journal) -> None:
+    """Name the portraits of a photo, write them, and note them."""
+    key, out = photo_key(path), journal.path.parent
     journal.drop(key)
     rows = []
-    for index, (name, face) in enumerate(zip(journal.free_names(path, digest, len(faces)), faces, strict=True)):
-        move = ffhq_transform(face.points68, settings.size_px)
-        aligned = crop_aligned(photo, move, settings.size_px)
-        label, hair = analyser.parse(aligned[None])
-        write_png(out / "aligned" / f"{name}.png", aligned)
-        write_png(out / "label" / f"{name}.png", label[0].numpy())
-        write_png(out / "hair" / f"{name}.png", (hair[0, 0] * 255).round().byte().numpy())
-        row = _Row(
-            name=name,
-            photo=key,
-            photo_sha256=digest,
-            photo_width=photo.shape[1],
-            photo_height=photo.shape[0],
-            face=index,
-            score=round(face.score, 4),
-            size_px=settings.size_px,
-            native_crop_px=round(settings.size_px / transform_scale(move), 1),
-            points68=face.points68.tolist(),
-            source_to_aligned=move.tolist(),
-        )
-        rows.append(row)
+    names = journal.free_names(path, seen.digest, len(seen.pictures))
+    for name, (row, files) in zip(names, seen.pictures, strict=True):
+        for kind, data in zip(_KINDS, files, strict=True):
+            target = out / kind / f"{name}.png"
+            make_folder(target.parent)
+            replace_file(target, functools.partial(_write, data))
+            drop(target)
+        rows.append(row.model_copy(update={"name": name}))
     journal.add(key, rows)
-    said = []
-    if passed_over:
-        left = f"up to {passed_over} more, too many for one photo, were not looked at; cut it into parts"
-        said.append(f"{key}: {len(faces)} faces prepared; {left}")
-    if holds_more(path):
-        said.append(f"{key}: holds several pictures, the first was taken; save the others as files of their own")
-    return [printable(line) for line in said]
 
 
-def _find(photo: np.ndarray, settings: _Settings, analyser: FaceAnalyser) -> tuple[list[Face], int]:
-    """The faces of a photo, largest first, and of how many places that may hold one nobody knows."""
-    if min(photo.shape[:2]) < 16:
-        raise _Unusable(f"only {photo.shape[1]} x {photo.shape[0]} pixels; use a larger photo")
-    found = analyser.find(photo, settings.min_score)
-    faces = [face for face in found if _has_a_square(face)]
-    if not faces:
-        found = analyser.find(photo, min_score=0.0)
-        best = max((face.score for face in found), default=0.0)
-        candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
-        raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
-    return faces, found.passed_over if isinstance(found, Faces) else 0
+def _write(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)
 
 
-def _has_a_square(face: Face) -> bool:
-    try:
-        ffhq_transform(face.points68, 1)
-    except ValueError:  # eyes and mouth on one point
-        return False
-    return True
+def _digests_of_complete(journal: _Journal) -> dict[str, str]:
+    """Photo -> its digest, of those whose portraits are all there."""
+    out = journal.path.parent
+    if isinstance(out, Staged):
+        there = {(kind, path.name) for kind in _KINDS for path in (out / kind).iterdir()} if journal.photos else set()
+        is_there = lambda kind, name: (kind, name) in there  # noqa: E731
+    else:
+        is_there = lambda kind, name: (out / kind / name).is_file()  # noqa: E731
+    return {
+        photo: rows[0].photo_sha256
+        for photo, rows in journal.photos.items()
+        if all(is_there(kind, f"{row.name}.png") for row in rows for kind in _KINDS)
+    }
 
 
-def _complete(out: Path, rows: list[_Row]) -> bool:
-    return all((out / kind / f"{row.name}.png").is_file() for row in rows for kind in _KINDS)
-
-
-def _write_index(out: Path, rows: list[_Row]) -> None:
+def _write_index(out: Path, rows: list[Row]) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -363,8 +327,3 @@ def _files(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden:
             yield path
-
-
-def _key(path: Path) -> str:
-    """The photo's path as text: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

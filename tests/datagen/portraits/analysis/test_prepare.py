@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform
-from stylepairs.datagen.portraits.analysis import prepare
+from stylepairs.datagen.portraits.analysis import looking
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces, make_face
 from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
@@ -48,7 +48,7 @@ class GreyParser:
 
 @pytest.fixture(autouse=True)
 def _fake_analyser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "load_analyser", lambda *_: FaceAnalyser(MarkerFinder(), GreyParser()))
+    monkeypatch.setattr(looking, "load_analyser", lambda *_: FaceAnalyser(MarkerFinder(), GreyParser()))
 
 
 def write_photo(path: Path, faces: int = 1, seed: int = 0) -> Path:

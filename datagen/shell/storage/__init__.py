@@ -1,0 +1,1 @@
+"""Folders at URLs: object storage through fsspec."""
