@@ -106,7 +106,7 @@ def test_declared_packages_are_the_folders_that_hold_modules():
 def test_what_is_declared_is_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    names = ("landmarks", "heif", "triton", "export", "page", "video", "bench", "ray", "latent")
+    names = ("landmarks", "heif", "triton", "export", "page", "video", "bench", "ray", "latent", "storage")
     extras = {_name(entry) for name in names for entry in optional[name]}
     declared = {_name(requirement) for requirement in project["dependencies"]}
     imported = {found for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") for found in _libraries(path)}
