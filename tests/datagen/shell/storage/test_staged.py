@@ -1,3 +1,5 @@
+"""Paths at URLs, against a real S3 server that fails as networks and stores do."""
+
 from __future__ import annotations
 
 import os
