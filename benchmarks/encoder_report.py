@@ -25,10 +25,11 @@ import torch
 from pages import put_into
 from reconstruction_speed import near
 
+from stylepairs.datagen.encoders.files import find_encoder
+from stylepairs.datagen.encoders.network import Encoder, predict_start
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
@@ -37,8 +38,8 @@ from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_gener
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
 
-FROM_MEAN = (17, 34, 68, 120, 170)
-FROM_ENCODER = (0, 8, 17, 34, 68)
+FROM_MEAN = "17,34,68,120,170"
+FROM_ENCODER = "0,8,17,34,68"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--encoder", default="auto", help="what `datagen train-encoder` wrote for this generator")
     parser.add_argument("--limit", type=int, default=12, help="evenly spaced portraits, by name")
+    parser.add_argument("--from-mean", default=FROM_MEAN, help="numbers of steps, with commas")
+    parser.add_argument("--from-encoder", default=FROM_ENCODER)
     parser.add_argument("--docs", type=Path, help="also write the table into encoder.md and images/encoder_steps.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,14 +71,21 @@ def main() -> None:
     encoder = find_encoder(options.encoder, generator, generator_digest(generator))
     options.out.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], list[Inversion]]] = {
-        f"mean face, {steps}": partial(from_mean, setting, steps) for steps in FROM_MEAN
+        f"mean face, {steps}": partial(from_mean, setting, steps) for steps in numbers(options.from_mean)
     }
     if encoder is not None:
-        runs |= {f"encoder, {steps}": partial(from_encoder, setting, encoder, steps) for steps in FROM_ENCODER}
+        runs |= {
+            f"encoder, {steps}": partial(from_encoder, setting, encoder, steps)
+            for steps in numbers(options.from_encoder)
+        }
     rows = measured(runs, setting, options.out / "encoder_steps.json")
     if options.docs is not None:
         put_into(options.docs / "encoder.md", table(rows))
         plot(rows, options.docs / "images" / "encoder_steps.png")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
 
 
 def chosen(generator: Generator, folder: Path, limit: int) -> list[Portrait]:

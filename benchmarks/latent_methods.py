@@ -1,6 +1,7 @@
 """Latent methods beside each other: every one edits the same people to the same measured change.
 
     python benchmarks/latent_methods.py SAMPLES --out DIR [--mapper FILE] [--people 20] [--pairs 24]
+    python benchmarks/latent_methods.py SAMPLES --out DIR --portraits DIR --encoder FILE --only interfacegan
 
 SAMPLES: of `datagen latent sample`, with the scores of EDITS and WATCHED. Every method's strength is searched for each
 person until the attribute has changed by CHANGE deviations, by the same measurement; what else changed is compared:
@@ -12,8 +13,9 @@ outside       PSNR in dB outside the attribute's region, grown
 seconds       of a processor for one edit at a known strength, rendering included
 
 People are drawn from the generator with a seed of their own (none is among the samples): inversion errors are no part
-of the comparison. Intervals are 95 % of a bootstrap over people. Finished edits (DIR/METHOD-ATTRIBUTE.json) are kept;
-delete them to make them again, for another generator or analyser.
+of the comparison. With --encoder they are the codes of portraits, which tells how well that encoder's codes can be
+edited: "before" is then what the code renders. Intervals are 95 % of a bootstrap over people. Finished edits
+(DIR/METHOD-ATTRIBUTE.json) are kept; delete them to make them again, for another generator or analyser.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from stylepairs.datagen.latent.fitting import Wanted, fit, refine, spread
 from stylepairs.datagen.latent.methods import mask_face_gan
 from stylepairs.datagen.latent.methods.coarse_to_fine import edit_and_warp, region_of
 from stylepairs.datagen.latent.methods.latent_mapper import AttributeEdit, load_mapper
-from stylepairs.datagen.latent.people import Person, sampled_people
+from stylepairs.datagen.latent.people import Person, encoded_people, sampled_people
 from stylepairs.datagen.latent.pictures import write_strip
 from stylepairs.datagen.latent.samples import Samples, load_samples
 from stylepairs.datagen.latent.scorers import Scorer, load_scorer
@@ -106,6 +108,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--mapper", type=Path, help="of `datagen latent train-mapper`, with the attributes of EDITS")
+    parser.add_argument("--portraits", type=Path, help="with --encoder: whose codes are edited")
+    parser.add_argument("--encoder", type=Path, help="of `datagen train-encoder`, without noise maps")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=24, help="of the fine boundaries")
     parser.add_argument("--only", default="", help="methods, with commas")
@@ -115,10 +119,14 @@ def main() -> None:
     generator = load_generator(options.generator)
     use_channels_last(generator)
     samples, scorer = load_samples(options.samples), load_scorer(WATCHED)
-    people = sampled_people(generator, options.people, PSI, SEED)
+    digest = generator_digest(generator)
+    if options.encoder is None:
+        people = sampled_people(generator, options.people, PSI, SEED)
+    else:
+        people = encoded_people(generator, digest, options.portraits, options.people, options.encoder)
     bench = Bench(
         generator,
-        generator_digest(generator),
+        digest,
         samples,
         scorer,
         spread(samples, WATCHED),

@@ -28,12 +28,13 @@ import report
 import torch
 from baselines import projector
 
+from stylepairs.datagen.encoders.files import find_encoder
+from stylepairs.datagen.encoders.network import Encoder, predict_start
 from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.images.filters import psnr
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual, perceptual_distance
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.reconstruction.encoder import Encoder, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from stylepairs.datagen.encoders.files import find_encoder
+from stylepairs.datagen.encoders.network import predict_start
 from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
-from stylepairs.datagen.reconstruction.encoder import find_encoder, predict_start
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings

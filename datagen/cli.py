@@ -206,19 +206,35 @@ def import_pairs(
 @app.command()
 def train_encoder(
     generator: Annotated[str, typer.Argument(help="embedded, or a StyleGAN2 checkpoint")],
-    portraits: Annotated[Path, typer.Option(help="folder that `prepare` made; keep those out that you measure on")],
+    portraits: Annotated[
+        list[Path], typer.Option(help="folder that `prepare` made, may be repeated; keep out what you measure on")
+    ],
     out: Annotated[Path, typer.Option(help="the encoder to write; what a stopped run left beside it is continued")],
+    method: Annotated[str, typer.Option(help="start (for stage 0), psp, e4e, restyle-psp, restyle-e4e")] = "start",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="change a setting of the method", metavar="KEY=VALUE")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 9000,
     begin: Annotated[Path | None, typer.Option(help="an encoder of this generator to go on from")] = None,
-    perceptual: Annotated[str, typer.Option(help="auto, efficientnet-lite0 or pyramid")] = "auto",
+    identity: Annotated[
+        Path | None, typer.Option(help="a face recognition network as TorchScript: holds who the person is")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train an encoder from photos to latents and noise maps: stage 0 then starts there and needs few steps."""
-    from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
+    """Train an encoder from photos to latents, and by `start` to noise maps: stage 0 then needs few steps."""
+    from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
+    from stylepairs.datagen.encoders.training import train_to_file
+    from stylepairs.datagen.latent.classifier_files import load_embedding
+    from stylepairs.datagen.recipe import validate_settings
+    from stylepairs.datagen.shell.errors import InputError, nearest
     from stylepairs.datagen.shell.machine import choose_device
 
-    training = EncoderTraining(steps=steps, seed=seed)
+    if method not in METHODS:
+        raise InputError(f"--method {method}: unknown{nearest(method, METHODS, 'there are: ' + ', '.join(METHODS))}")
+    known = METHODS[method] | {"steps": steps, "seed": seed}
+    training = validate_settings(f"--method {method}", known, "encoder", EncoderTraining, overrides or [])
+    person = None if identity is None else load_embedding(identity)
     advice = "run the same command again to go on from the last checkpoint"
     with advice_if_interrupted(advice), progress(training.steps, "steps") as shown:
 
@@ -227,7 +243,7 @@ def train_encoder(
                 shown.reach(step - 1, now=False)
             shown.reach(step, f"loss {loss:.3f}")
 
-        train_to_file(generator, portraits, out, training, perceptual, choose_device(device), begin, report)
+        train_to_file(generator, portraits, out, training, choose_device(device), begin, person, report)
     print(f"{out}: trained for {training.steps} steps")
 
 

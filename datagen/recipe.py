@@ -46,9 +46,10 @@ def load_recipe(name_or_path: str, section: Section, model: type[Model], overrid
 
 
 def validate_settings(
-    source: str, settings: dict[str, Any], section: Section, model: type[Model], overrides: Iterable[str] = ()
+    source: str, settings: dict[str, Any], section: str, model: type[Model], overrides: Iterable[str] = ()
 ) -> Model:
-    """The settings of a section, with overrides, as an instance of `model`; raises InputError as load_recipe does."""
+    """The settings of a section, which messages name, with overrides, as an instance of `model`; raises InputError as
+    load_recipe does."""
     for override in overrides:
         _apply(settings, override, section, model)
     try:

@@ -23,10 +23,13 @@ QUICK = ["--set", "inversion.steps=6", "--set", "inversion.decay_steps=2", "--se
 # To go on from: a first training looks for the generator's curvature, which takes minutes.
 UNTRAINED_ENCODER = """
 from pathlib import Path
-from stylepairs.datagen.reconstruction.encoder import Encoder, EncoderConfig, save_encoder
+from stylepairs.datagen.encoders.files import save_encoder
+from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
+from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 generator = load_generator("embedded")
-save_encoder(Path("untrained.safetensors"), Encoder(EncoderConfig.of(generator)), generator_digest(generator))
+config = EncoderConfig.of(generator, EncoderTraining.model_validate(METHODS["start"]))
+save_encoder(Path("untrained.safetensors"), Encoder(config), generator_digest(generator))
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -24,6 +24,7 @@ ROOMS = (
     "datagen.sketching.face",
     "datagen.sketching.hair",
     "datagen.reconstruction",
+    "datagen.encoders",
     "datagen.compositing",
     "datagen.features",
     "datagen.latent",

@@ -12,10 +12,11 @@ import torch
 
 from stylepairs.datagen.build.quality import Analyser, Instruments
 from stylepairs.datagen.build.settings import LATENT, RECONSTRUCTION
+from stylepairs.datagen.encoders.files import encoder_digest, find_encoder
+from stylepairs.datagen.encoders.network import predict_start
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.latent.edits import PairEdit, load_pair_edit
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, load_analyser
-from stylepairs.datagen.reconstruction.encoder import encoder_digest, find_encoder, predict_start
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError

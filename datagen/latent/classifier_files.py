@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ MAX_BYTES = 1 << 30
 MAX_SOURCE_BYTES = 4 << 20
 MAX_OUTPUTS = 1000
 _DEFAULT_PX = 224
+EMBEDDING_PX = 112  # side that face recognition networks take
 # Operations of image classifiers, as TorchScript writes them. All compute on what they are given and do nothing else.
 _NAMES = (
     "_convolution conv2d linear addmm matmul batch_norm layer_norm group_norm instance_norm relu relu_ relu6 "
@@ -91,6 +92,15 @@ def load_classifier(path: Path, size_px: int | None = None) -> Classifier:
     if not 0 < outputs <= MAX_OUTPUTS:
         raise InputError(f"{path}: gives {outputs} figures an image; 1 to {MAX_OUTPUTS} are taken")
     return Classifier(made.path, made.run, made.size_px, outputs, made.differentiable, made.digest)
+
+
+def load_embedding(path: Path, size_px: int = EMBEDDING_PX) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    """A face recognition network as a TorchScript file: cropped faces [N,3,H,W] in [-1,1] -> embeddings [N,K], with
+    gradients; and the digest of its file. Raises InputError."""
+    found = load_classifier(path, size_px)
+    if not found.differentiable or found.outputs < 2:
+        raise InputError(f"{path}: must be TorchScript, for its gradients, and give an embedding [N,K] for N faces")
+    return found.score, found.digest
 
 
 def _torchscript(path: Path, data: bytes) -> Any:

@@ -21,6 +21,12 @@ GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 che
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
 SamplesOption = Annotated[Path, typer.Option(help="folder that `sample` made")]
 PeopleOption = Annotated[Path | None, typer.Option(help="folder that `prepare` made; default: sampled people")]
+EncoderOption = Annotated[
+    Path | None, typer.Option(help="encode portraits by this file of `train-encoder`; default: invert them")
+]
+TuneOption = Annotated[
+    int, typer.Option(min=0, help="steps that tune a generator for each portrait (PTI); published: 350")
+]
 PeoplePsiOption = Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
@@ -137,6 +143,8 @@ def edit(
     count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
     psi: PeoplePsiOption = 0.7,
     portraits: PeopleOption = None,
+    encoder: EncoderOption = None,
+    tune: TuneOption = 0,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:
@@ -154,13 +162,14 @@ def edit(
         steps = [float(part) for part in strengths.split(",")]
     except ValueError:
         raise InputError(f"--strengths {strengths}: must be numbers with commas between") from None
-    people = _people(network, portraits, count, psi, seed)
+    people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
     rows = []
     with progress(len(people), "people") as shown, torch.no_grad():
         for person in people:
-            with noise_fixed(network, person.noise):
+            own = person.generator or network
+            with noise_fixed(own, person.noise):
                 ws = person.ws[None].expand(len(steps), -1, -1)
-                rows.append(found.render(network, ws, torch.tensor(steps)))
+                rows.append(found.render(own, ws, torch.tensor(steps)))
             shown.advance(1)
     write_strip(out, rows)
     print(f"{out}: {len(people)} people at {len(steps)} strengths")
@@ -176,6 +185,8 @@ def animate(
     count: Annotated[int, typer.Option(min=1, max=20, help="people")] = 3,
     psi: PeoplePsiOption = 0.7,
     portraits: PeopleOption = None,
+    encoder: EncoderOption = None,
+    tune: TuneOption = 0,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:
@@ -196,7 +207,7 @@ def animate(
         delay = index / len(edits) if in_turn else 0.0
         motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
     total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
-    people = _people(network, portraits, count, psi, seed)
+    people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
     with progress(total, "frames") as shown:
 
         def counted() -> Iterator[np.ndarray]:
@@ -238,6 +249,40 @@ def refine(
 
 
 @latent.command()
+def adapt(
+    style: Annotated[
+        Path, typer.Argument(help="one picture of the wanted style, an aligned face as `prepare` cuts it")
+    ],
+    out: Annotated[Path, typer.Option(help="the adapted generator to write; a stopped run is continued")],
+    clip: Annotated[Path | None, typer.Option(help="weights of CLIP; default: EfficientNet's features instead")] = None,
+    clip_model: Annotated[str, typer.Option(help="what open_clip calls them")] = "ViT-B-32-quickgelu",
+    encoder: Annotated[
+        Path | None, typer.Option(help="of `train-encoder`, for the consistency; default: the features")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="change a setting of the adaptation", metavar="KEY=VALUE")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 300,
+    generator: GeneratorOption = "embedded",
+    seed: SeedOption = 0,
+) -> None:
+    """One-shot domain adaptation (DiFa): a generator in the style of one picture, which takes the same edits."""
+    from stylepairs.datagen.latent.methods.adapted_generators import adapt_to_file
+    from stylepairs.datagen.latent.methods.domain_adaptation import AdaptationSettings
+    from stylepairs.datagen.recipe import validate_settings
+
+    known = {"steps": steps, "seed": seed}
+    settings = validate_settings("adapt", known, "settings", AdaptationSettings, overrides or [])
+    advice = "run the same command again to go on from the last checkpoint"
+    with advice_if_interrupted(advice), progress(settings.steps, "steps") as shown:
+        adapt_to_file(
+            generator, style, out, settings, clip, clip_model, encoder,
+            lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
+        )  # fmt: skip
+    print(f"{out}: {settings.steps} steps towards {style.name}")
+
+
+@latent.command()
 def optimise(
     attribute: Annotated[str, typer.Argument(help="the score to change, one with gradients")],
     samples: Annotated[Path, typer.Option(help="folder that `sample` made: tells the score's deviation")],
@@ -263,9 +308,9 @@ def optimise(
     from stylepairs.datagen.latent.scorers import load_scorer
     from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
-    network, _ = _generator(generator)
+    network, digest = _generator(generator)
     deviation = float(spread(load_samples(samples), [attribute])[0])
-    people = _people(network, portraits, count, psi, seed)
+    people = _people(network, digest, portraits, count, psi, seed)
     settings = OptimiserSettings.model_validate({"steps": steps - 1, "decay_steps": 1})
     wanted = mask_face_gan.Wanted(strength, size, keep_shape)
     with progress(len(people), "people") as shown:
@@ -283,17 +328,41 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _generator(source: str) -> tuple[Generator, str]:
-    """The generator and its digest."""
-    from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+    """The generator and the digest of the one whose latents it takes: its own, or that which it was adapted from."""
+    from stylepairs.datagen.latent.methods.adapted_generators import latents_digest
+    from stylepairs.datagen.stylegan.checkpoints import load_generator
 
     network = load_generator(source)
-    return network, generator_digest(network)
+    return network, latents_digest(source, network)
 
 
-def _people(network: Generator, portraits: Path | None, count: int, psi: float, seed: int) -> list[Person]:
-    """Sampled people, or those of a folder of portraits, inverted."""
-    from stylepairs.datagen.latent.people import inverted_people, sampled_people
+def _people(
+    network: Generator,
+    digest: str,
+    portraits: Path | None,
+    count: int,
+    psi: float,
+    seed: int,
+    encoder: Path | None = None,
+    tune: int = 0,
+) -> list[Person]:
+    """Sampled people, or those of a folder of portraits, inverted or encoded, and tuned for."""
+    from stylepairs.datagen.images.perceptual import load_perceptual
+    from stylepairs.datagen.latent.methods.pivotal_tuning import tuned
+    from stylepairs.datagen.latent.people import encoded_people, inverted_people, sampled_people
 
     if portraits is None:
         return sampled_people(network, count, psi, seed)
-    return inverted_people(network, portraits, count)
+    if encoder is None:
+        people = inverted_people(network, portraits, count)
+    else:
+        people = encoded_people(network, digest, portraits, count, encoder)
+    if not tune:
+        return people
+    perceptual = load_perceptual("auto")
+    with progress(len(people), "people tuned for") as shown:
+        found = []
+        for person in people:
+            found.append(tuned(network, perceptual, person, tune))
+            shown.advance(1)
+    return found

@@ -1,4 +1,4 @@
-"""Who is edited: people drawn from the generator, or portraits inverted into it."""
+"""Who is edited: people drawn from the generator, or portraits inverted or encoded into it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from pathlib import Path
 
 import torch
 
+from stylepairs.datagen.encoders.files import load_encoder
+from stylepairs.datagen.encoders.network import predict_start
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.generator import Generator
 
 
 @dataclass(frozen=True)
 class Person:
-    """ws [L,C]; noise maps [r,r], () the generator's own; portrait: whose inversion it is, None of a sample."""
+    """ws [L,C]; noise maps [r,r], () the generator's own; portrait: whose inversion it is, None of a sample; generator:
+    one tuned for this person alone, None the one that all share."""
 
     ws: torch.Tensor
     noise: Sequence[torch.Tensor] = ()
     portrait: Portrait | None = None
+    generator: Generator | None = None
 
 
 @torch.no_grad()
@@ -43,6 +48,18 @@ def inverted_people(
     settings = settings or InversionSettings.model_validate({})
     found = invert(generator, load_perceptual("auto"), portraits, settings)
     return [Person(one.ws, one.noise, portrait) for one, portrait in zip(found, portraits, strict=True)]
+
+
+def encoded_people(generator: Generator, digest: str, folder: Path, count: int, encoder: Path) -> list[Person]:
+    """The first `count` portraits of a folder by name, as an encoder's file sees them, without a step of optimisation.
+    Raises InputError."""
+    network, prior = load_encoder(encoder, generator, digest), WPrior.fit(generator)
+    people = []
+    for file in load_portraits(folder)[:count]:
+        portrait = file.load().resized(generator.config.img_resolution)
+        u, noise = predict_start(network, generator, prior, portrait.image)
+        people.append(Person(prior.unwhiten(u), noise, portrait))
+    return people
 
 
 @torch.no_grad()

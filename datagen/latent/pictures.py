@@ -99,6 +99,7 @@ def _moved(
     generator: Generator, person: Person, motions: Sequence[Motion], at: torch.Tensor, count: int
 ) -> torch.Tensor:
     """The person [len(at),3,H,W] at these frames; rows of W+ and styles of all motions are added up."""
+    generator = person.generator or generator
     ws = person.ws[None].expand(len(at), -1, -1)
     styles: dict[str, torch.Tensor] = {}
     for motion in motions:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
+from stylepairs.datagen.encoders.photos import draw_samples
+from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.reconstruction.encoder import Encoder, EncoderConfig
-from stylepairs.datagen.reconstruction.encoder_training import draw_samples
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
@@ -41,7 +42,7 @@ def setting(report):
 
 @pytest.mark.slow
 def test_more_steps_come_nearer_to_the_photo_from_both_starts(report, setting):
-    encoder = Encoder(EncoderConfig.of(setting.generator))
+    encoder = Encoder(EncoderConfig.of(setting.generator, EncoderTraining.model_validate(METHODS["start"])))
     none, few, many = (report.from_encoder(setting, encoder, steps) for steps in (0, 4, 24))
     for start, less, more in zip(none, few, many, strict=True):
         assert start.figures["psnr"] < less.figures["psnr"] < more.figures["psnr"]

@@ -13,11 +13,12 @@ import torch
 from stylepairs.datagen.build.plan import BuildPlan, plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
+from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
+from stylepairs.datagen.encoders.training import train_to_file
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.recipe import load_recipe
-from stylepairs.datagen.reconstruction.encoder_training import EncoderTraining, train_to_file
 from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
@@ -140,7 +141,8 @@ def test_the_number_of_workers_does_not_show_with_the_embedded_generator(portrai
 @pytest.mark.slow
 def test_a_trained_encoder_starts_a_build_and_auto_does_without_one_that_fits(built, portraits, generator, tmp_path):
     path = tmp_path / "encoder.safetensors"
-    train_to_file(str(generator), portraits, path, EncoderTraining(steps=2, probes=160), "pyramid")
+    training = EncoderTraining(**METHODS["start"], steps=2, probes=160, perceptual="pyramid")
+    train_to_file(str(generator), [portraits], path, training)
     pairs, cache = built
     for name, same in (("auto", True), (str(path), False)):
         out = tmp_path / Path(name).stem

@@ -1,5 +1,5 @@
-"""Which directions of the latent a generator's renders answer to: they do so very unevenly, so that a prediction of one
-size along all of them fits none."""
+"""Which directions of W a generator's renders answer to: they do so very unevenly, so that a prediction of one size
+along all of them fits none."""
 
 from __future__ import annotations
 
@@ -13,31 +13,26 @@ from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
 from stylepairs.datagen.stylegan.generator import Generator
 
-DAMPING = 1e-3  # of the largest eigenvalue: below it, directions are scaled alike
+DAMPING = 1e-2  # of the largest eigenvalue: below it, directions are scaled alike
 BATCH = 4
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """basis [L*C,K]: orthonormal directions of whitened latents, the strongest first; scale [K]: the inverse of what a
-    step along them does to a render, 1 for directions that hardly matter."""
+    """basis [C,C]: its columns are orthonormal directions of whitened W, the strongest first; scale [C]: the inverse of
+    what a step along them does to a render, 1 for directions that hardly matter."""
 
     basis: torch.Tensor
     scale: torch.Tensor
 
 
-def fit_curvature(
-    generator: Generator, perceptual: Perceptual, prior: WPrior, rank: int, probes: int, seed: int = 0
-) -> Curvature:
-    """The first `rank` eigenvectors of the averaged Gauss-Newton matrix E[J^T J], J that of pixels and perceptual
-    features by the whitened latent.
+def fit_curvature(generator: Generator, perceptual: Perceptual, prior: WPrior, probes: int, seed: int = 0) -> Curvature:
+    """The eigenvectors of the averaged Gauss-Newton matrix E[J^T J], J that of pixels and perceptual features by a step
+    of whitened W that all rows take.
 
     The matrix is the mean outer product of J^T v for white noise v, over `probes` of them at samples of the generator
-    with some noise on their latents, as many as directions at least. No portrait is needed; the same seed gives the
-    same curvature.
+    with some noise on their latents. No portrait is needed; the same seed gives the same curvature.
     """
-    if probes < rank:
-        raise ValueError(f"fit_curvature: {probes} probes do not tell {rank} directions")
     draw = torch.Generator().manual_seed(seed)
     gradients = []
     for _ in range(-(-probes // BATCH)):
@@ -48,15 +43,11 @@ def fit_curvature(
             answer = answer + (level * _white(level, draw)).sum() / level[0].numel() ** 0.5 / 3
         for level in perceptual.guiding(image):
             answer = answer + 0.8 * (level * _white(level, draw)).sum() / level[0, 0].numel() ** 0.5
-        gradients.append(torch.autograd.grad(answer, u)[0].flatten(1).cpu())
+        gradients.append(torch.autograd.grad(answer, u)[0].sum(1).cpu())
     stacked = torch.cat(gradients).double()
-    # The eigenvectors of A^T A from those of the smaller A A^T: a latent of 1024 px has 9216 elements.
-    values, vectors = torch.linalg.eigh(stacked @ stacked.T)
-    values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    relative = (values / values[0]).clamp_min(0)
-    told = relative > 1e-12  # beyond the rank of what was probed there are no directions
-    basis = stacked.T @ vectors * torch.where(told, values.abs().rsqrt(), 0.0)
-    return Curvature(basis.float(), (DAMPING / (relative + DAMPING)).sqrt().float())
+    values, vectors = torch.linalg.eigh(stacked.T @ stacked)
+    relative = (values.flip(0) / values[-1].clamp_min(1e-30)).clamp_min(0)
+    return Curvature(vectors.flip(1).float(), (DAMPING / (relative + DAMPING)).sqrt().float())
 
 
 def _spread_latents(generator: Generator, prior: WPrior, draw: torch.Generator) -> torch.Tensor:

@@ -1,9 +1,7 @@
-"""The stage-0 encoder: learns a small generator's latents and noise, resumes to the bit, is refused where it does not
-fit."""
+"""Encoders: learn a small generator's latents and noise, resume to the bit, are refused where they do not fit."""
 
 import json
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,30 +9,21 @@ import torch
 from typer.testing import CliRunner
 
 from stylepairs.datagen.cli import app
-from stylepairs.datagen.images.files import write_png
-from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.reconstruction import encoder as encoder_module
-from stylepairs.datagen.reconstruction import encoder_training
-from stylepairs.datagen.reconstruction.encoder import (
+from stylepairs.datagen.encoders import files, training
+from stylepairs.datagen.encoders.files import encoder_digest, find_encoder, load_encoder, save_encoder
+from stylepairs.datagen.encoders.network import (
     COARSEST_MAP_PX,
     Encoder,
     EncoderConfig,
     empty_start,
-    encoder_digest,
-    find_encoder,
-    load_encoder,
     predict_start,
-    save_encoder,
 )
-from stylepairs.datagen.reconstruction.encoder_training import (
-    MOST_KURTOSIS,
-    Checkpoint,
-    EncoderTraining,
-    draw_samples,
-    noise_tails,
-    train_encoder,
-    varied,
-)
+from stylepairs.datagen.encoders.photos import draw_samples, varied
+from stylepairs.datagen.encoders.run_file import RunFile
+from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
+from stylepairs.datagen.encoders.training import MOST_KURTOSIS, Teachers, noise_tails, train_encoder
+from stylepairs.datagen.images.files import write_png
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
@@ -42,7 +31,16 @@ from stylepairs.datagen.stylegan.checkpoints import generator_digest, save_gener
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 64
-TRAINING = EncoderTraining(steps=18, portraits=2, learning_rate=3e-3, probes=160, checkpoint_every=8)
+SMALL = {
+    "steps": 18,
+    "portraits": 2,
+    "learning_rate": 3e-3,
+    "probes": 160,
+    "checkpoint_every": 8,
+    "width": 8,
+    "deep": 16,
+}
+TRAINING = EncoderTraining(**METHODS["start"] | SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +65,10 @@ def photos(generator, prior) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def train(generator, prior, photos):
-    perceptual = load_perceptual("pyramid")
+    teachers = Teachers(generator, load_perceptual("pyramid"), prior, photos)
 
-    def run(checkpoint, training=TRAINING, report=lambda step, loss: None, identity="same", earlier=None):
-        return train_encoder(
-            generator, perceptual, prior, photos, training, Checkpoint(checkpoint, identity), earlier, report
-        )
+    def run(path, training=TRAINING, report=lambda step, loss: None, about="same", earlier=None):
+        return train_encoder(teachers, training, RunFile(path, about), earlier, report)
 
     return run
 
@@ -90,14 +86,16 @@ def distance(generator, prior, starts, images) -> float:
 
 
 @pytest.mark.slow
-def test_renders_of_its_starts_are_nearer_to_unseen_photos_than_the_mean_face(generator, prior, trained):
-    encoder, losses = trained
+def test_renders_of_its_codes_are_nearer_to_unseen_photos_than_the_mean_face(generator, prior, train, tmp_path):
+    losses = []
+    longer = EncoderTraining(**METHODS["psp"] | SMALL | {"steps": 80, "learning_rate": 3e-3})
+    encoder = train(tmp_path / "run.ckpt", longer, lambda step, loss: losses.append(loss))
     images = draw_samples(generator, prior, 8, torch.Generator().manual_seed(99))
     starts = [predict_start(encoder, generator, prior, image) for image in images]
     u, noise = empty_start(encoder, generator, 1)
     mean = [(u[0], [level[0, 0] for level in noise])] * len(images)
     assert distance(generator, prior, starts, images) < 0.6 * distance(generator, prior, mean, images)
-    assert len(losses) == TRAINING.steps
+    assert len(losses) == 80
 
 
 def test_predicted_noise_maps_are_standardised_and_the_coarse_ones_left_alone(generator, prior, trained):
@@ -127,28 +125,72 @@ def test_interrupted_training_ends_as_an_unbroken_one(train, trained, tmp_path):
 
 
 def test_checkpoint_of_another_run_is_refused(train, tmp_path):
-    short = replace(TRAINING, steps=1)
+    short = TRAINING.model_copy(update={"steps": 1})
     train(tmp_path / "run.ckpt", short)
     with pytest.raises(InputError, match="another run"):
-        train(tmp_path / "run.ckpt", replace(short, seed=1))
+        train(tmp_path / "run.ckpt", short.model_copy(update={"seed": 1}))
     with pytest.raises(InputError, match="another run"):
-        train(tmp_path / "run.ckpt", short, identity="other")
+        train(tmp_path / "run.ckpt", short, about="other")
 
 
 def test_training_goes_on_from_an_earlier_encoder(train, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_training, "fit_curvature", None)  # is taken over
+    monkeypatch.setattr(training, "fit_curvature", None)  # is taken over
     losses = []
-    train(tmp_path / "run.ckpt", replace(TRAINING, steps=2), lambda step, loss: losses.append(loss), "on", trained[0])
-    assert losses[0] < 0.96 * trained[1][0]  # the same photos
+    two = TRAINING.model_copy(update={"steps": 2})
+    train(tmp_path / "run.ckpt", two, lambda step, loss: losses.append(loss), "on", trained[0])
+    assert losses[1] < 0.5 * trained[1][1]  # the same photos; fresh noise maps are all spikes in their second step
 
 
 def test_untrained_encoder_keeps_the_latent_it_is_given():
-    config = EncoderConfig(num_ws=10, w_dim=24, maps=(4, 8, 8, 16, 16, 32, 32, 64, 64), rank=5)
+    config = EncoderConfig(num_ws=10, w_dim=24, maps=(4, 8, 8, 16, 16, 32, 32, 64, 64), passes=2, noise=True)
     u = torch.randn(2, 10, 24)
     noise = [torch.randn(2, 1, side, side) for side in config.maps]
     found, maps = Encoder(config)(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), u, noise, "fp32")
     assert torch.equal(found, u)
     assert [level.shape for level in maps] == [level.shape for level in noise]
+
+
+@pytest.mark.parametrize("method", ["psp", "e4e", "restyle-psp"])
+def test_other_methods_leave_noise_maps_alone_and_learn(method, train, generator, prior, tmp_path):
+    losses = []
+    few = EncoderTraining(**METHODS[method] | SMALL | {"steps": 6, "passes": 1 if method == "psp" else 2})
+    encoder = train(tmp_path / "run.ckpt", few, lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+    _, noise = predict_start(encoder, generator, prior, torch.zeros(3, SIDE, SIDE))
+    assert all(torch.equal(level, own[0, 0]) for level, own in zip(noise, generator.noise_maps(), strict=True))
+
+
+def test_rows_from_the_first_one_are_free_one_after_the_other():
+    config = EncoderConfig(
+        num_ws=10, w_dim=24, maps=(4, 8, 8, 16, 16, 32, 32, 64, 64), width=8, deep=8, from_first_row=True
+    )
+    encoder = Encoder(config)
+    for head in encoder.styles.values():
+        torch.nn.init.normal_(head.weight)
+    u, photo = torch.zeros(1, 10, 24), torch.rand(1, 3, 64, 64)
+    noise = [torch.zeros(1, 1, side, side) for side in config.maps]
+    tied, some, free = (encoder(photo, photo, u, noise, "fp32", rows)[0][0] for rows in (0, 3, None))
+    assert torch.allclose(tied, tied[:1].expand_as(tied))
+    assert torch.allclose(some[4:], some[:1].expand_as(some[4:]))
+    assert torch.allclose(some[1:4], free[1:4])
+    assert (free[1:] - free[:1]).square().sum(1).min() > 1e-6
+
+
+def test_identity_is_asked_of_the_face_alone_and_learned_from(generator, prior, photos, tmp_path):
+    seen = []
+
+    def recognise(face):
+        seen.append(face.shape)
+        return face.mean((2, 3))
+
+    short = TRAINING.model_copy(update={"steps": 1, "noise": False, "passes": 1})
+    losses = []
+    for identity in (None, recognise):
+        teachers = Teachers(generator, load_perceptual("pyramid"), prior, photos, identity)
+        run = RunFile(tmp_path / f"{identity is None}", "")
+        train_encoder(teachers, short, run, None, lambda step, loss: losses.append(loss))
+    assert seen[0] == (3, 3, 47, 47)  # of 64 pixels, as 188 of 256
+    assert losses[1] > losses[0]
 
 
 def test_spiky_noise_maps_cost_and_gaussian_ones_do_not():
@@ -194,7 +236,7 @@ def test_wrong_files_are_refused_in_one_line(generator, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden": 10**12}, {"maps": "x"}, {"rank": -1}, {"width": None}, {"maps": [2**40]}, {}]
+    "change", [{"deep": 10**12}, {"maps": "x"}, {"passes": -1}, {"width": None}, {"maps": [2**40]}, {"maps": [1]}, {}]
 )
 def test_a_hostile_configuration_is_refused_without_its_memory(generator, trained, tmp_path, change):
     from safetensors.torch import load_file, save_file
@@ -202,7 +244,7 @@ def test_a_hostile_configuration_is_refused_without_its_memory(generator, traine
     path, digest = tmp_path / "encoder.safetensors", generator_digest(generator)
     save_encoder(path, trained[0], digest)
     config = json.dumps(asdict(trained[0].config) | change) if change else "[" * 100_000
-    metadata = {"kind": encoder_module._KIND, "generator": digest, "config": config}
+    metadata = {"kind": files._KIND, "generator": digest, "config": config}
     save_file(load_file(path), path, metadata)
     with pytest.raises(InputError, match="damaged"):
         load_encoder(path, generator, digest)
@@ -210,7 +252,7 @@ def test_a_hostile_configuration_is_refused_without_its_memory(generator, traine
 
 def test_a_build_finds_its_encoder_by_name(generator, trained, tmp_path, monkeypatch):
     digest, path = generator_digest(generator), tmp_path / "encoder.safetensors"
-    monkeypatch.setattr(encoder_module, "EMBEDDED_WEIGHTS", path)
+    monkeypatch.setattr(files, "EMBEDDED_WEIGHTS", path)
     assert find_encoder("none", generator, digest) is None
     assert find_encoder("auto", generator, digest) is None  # none is installed
     save_encoder(path, trained[0], digest)
@@ -222,13 +264,12 @@ def test_a_build_finds_its_encoder_by_name(generator, trained, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_train_encoder_command_end_to_end(generator, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_training, "EncoderTraining", partial(EncoderTraining, probes=160))
+def test_train_encoder_command_end_to_end(generator, photos, tmp_path):
     checkpoint, folder, out = tmp_path / "tiny.safetensors", tmp_path / "portraits", tmp_path / "out" / "tiny-encoder"
     save_generator(checkpoint, generator)
     write_prepared(folder, photos)
     arguments = ["train-encoder", str(checkpoint), "--portraits", str(folder), "--out", str(out)]
-    arguments += ["--steps", "2", "--perceptual", "pyramid"]
+    arguments += ["--steps", "2", "--set", "perceptual=pyramid", "--set", "probes=160"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "2 steps" in result.output

@@ -1,0 +1,63 @@
+"""The file that holds a training until it ends: networks and Adam's moments, and whose run it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stylepairs.datagen.shell.decode import Damaged, read_safetensors
+from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
+from stylepairs.datagen.shell.errors import InputError, one_line
+
+Modules = Mapping[str, nn.Module]
+Optimizers = Mapping[str, torch.optim.Adam]
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """identity: of what is learned from, without which a run does not go on."""
+
+    path: Path
+    identity: str
+
+    def write(self, modules: Modules, optimizers: Optimizers, settings: str, step: int) -> None:
+        """Replace it by the run after `step` steps."""
+        tensors = {f"{name}/{key}": x for name, module in modules.items() for key, x in module.state_dict().items()}
+        for name, optimizer in optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+        metadata = {"run": f"{self.identity}; {settings}", "step": str(step)}
+        data = safetensors_bytes({key: value.contiguous() for key, value in tensors.items()}, metadata)
+        replace_file(self.path, lambda file: file.write(data))
+
+    def resume(self, modules: Modules, optimizers: Optimizers, settings: str) -> int:
+        """Load this very run and return how many steps it has behind it. Raises InputError."""
+        try:
+            tensors, metadata = read_safetensors(self.path)
+            run, step = metadata["run"], int(metadata["step"])
+        except (Damaged, KeyError, ValueError) as error:
+            raise InputError(f"{self.path}: cannot be continued ({error}); remove it to start over") from error
+        if run != f"{self.identity}; {settings}":
+            raise InputError(f"{self.path}: is of another run (its data or settings differ); remove it to start over")
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, rest = key.partition("/")
+            parts.setdefault(name, {})[rest] = value
+        try:
+            for name, module in modules.items():
+                module.load_state_dict(parts[name])
+            for name, optimizer in optimizers.items():
+                moments: dict[int, dict[str, torch.Tensor]] = {}
+                for key, value in parts.get(name, {}).items():
+                    index, _, what = key.partition("/")
+                    moments.setdefault(int(index), {})[what] = value
+                optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.path}: cannot be continued ({one_line(error)}); remove it to start over"
+            ) from error
+        return step
