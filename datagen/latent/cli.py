@@ -262,7 +262,7 @@ def adapt(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="change a setting of the adaptation", metavar="KEY=VALUE")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="steps of training")] = 160,
     generator: GeneratorOption = "embedded",
     seed: SeedOption = 0,
 ) -> None:

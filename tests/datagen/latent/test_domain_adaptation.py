@@ -108,7 +108,7 @@ def test_an_adapted_generator_takes_the_style_and_the_first_one_stays(coded, gen
     if coded:
         config = EncoderConfig.of(generator, EncoderTraining(width=8, deep=8))
         encoder = Encoder(config).requires_grad_(False)
-    settings = AdaptationSettings(steps=12, learning_rate=2e-2, consistency_weight=0.1)
+    settings = AdaptationSettings(steps=12, learning_rate=2e-2)
     losses = []
     made = adapt(
         generator, domain(generator, red, eyes, encoder, prior), settings, on_step=lambda _, loss: losses.append(loss)
