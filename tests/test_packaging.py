@@ -29,7 +29,8 @@ HELP_LIMIT_S = 3.0
 
 # Where the name that is imported is not the distribution's.
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "face_alignment": "face-alignment",
-                 "sklearn": "scikit-learn", "pydantic_core": "pydantic", "pillow_heif": "pillow-heif"}  # fmt: skip
+                 "sklearn": "scikit-learn", "pydantic_core": "pydantic", "pillow_heif": "pillow-heif",
+                 "open_clip": "open-clip-torch"}  # fmt: skip
 # Found by torch alone, which imports them for what we call there.
 THROUGH_TORCH = {"torch.utils.tensorboard": "tensorboard", "torch.onnx": "onnx"}
 
@@ -106,7 +107,7 @@ def test_declared_packages_are_the_folders_that_hold_modules():
 def test_what_is_declared_is_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    names = ("landmarks", "heif", "triton", "export", "page", "video", "bench", "ray", "latent", "storage")
+    names = ("landmarks", "heif", "triton", "export", "page", "video", "bench", "ray", "latent", "clip", "storage")
     extras = {_name(entry) for name in names for entry in optional[name]}
     declared = {_name(requirement) for requirement in project["dependencies"]}
     imported = {found for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") for found in _libraries(path)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stylepairs.datagen.build.quality import Analyser, Instruments
-from stylepairs.datagen.build.settings import LATENT, RECONSTRUCTION
+from stylepairs.datagen.build.settings import LATENT, LATENT_VERSION, RECONSTRUCTION
 from stylepairs.datagen.encoders.files import encoder_digest, find_encoder
 from stylepairs.datagen.encoders.network import predict_start
 from stylepairs.datagen.images.perceptual import load_perceptual
@@ -73,6 +73,7 @@ def load_models(
         edit = load_pair_edit(method.removeprefix(LATENT), network, digest)
         digests["method"] = f"{edit.name}:{file_digest(edit.path, _AGAIN)}"
         provenance = f"{LATENT}{digests['method']}"
+        digests["method_version"] = LATENT_VERSION
     network.to(device)
     if starter is not None:
         digests["encoder"] = encoder_digest(starter)

@@ -14,6 +14,7 @@ from stylepairs.datagen.reconstruction.settings import InversionSettings, Recons
 BUILD_VERSION = 11
 # Methods of a build: the mask-guided one, and before a direction's file.
 RECONSTRUCTION, LATENT = "reconstruction", "latent:"
+LATENT_VERSION = "2"  # raised whenever a latent edit would give other pairs
 
 
 class Threshold(BaseModel):
@@ -43,6 +44,8 @@ class BuildRecipe(BaseModel):
     `datagen latent fit` found, "latent:FILE#attribute" by a mapper, "latent:FILE@1.5" at this strength (then of
     `reconstruction` only the batch counts).
     encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
+    inversion: of a latent edit with the generator's own noise maps, unless `noise_learning_rate` is set: they would
+    stay where they are while the face moves.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.
     """
@@ -60,6 +63,12 @@ class BuildRecipe(BaseModel):
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
     sketch_detail: float = Field(1.0, ge=0, le=1)
     gate: GateSettings = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _noise_stays_with_moving_faces(self) -> BuildRecipe:
+        if self.method.startswith(LATENT) and "noise_learning_rate" not in self.inversion.model_fields_set:
+            self.inversion = self.inversion.model_copy(update={"noise_learning_rate": 0.0})
+        return self
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.objective import reference_colors, reference_errors
+from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
 from stylepairs.datagen.reconstruction.rendering import render, use_channels_last
 from stylepairs.datagen.shell.errors import InputError
@@ -55,6 +56,10 @@ class PairEdit:
     name: str
     path: Path
     strength: float | None = None
+
+    def moved(self, prior: WPrior, ws: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        """ws [N,L,C] moved by strength, held where the prior knows faces."""
+        return prior.held(ws, self.edit.move(ws, strength))
 
 
 def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
@@ -110,21 +115,19 @@ def _found(problem: Problem, index: int, by: PairEdit, measure: _Measure | None)
     """One portrait's latent, moved."""
     portrait, inversion, sketch = problem.cases[index]
     if by.strength is not None:
-        ws = by.edit.move(inversion.ws[None], by.strength)[0]
+        ws = by.moved(problem.prior, inversion.ws[None], by.strength)[0]
         return Found(ws, inversion.noise, {"strength": by.strength, "steps": 1.0, "finite": 1.0})
     if measure is not None:
-        errors = _attribute_errors(problem, by.edit, measure, portrait, inversion, sketch)
+        errors = _attribute_errors(problem, by, measure, portrait, inversion, sketch)
         if errors is not None:
-            return _searched(by.edit, inversion, "missed", errors)
-    return _searched(
-        by.edit, inversion, "reference_error", partial(_sketch_errors, problem, by.edit, inversion, sketch)
-    )
+            return _searched(problem, by, inversion, "missed", errors)
+    return _searched(problem, by, inversion, "reference_error", partial(_sketch_errors, problem, by, inversion, sketch))
 
 
 Errors = Callable[[torch.Tensor], torch.Tensor]  # strengths [K] -> how far each is from what is wanted, [K]
 
 
-def _searched(edit: Edit, inversion: Inversion, name: str, errors_of: Errors) -> Found:
+def _searched(problem: Problem, by: PairEdit, inversion: Inversion, name: str, errors_of: Errors) -> Found:
     """The strength with the least error, by a coarse and a fine search; of equal ones the smallest."""
     strengths = torch.arange(-FARTHEST, FARTHEST + COARSE / 2, COARSE)
     centre = float(strengths[(errors_of(strengths) + SMALLER * strengths.abs()).argmin()])
@@ -135,7 +138,7 @@ def _searched(edit: Edit, inversion: Inversion, name: str, errors_of: Errors) ->
     best, error = float(fine[index]), float(errors[index])
     steps = float(len(strengths) + len(fine))
     figures = {"strength": best, name: error, "steps": steps, "finite": float(math.isfinite(error))}
-    return Found(edit.move(inversion.ws[None], best)[0], inversion.noise, figures)
+    return Found(by.moved(problem.prior, inversion.ws[None], best)[0], inversion.noise, figures)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _attribute_of(edit: Edit) -> _Measure | None:
 
 
 def _attribute_errors(
-    problem: Problem, edit: Edit, measure: _Measure, portrait: Portrait, inversion: Inversion, sketch: Sketch
+    problem: Problem, by: PairEdit, measure: _Measure, portrait: Portrait, inversion: Inversion, sketch: Sketch
 ) -> Errors | None:
     """How far the attribute's change is from that of the sketch; None where the sketch hardly changes it."""
     measure = replace(measure, reader=measure.reader.to(portrait.image.device))
@@ -174,16 +177,16 @@ def _attribute_errors(
         return None
 
     def errors(strengths: torch.Tensor) -> torch.Tensor:
-        reached = measure(_rendered(problem, edit, inversion, strengths)) - start
+        reached = measure(_rendered(problem, by, inversion, strengths)) - start
         missed: torch.Tensor = (reached - change).abs()
         return missed.nan_to_num(math.inf).cpu()
 
     return errors
 
 
-def _rendered(problem: Problem, edit: Edit, inversion: Inversion, strengths: torch.Tensor) -> torch.Tensor:
+def _rendered(problem: Problem, by: PairEdit, inversion: Inversion, strengths: torch.Tensor) -> torch.Tensor:
     """Renders [K,3,H,W] of the inversion at each strength."""
-    ws = edit.move(inversion.ws.expand(len(strengths), -1, -1), strengths)
+    ws = by.moved(problem.prior, inversion.ws.expand(len(strengths), -1, -1), strengths)
     images: list[torch.Tensor] = render(
         problem.generator, list(ws), [inversion.noise] * len(ws), problem.settings.batch
     )
@@ -191,10 +194,10 @@ def _rendered(problem: Problem, edit: Edit, inversion: Inversion, strengths: tor
 
 
 def _sketch_errors(
-    problem: Problem, edit: Edit, inversion: Inversion, sketch: Sketch, strengths: torch.Tensor
+    problem: Problem, by: PairEdit, inversion: Inversion, sketch: Sketch, strengths: torch.Tensor
 ) -> torch.Tensor:
     """Distance [K] of the render from the sketch at its own resolution, for each strength [K]."""
-    images = _rendered(problem, edit, inversion, strengths)
+    images = _rendered(problem, by, inversion, strengths)
     mask = sketch.edit_mask[None].expand(len(images), -1, -1, -1)
     lab = torch.tensor([sketch.space == "lab"]).to(mask.device)
     reference = reference_colors(sketch.image[None], sketch.edit_mask[None], sketch.reference_px, lab)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers.tiny_build import generator_file, plan, tiny_generator
 
+from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.latent.directions import DirectionInfo, direction_in_w, save_direction
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.reconstruction.prior import FARTHEST, WPrior
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 
@@ -33,14 +35,16 @@ def test_pairs_are_moved_along_the_direction_and_say_so(tmp_path):
     assert result.complete
     direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
     network, moved = tiny_generator(), 0
+    prior = WPrior.fit(network)
     for record in shards.read_index(tmp_path / "pairs", accepted_only=False):
         assert record.method.startswith("latent:interfacegan:hair_lightness:")
         if record.figures.get("reconstruction_strength") is None:  # refused
             continue
         pair = shards.load_pair(tmp_path / "pairs", record)
-        step = torch.from_numpy(pair.w_after.astype(np.float32) - pair.w_before.astype(np.float32))
+        before, after = (torch.from_numpy(ws.astype(np.float32)) for ws in (pair.w_before, pair.w_after))
         strength = record.figures["reconstruction_strength"]
-        assert torch.allclose(step, 0.5 * strength * (direction / direction.norm()).expand_as(step), atol=5e-3)
+        step = 0.5 * strength * direction / direction.norm()
+        assert torch.allclose(after, prior.held(before, before + step), atol=2e-2)
         noise = [torch.from_numpy(level.astype(np.float32))[None, None] for level in pair.noise]
         again = network.synthesis(torch.from_numpy(pair.w_after.astype(np.float32))[None], noise)[0]
         assert np.abs((again.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5 - pair.generated_after).max() < 1.01
@@ -48,6 +52,28 @@ def test_pairs_are_moved_along_the_direction_and_say_so(tmp_path):
         assert np.array_equal(pair.before[outside], pair.after[outside])
         moved += abs(strength) > 0
     assert moved > 2
+
+
+def test_a_moved_latent_is_held_where_the_prior_knows_faces():
+    prior = WPrior.fit(tiny_generator(), 2000)
+    u = torch.zeros(1, 2, 16)
+    u[0, 0, :3] = torch.tensor([0.0, 4.0, -1.0])
+    moved = u.clone()
+    moved[0, 0, :4] = torch.tensor([9.0, 3.5, -7.0, 1.0])
+    held = prior.whiten(prior.held(prior.unwhiten(u), prior.unwhiten(moved)))
+    assert torch.allclose(held[0, 0, :4], torch.tensor([FARTHEST, 3.5, -FARTHEST, 1.0]), atol=1e-3)
+    far = prior.whiten(prior.held(prior.unwhiten(u), prior.unwhiten(u + torch.tensor([0.0, 2.0] + [0.0] * 14))))
+    assert torch.allclose(far[0, 0, 1], torch.tensor(4.0), atol=1e-3)
+
+
+def test_latent_edits_leave_the_noise_maps_to_the_generator_unless_asked():
+    recipe = {"feature": "hair_color", "inversion": {"steps": 9}}
+    assert BuildRecipe.model_validate(recipe).inversion.noise_learning_rate > 0
+    by_latent = recipe | {"method": "latent:any.safetensors"}
+    assert BuildRecipe.model_validate(by_latent).inversion.noise_learning_rate == 0
+    assert BuildRecipe.model_validate(by_latent).inversion.near().noise_learning_rate == 0
+    asked = by_latent | {"inversion": {"noise_learning_rate": 0.1}}
+    assert BuildRecipe.model_validate(asked).inversion.noise_learning_rate == 0.1
 
 
 def test_all_pairs_can_have_one_strength_and_provenance_tells_it(tmp_path):
