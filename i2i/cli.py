@@ -137,14 +137,27 @@ def demo(
 def export(
     run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
+    int8: Annotated[
+        Path | None,
+        typer.Option(help="folder of pairs: also write OUT.int8.onnx, convolutions in 8 bits, scaled by them"),
+    ] = None,
 ) -> None:
     """Write the network as one graph that runs without this package; beside an .onnx also the face finder's two."""
+    if int8 is not None and out.suffix != ".onnx":
+        raise InputError(f"--int8: is for ONNX files; choose an --out that ends in .onnx, not {out.name}")
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
 
     model, info = load_model(run)
     write_graph(model, info, out)
     print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
+    if int8 is not None:
+        from stylepairs.i2i.models.quantized import quantize
+        from stylepairs.i2i.train.data import calibration_inputs
+
+        small = out.with_suffix(".int8.onnx")
+        quantize(out, small, calibration_inputs(int8, model.size_px, info.style, info.kinds))
+        print(f"{small}: the same in 8 bits")
     if out.suffix == ".onnx":
         from stylepairs.i2i.models.face_export import export_faces
 

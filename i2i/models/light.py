@@ -1,6 +1,6 @@
 """A small network for phones: inverted residuals (MobileNetV2, Sandler et al. 2018) down and up again, with skips.
 
-All runs at half the resolution and below, as pixels are folded into channels at the start and unfolded at the end.
+All runs at half the resolution and below: the first convolution halves it, the last one's channels unfold to pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stylepairs.i2i.models.glean import zeroed
 
 # Channels at 1/2, 1/4, ... of the side, and inverted residuals on the way down beside the one that halves.
 WIDTHS, DEPTHS = (16, 24, 40, 80, 160), (0, 1, 2, 2, 3)
-EXPANSION, JOINED_EXPANSION = 4, 2
+EXPANSION, JOINED_EXPANSION = 3, 2
 
 
 class Light(nn.Module):
@@ -22,7 +22,7 @@ class Light(nn.Module):
 
     def __init__(self, channels_in: int, told: int, channels_out: int):
         super().__init__()
-        self.stem = nn.Sequential(*_convolution(4 * channels_in, WIDTHS[0], 3))
+        self.stem = nn.Sequential(*_convolution(channels_in, WIDTHS[0], 5, stride=2))
         self.downs, self.ups, self.told = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         here = WIDTHS[0]
         for width, depth in zip(WIDTHS, DEPTHS, strict=True):
@@ -39,7 +39,7 @@ class Light(nn.Module):
         self.applies = zeroed(nn.Linear(WIDTHS[-1], 1))
 
     def forward(self, pixels: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, skips = self.stem(F.pixel_unshuffle(pixels, 2)), []
+        x, skips = self.stem(pixels), []
         for down, say in zip(self.downs, self.told, strict=True):
             x = down(x)
             x = x + say(told)[:, :, None, None]

@@ -30,6 +30,8 @@ BLUR_SIGMA_PX = (0.3, 1.0)
 DOWN_SCALE = (0.5, 0.9)
 NOISE_STD = (0.0, 0.03)  # of the range from black to white
 JPEG_QUALITY = (40, 95)
+# Of a dyed sample: any hue, and colours from dull to glaring.
+DYED_SATURATION, DYED_HUE = (0.8, 2.5), (-0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def transforms_of(settings: DataSettings) -> Transforms:
     # Neither looks at the picture's mean, so that photo and target stay equal where they are.
     lightness = A.RandomBrightnessContrast(settings.brightness / 2, settings.contrast, brightness_by_max=True, p=1)
     saturation = A.ColorJitter((1, 1), (1, 1), _around_one(settings.saturation), (0, 0), p=1)
+    recolouring: list[Any] = [A.Sequential([lightness, saturation], p=settings.photometric_share)]
+    if settings.dyed_share:
+        recolouring.append(A.ColorJitter((1, 1), (1, 1), DYED_SATURATION, DYED_HUE, p=settings.dyed_share))
     poor = [
         A.GaussianBlur(blur_limit=0, sigma_limit=BLUR_SIGMA_PX, p=0.5),
         A.Downscale(DOWN_SCALE, {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=0.5),
@@ -69,7 +74,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
     pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
     return Transforms(
         moving=A.Compose([A.HorizontalFlip(p=settings.flip_share), affine], **pair),
-        recolouring=A.Compose([A.Sequential([lightness, saturation], p=settings.photometric_share)], **pair),
+        recolouring=A.Compose(recolouring, **pair),
         degrading=A.Compose([A.Sequential(poor, p=settings.degrade_share)]),
     )
 

@@ -92,6 +92,17 @@ def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
     return list(values if name == "params" else dict.fromkeys(values))
 
 
+def calibration_inputs(
+    pairs: Path, size_px: int, style: Style, kinds: Kinds, count: int = 48
+) -> Iterator[dict[str, np.ndarray]]:
+    """What an exported editor is given of so many training pairs, by its inputs' names, without a region."""
+    for record in evenly_spaced(read_records(pairs, "train"), count):
+        sample = plain_sample(load_pair(pairs, record, ("before", "after", "mask")), size_px, style, kinds)
+        sample["region"] = torch.ones_like(sample["region"])
+        names = ("photo", "region", "degree", *(("style",) if len(sample["style"]) else ()))
+        yield {name: sample[name][None].numpy() for name in names}
+
+
 def evenly_spaced(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
     """At most so many of them; neighbours are of one photo."""
     places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)

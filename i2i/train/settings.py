@@ -51,6 +51,9 @@ class DataSettings(Section):
     brightness: float = Field(default=0.1, ge=0, lt=1)
     contrast: float = Field(default=0.15, ge=0, lt=1)
     saturation: float = Field(default=0.2, ge=0, lt=1)
+    dyed_share: float = Field(
+        default=0.0, ge=0, le=1, description="samples whose hues are all turned, so that hair of every colour is seen"
+    )
     degrade_share: float = Field(
         default=0.3, ge=0, le=1, description="samples whose photo, not target, is poor: blurred, reduced, noisy, JPEG"
     )

@@ -182,6 +182,15 @@ def test_recolouring_moves_the_wanted_colour_along(pairs: Path) -> None:
     assert (lightness > plain_lightness) == (sample["target"][inside].mean() > plain["target"][inside].mean())
 
 
+def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> None:
+    plain, dyed = augmented(pairs, dyed_share=1.0)
+    outside = (dyed["mask"] == 0).expand(3, -1, -1)
+    assert outside.any()
+    assert torch.equal(dyed["photo"][outside], dyed["target"][outside])
+    assert (dyed["target"] - plain["target"]).abs().mean() > 0.02
+    assert (dyed["style"] - plain["style"]).abs().max() > 0.02  # the wanted colour went along
+
+
 def test_latents_of_another_generator_are_not_used(pairs: Path) -> None:
     assert dataset(pairs, digest="1" * 64)[0]["ws_valid"] == 0
 
