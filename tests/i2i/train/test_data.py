@@ -17,6 +17,7 @@ from stylepairs.i2i.train.data import (
     Sample,
     augmented_sample,
     batches,
+    calibration_inputs,
     one_feature,
     plain_sample,
     read_records,
@@ -180,6 +181,15 @@ def test_recolouring_moves_the_wanted_colour_along(pairs: Path) -> None:
     plain_lightness, lightness = decode_color(plain["style"])[0], decode_color(sample["style"])[0]
     inside = plain["mask"].expand_as(plain["target"]) == 1
     assert (lightness > plain_lightness) == (sample["target"][inside].mean() > plain["target"][inside].mean())
+
+
+def test_calibration_gives_the_inputs_of_an_exported_editor_without_a_region(pairs: Path) -> None:
+    found = list(calibration_inputs(pairs, 32, "color", {}, count=3))
+    assert len(found) == 3
+    shapes = {name: value.shape for name, value in found[0].items()}
+    assert shapes == {"photo": (1, 3, 32, 32), "region": (1, 1, 32, 32), "degree": (1,), "style": (1, 3)}
+    assert found[0]["region"].min() == 1
+    assert not np.array_equal(found[0]["photo"], found[2]["photo"])
 
 
 def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> None:
