@@ -11,9 +11,11 @@ import torch
 from stylepairs.datagen import cli as datagen_cli
 from stylepairs.datagen.build import models, shard_runner
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import run_app
 from stylepairs.i2i import cli as i2i_cli
 from stylepairs.i2i.train import training
+from stylepairs.i2i.train.state import Run
 
 _APPS = {"datagen": datagen_cli.app, "i2i": i2i_cli.app}
 # What commands import when they need it, here before any process is forked.
@@ -26,6 +28,7 @@ _LATE = (
 )  # fmt: skip
 # A recipe may rightly ask for more work than a try may last; what reads it is looked at, not the work.
 _LONG_STEPS = 10
+_ANALYSER, _BUILD_SHARD, _TAKE_STEPS = models._analyser, shard_runner.build_shard, training.take_steps
 
 
 def preload() -> None:
@@ -41,25 +44,22 @@ def command_of(arguments: list[str]) -> Callable[[], None]:
 
     def run() -> None:
         sys.argv = list(arguments)
-        if arguments[1] != "augment":
-            models._analyser = lambda: (None, {})
-        if arguments[1] in ("build", "augment"):
-            _without_long_work()
-        if arguments[1] == "train":
-            whole = training.take_steps
-            training.take_steps = lambda run, *rest: whole(run, *rest) if run.settings.steps <= _LONG_STEPS else None
+        events.choose_log("text")
+        # Set each time: several commands may run in one process.
+        models._analyser = _ANALYSER if arguments[1] == "augment" else lambda: (None, {})
+        shard_runner.build_shard, training.take_steps = _short_shard, _few_steps
         run_app(_APPS[arguments[0]])
 
     return run
 
 
-def _without_long_work() -> None:
-    whole = shard_runner.build_shard
+def _short_shard(plan: shard_runner.ShardedPlan, index: int, *rest: object) -> None:
+    settings = plan.recipe.inversion, plan.recipe.reconstruction
+    small = all(each.steps + each.decay_steps <= _LONG_STEPS and each.batch <= _LONG_STEPS for each in settings)
+    if small and index == 0:
+        _BUILD_SHARD(plan, index, *rest)
 
-    def short(plan: shard_runner.ShardedPlan, index: int, *rest: object) -> None:
-        settings = plan.recipe.inversion, plan.recipe.reconstruction
-        small = all(each.steps + each.decay_steps <= _LONG_STEPS and each.batch <= _LONG_STEPS for each in settings)
-        if small and index == 0:
-            whole(plan, index, *rest)
 
-    shard_runner.build_shard = short
+def _few_steps(run: Run, *rest: object) -> None:
+    if run.settings.steps <= _LONG_STEPS:
+        _TAKE_STEPS(run, *rest)

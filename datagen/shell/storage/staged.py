@@ -72,7 +72,8 @@ class Staged(PosixPath):
         return f"{scheme}://{'/'.join(parts)}"
 
     def __format__(self, spec: str) -> str:
-        return format(self.url, spec)
+        # What is relative to a folder is no address.
+        return format(self.url if self.is_absolute() else str(self), spec)
 
     def __reduce__(self) -> Any:
         return place, (self.url,)

@@ -13,6 +13,7 @@ import pytest
 from helpers import tiny_build, worker_tasks
 
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
+from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.shell.engines import engine
 from stylepairs.datagen.shell.errors import InputError
 
@@ -108,3 +109,22 @@ def test_there_is_one_line_where_there_is_no_cluster():
         pass
     with pytest.raises(InputError, match="unknown; choose local or ray"), engine("spark", None, "cpu", None):
         pass
+
+
+def test_photos_are_prepared_on_a_cluster_and_by_two_processes_with_the_same_bytes(cluster, tmp_path):
+    photos = sorted((Path(__file__).parents[3] / "recipes/photos").rglob("*.jpg"))[:3]
+    for number, photo in enumerate(photos):  # two of a name, so that who comes first would show
+        target = tmp_path / "photos" / str(number) / f"{'same' if number < 2 else 'other'}.jpg"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(photo.read_bytes())
+    (tmp_path / "photos" / "empty.jpg").write_bytes(b"")
+    prepare_photos([tmp_path / "photos"], tmp_path / "one", 64)
+    prepare_photos([tmp_path / "photos"], tmp_path / "two", 64, workers=2)
+    with engine("ray", cluster.address, "cpu", None) as place:
+        prepare_photos([tmp_path / "photos"], tmp_path / "many", 64, workers=place.workers, run=place.run)
+    one, two, many = (
+        {path.relative_to(tmp_path / out): path.read_bytes() for path in sorted((tmp_path / out).rglob("*.*"))}
+        for out in ("one", "two", "many")
+    )
+    assert len([path for path in one if path.parent.name == "aligned"]) >= 3
+    assert one == two == many

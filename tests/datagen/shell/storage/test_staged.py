@@ -84,6 +84,7 @@ def test_what_is_written_is_at_the_url_and_what_is_read_comes_from_it(s3, folder
 def test_it_is_a_url_in_text_and_in_another_process(folder):
     path = folder / "x"
     assert f"{path}: wrong" == f"{path.url}: wrong"
+    assert f"{path.relative_to(folder)}" == "x"
     other = pickle.loads(pickle.dumps(path))
     assert (type(other), other.url) == (Staged, path.url)
     assert os.fspath(path).startswith(str(staged._scratch()))
