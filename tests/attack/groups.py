@@ -34,6 +34,13 @@ _TEXTS = (
     "!!binary x", "|", "%YAML 9.9", "--- ", "# ", "\t", "1:30:00", "[" * 400, "{a: " * 60, "=", "@", "`", "é: \u202e",
 )  # fmt: skip
 MODELS = "generator.safetensors"
+# A store in memory, which `commands` fills with the try's folder.
+STORE = "memory://store/"
+_ADDRESSES = (
+    "memory://", "memory://store/../", "s3://", "s3:///", "s3://../", "x://store/", "http://127.0.0.1:9/", "://",
+    "memory://nothing/", "memory://store//", "zip://x::memory://store/", "memory://store/\u202e/", "file://../", "gs://a/",
+    "memory://store/" + "x" * 300 + "/", "memory://" + "x/" * 90,
+)  # fmt: skip
 
 
 def images(rng: random.Random, seeds: Path, folder: Path) -> list[str]:
@@ -178,8 +185,18 @@ def portraits(rng: random.Random, seeds: Path, folder: Path) -> list[str]:
     return command
 
 
+def urls(rng: random.Random, seeds: Path, folder: Path) -> list[str]:
+    """A damaged folder in a store that lists names which lead out of it, or an address that is none."""
+    command = rng.choice((pairs, pairs, runs, portraits))(rng, seeds, folder)
+    if command[1] == "export" and command[0] == "i2i":
+        return command
+    address = STORE if rng.random() < 0.8 else rng.choice(_ADDRESSES)
+    local = ("pairs", "more", "plain", "page.html", "run", "faces", "portraits")
+    return [f"{address}{each}" if each in local else each for each in command]
+
+
 GROUPS: dict[str, Group] = {
-    each.__name__: each for each in (images, recipes, overrides, checkpoints, pairs, runs, portraits)
+    each.__name__: each for each in (images, recipes, overrides, checkpoints, pairs, runs, portraits, urls)
 }
 
 
