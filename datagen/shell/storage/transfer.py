@@ -52,8 +52,20 @@ def upload(source: Path, url: str) -> None:
 
 def create(url: str, data: bytes) -> bool:
     """Put a small object at a URL where there is none; whether there was none. Raises InputError."""
+
+    def put(fs: Any, path: str) -> None:
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except (NotImplementedError, OSError) as error:
+            # Some stores cannot tell in the same request.
+            if isinstance(error, FileExistsError) or "not implemented" not in f"{error!r}".lower():
+                raise
+            if fs.exists(path):
+                raise FileExistsError(path) from None
+            fs.pipe_file(path, data)
+
     try:
-        _told(url, lambda fs, path: fs.pipe_file(path, data, mode="create"), _missing_bucket(url))
+        _told(url, put, _missing_bucket(url))
     except FileExistsError:
         return False
     return True

@@ -266,3 +266,20 @@ def test_scratch_folders_end_with_their_process_and_those_of_killed_ones_with_th
     assert len(list(tmp_path.iterdir())) in (0, 1)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_make_an_object_only_where_there_is_none_is_asked_first(monkeypatch):
+    held = {}
+
+    class Store:
+        def pipe_file(self, path, data, mode="overwrite"):
+            if mode == "create":
+                raise OSError("A header you provided implies functionality that is not implemented.")
+            held[path] = data
+
+        def exists(self, path):
+            return path in held
+
+    monkeypatch.setattr(transfer, "_opened", lambda *_: Store())
+    assert (transfer.create("s3://b/x", b"1"), transfer.create("s3://b/x", b"2")) == (True, False)
+    assert held == {"b/x": b"1"}
