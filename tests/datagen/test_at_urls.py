@@ -147,6 +147,7 @@ def test_training_reads_the_same_samples_a_request_a_pair(s3, local, manifest):
     assert len([path for _, path in s3.seen if path.endswith(".tar")]) <= parts * len(data)
 
 
+@pytest.mark.slow
 def test_loaders_read_ahead_of_a_url(s3, local):
     import torch
 

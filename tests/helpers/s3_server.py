@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import boto3
 import pytest
 
+from stylepairs.datagen.shell.storage import transfer
+
 BUCKET = "bucket"
 _KEPT = ("connection", "transfer-encoding", "keep-alive", "content-length", "date", "server")
 
@@ -83,12 +85,22 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    _forget_connections()
     try:
         yield s3
     finally:
+        _forget_connections()
         front.shutdown()
         front.server_close()
         behind.stop()
+
+
+def _forget_connections() -> None:
+    """What is connected is connected to another server."""
+    import s3fs
+
+    transfer._opened.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _handler(s3: S3) -> type[http.server.BaseHTTPRequestHandler]:
