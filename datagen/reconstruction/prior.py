@@ -57,7 +57,7 @@ class WPrior:
         """Moved latents [...,L,C] with no whitened entry beyond FARTHEST deviations, unless it was so before.
 
         A straight step in W is none in the space that W is made of: entries below zero are a fifth of theirs, so a step
-        counts five times there. Three inverted portraits that a direction made smile went from 0.9 to 2.0, held
+        counts five times there. Three inverted portraits that a direction made smile went from 1.0 to 1.8, held
         to 1.2 (`distance`), for as much of a smile.
         """
         old, new = self.whiten(before), self.whiten(after)
