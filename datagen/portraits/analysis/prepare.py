@@ -93,9 +93,9 @@ def prepare_photos(  # noqa: PLR0913 - two of them by name
     with folder_lock(out, "datagen prepare"), progress_file(out, "datagen prepare", "photos", len(files)) as noted:
         made = _Made(_Journal(out, settings), files, noted, progress)
         known = _digests_of_complete(made.journal)
-        photos = [Photo(number, path, known.get(photo_key(path), "")) for number, path in enumerate(files)]
+        looked_at = [Photo(number, path, known.get(photo_key(path), "")) for number, path in enumerate(files)]
         alone = run is run_workers and (workers or 1) <= 1
-        run(Looker(settings, None if alone else 1), photos, workers, made.take)
+        run(Looker(settings, None if alone else 1), looked_at, workers, made.take)
         return _conclude(files, out, made)
 
 
@@ -267,12 +267,13 @@ def _write(data: bytes, file: IO[bytes]) -> None:
 
 def _digests_of_complete(journal: _Journal) -> dict[str, str]:
     """Photo -> its digest, of those whose portraits are all there."""
-    out = journal.path.parent
-    if isinstance(out, Staged):
-        there = {(kind, path.name) for kind in _KINDS for path in (out / kind).iterdir()} if journal.photos else set()
-        is_there = lambda kind, name: (kind, name) in there  # noqa: E731
-    else:
-        is_there = lambda kind, name: (out / kind / name).is_file()  # noqa: E731
+    out, listed = journal.path.parent, set[tuple[str, str]]()
+    if isinstance(out, Staged) and journal.photos:
+        listed = {(kind, path.name) for kind in _KINDS for path in (out / kind).iterdir()}
+
+    def is_there(kind: str, name: str) -> bool:
+        return (kind, name) in listed if isinstance(out, Staged) else (out / kind / name).is_file()
+
     return {
         photo: rows[0].photo_sha256
         for photo, rows in journal.photos.items()
