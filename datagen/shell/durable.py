@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import host_name, is_alive
 from stylepairs.datagen.shell.regular import open_regular
-from stylepairs.datagen.shell.storage.staged import publish
+from stylepairs.datagen.shell.storage.staged import Staged, publish
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     # A name that nobody can foresee, made new: in a shared folder a link of that name would lead elsewhere.
     temporary = Path(path).with_name(f".{_short(path.name)}.{host_name()}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
     try:
+        if isinstance(path, Staged):  # at a URL there are no folders to be made, but each process has its own copies
+            temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
                 write(file)

@@ -228,7 +228,7 @@ def test_the_whole_path_from_url_to_url_in_worker_processes_and_killed(s3, local
     killed.wait()
     command(*build(f"{URL}/portraits", f"{URL}/pairs", "--workers", 2))
     assert at(s3, "pairs") == files_of(tmp_path / "pairs")
-    assert f"{URL}/pairs: 5 pairs" in command("stylepairs.datagen", "status", f"{URL}/pairs").stdout
+    assert f"{URL}/pairs: 10 of 10 pairs" in command("stylepairs.datagen", "status", f"{URL}/pairs").stdout
 
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     for pairs, out in ((tmp_path / "pairs", tmp_path / "run"), (f"{URL}/pairs", f"{URL}/run")):

@@ -43,7 +43,6 @@ def key(path: Staged) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: file.write(data))
 
 
