@@ -24,6 +24,7 @@ from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import LOCK_NAME, folder_lock
+from stylepairs.datagen.shell.machine import host_name
 
 RECIPE = """
 datagen:
@@ -115,7 +116,7 @@ def test_a_file_is_written_where_folders_cannot_be_synced_and_under_a_long_name(
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = {pid: f".pairs-00001.tar.{durable._host()}.{pid}.0a1b.tmp" for pid in (dead.pid, os.getpid())}
+    names = {pid: f".pairs-00001.tar.{host_name()}.{pid}.0a1b.tmp" for pid in (dead.pid, os.getpid())}
     inner = tmp_path / "aligned"
     inner.mkdir()
     for folder in (tmp_path, inner):
@@ -133,7 +134,7 @@ def test_a_temporary_file_is_never_opened_through_a_link(tmp_path, monkeypatch):
     victim.write_bytes(b"mine")
     monkeypatch.setattr(durable.secrets, "token_hex", lambda count: "0" * 12)
     for target in (victim, tmp_path / "nowhere"):
-        link = tmp_path / f".out.{durable._host()}.{os.getpid()}.{'0' * 12}.tmp"
+        link = tmp_path / f".out.{host_name()}.{os.getpid()}.{'0' * 12}.tmp"
         link.symlink_to(target)
         with pytest.raises(InputError, match="cannot be written"):
             durable.replace_file(tmp_path / "out", lambda file: file.write(b"theirs"))
