@@ -94,7 +94,11 @@ class Try:
 
     def remove(self) -> None:
         for path in self._own:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
+
+    def remove_strays(self) -> None:
+        for name in self.strays():
+            _remove(self.here / name)
 
     def strays(self) -> list[str]:
         """What lies beside the folders of tries."""
@@ -113,10 +117,13 @@ class Try:
             fault = "a file outside of its folder"
         if shows:
             print(arguments, trial, self.folder.with_name(f"{self.number}.out").read_text(errors="replace"), sep="\n")
-        for name in self.strays():
-            (self.here / name).unlink()
+        self.remove_strays()
         self.remove()
         return trial, None if fault is None else f"{fault} ({' '.join(arguments)[:300]})"
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 Outcome = tuple[Try, tuple[Trial, str | None]]
@@ -139,8 +146,7 @@ def made(tries: list[Try], shows: bool = False) -> Iterator[Outcome]:
         if clean and trial is not None and trial.fault(batch=commands[each][1] in BATCH_COMMANDS) is None:
             each.remove()
             yield each, (trial, None)
-    for name in tries[0].strays():
-        (tries[0].here / name).unlink()
+    tries[0].remove_strays()
     for each in tries:
         if each.folder.exists():
             yield each, each.alone(shows)

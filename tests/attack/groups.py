@@ -38,7 +38,7 @@ MODELS = "generator.safetensors"
 STORE = "memory://store/"
 _ADDRESSES = (
     "memory://", "memory://store/../", "s3://", "s3:///", "s3://../", "x://store/", "http://127.0.0.1:9/", "://",
-    "memory://nothing/", "memory://store//", "zip://x::memory://store/", "memory://store/\u202e/", "file://../", "gs://a/",
+    "memory://nothing/", "memory://store//", "zip://x::memory://store/", "memory://store/\u202e/", "file://deep/", "gs://a/",
     "memory://store/" + "x" * 300 + "/", "memory://" + "x/" * 90,
 )  # fmt: skip
 
