@@ -130,9 +130,9 @@ Outcome = tuple[Try, tuple[Trial, str | None]]
 
 
 def made(tries: list[Try], shows: bool = False) -> Iterator[Outcome]:
-    """The outcome of each try: together in one process, and what fails there, or may leave threads behind, alone."""
+    """The outcome of each try: together in one process, and what fails there alone."""
     commands = {each: each.written() for each in tries}
-    together = [each for each in tries if not shows and commands[each][1] != "train"]
+    together = [] if shows else list(tries)
     trials: dict[Try, Trial] = {}
     while rest := [each for each in together if each not in trials]:
         actions = [(command_of(commands[each]), each.folder) for each in rest]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 from attack.groups import STORE
 from stylepairs.datagen import cli as datagen_cli
@@ -56,6 +57,7 @@ def command_of(arguments: list[str]) -> Callable[[], None]:
         # Set each time: several commands may run in one process.
         models._analyser = _ANALYSER if arguments[1] == "augment" else lambda: (None, {})
         shard_runner.build_shard, training.take_steps = _short_shard, _few_steps
+        AcceleratorState._reset_state(reset_partial_state=True)  # of a training before, perhaps of another precision
         if any(STORE in argument for argument in arguments):
             _fill_store()
         run_app(_APPS[arguments[0]])
