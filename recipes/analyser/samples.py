@@ -13,6 +13,7 @@ from textures import paint
 from stylepairs.datagen.portraits.alignment import (
     apply_transform,
     compose_transforms,
+    crop_aligned,
     square_transform,
     transform_scale,
     warp,
@@ -119,6 +120,8 @@ def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: flo
         image = recolour_hair(image, hair, rng)
     elif kind < 0.37:
         image, label, hair = with_hat(photo, rng)
+    if rng.random() < 0.15:
+        image, label, hair = cut_off(image, label, hair, rng)
     if rng.random() < 0.5:
         image, label, hair = image[:, ::-1], MIRROR_CLASSES[label[:, ::-1]], hair[:, ::-1]
     size = label.shape[0]
@@ -134,6 +137,20 @@ def parser_sample(split: list[Labelled], rng: np.random.Generator, strength: flo
     if rng.random() < 0.05:
         image = occlude(image, rng)
     return {"image": image, "label": label, "hair": hair}
+
+
+def cut_off(
+    image: np.ndarray, label: np.ndarray, hair: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The crop of a photo that ends within the head at a side or above; what is missing is filled as alignment does."""
+    size = label.shape[0]
+    left, right, top = (int(rng.uniform(0, 0.35) * size * (rng.random() < 0.5)) for _ in range(3))
+    inside = np.ix_(range(top, size), range(left, size - right))
+    move = np.array([[1.0, 0.0, left], [0.0, 1.0, top]])
+    filled = crop_aligned(np.ascontiguousarray(image[inside]), move, size)
+    around = (top, 0, left, right, cv2.BORDER_REFLECT_101)
+    label, hair = (cv2.copyMakeBorder(np.ascontiguousarray(plane[inside]), *around) for plane in (label, hair))
+    return filled, label, hair
 
 
 def recolour_hair(image: np.ndarray, hair: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -178,3 +178,20 @@ def test_a_hat_takes_the_hair_under_it_and_leaves_the_face_free():
         assert not hat[130:200, 100:156].any()
         assert (worn != image).any(-1)[hat].mean() > 0.9 if hat.any() else (worn == image).all()
     assert hats > 12  # the others would leave hair standing out beside them
+
+
+def test_a_crop_that_is_cut_off_keeps_what_is_left_in_its_place():
+    from samples import cut_off
+
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    plane = image[..., 0].copy()
+    cut = 0
+    for seed in range(12):
+        filled, label, hair = cut_off(image, plane, plane, np.random.default_rng(seed))
+        assert filled.shape == image.shape
+        assert (label == hair).all()
+        np.testing.assert_array_equal(filled[24:, 24:40], image[24:, 24:40])  # no side loses more than 35 %
+        np.testing.assert_array_equal(label[24:, 24:40], plane[24:, 24:40])
+        cut += bool((filled != image).any())
+    assert 6 < cut <= 12

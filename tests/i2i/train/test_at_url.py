@@ -28,18 +28,18 @@ def test_a_run_at_a_url_goes_on_where_it_was_stopped_and_has_the_bytes_of_one_on
     with s3_server(monkeypatch) as s3:
         for path in (tmp_path / "pairs").iterdir():
             if path.is_file():
-                s3.put(f"pairs/{path.name}", path.read_bytes())
-        pairs, out = (place(f"s3://{BUCKET}/{name}") for name in ("pairs", "run"))
+                s3.put(f"training/pairs/{path.name}", path.read_bytes())
+        pairs, out = (place(f"s3://{BUCKET}/training/{name}") for name in ("pairs", "run"))
         with pytest.raises(KeyboardInterrupt):
             train(chosen, pairs, out, say=interrupt)
         for path in Path(out).rglob("*.*"):  # another machine goes on
             path.unlink()
         train(chosen, pairs, out)
-        found = {name.removeprefix("run/"): data for name, data in s3.objects("run/").items()}
+        found = {name.removeprefix("training/run/"): data for name, data in s3.objects("training/run/").items()}
         assert any("tensorboard" in name for name in found)
         assert {name: data for name, data in found.items() if "tensorboard" not in name} == {
             name: path.read_bytes() for name, path in wanted.items() if "tensorboard" not in name
         }
         assert {checkpoints.MODEL_FILE, checkpoints.STATE_FILE, f"previous/{checkpoints.MODEL_FILE}"} <= found.keys()
-        _, info = checkpoints.load_model(f"s3://{BUCKET}/run")
+        _, info = checkpoints.load_model(f"s3://{BUCKET}/training/run")
         assert info.feature == "hair_color"
