@@ -55,11 +55,9 @@ def with_hat(photo: Labelled, rng: np.random.Generator) -> tuple[np.ndarray, np.
     A crop whose hair would stand out widely beside the hat comes back as it is.
     """
     head, kind = head_of(photo), str(rng.choice(["cap", "beanie", "brim", "scarf"], p=[0.3, 0.3, 0.2, 0.2]))
-    parts = _outlines(head, kind, rng)
     size = photo.label.shape[0]
-    whole = np.zeros((size, size), np.uint8)
-    for part in parts:
-        cv2.fillPoly(whole, [np.round(part).astype(np.int32)], 1)
+    parts = [_filled(outline, size) for outline in _outlines(head, kind, rng)]
+    whole = np.maximum.reduce(parts)
     ys, xs = np.mgrid[:size, :size]
     above = ((xs - head.middle[0]) * head.up[0] + (ys - head.middle[1]) * head.up[1]) > 0.25 * head.width_px
     hair_above = (photo.label == HAIR) & above
@@ -71,11 +69,9 @@ def with_hat(photo: Labelled, rng: np.random.Generator) -> tuple[np.ndarray, np.
     light = np.clip(float(np.percentile(photo.aligned[photo.label == CLASS["skin"]].mean(-1), 70)) / 190, 0.35, 1.2)
     cloth = _cloth(rng, kind)
     for k, part in enumerate(parts):
-        filled = np.zeros((size, size), np.uint8)
-        cv2.fillPoly(filled, [np.round(part).astype(np.int32)], 1)
-        cover = cv2.GaussianBlur(filled.astype(np.float32), (0, 0), rng.uniform(0.5, 1.1))[..., None]
+        cover = cv2.GaussianBlur(part.astype(np.float32), (0, 0), rng.uniform(0.5, 1.1))[..., None]
         fill = _cloth(rng, kind) if k and rng.random() < 0.25 else cloth
-        shade = _dome(part, size, rng) * light * (rng.uniform(0.6, 1.0) if k else 1.0)
+        shade = _dome(part, rng) * light * (rng.uniform(0.6, 1.0) if k else 1.0)
         image += (np.clip(fill * shade[..., None], 0, 255) - image) * cover
     label, hair = photo.label.copy(), photo.hair.copy()
     label[whole > 0], hair[whole > 0] = HAT, 0
@@ -127,6 +123,13 @@ def _scarf(head: Head, half: float, height: float, edge: float, rng: np.random.G
     return _placed(head, np.concatenate([outer, outer[:1], oval, oval[:1], outer[:1]]))
 
 
+def _filled(outline: np.ndarray, size: int) -> np.ndarray:
+    """1 inside an outline, uint8 [size,size]."""
+    cover = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(cover, [np.round(outline).astype(np.int32)], 1)
+    return cover
+
+
 def _placed(head: Head, outline: np.ndarray) -> np.ndarray:
     return head.at(outline[:, 0], outline[:, 1])
 
@@ -147,10 +150,9 @@ def _cloth(rng: np.random.Generator, kind: str) -> np.ndarray:
     return np.asarray(np.clip(fill * (1 + rng.uniform(0.01, 0.12) * grain[..., None]), 0, 255))
 
 
-def _dome(outline: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Light [H,W] on a rounded piece of cloth: brighter towards a side, darker along its border, with soft folds."""
-    cover = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(cover, [np.round(outline).astype(np.int32)], 1)
+def _dome(cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light [H,W] on a rounded piece of cloth (cover, 1 inside): brighter towards a side, darker along its border."""
+    size = cover.shape[0]
     depth = cv2.distanceTransform(cover, cv2.DIST_L2, 3)
     round_off = 1 - rng.uniform(0.2, 0.6) * np.exp(-depth / rng.uniform(4, 16))
     ys, xs = np.mgrid[:size, :size].astype(np.float32) / size - 0.5

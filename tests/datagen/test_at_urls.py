@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import tiny_build, tiny_pairs
-from helpers.s3_server import BUCKET, s3_server
+from helpers.s3_server import BUCKET
 from PIL import Image
 
 from stylepairs.datagen.augment.plan import plan_augmentation
@@ -24,24 +24,10 @@ from stylepairs.datagen.pairs.status import status_of
 from stylepairs.datagen.portraits.analysis import looking
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.storage import transfer
 from stylepairs.datagen.shell.storage.staged import place
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 
 URL = f"s3://{BUCKET}"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as s3:
-        patch.setattr(transfer, "_WAIT_S", 0.01)
-        yield s3
-
-
-@pytest.fixture
-def s3(server):
-    server.clear()
-    return server
 
 
 @pytest.fixture(scope="module")

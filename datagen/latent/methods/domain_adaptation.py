@@ -126,7 +126,7 @@ def adapt(
         style = wanted.eyes(wanted.style[None])
         around = _images(generator, _latents(generator, MEAN_SAMPLES, settings.seed, -1))
         mean = torch.cat([wanted.eyes(part)[0] for part in around.split(_BATCH)]).mean(0, keepdim=True)
-        codes = torch.cat([wanted.codes(part) for part in around[:_BATCH].split(_BATCH)])
+        codes = wanted.codes(around[:_BATCH])
     running = RunningCodes((codes.shape[1], codes.shape[2]), wanted.kept_rows)
     running.follow(codes, codes, 0.0)
     modules, optimizers = {"synthesis": adapted.synthesis, "codes": running}, {"adam": optimizer}

@@ -5,20 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.latent_commands import run
 from helpers.tiny_build import generator_file
 from PIL import Image
-from typer.testing import CliRunner
 
-from stylepairs.datagen.latent.cli import latent
 from stylepairs.datagen.shell.errors import InputError
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(latent, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.slow

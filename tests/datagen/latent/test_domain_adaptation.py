@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.latent_commands import run
 from helpers.tiny_build import generator_file
 from torch import nn
-from typer.testing import CliRunner
 
 from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
 from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.encoders.settings import EncoderTraining
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.latent.cli import latent
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo, save_direction
 from stylepairs.datagen.latent.methods.adapted_generators import latents_digest
 from stylepairs.datagen.latent.methods.domain_adaptation import (
@@ -151,14 +150,6 @@ def test_an_interrupted_adaptation_ends_as_an_unbroken_one(generator, prior, eye
     assert generator_digest(again) == generator_digest(whole)
     assert steps == [3, 4, 5]
     assert not state.path.exists()
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(latent, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.slow

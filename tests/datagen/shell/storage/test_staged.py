@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.s3_server import BUCKET, s3_server
+from helpers.s3_server import BUCKET
 
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
@@ -18,19 +18,6 @@ from stylepairs.datagen.shell.lock import folder_lock, is_held
 from stylepairs.datagen.shell.regular import is_regular, read_regular
 from stylepairs.datagen.shell.storage import lease, staged, transfer
 from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, place
-
-
-@pytest.fixture(scope="module")
-def server():
-    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as s3:
-        patch.setattr(transfer, "_WAIT_S", 0.01)
-        yield s3
-
-
-@pytest.fixture
-def s3(server):
-    server.clear()
-    return server
 
 
 @pytest.fixture
