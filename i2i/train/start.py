@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
-from stylepairs.i2i.models.checkpoints import ModelInfo, Trained, load_model
+from stylepairs.i2i.models.checkpoints import ModelInfo, Trained, load_model, model_path
 from stylepairs.i2i.models.conditions import Kinds, Style
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
@@ -72,6 +74,17 @@ def latents_of(model: Trained) -> tuple[tuple[int, int], str]:
     if not isinstance(model, Glean):
         return (1, 1), ""
     return (model.generator.num_ws, model.generator.config.w_dim), generator_digest(model.generator)
+
+
+def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:
+    """The settings as a model file tells them to others: files of this machine by their digests, not their paths."""
+    told = settings.model_dump(exclude={"workers"})
+    for name in ("init", "teacher"):
+        if told[name].partition(":")[0] not in ("none", "embedded"):
+            told[name] = f"sha256:{file_digest(model_path(told[name], feature))}"
+    if told["generator"] != "embedded":
+        told["generator"] = "see generator_digest"
+    return told
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import initial_model, latents_of, load_teacher
+from stylepairs.i2i.train.start import initial_model, latents_of, load_teacher, settings_told
 from stylepairs.i2i.train.state import Run, resume, run_state
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
@@ -85,7 +85,8 @@ def train(
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
     identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records, refused))
-    info = checkpoints.ModelInfo(feature, settings.style, identity.model_dump(), kinds)
+    told = identity.model_dump() | {"settings": settings_told(settings, feature)}
+    info = checkpoints.ModelInfo(feature, settings.style, told, kinds)
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model, save_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import initial_model
+from stylepairs.i2i.train.start import initial_model, settings_told
 from stylepairs.i2i.train.training import build, lesson, train
 
 Make = Callable[..., TrainingSettings]
@@ -99,6 +100,23 @@ def test_teacher_takes_the_pairs_place_where_the_feature_applies(
     assert not taught["tight"][1].any()
     out = train(asked, pairs, tmp_path / "run")
     assert load_model(out)[1].feature == "hair_color"
+
+
+def test_model_file_tells_the_files_it_came_from_by_digest_and_the_run_goes_on(
+    tmp_path: Path, settings: Make, pairs: Path, model: Glean
+) -> None:
+    path = tmp_path / "private" / "start.safetensors"
+    save_model(path, model, ModelInfo("hair_color", "color", {}))
+    asked = {"init": str(path), "teacher": str(path), "checkpoint_every_steps": 1}
+    for steps in (1, 2):
+        out = train(settings(steps=steps, **asked), pairs, tmp_path / "run")
+        training = load_model(out)[1].training
+        assert str(tmp_path) not in str(training)
+        assert training["settings"]["init"] == training["settings"]["teacher"] == f"sha256:{file_digest(path)}"
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
+    shipped = settings_told(settings(init="embedded:bangs"), "hair_color")
+    assert (shipped["init"], shipped["teacher"]) == ("embedded:bangs", "none")
 
 
 def test_teacher_of_another_edit_is_refused(tmp_path: Path, settings: Make, pairs: Path, model: Glean) -> None:
