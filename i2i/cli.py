@@ -33,8 +33,11 @@ def main() -> None:
 @at_urls
 def train(
     recipe: Annotated[str, typer.Argument(help="an installed recipe's name (hair_color) or a YAML file")],
-    pairs: Annotated[Path, typer.Option(help="folder of pairs that `datagen build` made")],
     out: Annotated[Path, typer.Option(help="run folder; a run that is there already is continued")],
+    pairs: Annotated[Path | None, typer.Option(help="folder of pairs that `datagen build` made")] = None,
+    portraits: Annotated[
+        Path | None, typer.Option(help="prepared portraits, for a recipe that degrades them: restoring is learnt")
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
@@ -43,9 +46,13 @@ def train(
 
     settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
     feature = recipe_feature(recipe)
+    wanted, needless = ("portraits", pairs) if settings.degradation else ("pairs", portraits)
+    data = portraits if settings.degradation else pairs
+    if data is None or needless is not None:
+        raise InputError(f"{recipe}: learns from a folder of {wanted}; give --{wanted} FOLDER alone")
     from stylepairs.i2i.train.training import train as run_training
 
-    run_training(settings, pairs, out, print_on_main, feature)
+    run_training(settings, data, out, print_on_main, feature)
 
 
 @app.command()
@@ -182,19 +189,27 @@ def evaluate(
     overrides: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="first portraits or pairs only")] = None,
     perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
+    identity: Annotated[
+        str, typer.Option(help="embedded, or an .onnx of a face-recognition network (ArcFace): is it the same person?")
+    ] = "embedded",
     own_feature: OwnFeatureOption = None,
 ) -> None:
-    """Judge models, side by side where there are several; a list gives several edits: --set color=[black,blond,red]."""
+    """Judge models, side by side where there are several; a list gives several edits: --set color=[black,blond,red].
+
+    Models that restore are judged on portraits that are degraded as in their training.
+    """
     from stylepairs.datagen.build.draws import combinations
-    from stylepairs.datagen.images.perceptual import load_perceptual
     from stylepairs.i2i.edit.editor import Editor
+    from stylepairs.i2i.identity import load_instruments
+    from stylepairs.i2i.judging import judge_pairs, judge_restored
+    from stylepairs.i2i.train.degraded import RESTORATION
 
     if portraits is None and pairs is None:
         raise InputError("nothing to judge on; give --portraits, --pairs or both")
     folder = out if out is not None and out.suffix != ".json" else None
     if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
-    params, features = combinations(parsed_params(overrides or [])), load_perceptual(perceptual)
+    params, by = combinations(parsed_params(overrides or [])), load_instruments(perceptual, identity)
     run_own_feature(own_feature)
     # What `edit` runs is what is judged.
     editors = {run: Editor.load(run, device="cpu") for run in runs}
@@ -202,22 +217,33 @@ def evaluate(
         from stylepairs.datagen.shell.durable import make_folder
 
         make_folder(out if folder is not None else out.parent)  # before the work
-    if portraits is not None:
-        judge_on_portraits(editors, portraits, params, features, limit, out)
+    restores = {editor.info.feature == RESTORATION for editor in editors.values()}
+    if restores != {False}:
+        if portraits is None or len(restores) > 1:
+            raise InputError("models that restore are judged by themselves, on --portraits")
+        show_compared(judge_restored(editors, portraits, by, limit), folder and folder / "portraits")
+    elif portraits is not None:
+        judge_on_portraits(editors, portraits, params, by, limit, out)
     if pairs is not None:
-        from stylepairs.i2i.judging import judge_pairs, markdown, write_report
+        show_compared(judge_pairs(editors, pairs, by, limit), folder and folder / "pairs")
 
-        judged, photos, targets = judge_pairs(editors, pairs, features, limit)
-        print(markdown(judged, {}))
-        if folder is not None:
-            write_report(folder / "pairs", judged, None, [photos, *(one.pictures for one in judged.values()), targets])
+
+def show_compared(compared: Any, folder: Path | None) -> None:
+    """Print the table of what was judged; into a folder, where there is one, all the rest."""
+    from stylepairs.i2i.judging import markdown, write_report
+
+    judged, photos, targets = compared
+    print(markdown(judged, {}))
+    if folder is not None:
+        pictures = [one.pictures for name, one in judged.items() if name != "degraded"]
+        write_report(folder, judged, None, [photos, *pictures, targets])
 
 
 def judge_on_portraits(
     editors: dict[str, Any],
     portraits: Path,
     params: Any,
-    features: Any,
+    by: Any,
     limit: int | None,
     out: Path | None,
 ) -> None:
@@ -225,13 +251,15 @@ def judge_on_portraits(
     from stylepairs.datagen.portraits.folders import load_portraits
     from stylepairs.datagen.shell.durable import replace_file
     from stylepairs.i2i.evaluation import finite, portrait_figures
-    from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, write_report
+    from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, network_cost, write_report
 
     files, judged, entangled = load_portraits(portraits)[:limit], {}, {}
     for run, editor in editors.items():
-        rows, summary = portrait_figures(editor, files, params, features, say=print)
+        rows, summary = portrait_figures(editor, files, params, by, say=print)
         if not rows:
             raise InputError(f"{portraits}: no portrait could be edited, so there is nothing to measure")
+        cost = network_cost(editor)
+        summary |= {name: each.value for name, each in cost.items() if each.value == each.value}
         named = f"{run}: " if len(editors) > 1 else ""
         print(
             f"{named}{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
@@ -245,7 +273,7 @@ def judge_on_portraits(
         figures = {name: median_interval([row[name] for row in rows if isinstance(row.get(name), float)]) if any(
             name in row for row in rows) else Interval(value, float("nan"), float("nan"))
             for name, value in summary.items()}  # fmt: skip
-        judged[run] = Judged(rows, figures, [])
+        judged[run] = Judged(rows, figures | cost, [])
         entangled[run] = entanglement(editor, (file.load() for file in files), params[0])
     if judged and out is not None:
         write_report(out / "portraits", judged, entangled)

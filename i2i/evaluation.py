@@ -21,6 +21,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.i2i.edit.editor import Editor, Wanted
+from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.train.held_out import psnr_outside_db
 
 Row = dict[str, Any]
@@ -31,19 +32,19 @@ def portrait_figures(
     editor: Editor,
     portraits: Iterable[Portrait | PortraitFile],
     params: Sequence[Mapping[str, Any]],
-    perceptual: Perceptual,
+    by: Instruments,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], dict[str, float]]:
     """Edit every portrait with every set of parameters; one row each, and the summary.
 
     Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db and changed_outside (largest
     absolute change; 0 is untouched), both outside the region that composing a pair may touch, whatever the model's mask
-    says. Summary: median of each figure, and fid_NAME (photos against edits; NAME says the features) where there are
-    two portraits or more. Portraits that cannot be read, or to which the feature does not apply, are said and left out.
-    The editor's analyser looks at photos and edits, for features that are measured by label maps or landmarks; where it
-    has none, those of the portrait are taken for both.
+    says; identity_NAME, the likeness of photo and edit. Summary: median of each figure, and fid_NAME (photos against
+    edits) where there are two portraits or more; NAME says the features. Portraits that cannot be read, or to which the
+    feature does not apply, are said and left out. The editor's analyser looks at photos and edits, for features that
+    are measured by label maps or landmarks; where it has none, those of the portrait are taken for both.
     """
-    fid = frechet_distance(perceptual)
+    fid = frechet_distance(by.perceptual)
     edits = [editor.wanted(chosen) for chosen in params]
     rows: list[Row] = []
     seen_portraits = 0
@@ -63,8 +64,9 @@ def portrait_figures(
                 say(str(refused))
                 break
             fid.update(after[None], real=False)
-            rows.append({"portrait": portrait.name, "params": dict(chosen), **figures})
-    summary, name = medians(rows), f"fid_{perceptual.name}"
+            alike = {f"identity_{by.identity.name}": by.identity.likeness(after, before.image)}
+            rows.append({"portrait": portrait.name, "params": dict(chosen), **figures, **alike})
+    summary, name = medians(rows), f"fid_{by.perceptual.name}"
     if len(rows) > 1 and seen_portraits > 1:
         try:
             summary[name] = float(fid.compute())

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,18 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.machine import peak_memory_mb
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.evaluation import frechet_distance
+from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.models.conditions import is_of_kinds
-from stylepairs.i2i.train.data import plain_sample
+from stylepairs.i2i.train.data import Sample, plain_sample
+from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, portrait_records
 
 RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
 _PARTS = ("before", "after", "mask")
 _SHEET_ROWS = 8
+_TIMED_PASSES = 9
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,11 @@ class Judged:
     pictures: list[torch.Tensor]
 
 
-@torch.no_grad()
-def judge_pairs(
-    editors: Mapping[str, Editor], pairs: Path, perceptual: Perceptual, limit: int | None = None
-) -> tuple[dict[str, Judged], list[torch.Tensor], list[torch.Tensor]]:
+Compared = tuple[dict[str, Judged], list[torch.Tensor], list[torch.Tensor]]
+Named = tuple[dict[str, Any], Sample]
+
+
+def judge_pairs(editors: Mapping[str, Editor], pairs: Path, by: Instruments, limit: int | None = None) -> Compared:
     """Each editor on the accepted held-out pairs that all of them know, against the pairs' after pictures.
 
     Models that decide alone where to edit get the photo, degree and style alone; others the pair's region, too. Gives
@@ -79,29 +84,86 @@ def judge_pairs(
     ][:limit]
     if not records:
         raise InputError(f"{pairs}: no accepted held-out pair of a kind that every run knows; build more pairs")
+
+    def samples(editor: Editor) -> Iterator[Named]:
+        told = editor.model.size_px, editor.info.style, editor.info.kinds
+        for record in records:
+            yield {"pair": record.id}, plain_sample(load_pair(pairs, record, _PARTS), *told)
+
+    return judge_samples(editors, samples, by)
+
+
+def judge_restored(
+    editors: Mapping[str, Editor], portraits: Path, by: Instruments, limit: int | None = None
+) -> Compared:
+    """Each editor that restores on portraits that are degraded as in its training, against the portraits; beside them,
+    as "degraded", what it was given. Raises InputError where the editors were trained to restore different things."""
+    asked = [degradation_of(editor.info) for editor in editors.values()]
+    if any(each != asked[0] for each in asked):
+        raise InputError(f"{', '.join(editors)}: restore different things; judge each by itself")
+    records = portrait_records(portraits)[:limit]
+
+    def samples(editor: Editor) -> Iterator[Named]:
+        dataset = DegradedPortraits(portraits, records, editor.model.size_px, (1, 1), asked[0])
+        for index, record in enumerate(records):
+            yield {"portrait": record.portrait}, dataset[index]
+
+    judged, photos, targets = judge_samples(editors, samples, by)
+    given = [each for _, each in samples(next(iter(editors.values())))]
+    rows = [{"portrait": record.portrait, **picture_figures(sample["photo"], sample["target"], sample["mask"], by)}
+            for record, sample in zip(records, given, strict=True)]  # fmt: skip
+    given_photos, wanted, masks = ([sample[name] for sample in given] for name in ("photo", "target", "mask"))
+    return {"degraded": judged_of(rows, given_photos, wanted, masks, by.perceptual), **judged}, photos, targets
+
+
+@torch.no_grad()
+def judge_samples(
+    editors: Mapping[str, Editor], samples_of: Callable[[Editor], Iterable[Named]], by: Instruments
+) -> Compared:
+    """Each editor on samples of its size, each with what is said of it in its row; as in `judge_pairs`."""
     judged: dict[str, Judged] = {}
     photos: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     for name, editor in editors.items():
         rows, outputs, wanted, masks = [], [], [], []
-        for record in records:
-            sample = plain_sample(load_pair(pairs, record, _PARTS), editor.model.size_px, editor.info.style,
-                                  editor.info.kinds)  # fmt: skip
+        for said, sample in samples_of(editor):
             region = torch.ones_like(sample["region"]) if editor.decides_alone else sample["region"]
             inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
-            started = time.perf_counter()
             output = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
-            seconds = time.perf_counter() - started
-            figures = picture_figures(output, sample["target"], sample["mask"], perceptual)
-            rows.append({"pair": record.id, **figures, "seconds": seconds})
+            rows.append({**said, **picture_figures(output, sample["target"], sample["mask"], by)})
             outputs.append(output)
             wanted.append(sample["target"])
             masks.append(sample["mask"])
-            if len(photos) < len(records):
+            if not judged:
                 photos.append(sample["photo"])
                 targets.append(sample["target"])
-        judged[name] = judged_of(rows, outputs, wanted, masks, perceptual)
+        of_all = judged_of(rows, outputs, wanted, masks, by.perceptual)
+        judged[name] = replace(of_all, figures=of_all.figures | network_cost(editor))
     return judged, photos, targets
+
+
+@torch.no_grad()
+def network_cost(editor: Editor) -> dict[str, Interval]:
+    """seconds: of one pass of the network over one face, on this machine; memory_mb: that it takes beyond the weights,
+    where the system tells."""
+    size, device = editor.model.size_px, next(editor.model.parameters()).device
+    style = torch.zeros(1, editor.model.config.style_channels)
+    inputs = [torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size), torch.ones(1), style]
+    inputs = [each.to(device) for each in inputs]
+    seconds = []
+    for _ in range(1 + _TIMED_PASSES):
+        started = time.perf_counter()
+        float(editor.model(*inputs).output.sum())  # waits for a GPU, too
+        seconds.append(time.perf_counter() - started)
+    memory = peak_memory_mb(lambda: editor.model(*inputs)) if device.type == "cpu" else _gpu_memory_mb(editor, inputs)
+    return {"seconds": median_interval(seconds[1:]), "memory_mb": Interval(memory, math.nan, math.nan)}
+
+
+def _gpu_memory_mb(editor: Editor, inputs: Sequence[torch.Tensor]) -> float:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    editor.model(*inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def judged_of(
@@ -129,17 +191,16 @@ def judged_of(
 
 
 @torch.no_grad()
-def picture_figures(
-    image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, perceptual: Perceptual
-) -> dict[str, float]:
-    """Of image and target [3,H,W] in [-1,1], inside and outside a mask [1,H,W]: psnr (dB), ssim; and the masked
-    perceptual distance; what the mask leaves nothing for is left out.
+def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, by: Instruments) -> dict[str, float]:
+    """Of image and target [3,H,W] in [-1,1], inside and outside a mask [1,H,W]: psnr (dB), ssim; the masked perceptual
+    distance, and the likeness of the faces; what the mask leaves nothing for is left out.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _, similar = structural_similarity_index_measure(image[None], target[None], data_range=2.0, return_full_image=True)
-    found = {f"perceptual_{perceptual.name}": float(perceptual_distance(
-        perceptual.features(image[None]), perceptual.features(target[None]), mask[None])[0])}  # fmt: skip
+    features = by.perceptual.features(image[None]), by.perceptual.features(target[None])
+    found = {f"perceptual_{by.perceptual.name}": float(perceptual_distance(*features, mask[None])[0]),
+             f"identity_{by.identity.name}": by.identity.likeness(image, target)}  # fmt: skip
     for where, part in (("inside", mask), ("outside", (mask == 0).float())):
         if float(part.sum()) > 1:
             found[f"psnr_{where}_db"] = float(min(psnr_db(image, target, part), 100.0))

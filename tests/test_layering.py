@@ -37,6 +37,7 @@ ROOMS = (
     "i2i.train",
     "i2i.edit",
     "i2i.page",
+    "i2i.identity",
     "i2i.evaluation",
     "i2i.judging",
     "i2i.cli",

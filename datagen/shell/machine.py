@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from stylepairs.datagen.shell.errors import InputError
@@ -49,6 +52,25 @@ def rank_and_world() -> tuple[int, int]:
 def available_cpus() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_mb(call: Callable[[], object]) -> float:
+    """MiB that a call takes at most, beyond what this process held before; NaN where the system does not tell (it does
+    on Linux)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident_mb("VmRSS")
+    except (AttributeError, OSError):
+        call()
+        return math.nan
+    call()
+    return max(_resident_mb("VmHWM") - before, 0.0)
+
+
+def _resident_mb(name: str) -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) / 1024
 
 
 def host_name() -> str:

@@ -32,6 +32,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import style_in_light, style_of
+from stylepairs.i2i.train import degraded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -117,7 +118,7 @@ class Editor:
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
         says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
         self.model, self.info, self.analyser = model, info, analyser
-        self.feature = load_feature(info.feature)
+        self.feature = degraded.FEATURE if info.feature == degraded.RESTORATION else load_feature(info.feature)
 
     @property
     def decides_alone(self) -> bool:

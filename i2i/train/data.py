@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -76,12 +76,24 @@ def read_refused(pairs: Path, split: str) -> Sequence[PairRecord]:
     ]
 
 
-def read_pairs(pairs: Path, style: Style, held_out_count: int) -> tuple[Sequence[PairRecord], list[PairRecord], Kinds]:
-    """The pairs to train on, at most so many held-out ones, and what a style "params" tells apart in them."""
+class Sides(NamedTuple):
+    """What a run learns from and is measured on: records of pairs, kinds that a style "params" tells apart in them, and
+    portraits that the feature refused; held_out, unseen: those of the split's other side."""
+
+    records: Sequence[PairRecord]
+    held_out: Sequence[PairRecord]
+    kinds: Kinds
+    refused: Sequence[PairRecord] = ()
+    unseen: Sequence[PairRecord] = ()
+
+
+def pair_sides(pairs: Path, style: Style, held_out_count: int) -> Sides:
+    """Those of a folder of pairs, at most so many held out. Raises InputError where there is nothing to train on."""
     records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
     kinds = kinds_of(distinct(records, "params")) if style == "params" else {}
-    chosen = evenly_spaced(held_out, held_out_count)
-    return records, [record for record in chosen if is_of_kinds(record.params, kinds)], kinds
+    known = [record for record in evenly_spaced(held_out, held_out_count) if is_of_kinds(record.params, kinds)]
+    unseen = evenly_spaced(read_refused(pairs, "val"), held_out_count)
+    return Sides(records, known, kinds, read_refused(pairs, "train"), unseen)
 
 
 def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:

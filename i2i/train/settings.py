@@ -71,6 +71,35 @@ class DataSettings(Section):
     )
 
 
+Range = tuple[float, float]
+
+
+class DegradationSettings(Section):
+    """What a portrait goes through before it is to be restored, each drawn from a range; None leaves a step out."""
+
+    blur_sigma_px: Range | None = None
+    scale: int = Field(default=1, ge=1, le=16, description="made so many times smaller, and brought back bicubically")
+    noise_std: Range | None = Field(default=None, description="Gaussian noise, of the range from black to white")
+    jpeg_quality: tuple[int, int] | None = None
+    hole_share: Range | None = Field(default=None, description="of the picture, cut out by free strokes")
+
+    @property
+    def is_poor_everywhere(self) -> bool:
+        """Whether more than holes is to be restored."""
+        return bool(self.blur_sigma_px or self.scale > 1 or self.noise_std or self.jpeg_quality)
+
+    @model_validator(mode="after")
+    def _ranges_hold_something(self) -> DegradationSettings:
+        limits = {"blur_sigma_px": (0.01, 64), "noise_std": (0, 1), "jpeg_quality": (1, 100), "hole_share": (0, 0.9)}
+        for name, (least, most) in limits.items():
+            low, high = getattr(self, name) or (least, most)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} [{low:g}, {high:g}]: give the lesser first, both from {least:g} to {most:g}")
+        if not (self.is_poor_everywhere or self.hole_share):
+            raise ValueError("nothing is degraded, so there is nothing to restore")
+        return self
+
+
 class LossSettings(Section):
     """Weights; 0 leaves a term out."""
 
@@ -128,6 +157,9 @@ class TrainingSettings(Section):
     teacher: str = Field(
         default="none", description="a trained run, file or embedded:FEATURE whose edits take the place of the pairs'"
     )
+    degradation: DegradationSettings | None = Field(
+        default=None, description="restore portraits that are degraded so, in place of learning from pairs"
+    )
     perceptual: Literal["auto", "efficientnet-lite0", "vgg16", "pyramid"] = "auto"
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -158,6 +190,8 @@ class TrainingSettings(Section):
     def _terms_fit_together(self) -> TrainingSettings:
         if self.losses.color and self.style != "color":
             raise ValueError("losses.color needs style: color")
+        if self.degradation and self.style != "none":
+            raise ValueError("degradation: leave style at none, a restoration has no kinds")
         if self.data.region_dropped_share + self.data.region_rough_share > 1:
             raise ValueError("data.region_dropped_share and data.region_rough_share: must not exceed 1 together")
         if self.losses.layers and self.discriminator.kind != "patches":

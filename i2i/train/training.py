@@ -34,12 +34,11 @@ from stylepairs.i2i.train.data import (
     batches,
     data_digest,
     distinct,
-    evenly_spaced,
     load_batches,
     one_feature,
-    read_pairs,
-    read_refused,
+    pair_sides,
 )
+from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
@@ -63,24 +62,32 @@ def train(
 ) -> Path:
     """Train on the accepted pairs of a folder; returns the run folder. A run that is there already is continued.
 
-    say receives a line now and then (main process only). feature: what the pairs have to be of, None: whatever they
-    are of. Raises InputError for unusable pairs, weights or run folders, and when a loss or a weight stops being
-    finite.
+    pairs: with `settings.degradation` a folder of prepared portraits in their place. say receives a line now and then
+    (main process only). feature: what the pairs have to be of, None: whatever they are of. Raises InputError for
+    unusable pairs, weights or run folders, and when a loss or a weight stops being finite.
     """
-    records, held_out, kinds = read_pairs(pairs, settings.style, settings.val_pairs)
+    if settings.degradation:
+        sides = portrait_sides(pairs, settings.val_pairs)
+    else:
+        sides = pair_sides(pairs, settings.style, settings.val_pairs)
+    records, refused, kinds = sides.records, sides.refused, sides.kinds
     feature = one_feature(records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
     kinds = teacher[1] if teacher else kinds
     run = build(settings, feature, style_channels(settings.style, kinds), teacher[0] if teacher else None)
     accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
-    about = (run.model.size_px, settings.style, latent_shape, digest)
-    refused, unseen = read_refused(pairs, "train"), evenly_spaced(read_refused(pairs, "val"), settings.val_pairs)
     augmentation = settings.data
     if run.model.config.region_logit:  # weights of an earlier version begin with the region, and go on so
         augmentation = augmentation.model_copy(update={"region_dropped_share": 0.0, "region_rough_share": 0.0})
         say(f"init {settings.init}: these weights need a region; init none trains a model that decides alone where")
-    dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
-    val = PairDataset(pairs, held_out, *about, kinds=kinds, refused=unseen)
+    if settings.degradation:
+        shape = (run.model.size_px, latent_shape, settings.degradation)
+        dataset: PairDataset = DegradedPortraits(pairs, records, *shape, augmentation, settings.seed)
+        val: PairDataset = DegradedPortraits(pairs, sides.held_out, *shape)
+    else:
+        about = (run.model.size_px, settings.style, latent_shape, digest)
+        dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
+        val = PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen)
     if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
@@ -93,7 +100,7 @@ def train(
         resume(run, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
-        counts = f"{len(records)} pairs, {len(held_out)} held out, {len(refused)} refused"
+        counts = f"{len(records)} pairs, {len(sides.held_out)} held out, {len(refused)} refused"
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
         take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
@@ -200,10 +207,10 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
 
 @torch.no_grad()
 def lesson(run: Run, batch: Sample) -> Sample:
-    """The batch with `tight`, where its target is the edit; both are the teacher's, where there is one and the feature
-    applies."""
+    """The batch with `tight`, where its target is the edit, unless it says so itself; both are the teacher's, where
+    there is one and the feature applies."""
     if run.teacher is None:
-        return batch | {"tight": tightened(batch["mask"])}
+        return {"tight": tightened(batch["mask"])} | batch
     edit: Edit = run.teacher(batch["photo"], batch["region"], batch["degree"], batch["style"])
     applies = batch["applies"][:, None, None, None]
     mask, target = edit.mask * applies, batch["target"].lerp(edit.output.clamp(-1, 1), applies)
@@ -299,7 +306,7 @@ def evaluate_and_save(
         log.write(run.step, "val", measured)
         say(line_of(run.step, run.settings.steps, measured, "held out"))
         # Of drawn hair, the perceptual distance would choose what is smeared.
-        kind = "texture" if run.settings.model.draws else "perceptual"
+        kind = "texture" if run.settings.model.draws and not run.settings.degradation else "perceptual"
         distance = measured[f"{kind}_{run.perceptual.name}"]
         is_best = run.best is None or distance < run.best
         run.best = distance if is_best else run.best

@@ -1,6 +1,6 @@
 """Compares folders of pictures with a folder of what was wanted, name by name.
 
-    python recipes/judging/evaluate.py WANTED FOUND... --out DIR [--masks DIR] [--perceptual NAME]
+    python recipes/judging/evaluate.py WANTED FOUND... --out DIR [--masks DIR] [--perceptual NAME] [--identity FILE]
 
 The pictures of any method will do: pix2pix, another package, an earlier run. Pictures pair by name without suffix; a
 mask (grey, white where the edit is) splits the figures into inside and outside. Writes figures.json, figures.md,
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_float
-from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import judged_of, picture_figures, write_report
 
 
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="none: everything is inside")
     parser.add_argument("--perceptual", default="auto", help="efficientnet-lite0, vgg16 (LPIPS), pyramid or auto")
     parser.add_argument("--weights", type=Path, help="of vgg16: a local file")
+    parser.add_argument("--identity", default="embedded", help="embedded, or an .onnx of a face-recognition network")
     arguments = parser.parse_args()
     try:
         compare(arguments)
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    perceptual = load_perceptual(arguments.perceptual, arguments.weights)
+    by = load_instruments(arguments.perceptual, arguments.identity, arguments.weights)
     wanted = pictures(arguments.wanted)
     folders = {str(folder): pictures(folder) for folder in arguments.found}
     names = sorted(wanted.keys() & set.intersection(*(set(found) for found in folders.values())))
@@ -55,10 +56,10 @@ def compare(arguments: argparse.Namespace) -> None:
             fitted(to_float(read_image(found[name])), target) for name, target in zip(names, targets, strict=True)
         ]
         rows = [
-            {"picture": name, **picture_figures(image, target, mask, perceptual)}
+            {"picture": name, **picture_figures(image, target, mask, by)}
             for name, image, target, mask in zip(names, images, targets, inside, strict=True)
         ]
-        judged[folder] = judged_of(rows, images, targets, inside, perceptual)
+        judged[folder] = judged_of(rows, images, targets, inside, by.perceptual)
     write_report(arguments.out, judged, sheet=[*(one.pictures for one in judged.values()), targets[:8]])
     print((arguments.out / "figures.md").read_text())
 

@@ -15,6 +15,7 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.i2i import evaluation
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.evaluation import frechet_distance, medians, portrait_figures
+from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Glean
 
@@ -41,7 +42,7 @@ def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     said: list[str] = []
     portraits = [portrait_of("one", 1), portrait_of("two", 2), portrait_of("bald", 3, hair_px=0)]
     params = [{"color": "blond"}, {"color": "black"}]
-    rows, summary = portrait_figures(Editor(model, INFO), portraits, params, load_perceptual("pyramid"), said.append)
+    rows, summary = portrait_figures(Editor(model, INFO), portraits, params, load_instruments("pyramid"), said.append)
     assert [(row["portrait"], row["params"]["color"]) for row in rows] == [
         ("one", "blond"), ("one", "black"), ("two", "blond"), ("two", "black"),
     ]  # fmt: skip
@@ -51,6 +52,7 @@ def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     assert summary["color_delta_e"] > 5
     assert summary["color_change"] == pytest.approx(0, abs=1e-3)
     assert "fid_pyramid" in summary
+    assert 0.5 < summary["identity_pyramid-pooled"] <= 1.001
 
 
 def test_frechet_distance_is_zero_between_equal_sets_and_grows_with_noise() -> None:
@@ -70,7 +72,7 @@ def test_one_portrait_in_several_colours_keeps_its_rows_without_an_fid(model: Gl
     said: list[str] = []
     params = [{"color": "blond"}, {"color": "black"}]
     rows, summary = portrait_figures(
-        Editor(model, INFO), [portrait_of("one", 1)], params, load_perceptual("pyramid"), said.append
+        Editor(model, INFO), [portrait_of("one", 1)], params, load_instruments("pyramid"), said.append
     )
     assert len(rows) == 2
     assert "color_delta_e" in summary
@@ -89,7 +91,7 @@ def test_a_summary_that_fails_does_not_take_the_rows_with_it(model: Glean, monke
     said: list[str] = []
     portraits = [portrait_of("one", 1), portrait_of("two", 2)]
     rows, summary = portrait_figures(
-        Editor(model, INFO), portraits, [{"color": "blond"}], load_perceptual("pyramid"), said.append
+        Editor(model, INFO), portraits, [{"color": "blond"}], load_instruments("pyramid"), said.append
     )
     assert len(rows) == 2
     assert "color_delta_e" in summary
@@ -101,7 +103,7 @@ def test_a_portrait_that_cannot_be_read_is_said_and_left_out(model: Glean, tmp_p
     (tmp_path / "hair" / "portrait_001.png").write_bytes(b"\x89PNG\r\n")
     said: list[str] = []
     files = load_portraits(tmp_path)
-    rows, _ = portrait_figures(Editor(model, INFO), files, [{"color": "red"}], load_perceptual("pyramid"), said.append)
+    rows, _ = portrait_figures(Editor(model, INFO), files, [{"color": "red"}], load_instruments("pyramid"), said.append)
     assert [row["portrait"] for row in rows] == ["portrait_000", "portrait_002"]
     assert len(said) == 1
     assert "portrait_001.png" in said[0]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import (
     entanglement,
     judge_pairs,
@@ -34,11 +34,11 @@ def test_figures_of_a_picture_at_the_extremes() -> None:
     torch.manual_seed(0)
     target, mask = torch.rand(3, 32, 32) * 2 - 1, torch.zeros(1, 32, 32)
     mask[:, :, :16] = 1
-    same = picture_figures(target, target, mask, load_perceptual("pyramid"))
+    same = picture_figures(target, target, mask, load_instruments("pyramid"))
     assert (same["psnr_inside_db"], same["psnr_outside_db"], same["perceptual_pyramid"]) == (100, 100, 0)
     assert same["ssim_inside"] == pytest.approx(1, abs=1e-4)
     other = torch.where(mask > 0, torch.rand(3, 32, 32) * 2 - 1, target)
-    changed = picture_figures(other, target, mask, load_perceptual("pyramid"))
+    changed = picture_figures(other, target, mask, load_instruments("pyramid"))
     assert changed["psnr_outside_db"] == 100
     assert changed["psnr_inside_db"] < 10
     assert changed["ssim_inside"] < 0.3 < 0.6 < changed["ssim_outside"]
@@ -68,7 +68,7 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
     pairs = tmp_path / "pairs"
     synthetic_pairs(pairs, count=120, size_px=32, shard_size=40)
     editors = {"first": Editor(model, INFO), "second": Editor(model, INFO)}
-    judged, photos, targets = judge_pairs(editors, pairs, load_perceptual("pyramid"))
+    judged, photos, targets = judge_pairs(editors, pairs, load_instruments("pyramid"))
     count = len(judged["first"].rows)
     assert count > 1
     assert {
@@ -77,12 +77,14 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
         "perceptual_pyramid",
         "kid_inside_pyramid",
         "fid_pyramid",
+        "identity_pyramid-pooled",
         "seconds",
+        "memory_mb",
     } <= set(judged["first"].figures)
     for name, interval in judged["first"].figures.items():
-        if not name.startswith("fid") and not name.startswith("kid"):
+        if not name.startswith(("fid", "kid", "memory")):
             assert interval.low <= interval.value <= interval.high
-        if name != "seconds":
+        if name not in ("seconds", "memory_mb"):
             assert interval.value == judged["second"].figures[name].value
     sheet = [photos, *(one.pictures for one in judged.values()), targets]
     said: list[str] = []

@@ -1,0 +1,180 @@
+"""Samples of restoration, made on the fly from prepared portraits: what is wanted is the portrait, the photo a degraded
+copy of it.
+
+Free-form holes after Yu et al. (2019), strokes of a wandering brush; poor photos after Wang et al. (Real-ESRGAN, 2021):
+blur, down-scaling by a filter drawn anew, noise, JPEG, in that order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stylepairs.datagen.features.feature import Feature
+from stylepairs.datagen.images.files import read_image, to_float, to_uint8
+from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
+from stylepairs.datagen.portraits.folders import load_portraits, photo_digests
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
+from stylepairs.datagen.shell.durable import file_digest
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.storage.staged import fetch
+from stylepairs.i2i.train import augment
+from stylepairs.i2i.train.data import PairDataset, Sample, Sides, evenly_spaced, plain_sample
+from stylepairs.i2i.train.settings import DegradationSettings
+
+if TYPE_CHECKING:
+    from stylepairs.i2i.models.checkpoints import ModelInfo
+    from stylepairs.i2i.train.settings import DataSettings
+
+# What a model of restoration says that it edits.
+RESTORATION = "restoration"
+# Of a stroke, shares of the side: its width and the length of each of its straight parts; and how far these turn.
+BRUSH_SHARE, REACH_SHARE, MOST_TURN = (0.04, 0.14), (0.06, 0.3), 0.6 * math.pi
+PARTS_OF_A_STROKE = 6
+DOWN_FILTERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+
+
+class NoParams(BaseModel):
+    """Restoration is told nothing but its degree."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def everywhere(portrait: Portrait, _params: BaseModel) -> Sketch:
+    """Restoration may change the whole picture."""
+    whole = torch.ones_like(portrait.image[:1])
+    return Sketch(portrait.image, whole, 1 - whole, portrait.image.shape[-1])
+
+
+def nothing_measured(_portrait: Portrait, _seen: AnalysedPair, _params: BaseModel) -> dict[str, float]:
+    """A restored picture is measured against what was lost, which a photo alone does not hold."""
+    return {}
+
+
+FEATURE = Feature(NoParams, everywhere, nothing_measured)
+
+
+def degradation_of(info: ModelInfo) -> DegradationSettings:
+    """What a model was trained to restore. Raises InputError where its file does not say it."""
+    try:
+        return DegradationSettings.model_validate(info.training["settings"]["degradation"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError("the model does not say what it restores; train it again") from error
+
+
+def portrait_records(portraits: Path) -> list[PairRecord]:
+    """The portraits of a prepared folder as records of pairs that are yet to be made, split by their photos; raises
+    InputError where there are none."""
+    photos = photo_digests(portraits)
+    records = []
+    for number, file in enumerate(load_portraits(portraits)):
+        fetch(file.aligned_path)
+        digest = file_digest(file.aligned_path, "; prepare it again")
+        source = photos.get(file.name, digest)
+        records.append(PairRecord(
+            id=f"{number:06d}", feature=RESTORATION, params={}, degree=1.0, accepted=True, reasons=[], figures={},
+            portrait=file.name, portrait_digest=digest, generator_digest="", seed=0, code_version="",
+            split=split_of(source), source_digest=source,
+        ))  # fmt: skip
+    return records
+
+
+def portrait_sides(portraits: Path, held_out_count: int) -> Sides:
+    """What a run learns from and is measured on, of a prepared folder; raises InputError."""
+    records = portrait_records(portraits)
+    train, held_out = ([record for record in records if record.split == side] for side in ("train", "val"))
+    if not train:
+        raise InputError(f"{portraits}: none of its {len(records)} portraits is for training; prepare more photos")
+    return Sides(train, evenly_spaced(held_out, held_out_count), {})
+
+
+class DegradedPortraits(PairDataset):
+    """Samples as `PairDataset` gives them, with `tight` (see `training.lesson`), of portraits that are degraded anew
+    for each (epoch, index)."""
+
+    def __init__(
+        self,
+        portraits: Path,
+        records: Sequence[PairRecord],
+        size_px: int,
+        latent_shape: tuple[int, int],
+        degradation: DegradationSettings,
+        settings: DataSettings | None = None,
+        seed: int = 0,
+    ):
+        if settings is not None:  # what is wanted stays clean
+            settings = settings.model_copy(update={"degrade_share": 0.0, "refused_share": 0.0})
+        super().__init__(portraits, records, size_px, "none", latent_shape, "", settings, seed)
+        self.degradation = degradation
+        self.files = {file.name: file for file in load_portraits(portraits)}
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        sample = super().__getitem__(key)
+        place = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, *place, 1])  # 1: not the numbers that moved the portrait
+        photo, mask = degraded(to_uint8(sample["photo"]), self.degradation, rng)
+        hole = torch.from_numpy(mask)[None].float() / 255
+        clean, poor = sample["photo"], to_float(photo)
+        region = hole if self.settings is None else augment.region(hole, self.settings, rng)
+        # A restoration of lower degree is part of the way to the clean picture.
+        target = poor.lerp(clean, sample["degree"])
+        return sample | {"photo": poor, "target": target, "mask": hole, "tight": hole, "region": region}
+
+    def pair_sample(self, record: PairRecord) -> Sample:
+        """The clean portrait, to which nothing has been done yet."""
+        image = read_image(self.files[record.portrait].aligned_path)
+        pair = Pair(record, before=image, after=image, mask=np.zeros(image.shape[:2], np.uint8))
+        return plain_sample(pair, self.size_px, self.style) | {"ws": torch.zeros(self.latent_shape)}
+
+
+def degraded(
+    image: np.ndarray, settings: DegradationSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A poor copy of an image uint8 [H,W,3], and where it is poor, uint8 [H,W], 255 there: everywhere, or in the holes
+    where it has nothing but holes. A hole shows one flat colour."""
+    photo, (height, width) = image, image.shape[:2]
+    if settings.blur_sigma_px:
+        photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(*settings.blur_sigma_px))
+    if settings.scale > 1:
+        small = max(1, width // settings.scale), max(1, height // settings.scale)
+        photo = cv2.resize(photo, small, interpolation=DOWN_FILTERS[rng.integers(len(DOWN_FILTERS))])
+    if settings.noise_std:
+        noise = rng.normal(0, 255 * rng.uniform(*settings.noise_std), photo.shape)
+        photo = np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)
+    if settings.jpeg_quality:
+        quality = int(rng.integers(settings.jpeg_quality[0], settings.jpeg_quality[1] + 1))
+        _, coded = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        photo = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))
+    if settings.scale > 1:
+        photo = cv2.resize(photo, (width, height), interpolation=cv2.INTER_CUBIC)
+    whole = np.full((height, width), 255, np.uint8)
+    if not settings.hole_share:
+        return photo, whole
+    holes = free_form_holes(height, rng.uniform(*settings.hole_share), rng)
+    return np.where(holes[..., None] > 0, rng.integers(0, 256, 3, np.uint8), photo), (
+        whole if settings.is_poor_everywhere else holes
+    )
+
+
+def free_form_holes(side: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [side,side], 255 under brush strokes that cover `share` of it, more by at most the stroke's last part."""
+    holes = np.zeros((side, side), np.uint8)
+    while True:
+        place, heading = rng.uniform(0, side, 2), rng.uniform(0, 2 * math.pi)
+        brush = max(1, round(side * rng.uniform(*BRUSH_SHARE)))
+        for _ in range(rng.integers(1, PARTS_OF_A_STROKE + 1)):
+            if np.count_nonzero(holes) >= share * side * side:
+                return holes
+            heading += rng.uniform(-MOST_TURN, MOST_TURN)
+            reach = side * rng.uniform(*REACH_SHARE) * np.array([math.cos(heading), math.sin(heading)])
+            end = np.clip(place + reach, 0, side - 1)
+            cv2.line(holes, tuple(map(int, place)), tuple(map(int, end)), 255, brush)  # with round ends
+            place = end
