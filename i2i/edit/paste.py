@@ -42,11 +42,17 @@ def paste(
         weight = enlarged(mask, moved, size, cv2.INTER_LINEAR).clip(0, 1)
         if region is not None:
             weight *= region[here]
-        change = enlarged(gain, moved, size, cv2.INTER_CUBIC) * photo[here]
+        if not weight.any():
+            continue
+        # In place: a photo's square has millions of pixels. Where the share is 0 nothing is added, and bits are kept.
+        change = enlarged(gain, moved, size, cv2.INTER_CUBIC)
+        change *= photo[here]
         change += enlarged(bias, moved, size, cv2.INTER_CUBIC)
-        share = weight * (1 - edited[here].astype(np.float32))
-        blended = np.clip(np.rint(result[here] + change * share[..., None]), 0, top_value).astype(photo.dtype)
-        result[here] = np.where((share > 0)[..., None], blended, result[here])
+        change *= (weight * (1 - edited[here].astype(np.float32)))[..., None]
+        change += result[here]
+        np.rint(change, out=change)
+        np.clip(change, 0, top_value, out=change)
+        result[here] = change
         edited[here] = np.maximum(edited[here], weight)
 
 

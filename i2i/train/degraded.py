@@ -39,6 +39,7 @@ RESTORATION = "restoration"
 # Of a stroke, shares of the side: its width and the length of each of its straight parts; and how far these turn.
 BRUSH_SHARE, REACH_SHARE, MOST_TURN = (0.04, 0.14), (0.06, 0.3), 0.6 * math.pi
 PARTS_OF_A_STROKE = 6
+HOLE_LEVEL = np.uint8(128)
 DOWN_FILTERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 
@@ -139,7 +140,7 @@ def degraded(
     image: np.ndarray, settings: DegradationSettings, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A poor copy of an image uint8 [H,W,3], and where it is poor, uint8 [H,W], 255 there: everywhere, or in the holes
-    where it has nothing but holes. A hole shows one flat colour."""
+    where it has nothing but holes, which are mid-grey."""
     photo, (height, width) = image, image.shape[:2]
     if settings.blur_sigma_px:
         photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(*settings.blur_sigma_px))
@@ -159,9 +160,7 @@ def degraded(
     if not settings.hole_share:
         return photo, whole
     holes = free_form_holes(height, rng.uniform(*settings.hole_share), rng)
-    return np.where(holes[..., None] > 0, rng.integers(0, 256, 3, np.uint8), photo), (
-        whole if settings.is_poor_everywhere else holes
-    )
+    return np.where(holes[..., None] > 0, HOLE_LEVEL, photo), whole if settings.is_poor_everywhere else holes
 
 
 def free_form_holes(side: int, share: float, rng: np.random.Generator) -> np.ndarray:

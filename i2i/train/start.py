@@ -78,7 +78,7 @@ def latents_of(model: Trained) -> tuple[tuple[int, int], str]:
 
 def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:
     """The settings as a model file tells them to others: files of this machine by their digests, not their paths."""
-    told = settings.model_dump(exclude={"workers"})
+    told = settings.model_dump(mode="json", exclude={"workers"})
     for name in ("init", "teacher"):
         if told[name].partition(":")[0] not in ("none", "embedded"):
             told[name] = f"sha256:{file_digest(model_path(told[name], feature))}"

@@ -91,7 +91,9 @@ def train(
     if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
-    identity = describe(settings.model_dump(exclude={"workers"}), feature, digest, data_digest(records, refused))
+    identity = describe(
+        settings.model_dump(mode="json", exclude={"workers"}), feature, digest, data_digest(records, refused)
+    )
     told = identity.model_dump() | {"settings": settings_told(settings, feature)}
     info = checkpoints.ModelInfo(feature, settings.style, told, kinds)
     main = accelerator.is_main_process

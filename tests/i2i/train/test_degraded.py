@@ -54,6 +54,7 @@ def test_recipe_restores_portraits_end_to_end(
     run = train(settings, portraits, tmp_path / "run", said.append)
     assert "held out" in said[0]
     again = train(settings, portraits, tmp_path / "again")
+    assert train(settings, portraits, run) == run  # it is found to be the same run
     model, info = load_model(run)
     assert info.feature == "restoration"
     for name, tensor in load_model(again)[0].state_dict().items():
@@ -84,9 +85,7 @@ def test_holes_hide_what_is_under_them_and_leave_the_rest() -> None:
     asked, photo = DegradationSettings(hole_share=(0.3, 0.3)), image(3)
     poor, mask = degraded(photo, asked, np.random.default_rng(0))
     assert np.array_equal(poor[mask == 0], photo[mask == 0])
-    assert len(np.unique(poor[mask > 0], axis=0)) == 1
-    other, _ = degraded(255 - photo, asked, np.random.default_rng(0))
-    assert np.array_equal(poor[mask > 0], other[mask > 0])
+    assert np.all(poor[mask > 0] == 128)
 
 
 def test_noise_is_as_strong_as_asked_and_a_smaller_picture_loses_what_is_fine() -> None:
