@@ -40,6 +40,7 @@ RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hol
 _PARTS = ("before", "after", "mask")
 _SHEET_ROWS = 8
 _TIMED_PASSES = 9
+_PANELS, _LABEL = 3, 28  # of the plot: side by side, and letters of a run's name
 
 
 @dataclass(frozen=True)
@@ -339,19 +340,23 @@ def _at(image: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _plot(path: Path, judged: Mapping[str, Judged]) -> None:
+    """A panel a figure, a line a run, their names at the left of each row of panels."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for one in judged.values() for name in one.figures))
-    figure = Figure(figsize=(10, 2.4 * math.ceil(len(names) / 3)), layout="constrained")
+    rows = math.ceil(len(names) / _PANELS)
+    figure = Figure(figsize=(11, rows * (0.8 + 0.25 * len(judged))), layout="constrained")
     for index, name in enumerate(names):
-        axes = figure.add_subplot(math.ceil(len(names) / 3), 3, index + 1)
-        shown = [(run, one.figures[name]) for run, one in judged.items() if name in one.figures]
-        for place, (_, each) in enumerate(shown):
-            bounds = (
-                [[max(each.value - each.low, 0)], [max(each.high - each.value, 0)]] if each.low == each.low else None
-            )
-            axes.errorbar([place], [each.value], yerr=bounds, fmt="o", capsize=4)
-        axes.set_xticks(range(len(shown)), [run[-24:] for run, _ in shown], fontsize=7)
+        axes = figure.add_subplot(rows, _PANELS, index + 1)
+        for place, one in enumerate(judged.values()):
+            each = one.figures.get(name, Interval(math.nan, math.nan, math.nan))
+            known = math.isfinite(each.low)
+            bounds = [[max(each.value - each.low, 0)], [max(each.high - each.value, 0)]] if known else None
+            axes.errorbar([each.value], [place], xerr=bounds, fmt="o", capsize=3, markersize=4)
+        labels = [run[-_LABEL:] for run in judged] if index % _PANELS == 0 else [""] * len(judged)
+        axes.set_yticks(range(len(judged)), labels, fontsize=8)
+        axes.set_ylim(len(judged) - 0.5, -0.5)
         axes.set_title(name, fontsize=8)
-        axes.margins(x=0.4)
+        axes.tick_params("x", labelsize=7)
+        axes.grid(axis="x", alpha=0.3)
     replace_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
