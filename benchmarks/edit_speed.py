@@ -11,7 +11,6 @@ least time on the clock beside them. The video is 720p, 25 frames a second, of a
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -27,9 +26,10 @@ import torch
 
 from stylepairs.datagen.images import stored
 from stylepairs.datagen.images.files import read_image, save_photo
+from stylepairs.datagen.shell.machine import peak_memory_mb
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.provenance import marked
-from stylepairs.i2i.edit.video import edit_video
+from stylepairs.i2i.edit.video import VideoEdit, edit_video
 
 PORTRAIT = Path(__file__).parents[1] / "recipes" / "photos" / "heldout" / "portrait_041.jpg"
 PHOTO_SIZE, VIDEO_SIZE, RATE = (4000, 3000), (1280, 720), 25  # width, height
@@ -39,7 +39,7 @@ PARAMS: dict[str, dict[str, Any]] = {"hair_color": {"color": "auburn"}, "bangs":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=["embedded", "embedded:bangs"])
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.6], help="the face's square / the height")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.3, 0.6], help="the face's square / the height")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--video", type=float, default=0, metavar="SECONDS")
@@ -48,11 +48,12 @@ def main() -> None:
     cv2.setNumThreads(arguments.threads)
     for run in arguments.runs:
         editor = Editor.load(run, device="cpu")
+        print(run, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             for share in arguments.shares:
                 photo = Path(folder) / "photo.jpg"
                 cv2.imwrite(str(photo), scene(PHOTO_SIZE, share)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-                print(f"{run}, {PHOTO_SIZE[0]} x {PHOTO_SIZE[1]}, square {share:g} of the height", flush=True)
+                print(f"  {PHOTO_SIZE[0]} x {PHOTO_SIZE[1]}, square {share:g} of the height", flush=True)
                 time_photo(editor, photo, arguments.rounds)
             if arguments.video:
                 time_video(editor, Path(folder), arguments.video)
@@ -77,7 +78,7 @@ def time_photo(editor: Editor, path: Path, rounds: int) -> None:
     assert any(face.refused is None for face in edited.faces)
     for name, rows in spent.items():
         processor, clock = zip(*rows[1:], strict=True)
-        print(f"  {name:26} {statistics.median(processor):6.3f} s of processors, {min(clock):6.3f} s on the clock")
+        print(f"    {name:26} {statistics.median(processor):6.3f} s of processors, {min(clock):6.3f} s on the clock")
 
 
 @contextmanager
@@ -100,16 +101,14 @@ def time_video(editor: Editor, folder: Path, seconds: float) -> None:
             moved = cv2.warpAffine(still, shift, VIDEO_SIZE, borderMode=cv2.BORDER_REFLECT)
             made.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
         made.mux(stream.encode(None))
-    before, processor = peak_mb(), time.process_time()
-    done = edit_video(editor, clip, folder / "edited.mp4", PARAMS[editor.info.feature])
+    processor, done = time.process_time(), list[VideoEdit]()
+    memory = peak_memory_mb(
+        lambda: done.append(edit_video(editor, clip, folder / "edited.mp4", PARAMS[editor.info.feature]))
+    )
     took = time.process_time() - processor
     print(f"  video {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]}, {seconds:g} s: {took:.1f} s of processors "
-          f"({1000 * took / frames:.0f} ms a frame), {done.edited} of {done.frames} frames edited, "
-          f"memory at most {peak_mb():.0f} MiB, {before:.0f} before")  # fmt: skip
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+          f"({1000 * took / frames:.0f} ms a frame), {done[0].edited} of {frames} frames edited, "
+          f"{memory:.0f} MiB beyond the loaded model", flush=True)  # fmt: skip
 
 
 def scene(size: tuple[int, int], share: float) -> np.ndarray:
