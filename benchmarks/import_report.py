@@ -30,7 +30,7 @@ from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_uint8, write_png
-from stylepairs.datagen.importing.laying import portrait_of
+from stylepairs.datagen.importing.laying import largest_face
 from stylepairs.datagen.importing.plan import plan_import
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
@@ -69,7 +69,7 @@ def scenes(folder: Path, analyser: FaceAnalyser) -> list[Scene]:
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES):
         photo = read_image(path)
         try:
-            portrait, move = portrait_of(path.stem, photo, SIZE_PX, analyser)
+            portrait, move = largest_face(path.stem, photo, SIZE_PX, analyser)
         except SketchRefused:
             continue
         found.append(Scene(path.stem, photo, portrait, move))

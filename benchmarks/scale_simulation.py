@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stylepairs.datagen.build import shard_runner
 from stylepairs.datagen.build.finished import note_finished
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.shard_runner import ShardedPlan, build_pairs
@@ -159,7 +158,7 @@ def started(out: Path, pairs: int) -> dict[str, float]:
         sizes[path.name] = 32 * 600_000
         jobs = plan.shard_jobs(index)
         note_finished(out, 0, path, (shards.pair_id(jobs[0]), len(jobs), sum(job % 10 != 7 for job in jobs), {}))
-    (out / shard_runner.BUILD_FILE).write_text(json.dumps(plan.identity(plan.load_models())))
+    (out / shards.BUILD_FILE).write_text(json.dumps(plan.identity(plan.load_models())))
     begun = time.process_time()
     rows = (
         [record_of(job, shards.shard_name(i), parts) for job in plan.shard_jobs(i)] for i in range(plan.shard_count)

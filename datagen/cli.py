@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stylepairs.datagen.latent.cli import latent
+from stylepairs.datagen.latent.cli import DeviceOption, GeneratorOption, SeedOption, latent
 from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
@@ -17,17 +17,14 @@ if TYPE_CHECKING:
     from stylepairs.datagen.build.shard_runner import BuildResult, ShardedPlan
     from stylepairs.datagen.shell.engines import Place
 
-GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 PortraitsOption = Annotated[Path, typer.Option(help="folder that `prepare` made")]
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, max=4096, help="processes; default: one a processor, or one a GPU")
 ]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 EngineOption = Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster")]
 AddressOption = Annotated[
     str | None, typer.Option(help="the cluster's head for --engine ray; default: RAY_ADDRESS, else this machine")

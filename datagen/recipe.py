@@ -151,7 +151,7 @@ def nested_overrides(overrides: Iterable[str], option: str = "--set") -> dict[st
         for name in path[:-1]:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
-                raise InputError(f"{option} {_brief_text(override)}: {name!r} was given a value already")
+                raise InputError(f"{option} {_brief_text(override)}: {name} has a value already; give it or its parts")
         node[path[-1]] = value
     return found
 

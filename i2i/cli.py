@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +84,9 @@ def edit(
 
     With several runs a parameter begins with its feature: --run A --run B --set bangs.style=full.
     """
-    params, suffix = parsed_params(overrides or []), checked_suffix(format)
+    from stylepairs.datagen.recipe import nested_overrides
+
+    params, suffix = nested_overrides(overrides or []), checked_suffix(format)
     runs, photos = (runs, photos) if runs else ([f"{photos[0]}"], photos[1:])
     if not photos:
         raise InputError("no photos; name a run, then photos or folders of them")
@@ -199,6 +200,7 @@ def evaluate(
     Models that restore are judged on portraits that are degraded as in their training.
     """
     from stylepairs.datagen.build.draws import combinations
+    from stylepairs.datagen.recipe import nested_overrides
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.identity import load_instruments
     from stylepairs.i2i.judging import judge_pairs, judge_restored
@@ -209,7 +211,7 @@ def evaluate(
     folder = out if out is not None and out.suffix != ".json" else None
     if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
-    params, by = combinations(parsed_params(overrides or [])), load_instruments(perceptual, identity)
+    params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
     run_own_feature(own_feature)
     # What `edit` runs is what is judged.
     editors = {run: Editor.load(run, device="cpu") for run in runs}
@@ -249,7 +251,7 @@ def judge_on_portraits(
 ) -> None:
     """Edit portraits with every run, print the medians; into a folder also what else each edit changed."""
     from stylepairs.datagen.portraits.folders import load_portraits
-    from stylepairs.datagen.shell.durable import replace_file
+    from stylepairs.datagen.shell.durable import write_bytes
     from stylepairs.i2i.evaluation import finite, portrait_figures
     from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, network_cost, write_report
 
@@ -268,7 +270,7 @@ def judge_on_portraits(
             continue
         if out.suffix == ".json":
             text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
-            replace_file(out, partial(_write_text, text))
+            write_bytes(out, text.encode())
             continue
         figures = {name: median_interval([row[name] for row in rows if isinstance(row.get(name), float)]) if any(
             name in row for row in rows) else Interval(value, float("nan"), float("nan"))
@@ -277,10 +279,6 @@ def judge_on_portraits(
         entangled[run] = entanglement(editor, (file.load() for file in files), params[0])
     if judged and out is not None:
         write_report(out / "portraits", judged, entangled)
-
-
-def _write_text(text: str, file: Any) -> None:
-    file.write(text.encode())
 
 
 def recipe_feature(recipe: str) -> str | None:
@@ -304,23 +302,6 @@ def run_own_feature(path: Path | None) -> None:
         from stylepairs.datagen.features import load_feature
 
         load_feature(str(path), run_files=True)
-
-
-def parsed_params(overrides: list[str]) -> dict[str, Any]:
-    """["color=blond", "degree=0.7"] -> {"color": "blond", "degree": 0.7}; values are YAML, and the parameters of a
-    combination nested, as in "bangs.length=0.5". Raises InputError."""
-    from stylepairs.datagen.recipe import parse_override
-
-    params: dict[str, Any] = {}
-    for override in overrides:
-        path, value = parse_override(override)
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise InputError(f"--set {override}: {name} has a value already; give either it or its parts")
-        node[path[-1]] = value
-    return params
 
 
 def print_on_main(line: str) -> None:

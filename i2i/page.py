@@ -82,16 +82,9 @@ def params_of(info: ModelInfo, style: str) -> dict[str, Any]:
         return {"color": style}
     if "=" not in style:
         return {}
-    from stylepairs.datagen.recipe import parse_override
+    from stylepairs.datagen.recipe import nested_overrides
 
-    params: dict[str, Any] = {}
-    for part in style.split(","):
-        path, value = parse_override(part.strip())
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return params
+    return nested_overrides(part.strip() for part in style.split(","))
 
 
 def region_of_layers(layers: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord, parent_of
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.portrait import Portrait, bare_portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
@@ -121,11 +121,9 @@ class ChildMaker:
         return pair
 
 
-def bare_portrait(name: str, digest: str, pixels: np.ndarray, device: str) -> Portrait:
+def portrait_of_pixels(name: str, digest: str, pixels: np.ndarray, device: str) -> Portrait:
     """A portrait of which nothing is known but its pixels [H,W,3] uint8."""
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float().to(device) / 127.5 - 1
-    label = torch.zeros(image.shape[-2:], dtype=torch.uint8, device=device)
-    return Portrait(name, image, label, torch.zeros_like(image[:1]), torch.zeros(68, 2, device=device), digest)
+    return bare_portrait(name, torch.from_numpy(pixels).permute(2, 0, 1).float().to(device) / 127.5 - 1, digest)
 
 
 def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRecord]) -> Portrait:
@@ -135,7 +133,7 @@ def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRec
     else:
         pixels = to_uint8(generated)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return bare_portrait("+".join(parent.portrait for parent in parents), digest, pixels, str(generated.device))
+    return portrait_of_pixels("+".join(parent.portrait for parent in parents), digest, pixels, str(generated.device))
 
 
 def _source(parents: Sequence[PairRecord]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stylepairs.datagen.augment.likeness import Likeness, likeness
-from stylepairs.datagen.augment.making import bare_portrait
+from stylepairs.datagen.augment.making import portrait_of_pixels
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.models import Models, load_models
 from stylepairs.datagen.build.settings import BuildRecipe
@@ -68,7 +68,7 @@ class ParentPairs:
             if pair.before is None or pair.w_before is None:
                 raise InputError(f"{pair.record.shard}: pair {id} has no latents; build it again")
             digest = pair.record.portrait_digest
-            portrait = bare_portrait(pair.record.portrait, digest, pair.before, models.device)
+            portrait = portrait_of_pixels(pair.record.portrait, digest, pair.before, models.device)
             analysed = quality.analyse(portrait, portrait.image, models.instruments.analyser).portrait
             ws = torch.from_numpy(pair.w_before).float().to(models.device)
             report((digest, likeness(analysed, models.instruments.prior.whiten(ws))))

@@ -21,7 +21,7 @@ from stylepairs.datagen.augment.making import Child, ChildMaker
 from stylepairs.datagen.augment.partners import ParentPairs
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.settings import BuildRecipe
-from stylepairs.datagen.build.shard_runner import BUILD_FILE, OnEvent, ShardedPlan
+from stylepairs.datagen.build.shard_runner import OnEvent, ShardedPlan
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
@@ -129,7 +129,7 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
 
 def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | None) -> BuildRecipe:
     """The recipe that a build was made with, as it noted it."""
-    path = pairs / BUILD_FILE
+    path = pairs / shards.BUILD_FILE
     try:
         noted = _BuildNote.model_validate(read_json(path))
     except (Damaged, ValidationError) as error:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import make_folder, remove_stale, safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.regular import is_regular
 from stylepairs.datagen.shell.storage.staged import drop
 
@@ -77,7 +77,7 @@ class InversionCache:
         path = self.path(portrait)
         make_folder(path.parent)
         remove_stale(path.parent)
-        replace_file(path, lambda file: file.write(data))
+        write_bytes(path, data)
         drop(path)
 
 

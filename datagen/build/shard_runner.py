@@ -25,7 +25,7 @@ from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.index import PairIndex
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.durable import write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
@@ -34,7 +34,6 @@ from stylepairs.datagen.shell.regular import is_regular
 from stylepairs.datagen.shell.storage.staged import drop
 from stylepairs.datagen.shell.workers import Engine, run_workers
 
-BUILD_FILE = "build.json"
 _NOTHING = -1  # in place of a shard's number
 
 
@@ -222,15 +221,15 @@ def _write_build_file(plan: ShardedPlan, models: Models) -> None:
         return
     # Nothing is lost: a build that found its settings wrong may be put right.
     text = json.dumps(plan.identity(models), indent=2, sort_keys=True)
-    replace_file(plan.out / BUILD_FILE, lambda file: file.write(text.encode()))
+    write_bytes(plan.out / shards.BUILD_FILE, text.encode())
 
 
 def _check_folder(plan: ShardedPlan, models: Models, problem: str) -> None:
     """InputError unless `build.json` is this build's; problem: what it means if it is another's."""
-    path = plan.out / BUILD_FILE
+    path = plan.out / shards.BUILD_FILE
     drop(path)  # another command may have written it meanwhile
     if not is_regular(path):
-        raise InputError(f"{plan.out}: has shards but no {BUILD_FILE}; choose another --out")
+        raise InputError(f"{plan.out}: has shards but no {shards.BUILD_FILE}; choose another --out")
     try:
         present = read_json(path)
     except Damaged as error:
@@ -247,7 +246,7 @@ def _differences(present: Any, wanted: Any, path: str = "") -> Iterator[str]:
             yield from _differences(present.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif present != wanted:
         was, now = (json.dumps(value)[:40] for value in (present, wanted))  # read_json bounds them
-        yield f"{path or BUILD_FILE} was {was}, now {now}"
+        yield f"{path or shards.BUILD_FILE} was {was}, now {now}"
 
 
 def _is_finished(

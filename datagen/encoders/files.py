@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
 from stylepairs.datagen.shell.decode import Damaged, decoding, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -36,7 +36,7 @@ def save_encoder(path: Path, encoder: Encoder, generator_digest: str) -> None:
     data = safetensors_bytes(
         tensors, {"kind": _KIND, "generator": generator_digest, "config": json.dumps(asdict(encoder.config))}
     )
-    replace_file(path, lambda file: file.write(data))
+    write_bytes(path, data)
 
 
 def find_encoder(name: str, generator: Generator, generator_digest: str) -> Encoder | None:

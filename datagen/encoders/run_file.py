@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 Modules = Mapping[str, nn.Module]
@@ -24,6 +24,14 @@ class RunFile:
     path: Path
     identity: str
 
+    def steps(self, modules: Modules, optimizers: Optimizers, settings: str, count: int, every: int) -> Iterator[int]:
+        """The steps that are left of `count`, what they come to written after `every` so many; gone at the end."""
+        for step in range(self.resume(modules, optimizers, settings) if self.path.exists() else 0, count):
+            yield step
+            if (step + 1) % every == 0:
+                self.write(modules, optimizers, settings, step + 1)
+        self.path.unlink(missing_ok=True)
+
     def write(self, modules: Modules, optimizers: Optimizers, settings: str, step: int) -> None:
         """Replace it by the run after `step` steps."""
         tensors = {f"{name}/{key}": x for name, module in modules.items() for key, x in module.state_dict().items()}
@@ -32,7 +40,7 @@ class RunFile:
                 tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
         metadata = {"run": f"{self.identity}; {settings}", "step": str(step)}
         data = safetensors_bytes({key: value.contiguous() for key, value in tensors.items()}, metadata)
-        replace_file(self.path, lambda file: file.write(data))
+        write_bytes(self.path, data)
 
     def resume(self, modules: Modules, optimizers: Optimizers, settings: str) -> int:
         """Load this very run and return how many steps it has behind it. Raises InputError."""

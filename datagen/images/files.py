@@ -8,7 +8,7 @@ import io
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +19,9 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stylepairs.datagen.images.color_profiles import rgb_of, to_srgb
 from stylepairs.datagen.images.deep import write_deep
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
-from stylepairs.datagen.shell.storage.staged import fetch, place
+from stylepairs.datagen.shell.storage.staged import Staged, fetch, place
 
 if TYPE_CHECKING:
     import torch
@@ -40,24 +40,8 @@ _EXIF_ORIENTATION = 0x0112
 # What of EXIF's first directory tells of the photo: description, camera, resolution, software, date, author, rating,
 # copyright, Windows' texts, and where the camera's and the place's own directories are. A TIFF keeps there, too, how
 # its pixels are stored (sizes, strips, colour maps), which is wrong of any other file.
-_DESCRIPTIVE = {
-    270,
-    271,
-    272,
-    282,
-    283,
-    296,
-    305,
-    306,
-    315,
-    316,
-    18246,
-    18249,
-    33432,
-    34665,
-    34853,
-    *range(40091, 40096),
-}
+_DESCRIPTIVE = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, 34665, 34853}
+_DESCRIPTIVE |= set(range(40091, 40096))
 MAX_JPEG_EXIF_BYTES = 65_500  # one segment of a JPEG
 MAX_JPEG_XMP_BYTES = 65_500  # the same, less the name that begins it
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -173,6 +157,15 @@ def check_photo_file(path: Path) -> None:
         raise InputError(f"{path}: {status.st_size / 2**30:.0f} GB, more than a photo holds; convert it")
 
 
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, sorted, but hidden ones and those in hidden folders."""
+    for path in sorted(folder.rglob("*")):
+        # A store lists files alone, and each question takes its time.
+        there = isinstance(path, Staged) or path.is_file()
+        if there and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
 def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """Writes `photo` whole or not at all, with its profile and EXIF; the suffix names the format.
 
@@ -207,7 +200,7 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
     """uint8 [H,W] or [H,W,3] -> a PNG file, whole or not at all; InputError where the disk refuses."""
     path = place(path)
     make_folder(path.parent)
-    replace_file(path, lambda file: file.write(png_bytes(image)))
+    write_bytes(path, png_bytes(image))
 
 
 def png_bytes(image: np.ndarray) -> bytes:

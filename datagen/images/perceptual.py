@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.images.efficientnet import first_stages, layer
+from stylepairs.datagen.images.efficientnet import IMAGENET_ZERO, first_stages, layer
 from stylepairs.datagen.shell.decode import Damaged, read_torch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.constants import Constant
@@ -27,7 +27,6 @@ from stylepairs.kernels.precision import fastest_dtype
 GUIDING_PX = 256
 # Added to the squared norm before dividing by it: where all channels are silent, noise must not become signal.
 _NORM_FLOOR = 1e-2
-_IMAGENET_ZERO = -1 / 255  # in [-1,1]: the 127 of 255 that EfficientNet-Lite0 was trained with as zero
 _BINOMIAL = Constant([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])
 
 
@@ -108,14 +107,14 @@ class EfficientNetFeatures(Perceptual):
         self.stem, self.stages = first_stages(state)
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        image = F.pad(image, (0, 2, 0, 2), value=_IMAGENET_ZERO).contiguous(memory_format=torch.channels_last)
+        image = F.pad(image, (0, 2, 0, 2), value=IMAGENET_ZERO).contiguous(memory_format=torch.channels_last)
         fine = F.relu6(self.stem(image))
         return self._levels(fine, fine[..., ::2, ::2])
 
     def guiding(self, image: torch.Tensor) -> list[torch.Tensor]:
         """From half the image's size on: for stage 0 as good by every figure, at 0.44 of the time (128 px). In bfloat16
         where that is fastest: as good again."""
-        image = F.pad(_at_most(image, GUIDING_PX), (0, 1, 0, 1), value=_IMAGENET_ZERO)
+        image = F.pad(_at_most(image, GUIDING_PX), (0, 1, 0, 1), value=IMAGENET_ZERO)
         stem = strided_stem(image, layer(self.stem))
         return self._levels(stem, stem, fastest_dtype(image.device))
 
@@ -149,7 +148,9 @@ class Vgg16Lpips(Perceptual):
         for widths in self._GROUPS:
             layers: list[nn.Module] = []
             for width in widths:
-                layers += [_conv_from(state, f"features.{index}", channels, width), nn.ReLU()]
+                conv = nn.Conv2d(channels, width, 3, padding=1)
+                conv.load_state_dict({part: state[f"features.{index}.{part}"].float() for part in ("weight", "bias")})
+                layers += [conv, nn.ReLU()]
                 channels, index = width, index + 2
             self.groups.append(nn.Sequential(*layers))
             index += 1  # the pooling
@@ -185,12 +186,6 @@ class PyramidFeatures(Perceptual):
             levels.append(unit(torch.cat([band, dx, dy, 0.1 * x, torch.full_like(x[:, :1], 0.1)], 1), 1e-8, length))
             x = smooth[..., ::2, ::2]
         return levels
-
-
-def _conv_from(state: dict[str, torch.Tensor], name: str, channels_in: int, channels_out: int) -> nn.Conv2d:
-    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-    layer.load_state_dict({"weight": state[f"{name}.weight"].float(), "bias": state[f"{name}.bias"].float()})
-    return layer
 
 
 def _mask_at(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -3,23 +3,21 @@ moments and statistics of texture see of an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylepairs.datagen.images.efficientnet import IMAGENET_ZERO, InvertedBottleneck, State, folded, layer
 from stylepairs.datagen.images.perceptual import efficientnet_state
-from stylepairs.kernels.inverted_bottleneck import Layer, inverted_bottleneck, strided_stem
+from stylepairs.kernels.inverted_bottleneck import strided_stem
 
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, stride of the first) of each
 LEVELS = (0, 2, 3, 5, 7)  # after the stem (0) or the stage of that number: the last map of each size
 LEVEL_CHANNELS = (32, 24, 40, 112, 320)
 LEVEL_STRIDES = (2, 4, 8, 16, 32)
-NORM_EPS = 1e-3  # of its batch norms
 LEAST_PX = 128  # smaller images are enlarged to it: heads expect 4 x 4 places at the coarsest level
-IMAGENET_ZERO = -1 / 255  # in [-1,1]: the 127 of 255 that it was trained with as zero
 
 
 class Trunk(nn.Module):
@@ -30,23 +28,24 @@ class Trunk(nn.Module):
     an EPYC 9004 8 images of 128 px take 21 ms and their gradient 25; in float32 47 and 118.
     """
 
-    def __init__(self, state: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32):
+    def __init__(self, state: State, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.dtype = dtype
-        self.stem = _Folded(state, "_conv_stem", "_bn0", dtype)
+        self.stem = folded(state, "_conv_stem", "_bn0", stride=2)
         strides = [stride if index == 0 else 1 for blocks, stride in STAGES for index in range(blocks)]
-        blocks = [_Block(state, f"_blocks.{index}", stride, dtype) for index, stride in enumerate(strides)]
+        blocks = [InvertedBottleneck(state, f"_blocks.{index}", stride) for index, stride in enumerate(strides)]
         ends = [sum(count for count, _ in STAGES[: stage + 1]) for stage in range(len(STAGES))]
         self.stages = nn.ModuleList(
             nn.Sequential(*blocks[end - count : end]) for end, (count, _) in zip(ends, STAGES, strict=True)
         )
+        self.requires_grad_(False).to(dtype)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         if image.shape[-1] < LEAST_PX:
             image = F.interpolate(image, size=LEAST_PX, mode="nearest")
         with torch.autocast(image.device.type, enabled=False):  # under it the fused operations stand back
             x = F.pad(image.to(self.dtype), (0, 1, 0, 1), value=IMAGENET_ZERO)
-            maps = [strided_stem(x * (127.5 / 128) + 0.5 / 128, self.stem.layer())]
+            maps = [strided_stem(x * (127.5 / 128) + 0.5 / 128, layer(self.stem))]
             for stage in self.stages:
                 maps.append(stage(maps[-1]))
         return [maps[index] for index in LEVELS]
@@ -58,34 +57,3 @@ def load_trunk(weights: Path | None = None, dtype: torch.dtype = torch.float32) 
     Raises InputError where there are none, or others.
     """
     return Trunk(efficientnet_state(weights), dtype).eval()
-
-
-class _Folded(nn.Module):
-    """A convolution and its batch norm as one weight and bias that never learn."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, state: Mapping[str, torch.Tensor], conv: str, norm: str, dtype: torch.dtype):
-        super().__init__()
-        gain = state[f"{norm}.weight"].float() / (state[f"{norm}.running_var"].float() + NORM_EPS).sqrt()
-        weight = state[f"{conv}.weight"].float() * gain[:, None, None, None]
-        self.register_buffer("weight", weight.to(dtype))
-        self.register_buffer("bias", (state[f"{norm}.bias"].float() - state[f"{norm}.running_mean"] * gain).to(dtype))
-
-    def layer(self) -> Layer:
-        return self.weight, self.bias
-
-
-class _Block(nn.Module):
-    def __init__(self, state: Mapping[str, torch.Tensor], name: str, stride: int, dtype: torch.dtype):
-        super().__init__()
-        expands = f"{name}._expand_conv.weight" in state
-        self.expand = _Folded(state, f"{name}._expand_conv", f"{name}._bn0", dtype) if expands else None
-        self.depthwise = _Folded(state, f"{name}._depthwise_conv", f"{name}._bn1", dtype)
-        self.project = _Folded(state, f"{name}._project_conv", f"{name}._bn2", dtype)
-        self.stride = stride
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        expand = None if self.expand is None else self.expand.layer()
-        return inverted_bottleneck(x, expand, self.depthwise.layer(), self.project.layer(), self.stride)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,8 @@ from stylepairs.datagen.build.quality import Analyser
 from stylepairs.datagen.images.files import read_image, to_float
 from stylepairs.datagen.importing.difference import SEEN, changed, difference, noise_level
 from stylepairs.datagen.importing.registration import cut_out, find_cast, find_shift, well_inside, without_cast
-from stylepairs.datagen.portraits.alignment import (
-    apply_transform,
-    crop_aligned,
-    ffhq_transform,
-    invert_transform,
-    warp,
-)
+from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, has_square, invert_transform, warp
+from stylepairs.datagen.portraits.analysis.analyser import portrait_of
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import dilate
@@ -151,21 +145,12 @@ def read_pair(pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
         raise SketchRefused(str(error)) from error
 
 
-def portrait_of(name: str, photo: np.ndarray, size_px: int, analyser: Analyser) -> tuple[Portrait, np.ndarray]:
+def largest_face(name: str, photo: np.ndarray, size_px: int, analyser: Analyser) -> tuple[Portrait, np.ndarray]:
     """The largest face of a photo as a portrait, and the transform [2,3] that cut it out. Raises SketchRefused."""
-    faces = analyser.find(photo, MIN_SCORE)
-    for face in faces:
-        points = np.asarray(face.points68, np.float64)
-        try:
-            move = ffhq_transform(points, size_px)
-        except ValueError:  # eyes and mouth on one point
-            continue
-        aligned = crop_aligned(photo, move, size_px)
-        image = to_float(aligned)
-        label, hair = (part[0] for part in analyser.parse(image[None]))
-        at = torch.from_numpy(apply_transform(move, points).astype(np.float32))
-        return Portrait(name, image, label, hair, at, hashlib.sha256(aligned.tobytes()).hexdigest()), move
-    raise SketchRefused("no face found in the before")
+    faces = [face for face in analyser.find(photo, MIN_SCORE) if has_square(face.points68)]
+    if not faces:
+        raise SketchRefused("no face found in the before")
+    return portrait_of(name, photo, faces[0].points68, size_px, analyser)
 
 
 def mask_in_crop(mask: np.ndarray, before: np.ndarray, move: np.ndarray, size_px: int) -> torch.Tensor:

@@ -32,15 +32,15 @@ from stylepairs.datagen.importing.difference import CLEAR, changed, difference, 
 from stylepairs.datagen.importing.laying import (
     Laid,
     Pictures,
+    largest_face,
     lay_over,
     mask_in_crop,
-    portrait_of,
     read_pair,
 )
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.landmarks import eye_distance
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.portrait import CLASS, bare_portrait
 from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.shell.durable import file_digest
@@ -98,7 +98,8 @@ class Importer:
 
     def _pair(self, id: str, pictures: Pictures, analyser: PairAnalyser) -> tuple[Pair, UnfinishedPair]:
         params = self.feature.Params.model_validate(pictures.params)
-        unfinished = UnfinishedPair(WantedPair(id, _blank(pictures.name), pictures.params, ""), params)
+        blank = bare_portrait(pictures.name, torch.zeros(3, 1, 1))  # as long as the before shows no face
+        unfinished = UnfinishedPair(WantedPair(id, blank, pictures.params, ""), params)
         try:
             laid, unfinished = self._laid(id, pictures, params, unfinished)
         except SketchRefused as refusal:
@@ -113,7 +114,7 @@ class Importer:
         analyser = self.models.instruments.analyser
         assert analyser is not None  # the plan asked for it
         before, after, mask, source = read_pair(pictures)
-        portrait, move = portrait_of(pictures.name, before, self.size_px, analyser)
+        portrait, move = largest_face(pictures.name, before, self.size_px, analyser)
         portrait = portrait.to(self.models.device)
         unfinished.wanted = WantedPair(id, portrait, pictures.params, source)
         unfinished.params = self.feature.settled(portrait, params)
@@ -227,12 +228,6 @@ def _edit_mask(laid: Laid, distance: np.ndarray) -> torch.Tensor:
     noise = noise_level(distance, laid.outside)
     found = changed(distance, noise) & ~laid.outside
     return feather(torch.from_numpy(found).float()[None].to(laid.after.device), 0.004)
-
-
-def _blank(name: str) -> Portrait:
-    """Stands for the portrait of a pair whose before shows none."""
-    nothing = torch.zeros(1, 1, 1)
-    return Portrait(name, nothing.expand(3, 1, 1), nothing[0].to(torch.uint8), nothing, torch.zeros(68, 2), "")
 
 
 def _text(values: Sequence[float] | np.ndarray) -> str:

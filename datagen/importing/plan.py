@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from stylepairs.datagen.build.models import Models, load_models
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import ShardedPlan
 from stylepairs.datagen.features import code_digest, load_feature
-from stylepairs.datagen.images.files import PHOTO_SUFFIXES
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
 from stylepairs.datagen.importing.laying import Pictures
 from stylepairs.datagen.importing.making import Importer
 from stylepairs.datagen.pairs.record import Pair
@@ -25,7 +24,6 @@ from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.decode import Damaged, read_json_lines
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError, nearest, one_line, printable
-from stylepairs.datagen.shell.storage.staged import Staged
 
 DEFAULT_SIZE_PX = 256
 _MIN_SIZE_PX, _MAX_SIZE_PX = 64, 4096
@@ -152,8 +150,8 @@ def pictures_in(place: Path) -> dict[str, Path]:
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder")
     found: dict[str, Path] = {}
-    for path in _files(place):
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."):
+    for path in visible_files(place):
+        if path.suffix.lower() in PHOTO_SUFFIXES:
             name = path.relative_to(place).with_suffix("").as_posix()
             if name in found:
                 raise InputError(f"{path}: has the name of {found[name]}; pairs are matched by name without suffix")
@@ -161,18 +159,6 @@ def pictures_in(place: Path) -> dict[str, Path]:
     if not found:
         raise InputError(f"{place}: no picture in it")
     return found
-
-
-def _files(place: Path) -> Iterator[Path]:
-    """All files below a folder, but those in hidden ones."""
-    if isinstance(place, Staged):
-        for path in place.rglob("*"):
-            if not any(part.startswith(".") for part in path.relative_to(place).parts):
-                yield path
-        return
-    for folder, folders, files in os.walk(place):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder) / file for file in sorted(files))
 
 
 class _Row(BaseModel):

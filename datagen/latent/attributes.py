@@ -18,7 +18,6 @@ from stylepairs.datagen.portraits.landmarks import (
     RIGHT_CORNER,
     UPPER_LIP,
 )
-from stylepairs.datagen.shell.errors import InputError, nearest
 
 _FACE = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "nose", "mouth", "u_lip", "l_lip")
 _MOUTH = ("mouth", "u_lip", "l_lip")
@@ -37,14 +36,6 @@ class Attribute:
     about: str
     classes: tuple[str, ...]
     read: Callable[[SeenFaces], torch.Tensor]
-
-
-def attribute(name: str) -> Attribute:
-    """The attribute of that name. Raises InputError."""
-    if name not in ATTRIBUTES:
-        known = f"there are: {', '.join(ATTRIBUTES)}"
-        raise InputError(f"attribute {name!r}: unknown{nearest(name, ATTRIBUTES, known)}")
-    return ATTRIBUTES[name]
 
 
 def _mean(values: torch.Tensor, weight: torch.Tensor, least: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ import ast
 import io
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def load_classifier(path: Path, size_px: int | None = None) -> Classifier:
         outputs = made.score(torch.zeros(2, 3, made.size_px, made.size_px)).shape[1]
     if not 0 < outputs <= MAX_OUTPUTS:
         raise InputError(f"{path}: gives {outputs} figures an image; 1 to {MAX_OUTPUTS} are taken")
-    return Classifier(made.path, made.run, made.size_px, outputs, made.differentiable, made.digest)
+    return replace(made, outputs=outputs)
 
 
 def load_embedding(path: Path, size_px: int = EMBEDDING_PX) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:

@@ -115,6 +115,7 @@ def train_mapper(
     seed: SeedOption = 0,
 ) -> None:
     """Train one network that changes any of several attributes, end to end through the generator."""
+    from stylepairs.datagen.encoders.run_file import RunFile
     from stylepairs.datagen.images.perceptual import load_perceptual
     from stylepairs.datagen.latent.methods import latent_mapper
     from stylepairs.datagen.latent.samples import load_samples
@@ -123,11 +124,12 @@ def train_mapper(
     network, digest = _generator(generator)
     names = _names(attributes)
     settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=_names(frozen), seed=seed)
-    state = out.with_name(f".{out.name}.state")
+    scorer = load_scorer(names)
+    state = RunFile(out.with_name(f".{out.name}.state"), f"generator {digest}, scores {names} by {scorer.digest}")
     advice = "run the same command again to go on from the last checkpoint"
     with advice_if_interrupted(advice), progress(steps, "steps") as shown:
         mapper = latent_mapper.train_mapper(
-            network, digest, load_samples(samples), load_scorer(names), load_perceptual("auto"), settings, state,
+            network, digest, load_samples(samples), scorer, load_perceptual("auto"), settings, state,
             lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
         )  # fmt: skip
     latent_mapper.save_mapper(out, mapper)

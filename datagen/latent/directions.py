@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylepairs.datagen.latent.styles import styles_moved
 from stylepairs.datagen.shell.decode import Damaged, decode_npy, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -135,7 +135,7 @@ def save_direction(path: Path, direction: Direction) -> None:
     tensors = {"offsets": direction.offsets.contiguous()}
     tensors |= {f"styles.{name}": style.contiguous() for name, style in direction.styles.items()}
     content = safetensors_bytes(tensors, metadata={"direction": direction.info.model_dump_json()})
-    replace_file(path, lambda file: file.write(content))
+    write_bytes(path, content)
 
 
 def load_direction(path: Path, generator: Generator, digest: str) -> Direction:

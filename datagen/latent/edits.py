@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from stylepairs.datagen.latent.attributes import ATTRIBUTES, Attribute
-from stylepairs.datagen.latent.directions import Direction, DirectionInfo, load_direction
+from stylepairs.datagen.latent.directions import Direction, load_direction
 from stylepairs.datagen.latent.faces import FaceReader, load_reader
 from stylepairs.datagen.latent.methods.latent_mapper import AttributeEdit, is_mapper, load_mapper
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -78,18 +78,14 @@ def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
     if isinstance(edit, AttributeEdit):
         name = f"latent mapper:{edit.attribute}"
     else:
-        _refuse_outside_w_plus(path, edit.info)
+        missed = edit.info.figures.get("missed_in_w_plus", 0.0)
+        if missed > MOST_MISSED:
+            raise InputError(
+                f"{path}: moves styles that this generator's latents cannot hold ({missed:.0%} would be missed), and a "
+                f"pair is its latents; take a direction in W or W+"
+            )
         name = f"{edit.info.method}:{edit.info.attribute}"
     return PairEdit(edit, name if text is None else f"{name}@{text}", path, strength)
-
-
-def _refuse_outside_w_plus(path: Path, info: DirectionInfo) -> None:
-    missed = info.figures.get("missed_in_w_plus", 0.0)
-    if missed > MOST_MISSED:
-        raise InputError(
-            f"{path}: moves styles that this generator's latents cannot hold ({missed:.0%} would be missed), and a "
-            f"pair is its latents; take a direction in W or W+"
-        )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ answers as they come, differentiable in the pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.detection import LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT
 from stylepairs.datagen.portraits.analysis.networks import LANDMARK_INPUT_PX, PARSER_CLASSES, PARSER_INPUT_PX
@@ -116,6 +118,15 @@ class FaceReader:
             _shares(points),
             face.sigmoid(),
         )
+
+    def region(self, image: torch.Tensor, classes: Sequence[str], grown: float, soft: float) -> torch.Tensor:
+        """Where the classes are in any of the images [N,3,H,W] of one person, [1,H,W]; grown: how far beyond them,
+        soft: how softly it ends, in shares of the side."""
+        side = image.shape[-1]
+        found = F.interpolate(self.read(image).labelled(*classes), size=image.shape[-2:], mode="bilinear")
+        radius = max(1, round(grown * side))
+        wide = F.max_pool2d(found.amax(0, keepdim=True), 2 * radius + 1, 1, radius)
+        return blurred(wide, max(0.5, soft * side))[0].clamp(0, 1)
 
 
 def load_reader() -> FaceReader:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.latent.directions import Direction, DirectionInfo, Score, calibrated, direction_in_w
+from stylepairs.datagen.latent.directions import Direction, DirectionInfo, calibrated, direction_in_w
 from stylepairs.datagen.latent.methods.coarse_to_fine import Diffusion, fine_boundary, make_pairs
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
@@ -67,8 +67,8 @@ def fit(method: Method, generator: Generator, digest: str, samples: Samples, wan
     else:
         direction = _component(method, generator, samples, scorer, wanted)
     info = direction.info.model_copy(update={"generator_digest": digest, "attribute": wanted.attribute})
-    direction = replace(direction, info=info)
-    return calibrated(direction, generator, _one(scorer), ws[:CALIBRATION_SAMPLES], float(score.std()))
+    around, deviation = ws[:CALIBRATION_SAMPLES], float(score.std())
+    return calibrated(replace(direction, info=info), generator, lambda image: scorer(image)[:, 0], around, deviation)
 
 
 def refine(
@@ -100,7 +100,7 @@ def refine(
     info = coarse.info.model_copy(update={"method": "coarse_to_fine", "figures": {"pairs": float(pairs)}})
     found = fine_boundary(make_pairs(tools, coarse, ws, strength, region, on_pair), info)
     around = w[:CALIBRATION_SAMPLES, None].expand(-1, generator.num_ws, -1)
-    return calibrated(found, generator, _one(scorer), around, float(score.std()))
+    return calibrated(found, generator, lambda image: scorer(image)[:, 0], around, float(score.std()))
 
 
 def _boundary(
@@ -160,13 +160,6 @@ def _selectivity(direction: Direction, generator: Generator, scorer: Scorer, w: 
     up, down = (direction.render(generator, ws, sign).clamp(-1, 1) for sign in (1.0, -1.0))
     change = (scorer(up)[:, 0] - scorer(down)[:, 0]).nanmean().abs()
     return float(change / (up - down).square().mean().sqrt().clamp_min(1e-6))
-
-
-def _one(scorer: Scorer) -> Score:
-    def score(image: torch.Tensor) -> torch.Tensor:
-        return scorer(image)[:, 0]
-
-    return score
 
 
 def spread(samples: Samples, names: Sequence[str]) -> torch.Tensor:

@@ -7,22 +7,19 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.latent.directions import Direction
 from stylepairs.datagen.latent.edits import Edit
 from stylepairs.datagen.latent.people import Person, noise_fixed
 from stylepairs.datagen.latent.styles import styles_moved
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
 
 STRIPS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 ANIMATIONS = (".gif", ".webp", ".mp4")
@@ -52,7 +49,7 @@ def write_strip(path: Path, rows: Sequence[torch.Tensor]) -> None:
     kind = STRIPS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{path}: must end in {', '.join(STRIPS)}")
-    picture = _picture(to_uint8(beside(rows)))
+    picture = Image.fromarray(to_uint8(beside(rows)))
     make_folder(path.parent)
     replace_file(path, lambda file: picture.save(file, format=kind, quality=90))
 
@@ -82,17 +79,16 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
     if path.suffix.lower() == ".mp4":
         _write_mp4(path, pictures, fps)
         return
-    kept: list[Image] = []
+    kept: list[Image.Image] = []
     for picture in pictures:
-        kept.append(_picture(picture))
+        kept.append(Image.fromarray(picture))
         if len(kept) * picture.shape[0] * picture.shape[1] > MAX_PIXELS:
             raise InputError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels of frames; write an .mp4, or less")
     first, *others = kept
     options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
-    if path.suffix.lower() == ".webp":
-        replace_file(path, lambda file: first.save(file, format="WEBP", quality=85, **options))
-    else:
-        replace_file(path, lambda file: first.save(file, format="GIF", **options))
+    kind = path.suffix[1:].upper()
+    options |= {"quality": 85} if kind == "WEBP" else {}
+    replace_file(path, lambda file: first.save(file, format=kind, **options))
 
 
 def _moved(
@@ -131,10 +127,4 @@ def _write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
             writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         writer.release()
         content = made.read_bytes()
-    replace_file(path, lambda file: file.write(content))
-
-
-def _picture(pixels: np.ndarray) -> Image:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
+    write_bytes(path, content)

@@ -109,6 +109,8 @@ def load_samples(folder: Path) -> Samples:
 
 
 def _prepare(sampling: Sampling, out: Path, report: Report) -> Callable[[int], None]:
+    import pyarrow.parquet as pq
+
     fix_settings()
     generator = load_generator(sampling.generator)
     digest = generator_digest(generator)
@@ -122,7 +124,7 @@ def _prepare(sampling: Sampling, out: Path, report: Report) -> Callable[[int], N
 
     def make(part: int) -> None:
         table = _table(*_part(sampling, part, generator, scorer), sampling.scores, identity)
-        _write(out / _name(part), table)
+        replace_file(out / _name(part), lambda file: pq.write_table(table, file))
         report(sampling.rows(part))
 
     return make
@@ -163,12 +165,6 @@ def _table(
     columns = {_W: rows, FACE: pa.array(face.numpy())}
     columns |= {name: pa.array(scores[:, index].numpy()) for index, name in enumerate(names)}
     return pa.table(columns).replace_schema_metadata({"sampling": json.dumps(identity, sort_keys=True)})
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
-    replace_file(path, lambda file: pq.write_table(table, file))
 
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:

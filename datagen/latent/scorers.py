@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.latent.attributes import ATTRIBUTES, Attribute, attribute
+from stylepairs.datagen.latent.attributes import ATTRIBUTES
 from stylepairs.datagen.latent.classifier_files import SUFFIXES, Classifier, load_classifier
 from stylepairs.datagen.latent.faces import FaceReader, SeenFaces, load_reader
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -89,7 +89,8 @@ def load_scorer(names: Sequence[str], device: str = "cpu") -> Scorer:
 
 def _score(name: str, files: dict[tuple[str, int | None], Classifier]) -> Score:
     if name in ATTRIBUTES:
-        return _of_attribute(attribute(name))
+        each = ATTRIBUTES[name]
+        return Score(name, lambda _image, seen: each.read(seen), True, each.classes)
     if match := _FILE.fullmatch(name):
         side = int(match["side"]) if match["side"] else None
         key = (match["path"], side)
@@ -102,10 +103,6 @@ def _score(name: str, files: dict[tuple[str, int | None], Classifier]) -> Score:
     raise InputError(
         f"score {name!r}: is not {kinds}{nearest(name, ATTRIBUTES, 'attributes: ' + ', '.join(ATTRIBUTES))}"
     )
-
-
-def _of_attribute(each: Attribute) -> Score:
-    return Score(each.name, lambda _image, seen: each.read(seen), True, each.classes)
 
 
 def _of_file(name: str, classifier: Classifier, output: int) -> Score:

@@ -9,7 +9,7 @@ from typing import Any
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, write_bytes
 from stylepairs.datagen.shell.lock import folder_lock
 
 EXPORTED = ("before", "after", "mask")
@@ -26,7 +26,7 @@ def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | 
         for name in EXPORTED:
             make_folder(out / name)
         lines = [json.dumps(_export(pairs, record, out), sort_keys=True) + "\n" for record in records]
-        replace_file(out / "index.jsonl", lambda file: file.write("".join(lines).encode()))
+        write_bytes(out / "index.jsonl", "".join(lines).encode())
     return len(records)
 
 

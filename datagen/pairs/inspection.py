@@ -20,7 +20,7 @@ import numpy as np
 
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, write_bytes
 
 SHOWN_PARTS = ("before", "sketch", "after")
 DIFFERENCE_GAIN = 3
@@ -54,7 +54,7 @@ def write_report(pairs: Path, out: Path, max_pairs: int = 200, thumbnail_px: int
         cards="\n".join(_card(pairs, record, thumbnail_px) for record in shown),
     )
     make_folder(out.parent)
-    replace_file(out, lambda file: file.write(page.encode("utf-8", "replace")))
+    write_bytes(out, page.encode("utf-8", "replace"))
     return len(shown)
 
 

@@ -10,23 +10,26 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.pairs import manifest
-from stylepairs.datagen.pairs.codec import encode_npz, encode_png
 from stylepairs.datagen.pairs.index import PairIndex, open_manifest
 from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, read_bytes, tar_members
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.regular import is_regular, open_regular
 from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_ranges
 
 MANIFEST = "manifest.parquet"
+BUILD_FILE = "build.json"  # what a build notes of itself
 # Beside shards at a URL: the records of each, so that nobody has to fetch it for them.
 NOTES = ".records"
 
@@ -64,7 +67,7 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
     if isinstance(path, Staged):
         note = _Note(bytes=Path(path).stat().st_size, records=_scanned(path))
         make_folder(_note_path(path).parent)
-        replace_file(_note_path(path), lambda file: file.write(note.model_dump_json().encode()))
+        write_bytes(_note_path(path), note.model_dump_json().encode())
         drop(_note_path(path))
         drop(path)
 
@@ -259,12 +262,23 @@ def _encode_pair(pair: Pair) -> Iterator[tuple[str, bytes]]:
     for name in IMAGES:
         image = getattr(pair, name)
         if image is not None:
-            yield f"{name}.png", encode_png(image)
+            yield f"{name}.png", png_bytes(image)
     if pair.w_before is not None and pair.w_after is not None:
         yield "latents.npz", encode_npz(w0=pair.w_before, w1=pair.w_after)
     if pair.noise is not None:
         yield "noise.npz", encode_npz(**{f"n{i:02d}": noise for i, noise in enumerate(pair.noise)})
     yield "json", encode_record(pair.record)
+
+
+def encode_npz(**arrays: np.ndarray) -> bytes:
+    """An uncompressed .npz of float16 arrays; the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            data = io.BytesIO()
+            np.lib.format.write_array(data, np.ascontiguousarray(array, np.float16), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), data.getvalue())  # ZipInfo's own date is fixed: 1980
+    return buffer.getvalue()
 
 
 def _decode_part(part: str, data: bytes) -> dict[str, Any]:

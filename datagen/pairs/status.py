@@ -18,7 +18,6 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.lock import is_held
 from stylepairs.datagen.shell.progress_file import Progress, read_progress
 
-BUILD_FILE = "build.json"
 _SHOWN = 10
 
 
@@ -78,7 +77,7 @@ def status_of(folder: Path) -> Status:
     if notes and running:
         return _of_notes(notes)
     error = next((note.error for note in notes if note.error), "")
-    if (folder / BUILD_FILE).exists() or shards.shard_paths(folder):
+    if (folder / shards.BUILD_FILE).exists() or shards.shard_paths(folder):
         return _of_pairs(folder, running, error)
     if (folder / "landmarks.npz").exists() or (folder / "skipped.jsonl").exists():
         return _of_portraits(folder, running, error)
@@ -104,7 +103,7 @@ def _of_notes(notes: list[Progress]) -> Status:
 def _of_pairs(folder: Path, running: bool, error: str) -> Status:
     records = shards.read_index(folder, accepted_only=False) if shards.shard_paths(folder) else []
     try:
-        total = _BuildNote.model_validate(read_json(folder / BUILD_FILE)).pairs
+        total = _BuildNote.model_validate(read_json(folder / shards.BUILD_FILE)).pairs
     except (Damaged, ValidationError):
         total = None
     refused = Counter(kind for record in records for kind in record.reason_kinds)

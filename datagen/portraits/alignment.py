@@ -47,6 +47,15 @@ def ffhq_transform(points68: np.ndarray, size_px: int) -> np.ndarray:
     return square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), size_px)
 
 
+def has_square(points68: np.ndarray) -> bool:
+    """Whether there is a square for these landmarks: eyes and mouth do not fall on one point."""
+    try:
+        ffhq_transform(points68, 1)
+    except ValueError:
+        return False
+    return True
+
+
 def apply_transform(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     """transform [2,3], points [...,2] -> points [...,2]."""
     moved: np.ndarray = points @ transform[:, :2].T + transform[:, 2]

@@ -55,6 +55,12 @@ class Portrait:
         )
 
 
+def bare_portrait(name: str, image: torch.Tensor, digest: str = "") -> Portrait:
+    """A portrait of which nothing is known but its picture [3,H,W]."""
+    label = torch.zeros(image.shape[-2:], dtype=torch.uint8, device=image.device)
+    return Portrait(name, image, label, torch.zeros_like(image[:1]), torch.zeros(68, 2, device=image.device), digest)
+
+
 def resized_image(image: torch.Tensor, size_px: int) -> torch.Tensor:
     """image [C,H,W] brought to size_px, antialiased; its range may be left by a little."""
     return F.interpolate(image[None], size=(size_px, size_px), mode="bicubic", antialias=True, align_corners=False)[0]

@@ -37,7 +37,7 @@ def optimise(
     if not jobs:
         return
     batch = Batch(jobs, settings, multiplier_rate, pause_at)
-    hand, at_once = batch.hand, settings.at_once(jobs[0].noise[-1].shape[-1])
+    hand, at_once = batch.hand, settings.at_once(len(jobs[0].noise[-1]))
 
     def step() -> None:
         hand.advance(*evaluated(objective, hand.state, settings, at_once), after_step)
@@ -86,7 +86,7 @@ def evaluated(
         torch.cat([one.loss for one in verdicts]),
         torch.cat([one.met for one in verdicts]),
         torch.cat([one.violation for one in verdicts]),
-        {key: torch.cat([one.figures[key] for one in verdicts]) for key in verdicts[0].figures},
+        {key: torch.cat([one.figures[key] for one in verdicts]) for key in verdict.figures},
     )
     return whole, [torch.cat(parts) for parts in zip(*gradients, strict=True)]
 
@@ -123,7 +123,7 @@ class Batch:
         """Put the next job, if there is one, in this place; the steps that it has behind it."""
         if self.next_job == len(self.jobs):
             self.places[place] = None
-            return 0
+            return 0  # any value will do: nobody is there
         job, self.places[place] = self.jobs[self.next_job], self.next_job
         self.next_job += 1
         self.hand.put(place, job)

@@ -170,7 +170,10 @@ class Progress:
 
     def note(self, line: str) -> None:
         """A line of its own, above the bar."""
-        self._print(line)
+        if self.bar is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            events.tell(line)
 
     def left_s(self) -> float | None:
         """Seconds that the rest will take, at the speed so far; None where that cannot be told yet."""
@@ -184,12 +187,6 @@ class Progress:
         if left_s is None:
             return ""
         return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
-
-    def _print(self, line: str) -> None:
-        if self.bar is not None:
-            self.console.print(line, markup=False, highlight=False)
-        else:
-            events.tell(line)
 
 
 @contextmanager

@@ -61,6 +61,11 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     publish(path)
 
 
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all, as `replace_file`."""
+    replace_file(path, lambda file: file.write(data))
+
+
 def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """A .safetensors file of these tensors (on the CPU, contiguous): equal contents are equal bytes.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ def run_on_ray(
     waiting: set[Any] = set()
     try:
         while True:
-            for item in _next(todo, _room(workers, gpu) - len(waiting)):
+            for item in itertools.islice(todo, max(0, _room(workers, gpu) - len(waiting))):
                 waiting.add(task.remote([shared], item))  # in a list: the reference itself, read once in each worker
             if not waiting:
                 return
@@ -146,14 +147,6 @@ def _places(gpu: bool) -> int:
 
     resources: dict[str, float] = ray.cluster_resources()
     return int(resources.get("GPU" if gpu else "CPU", 0))
-
-
-def _next(items: Iterator[Any], count: int) -> Iterator[Any]:
-    for _ in range(count):
-        try:
-            yield next(items)
-        except StopIteration:
-            return
 
 
 _handles: dict[str, tuple[Callable[[Any], None], list[Any]]] = {}  # in a worker: what handles items, and their reports

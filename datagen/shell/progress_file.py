@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylepairs.datagen.shell.decode import Damaged, read_json
-from stylepairs.datagen.shell.durable import replace_file
+from stylepairs.datagen.shell.durable import write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 _NAME = ".progress"
@@ -68,7 +68,7 @@ class ProgressFile:
         self._written = time.monotonic()
         self.progress.updated = time.time()
         with contextlib.suppress(InputError):
-            replace_file(self.path, lambda file: file.write(self.progress.model_dump_json().encode()))
+            write_bytes(self.path, self.progress.model_dump_json().encode())
 
 
 @contextlib.contextmanager

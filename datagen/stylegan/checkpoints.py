@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
 from stylepairs.datagen.stylegan.discriminator import Discriminator, DiscriminatorConfig
@@ -86,7 +86,7 @@ def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str
         raise ValueError(f"save_generator: metadata may not set {', '.join(clash)}, the configuration does")
     tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
     content = safetensors_bytes(tensors, metadata={**(metadata or {}), **config})
-    replace_file(Path(path), lambda file: file.write(content))
+    write_bytes(Path(path), content)
 
 
 def export_rosinality(path: str | Path, generator: Generator) -> None:
@@ -114,7 +114,7 @@ def export_rosinality(path: str | Path, generator: Generator) -> None:
         theirs[f"to_rgbs.{index}.upsample.kernel"] = kernel.clone()
     content = io.BytesIO()
     torch.save({"g_ema": theirs, "latent_avg": state["mapping.w_avg"]}, content)
-    replace_file(Path(path), lambda file: file.write(content.getbuffer()))
+    write_bytes(Path(path), content.getbuffer())
 
 
 def generator_digest(generator: Generator) -> str:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.colors import delta_e_2000
+from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
-from stylepairs.datagen.pairs.codec import encode_png
 from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.models.prepared_glean import Network
@@ -86,7 +86,7 @@ def sample_sheet(model: Network, dataset: PairDataset, rows: int, device: torch.
         cells = [sample["photo"], sample["region"] * 2 - 1, edit.generated, edit.edit, edit.mask * 2 - 1, edit.output]
         lines.append(torch.cat([cell.expand(-1, 3, -1, -1) for cell in [*cells, sample["target"]]], dim=3))
     sheet = F.pad(torch.cat(lines, dim=2), (2, 2, 2, 2), value=1.0)[0]
-    return encode_png(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+    return png_bytes(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def run_sample(model: Network, sample: Sample) -> Edit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -23,19 +22,6 @@ def graphed(step: Step, device: torch.device) -> Step:
     return GraphedStep(step, CudaGraph(device)) if wanted else step
 
 
-class Graph(Protocol):
-    """Where a step's operations are recorded."""
-
-    def warm_up(self, step: Step) -> None:
-        """Run it as it is."""
-
-    def capture(self, step: Step) -> None:
-        """Record its operations without doing them; RuntimeError if one cannot be recorded."""
-
-    def replay(self) -> None:
-        """Do what was recorded."""
-
-
 class GraphedStep:
     """A call of it does what `step()` does: as it is for WARM_UP_STEPS calls, from then on as one graph, captured once.
 
@@ -44,7 +30,7 @@ class GraphedStep:
     warning that says why.
     """
 
-    def __init__(self, step: Step, graph: Graph):
+    def __init__(self, step: Step, graph: CudaGraph):
         self.step, self.graph = step, graph
         self.run: Step = self._warm_up
         self.warm_ups = 0
@@ -77,6 +63,7 @@ class CudaGraph:
             self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
 
     def warm_up(self, step: Step) -> None:
+        """Run it as it is."""
         before = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
@@ -84,6 +71,7 @@ class CudaGraph:
         before.wait_stream(self.stream)
 
     def capture(self, step: Step) -> None:
+        """Record its operations without doing them; RuntimeError if one cannot be recorded."""
         with torch.cuda.device(self.device):
             before = torch.cuda.current_stream()
             try:
@@ -93,5 +81,6 @@ class CudaGraph:
                 torch.cuda.set_stream(before)  # a capture that fails may leave its own
 
     def replay(self) -> None:
+        """Do what was recorded."""
         with torch.cuda.device(self.device):
             self.graph.replay()

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.cli import main, parsed_params
+from stylepairs.i2i.cli import main
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["edit"], ["evaluate"]])
@@ -53,13 +54,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
 
 
 def test_parameters_from_the_command_line() -> None:
-    assert parsed_params(["color=blond", "degree=0.7"]) == {"color": "blond", "degree": 0.7}
-    assert parsed_params(["color=#aabbcc"]) == {"color": "#aabbcc"}
+    assert nested_overrides(["color=blond", "degree=0.7"]) == {"color": "blond", "degree": 0.7}
+    assert nested_overrides(["color=#aabbcc"]) == {"color": "#aabbcc"}
     with pytest.raises(InputError, match="not YAML"):
-        parsed_params(["color=[a"])
-    assert parsed_params(["bangs.length=0.5", "bangs.style=full"]) == {"bangs": {"length": 0.5, "style": "full"}}
+        nested_overrides(["color=[a"])
+    assert nested_overrides(["bangs.length=0.5", "bangs.style=full"]) == {"bangs": {"length": 0.5, "style": "full"}}
     with pytest.raises(InputError, match="bangs has a value already"):
-        parsed_params(["bangs=1", "bangs.length=0.5"])
+        nested_overrides(["bangs=1", "bangs.length=0.5"])
 
 
 def test_wrong_options_are_one_line_and_exit_code_2() -> None:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo
 from stylepairs.datagen.latent.faces import FaceReader
 from stylepairs.datagen.latent.methods.interfacegan import linear_svm
 from stylepairs.datagen.latent.people import Person, noise_fixed
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.prior import WPrior
@@ -69,11 +68,7 @@ def coarse_edit(direction: Direction, ws: torch.Tensor, strength: float) -> torc
 @torch.no_grad()
 def region_of(reader: FaceReader, image: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
     """Where the classes are in any of the images [N,3,H,W] of one person, grown, with soft edges [1,H,W]."""
-    found = F.interpolate(reader.read(image).labelled(*classes), size=image.shape[-2:], mode="bilinear")
-    side = image.shape[-1]
-    radius = max(1, round(GROWN * side))
-    grown = F.max_pool2d(found.amax(0, keepdim=True), 2 * radius + 1, 1, radius)
-    return blurred(grown, max(0.5, SOFT * side))[0].clamp(0, 1)
+    return reader.region(image, classes, GROWN, SOFT)
 
 
 def make_pairs(
@@ -97,7 +92,7 @@ def make_pairs(
     for index in range(len(ws)):
         image = before[index]
         region = region_of(tools.reader, torch.stack([image, edited[index]]), classes)
-        portraits.append(_portrait(image, index))
+        portraits.append(bare_portrait(f"sample {index}", image))
         inversions.append(Inversion(ws[index], noise, image, {}))
         composite = image.lerp(edited[index], region)
         sketches.append(Sketch(composite, region, 1 - region, min(REFERENCE_PX, image.shape[-1])))
@@ -169,9 +164,3 @@ def _brought_back(reader: FaceReader, before: torch.Tensor, edited: torch.Tensor
     if int(outside.sum()) < 3:
         return edited[0]
     return warp_image(edited[0], point_flow(side, points[1][outside], points[0][outside]))
-
-
-def _portrait(image: torch.Tensor, index: int) -> Portrait:
-    """An image as `reconstruct` takes it, which reads its pixels alone."""
-    blank = torch.zeros(image.shape[1:], dtype=torch.uint8)
-    return Portrait(f"sample {index}", image, blank, blank[None].float(), torch.zeros(68, 2), "")

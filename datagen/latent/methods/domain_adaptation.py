@@ -131,18 +131,14 @@ def adapt(
     running.follow(codes, codes, 0.0)
     modules, optimizers = {"synthesis": adapted.synthesis, "codes": running}, {"adam": optimizer}
     known = settings.model_dump_json()
-    first = state.resume(modules, optimizers, known) if state is not None and state.path.exists() else 0
-    for step in range(first, settings.steps):
+    count = settings.steps
+    for step in range(count) if state is None else state.steps(modules, optimizers, known, count, _SAVE_EVERY):
         w = _latents(generator, settings.batch, settings.seed, step)
         loss = _loss(generator, adapted, wanted, (style[0] - mean, style[1]), running, w, settings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         on_step(step + 1, float(loss.detach()))
-        if state is not None and (step + 1) % _SAVE_EVERY == 0:
-            state.write(modules, optimizers, known, step + 1)
-    if state is not None:
-        state.path.unlink(missing_ok=True)
     return adapted.eval().requires_grad_(False)
 
 

@@ -23,7 +23,7 @@ def components(w: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]
     centred = (w - w.mean(0)).double()
     variance, basis = torch.linalg.eigh(centred.T @ centred / (len(w) - 1))
     kept = variance.argsort(descending=True)[:count]
-    return _signed(basis.T[kept]).float(), variance[kept].clamp_min(0).sqrt().float()
+    return signed(basis.T[kept]).float(), variance[kept].clamp_min(0).sqrt().float()
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def feature_components(
     return solved.float(), deviation.float()
 
 
-def _signed(basis: torch.Tensor) -> torch.Tensor:
+def signed(basis: torch.Tensor) -> torch.Tensor:
     """Rows [K,C] with the largest entry positive: eigenvectors come with any sign."""
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
     return basis * largest.sign()

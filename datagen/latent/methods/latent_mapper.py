@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.latent.directions import EditInfo, read_described
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
-from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes
-from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -169,13 +170,14 @@ def train_mapper(
     scorer: Scorer,
     perceptual: Perceptual,
     settings: MapperSettings,
-    state: Path | None = None,
+    state: RunFile | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Mapper:
     """Train a mapper of the scorer's attributes on 90 % of the samples, end to end through the generator.
 
     state: a file that a stopped run goes on from, and that is gone at the end. Each step's triplets depend on the seed
-    and the step alone. Raises InputError: scores that the samples have not, or that no sample varies in.
+    and the step alone. Raises InputError: a state of another run, scores that the samples have not, or that no sample
+    varies in.
     """
     attributes = tuple(scorer.names)
     for name in attributes:
@@ -193,9 +195,9 @@ def train_mapper(
         steps=settings.steps,
     )  # fmt: skip
     optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate, betas=(0.9, 0.99))
-    first = _resume(state, network, optimiser)
     fit_on, _ = split(samples)
-    for step in range(first, settings.steps):
+    run = {"mapper": network}, {"adam": optimiser}, settings.model_dump_json(), settings.steps
+    for step in range(settings.steps) if state is None else state.steps(*run, _SAVE_EVERY):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, 2 * (1 - step / settings.steps))
         w, change = triplets(samples, fit_on, attributes, deviations, settings, step)
@@ -204,10 +206,6 @@ def train_mapper(
         loss.backward()
         optimiser.step()
         on_step(step + 1, float(loss.detach()))
-        if state is not None and (step + 1) % _SAVE_EVERY == 0:
-            _keep(state, network, optimiser, step + 1)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return Mapper(network.eval().requires_grad_(False), info)
 
 
@@ -269,7 +267,7 @@ def save_mapper(path: Path, mapper: Mapper) -> None:
     """Write `.safetensors` with the metadata inside. Raises InputError."""
     tensors = {name: value.contiguous() for name, value in mapper.network.state_dict().items()}
     content = safetensors_bytes(tensors, metadata={"mapper": mapper.info.model_dump_json()})
-    replace_file(path, lambda file: file.write(content))
+    write_bytes(path, content)
 
 
 def is_mapper(path: Path) -> bool:
@@ -292,32 +290,3 @@ def load_mapper(path: Path, generator: Generator, digest: str) -> Mapper:
         raise InputError(f"{path}: its numbers do not fit the generator it names; train it again")
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return Mapper(network.eval().requires_grad_(False), info)
-
-
-def _keep(path: Path, network: LatentMapper, optimiser: torch.optim.Adam, step: int) -> None:
-    """Weights and Adam's moments after a step."""
-    tensors = {f"weight.{name}": value for name, value in network.state_dict().items()}
-    for index, held in optimiser.state_dict()["state"].items():
-        tensors |= {f"{key}.{index}": held[key] for key in ("exp_avg", "exp_avg_sq")}
-    content = safetensors_bytes(
-        {name: value.contiguous() for name, value in tensors.items()}, metadata={"step": str(step)}
-    )
-    replace_file(path, lambda file: file.write(content))
-
-
-def _resume(path: Path | None, network: LatentMapper, optimiser: torch.optim.Adam) -> int:
-    """The step that a stopped run came to, its weights and moments put back; 0 where there is none."""
-    if path is None or not path.exists():
-        return 0
-    try:
-        tensors, metadata = read_safetensors(path)
-        step = int(metadata["step"])
-        network.load_state_dict({n.removeprefix("weight."): x for n, x in tensors.items() if n.startswith("weight.")})
-        for index, parameter in enumerate(network.parameters()):
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{key: tensors[f"{key}.{index}"].reshape(parameter.shape) for key in ("exp_avg", "exp_avg_sq")},
-            }
-    except (Damaged, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be gone on from ({one_line(error)}); delete it") from None
-    return step

@@ -17,9 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.latent.people import Person, picture_of
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
@@ -176,13 +174,8 @@ def _job(
 def _region(scorer: Scorer, image: torch.Tensor) -> torch.Tensor:
     """Where the attribute may change one or more images [N,3,H,W] of a person, soft [1,H,W]; everywhere without
     classes."""
-    classes, side = scorer.scores[0].classes, image.shape[-1]
-    if not classes:
-        return torch.ones_like(image[0, :1])
-    found = F.interpolate(scorer.reader.read(image).labelled(*classes), size=(side, side), mode="bilinear")
-    radius = max(1, round(_GROWN * side))
-    grown = F.max_pool2d(found.amax(0, keepdim=True), 2 * radius + 1, 1, radius)
-    return blurred(grown, max(0.5, _SOFT * side))[0].clamp(0, 1)
+    classes = scorer.scores[0].classes
+    return scorer.reader.region(image, classes, _GROWN, _SOFT) if classes else torch.ones_like(image[0, :1])
 
 
 @torch.no_grad()

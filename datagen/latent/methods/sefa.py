@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stylepairs.datagen.latent.methods.ganspace import signed
 from stylepairs.datagen.latent.styles import style_layers
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
@@ -23,7 +24,4 @@ def factors(generator: Generator, layers: Sequence[int] | None, count: int) -> t
         raise InputError(f"{count} directions of latents with {weight.shape[1]} entries; ask for fewer")
     weight = weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
     _, basis = torch.linalg.eigh(weight.T @ weight)
-    found: torch.Tensor = basis.T.flip(0)[:count]
-    largest = found.gather(1, found.abs().argmax(1, keepdim=True))
-    signed: torch.Tensor = found * largest.sign()
-    return signed.float()
+    return signed(basis.T.flip(0)[:count]).float()

@@ -103,11 +103,8 @@ def _visual_weights(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     state = {str(key).removeprefix("module."): x for key, x in found.items()} if isinstance(found, dict) else {}
-    visual = {key.removeprefix(_VISUAL): x.float() for key, x in state.items() if _is_visual(key, x)}
+    tensors = {key: x for key, x in state.items() if isinstance(x, torch.Tensor)}
+    visual = {key.removeprefix(_VISUAL): x.float() for key, x in tensors.items() if key.startswith(_VISUAL)}
     if not visual:
         raise InputError(f"{path}: holds no image tower of CLIP (no tensors named {_VISUAL}...)")
     return visual
-
-
-def _is_visual(key: str, value: object) -> bool:
-    return key.startswith(_VISUAL) and isinstance(value, torch.Tensor)

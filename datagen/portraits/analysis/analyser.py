@@ -4,6 +4,7 @@ interfaces.
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +14,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, ffhq_transform
 from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face, Faces, make_face
 from stylepairs.datagen.portraits.analysis.networks import DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.analysis.parsing import EmbeddedParser
+from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.decode import Damaged, decode_json, read_safetensors
 from stylepairs.datagen.shell.errors import InputError, one_line
 
@@ -25,7 +29,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"detector": DetectorNet, "landmarks": La
 # Of a face in a turned photo, at least: each turn is another chance to take a texture for a face (those reach 0.40).
 TURNED_MIN_SCORE = 0.6
 
-__all__ = ["Face", "FaceAnalyser", "FaceFinder", "FaceParser", "load_analyser", "load_network"]
+__all__ = ["Face", "FaceAnalyser", "FaceFinder", "FaceParser", "load_analyser", "load_network", "portrait_of"]
 
 
 class FaceFinder(Protocol):
@@ -110,6 +114,22 @@ def load_analyser(landmarks: str = "embedded", parser: str | Path = "embedded") 
     from stylepairs.datagen.portraits.analysis.bisenet import load_bisenet_parser
 
     return FaceAnalyser(finder, load_bisenet_parser(parser))
+
+
+def portrait_of(
+    name: str, photo: np.ndarray, points68: np.ndarray, size_px: int, parser: FaceParser
+) -> tuple[Portrait, np.ndarray]:
+    """The face of a photo uint8 [H,W,3] with landmarks [68,2] as a portrait, and the transform [2,3] that cut it out.
+
+    Raises ValueError where eyes and mouth fall on one point.
+    """
+    points = np.asarray(points68, np.float64)
+    move = ffhq_transform(points, size_px)
+    aligned = crop_aligned(photo, move, size_px)
+    image = to_float(aligned)
+    label, hair = (part[0] for part in parser.parse(image[None]))
+    at = torch.from_numpy(apply_transform(move, points).astype(np.float32))
+    return Portrait(name, image, label, hair, at, hashlib.sha256(aligned.tobytes()).hexdigest()), move
 
 
 def load_network(path: Path) -> nn.Module:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from stylepairs.datagen.images.files import check_photo_file, holds_more, png_bytes, read_image
-from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, transform_scale
+from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform, has_square, transform_scale
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.shell.durable import file_digest
@@ -145,21 +145,13 @@ def _find(photo: np.ndarray, settings: Settings, analyser: FaceAnalyser) -> tupl
     if min(photo.shape[:2]) < 16:
         raise _Unusable(f"only {photo.shape[1]} x {photo.shape[0]} pixels; use a larger photo")
     found = analyser.find(photo, settings.min_score)
-    faces = [face for face in found if _has_a_square(face)]
+    faces = [face for face in found if has_square(face.points68)]
     if not faces:
         found = analyser.find(photo, min_score=0.0)
         best = max((face.score for face in found), default=0.0)
         candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
         raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
     return faces, found.passed_over if isinstance(found, Faces) else 0
-
-
-def _has_a_square(face: Face) -> bool:
-    try:
-        ffhq_transform(face.points68, 1)
-    except ValueError:  # eyes and mouth on one point
-        return False
-    return True
 
 
 def photo_key(path: Path) -> str:

@@ -4,25 +4,24 @@ goes on.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from stylepairs.datagen.images.files import PHOTO_SUFFIXES
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
 from stylepairs.datagen.portraits.analysis.looking import Looker, Photo, Row, Seen, Settings, photo_key
 from stylepairs.datagen.portraits.folders import checked_name
 from stylepairs.datagen.shell.decode import Damaged, decode_json
-from stylepairs.datagen.shell.durable import make_folder, replace_file
+from stylepairs.datagen.shell.durable import make_folder, write_bytes
 from stylepairs.datagen.shell.errors import InputError, printable
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.progress_file import ProgressFile, progress_file
@@ -159,7 +158,7 @@ def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     for path in photos:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        for file in _files(path) if path.is_dir() else [path]:
+        for file in visible_files(path) if path.is_dir() else [path]:
             whole = Path(os.path.realpath(file))  # of a URL where its copy will lie
             if not any(place in (whole, *whole.parents) for place in written):
                 found.setdefault(str(whole), file)
@@ -255,14 +254,10 @@ def _write_portraits(path: Path, seen: Seen, journal: _Journal) -> None:
         for kind, data in zip(_KINDS, files, strict=True):
             target = out / kind / f"{name}.png"
             make_folder(target.parent)
-            replace_file(target, functools.partial(_write, data))
+            write_bytes(target, data)
             drop(target)
         rows.append(row.model_copy(update={"name": name}))
     journal.add(key, rows)
-
-
-def _write(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)
 
 
 def _digests_of_complete(journal: _Journal) -> dict[str, str]:
@@ -289,14 +284,14 @@ def _write_index(out: Path, rows: list[Row]) -> None:
         points68=np.array([row.points68 for row in rows], np.float32).reshape(-1, 68, 2),
         source_to_aligned=np.array([row.source_to_aligned for row in rows], np.float64).reshape(-1, 2, 3),
     )
-    replace_file(out / "landmarks.npz", lambda file: file.write(buffer.getvalue()))
+    write_bytes(out / "landmarks.npz", buffer.getvalue())
     _write_lines(out / "index.jsonl", (row.model_dump(exclude={"points68", "source_to_aligned"}) for row in rows))
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     content = b"".join(_line(row) for row in rows)
     make_folder(path.parent)
-    replace_file(path, lambda file: file.write(content))
+    write_bytes(path, content)
 
 
 def _line(row: dict[str, Any]) -> bytes:
@@ -321,10 +316,3 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: damaged (line {number}); delete it to prepare every photo again")
         entries.append(entry)
     return entries
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path

@@ -156,12 +156,10 @@ def fetched(paths: Iterable[Path]) -> Iterator[Path]:
             yield _come(*waiting.popleft())
 
 
-def publish(path: Path, drops: bool = False) -> None:
-    """Put a finished local file where its URL is; drops: and remove the copy. Raises InputError."""
+def publish(path: Path) -> None:
+    """Put a finished local file where its URL is. Raises InputError."""
     if isinstance(path, Staged):
         transfer.upload(Path(path), path.url)
-        if drops:
-            drop(path)
 
 
 def publish_folder(folder: Path) -> None:

@@ -47,7 +47,7 @@ class Entry:
 def upload(source: Path, url: str) -> None:
     """Put a local file at a URL, in place of what is there. Raises InputError."""
     parts = {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if _is_s3(url) else {}
-    _told(url, lambda fs, path: fs.put_file(str(source), path, **parts), _missing_bucket(url))
+    _told(url, lambda fs, path: fs.put_file(str(source), path, **parts), writes=True)
 
 
 def create(url: str, data: bytes) -> bool:
@@ -65,7 +65,7 @@ def create(url: str, data: bytes) -> bool:
             fs.pipe_file(path, data)
 
     try:
-        _told(url, put, _missing_bucket(url))
+        _told(url, put, writes=True)
     except FileExistsError:
         return False
     return True
@@ -73,7 +73,7 @@ def create(url: str, data: bytes) -> bool:
 
 def replace(url: str, data: bytes) -> None:
     """Put a small object at a URL, in place of what is there. Raises InputError."""
-    _told(url, lambda fs, path: fs.pipe_file(path, data), _missing_bucket(url))
+    _told(url, lambda fs, path: fs.pipe_file(path, data), writes=True)
 
 
 def read(url: str, max_bytes: int) -> bytes:
@@ -132,7 +132,8 @@ def listed(url: str) -> list[Entry]:
     try:
         return sorted(_told(url, ls), key=lambda entry: entry.name)
     except FileNotFoundError as error:
-        _no_bucket(url, error)
+        if "bucket does not exist" in str(error):
+            raise _no_bucket(url) from error
         return []
 
 
@@ -146,7 +147,8 @@ def walked(url: str) -> list[str]:
     try:
         return _told(url, find)
     except FileNotFoundError as error:
-        _no_bucket(url, error)
+        if "bucket does not exist" in str(error):
+            raise _no_bucket(url) from error
         return []
 
 
@@ -171,10 +173,9 @@ def is_safe(part: str) -> bool:
     return part not in ("", ".", "..") and not any(c in part for c in "/\\\0") and len(os.fsencode(part)) <= 255
 
 
-def _told(
-    url: str, work: Callable[[Any, str], Result], missing: Callable[[FileNotFoundError], None] = lambda error: None
-) -> Result:
-    """What `work(file system, path)` returns, tried again after errors that may pass.
+def _told(url: str, work: Callable[[Any, str], Result], writes: bool = False) -> Result:
+    """What `work(file system, path)` returns, tried again after errors that may pass; writes: what it may miss is the
+    bucket alone.
 
     Raises FileNotFoundError and FileExistsError as they are, InputError for all else that a store can refuse.
     """
@@ -182,12 +183,11 @@ def _told(
         try:
             fs, path = _file_system(url)
             return work(fs, path)
-        except InputError:
-            raise
-        except FileExistsError:
+        except (InputError, FileExistsError):
             raise
         except FileNotFoundError as error:
-            missing(error)
+            if writes:
+                raise _no_bucket(url) from error
             raise
         except Exception as error:
             if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
@@ -242,17 +242,8 @@ def _refusal(error: Exception) -> str:
     return ""
 
 
-def _no_bucket(url: str, error: FileNotFoundError) -> None:
-    """Raises InputError where it is the bucket that is missing, and not something in it."""
-    if "bucket does not exist" in str(error):
-        raise InputError(f"{url}: there is no such bucket; make it, or check its name and the endpoint") from error
-
-
-def _missing_bucket(url: str) -> Callable[[FileNotFoundError], None]:
-    def told(error: FileNotFoundError) -> None:
-        raise InputError(f"{url}: there is no such bucket; make it, or check its name and the endpoint") from error
-
-    return told
+def _no_bucket(url: str) -> InputError:
+    return InputError(f"{url}: there is no such bucket; make it, or check its name and the endpoint")
 
 
 def _is_s3(url: str) -> bool:

@@ -6,7 +6,6 @@ the seed and the portrait alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,18 +183,12 @@ def _poses(folder: str) -> dict[str, np.ndarray]:
 @lru_cache(maxsize=64)
 def _photo_portrait(path: Path, _modified_ns: int) -> Portrait:
     """The largest face of a photo, aligned and parsed; _modified_ns: so that a file written anew is read anew."""
-    from stylepairs.datagen.images.files import read_image, to_float
-    from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, ffhq_transform
-    from stylepairs.datagen.portraits.analysis.analyser import load_analyser
+    from stylepairs.datagen.images.files import read_image
+    from stylepairs.datagen.portraits.analysis.analyser import load_analyser, portrait_of
 
     photo = read_image(path)
     analyser = load_analyser()
     faces = analyser.find(photo, _MIN_SCORE)
     if not faces:
         raise InputError(f"reference {path}: no face found in it; choose another photo, or crop closer")
-    move = ffhq_transform(faces[0].points68, _PHOTO_CROP_PX)
-    aligned = crop_aligned(photo, move, _PHOTO_CROP_PX)
-    label, hair = analyser.parse(aligned[None])
-    points = apply_transform(move, faces[0].points68.astype(np.float64)).astype(np.float32)
-    digest = hashlib.sha256(aligned.tobytes()).hexdigest()
-    return Portrait(path.stem, to_float(aligned), label[0], hair[0], torch.from_numpy(points), digest)
+    return portrait_of(path.stem, photo, faces[0].points68, _PHOTO_CROP_PX, analyser)[0]

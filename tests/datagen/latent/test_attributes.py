@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylepairs.datagen.latent.attributes import ATTRIBUTES, attribute
+from stylepairs.datagen.latent.attributes import ATTRIBUTES
 from stylepairs.datagen.latent.faces import SEEN_PX, SeenFaces, load_reader
 from stylepairs.datagen.latent.scorers import load_scorer
 from stylepairs.datagen.portraits.portrait import CLASS
@@ -35,7 +35,7 @@ def drawn(count: int = 1) -> SeenFaces:
 
 
 def value(name: str, seen: SeenFaces) -> float:
-    return float(attribute(name).read(seen)[0])
+    return float(ATTRIBUTES[name].read(seen)[0])
 
 
 def test_figures_of_a_drawn_face_are_what_was_drawn():
@@ -69,7 +69,7 @@ def test_a_face_does_not_depend_on_its_neighbours():
     alone, beside = drawn(), drawn(2)
     beside.points68[1] += 0.1
     for name in ATTRIBUTES:
-        assert torch.equal(attribute(name).read(beside)[:1].nan_to_num(), attribute(name).read(alone).nan_to_num()), (
+        assert torch.equal(ATTRIBUTES[name].read(beside)[:1].nan_to_num(), ATTRIBUTES[name].read(alone).nan_to_num()), (
             name
         )
 
@@ -78,7 +78,7 @@ def test_hair_that_is_not_there_has_no_colour():
     seen = drawn()
     seen.hair.expand(1, 1, SEEN_PX, SEEN_PX)
     bald = SeenFaces(seen.image, seen.lab, seen.classes, torch.zeros_like(seen.hair), seen.points68, seen.score)
-    assert torch.isnan(attribute("hair_lightness").read(bald)).all()
+    assert torch.isnan(ATTRIBUTES["hair_lightness"].read(bald)).all()
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_the_reader_sees_faces_and_a_mirrored_face_turns_the_other_way(images):
     seen, mirrored = (load_reader().read(image) for image in (images, images.flip(-1)))
     assert (seen.score > 0.9).all()
     assert torch.allclose(seen.classes.sum(1), torch.ones(3, SEEN_PX, SEEN_PX), atol=1e-4)
-    yaw = attribute("yaw").read
+    yaw = ATTRIBUTES["yaw"].read
     assert torch.allclose(yaw(seen), -yaw(mirrored), atol=0.06)
-    assert torch.allclose(attribute("hair_lightness").read(seen), attribute("hair_lightness").read(mirrored), atol=6)
+    assert torch.allclose(ATTRIBUTES["hair_lightness"].read(seen), ATTRIBUTES["hair_lightness"].read(mirrored), atol=6)
 
 
 def test_every_attribute_has_a_gradient_in_the_pixels(images):
@@ -111,7 +111,7 @@ def test_every_attribute_has_a_gradient_in_the_pixels(images):
 
 def test_an_unknown_attribute_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'smile'"):
-        attribute("smiel")
+        load_scorer(["smiel"])
 
 
 def test_a_feature_measures_images_and_its_unknown_figures_are_named(images):

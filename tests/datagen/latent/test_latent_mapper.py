@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from helpers.tiny_build import tiny_generator
 from safetensors.torch import save_file
 
+from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.latent.edits import load_edit
 from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
@@ -54,7 +53,7 @@ def samples() -> Samples:
     return Samples(w, {"a": scores[:, 0], "b": scores[:, 1]}, "d")
 
 
-def trained(samples: Samples, state: Path | None = None, on_step=lambda step, loss: None, **changes) -> Mapper:
+def trained(samples: Samples, state: RunFile | None = None, on_step=lambda step, loss: None, **changes) -> Mapper:
     settings = SETTINGS.model_copy(update=changes)
     return train_mapper(tiny_generator(), "d", samples, scorer(), load_perceptual("pyramid"), settings, state, on_step)
 
@@ -94,7 +93,7 @@ def test_training_comes_nearer_to_what_is_asked(samples):
 
 def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_mapper, "_SAVE_EVERY", 3)
-    whole, state = trained(samples), tmp_path / "state"
+    whole, state = trained(samples), RunFile(tmp_path / "state", "run")
 
     def stop(step: int, _loss: float) -> None:
         if step == 8:
@@ -102,9 +101,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monke
 
     with pytest.raises(KeyboardInterrupt):
         trained(samples, state, stop)
-    assert state.exists()
+    assert state.path.exists()
+    with pytest.raises(InputError, match="is of another run"):
+        trained(samples, state, batch=3)
     again = trained(samples, state)
-    assert not state.exists()
+    assert not state.path.exists()
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
 

@@ -45,15 +45,15 @@ def test_samples_are_the_generators_latents_and_their_images_scores(tmp_path):
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     sample(sampling(), tmp_path / "whole")
-    write, calls = samples._write, []
+    replace_file, calls = samples.replace_file, []
 
-    def killed(path, table):
+    def killed(path, write):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(path, table)
+        replace_file(path, write)
 
-    monkeypatch.setattr(samples, "_write", killed)
+    monkeypatch.setattr(samples, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
         sample(sampling(), tmp_path / "cut")
     assert len(parts(tmp_path / "cut")) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stylepairs.datagen.pairs.codec import encode_png
+from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.shell import decode
 from stylepairs.datagen.shell.decode import Damaged
 
@@ -69,7 +69,7 @@ def test_members_are_read_at_their_place_and_nowhere_else() -> None:
 
 def test_pictures_read_back_and_cut_ones_are_damaged() -> None:
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    data = encode_png(image)
+    data = png_bytes(image)
     np.testing.assert_array_equal(decode.decode_png(data, "RGB"), image)
     assert decode.decode_png(data, "L").shape == (4, 4)
     for kept in (0, 10, 30, len(data) // 2):
