@@ -45,9 +45,7 @@ def test_crops_are_the_packages(example: ModuleType, photo: np.ndarray, share: f
     transform = alignment.square_transform(face, size, share)
     np.testing.assert_allclose(example.square_transform(face, size, share), transform)
     found = example.crop_aligned(photo, transform, size).astype(int)
-    difference = np.abs(found - alignment.crop_aligned(photo, transform, size))
-    assert difference.mean() < 0.6
-    assert np.percentile(difference, 99) <= 4  # OpenCV rounds places to 1/32 of a pixel
+    np.testing.assert_allclose(found, alignment.crop_aligned(photo, transform, size), atol=1)
 
 
 def maps_of(side: int) -> np.ndarray:
@@ -82,10 +80,8 @@ def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: 
         given = EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6]) if way is paste.paste else maps.astype(float)
         way(result, photo, edited, given, transform)
         results.append(result.astype(int))
-    difference = np.abs(results[0] - results[1])
     assert (results[0] != photo).mean() > 0.01
-    assert difference.mean() < 0.3
-    assert np.percentile(difference, 99) <= 3
+    np.testing.assert_allclose(results[0], results[1], atol=1)
 
 
 @pytest.mark.slow
