@@ -1,7 +1,7 @@
 """Trained restorations beside classical ones on the same degraded portraits: bicubic enlargement, OpenCV's inpainting
 (Telea 2004; Bertalmio et al. 2001) and non-local means (Buades et al. 2005).
 
-    python benchmarks/restoration.py RUN... --portraits HELDOUT --out DIR [--limit N] [--shown sfhq]
+    python benchmarks/restoration.py RUN... --portraits HELDOUT --out DIR [--limit N] [--shown NAME...]
 
 For each run figures.md and all the rest of `i2i evaluate` go to DIR/RUN, and one sheet.jpg to DIR: for each run photo,
 best classical method, run, wanted. OpenCV's inpainting is told where the holes are, and so is "told"; the run itself
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--portraits", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--shown", default="", help="beginning of the names of those that the sheet may show")
+    parser.add_argument("--shown", nargs="*", default=[], help="portraits of the sheet; none: the first ones")
     arguments = parser.parse_args()
     by, columns = load_instruments(), []
     for run in arguments.runs:
@@ -75,8 +75,8 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     judged["run"].figures.update(network_cost(editor))
     write_report(arguments.out / run.name, judged)
     print(run.name, markdown(judged, {}), sep="\n", flush=True)
-    shown = [place for place, record in enumerate(records) if record.portrait.startswith(arguments.shown)]
-    shown = shown[:: max(1, len(shown) // SHEET_ROWS)][:SHEET_ROWS]
+    names = [record.portrait for record in records]
+    shown = [names.index(name) for name in arguments.shown or names[:SHEET_ROWS]]
     best = best_classical(judged)
     photos, targets = ([samples[place][name] for place in shown] for name in ("photo", "target"))
     return [photos, *([images[name][place] for place in shown] for name in (best, "run")), targets]
