@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 from stylepairs.datagen.shell import events
-from stylepairs.datagen.shell.errors import InputError, printable
+from stylepairs.datagen.shell.errors import InputError, printable, without_middle
 from stylepairs.datagen.shell.storage.staged import local_place, place
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ def advice_if_interrupted(advice: str) -> Iterator[None]:
 
 
 def _fail(message: str, whole: bool = False) -> NoReturn:
+    line = without_middle(" ".join(message.split()))
     if events.is_json():
-        events.event("error", message=" ".join(message.split()), exit_code=2)
+        events.event("error", message=line, exit_code=2)
     else:
-        print(message if whole else printable(" ".join(message.split())), file=sys.stderr)
+        print(message if whole else printable(line), file=sys.stderr)
     sys.exit(2)
 
 

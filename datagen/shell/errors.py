@@ -65,6 +65,16 @@ def plain_words(details: ErrorDetails) -> str:
     return re.sub(r"^Input should ", "should ", message)
 
 
+def without_middle(text: str, limit: int = 2000) -> str:
+    """A text of more than `limit` characters, as one that quotes a huge name, with its middle left out.
+
+    >>> without_middle("abcdefghijklmno", limit=9)
+    'abc...mno'
+    """
+    kept = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:kept]}...{text[-kept:]}"
+
+
 def printable(text: str) -> str:
     r"""The text with whatever cannot be printed on one line (line breaks, bytes that are no UTF-8) written as escapes.
 
