@@ -26,6 +26,7 @@ from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.landmarks import (
     BROWS,
     CHIN,
+    FACE_OUTLINE,
     JAW,
     LEFT_CORNER,
     LOWER_LIP,
@@ -36,6 +37,7 @@ from stylepairs.datagen.portraits.landmarks import (
     mouth_width,
 )
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.regions import feather, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import soft_line
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
@@ -50,6 +52,8 @@ _CURVE = 1.7
 _CHEEKS = ((0.62, 0.62), (0.78, 0.5))
 # Darkening of the fold beside the mouth at a smile of 1; its width in eye distances.
 _FOLD, _FOLD_WIDTH = 0.1, 0.045
+# Of the side: how softly the edit ends along the face's outline.
+_FADE = 0.02
 _LOWER_LIDS = (40, 41, 46, 47)
 _UPPER_LIDS = (36, 37, 38, 39, 42, 43, 44, 45)
 
@@ -125,7 +129,10 @@ def _full_flow(portrait: Portrait, params: Params) -> torch.Tensor:
     chin = points[LOWER_LIP].lerp(points[CHIN], 0.6)
     chin = chin + torch.tensor([[-0.5], [0.0], [0.5]]).to(points) * (points[10] - points[6])
     pinned = torch.cat([points[JAW], points[BROWS], points[NOSE], points[list(_UPPER_LIDS)], chin])
-    return point_flow(portrait.size_px, source, source + params.smile * frame.move(move), pinned, method="tps")
+    # Thin-plate splines bend everything a little, hair and background too.
+    window = feather(polygon(portrait, points[FACE_OUTLINE].cpu().numpy()), _FADE)
+    target = source + params.smile * frame.move(move)
+    return point_flow(portrait.size_px, source, target, pinned, method="tps", window=window)
 
 
 def _lip_moves(points: torch.Tensor, frame: FaceFrame) -> torch.Tensor:

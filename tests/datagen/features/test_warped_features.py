@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stylepairs.datagen.features import eyes, face_shape, smile
+from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.portraits.regions import dilate, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 
 CASES = [
@@ -43,6 +45,16 @@ def test_nothing_changes_outside_the_edit_mask(portrait, feature, params):
     assert made.image.abs().max() <= 1
     assert (made.edit_mask + made.keep_mask).max() <= 1 + 1e-6
     assert made.sketch_detail == 1
+
+
+@pytest.mark.parametrize(("feature", "params"), CASES[2:], ids=IDS[2:])
+def test_hair_and_background_are_left_alone(portrait, feature, params):
+    """Thin-plate splines bend everything a little, as far as the border."""
+    made = feature.sketch(portrait, feature.Params(**params))
+    outline = portrait.points68[FACE_OUTLINE].numpy()
+    beyond = dilate(polygon(portrait, outline), 0.08) == 0
+    assert beyond.float().mean() > 0.5
+    assert made.edit_mask[beyond].max() == 0
 
 
 @each_feature
