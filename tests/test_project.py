@@ -96,8 +96,10 @@ def test_bundled_photos_carry_no_metadata(path):
         assert set(photo.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
-def test_accelerate_reads_its_configuration():
-    settings = yaml.safe_load((ROOT / "accelerate_config.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_its_configurations(path):
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     config_args = pytest.importorskip("accelerate.commands.config.config_args")
-    loaded = config_args.load_config_from_file(str(ROOT / "accelerate_config.yaml"))
-    assert loaded.num_processes == settings["num_processes"]
+    loaded = config_args.load_config_from_file(str(path))
+    assert (loaded.num_machines, loaded.num_processes) == (settings["num_machines"], settings["num_processes"])
+    assert str(loaded.distributed_type).endswith(settings["distributed_type"])
