@@ -21,7 +21,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.photo_files import outcome
 from stylepairs.i2i.edit.provenance import marked
-from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.checkpoints import ModelInfo, shipped_models
 
 if TYPE_CHECKING:
     import gradio
@@ -171,7 +171,7 @@ def serve(runs: Sequence[str], port: int, device: str = "auto", block: bool = Tr
     runs: as `Editor.load` takes them; none: all that the package ships. block: until interrupted.
     """
     editors = {}
-    for run in runs or ["embedded"]:
+    for run in runs or shipped_models():
         editor = Editor.load(run, device=device)
         name, count = editor.info.feature, 1
         while name in editors:

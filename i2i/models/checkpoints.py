@@ -138,6 +138,12 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
     return path
 
 
+def shipped_models() -> list[str]:
+    """The sources, as `load_model` takes them, of all models that the package carries."""
+    names = sorted(each.name for each in (files("stylepairs.i2i") / "weights").iterdir())
+    return [f"embedded:{name.removesuffix('.safetensors')}" for name in names if name.endswith(".safetensors")]
+
+
 def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: StateDetails) -> None:
     """Write a training state, whole or not at all."""
     _write(path, tensors, {"format": STATE_FORMAT, "details": details.model_dump_json()})

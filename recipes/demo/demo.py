@@ -26,11 +26,18 @@ RECIPE = "hair_color"
 # Every portrait is made in each of these colours.
 PAIR_COLORS = ("blond", "auburn")
 # What is edited in the end: held-out photos, and three of them side by side as a group photo.
-EDITED = ("portrait_041", "portrait_043", "portrait_046", "portrait_047", "portrait_048", "portrait_052")
+EDITED = ("portrait_041", "portrait_043", "portrait_045", "portrait_047", "portrait_048", "portrait_052")
 GROUP = ("portrait_044", "portrait_053", "portrait_055")
 # Pairs a shard: small, so that the processors share them out and little is lost on an interruption.
 SHARD_SIZE = "10"
 EDIT_COLORS = ("blond", "auburn", "black", "blue")
+# What the shipped models of the other features show on the same photos: a name for folder and page, and the settings.
+SHIPPED = {
+    "full fringe": ("embedded:bangs", "style=full"),
+    "swept fringe": ("embedded:bangs", "style=side_left"),
+    "lower hairline": ("embedded:hairline", "shift=-0.3"),
+    "fluffier": ("embedded:fluffiness", "volume=0.12"),
+}
 # glibc returns big blocks to the system and takes them back at the next layer; keeping them halves the time of a
 # training step on CPUs. Other systems ignore these names.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
@@ -90,7 +97,7 @@ def run(out: Path, portrait_count: int, steps: int) -> int:
         mark_done(out, stage, taken_s)
         pace = taken_s / stage.planned_s if i == 0 else 0.5 * (pace + taken_s / stage.planned_s)
     print(f"\n[{len(stages) + 1}/{len(stages) + 1}] Drawing the page", flush=True)
-    report.write(out, PHOTOS, EDITED, EDIT_COLORS)
+    report.write(out, PHOTOS, EDITED, EDIT_COLORS, tuple(SHIPPED))
     print(f"\n{out / 'index.html'} is ready ({duration(time.monotonic() - started)}).")
     return 0
 
@@ -140,6 +147,15 @@ def plan(out: Path, portrait_count: int, steps: int) -> Iterator[Stage]:
         [
             ["i2i", "edit", trained, *photos, "--out", str(out / "edited" / color), "--set", f"color={color}"]
             for color in EDIT_COLORS
+        ],
+    )
+    yield Stage(
+        "shipped",
+        "Editing them with the shipped models of fringe, hairline and volume",
+        60,
+        [
+            ["i2i", "edit", model, *photos, "--out", str(out / "edited" / name), "--set", setting]
+            for name, (model, setting) in SHIPPED.items()
         ],
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,13 @@ from PIL import Image
 
 from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.images.files import to_float, to_uint8
+from stylepairs.datagen.images.files import load_photo, to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+from stylepairs.i2i.edit.editor import Editor
 
 PHOTO_PX = 256
 GAP_PX = 6
@@ -61,18 +63,28 @@ COLUMNS = {
     "smile": ("smile", "params.smile=0.8"),
 }
 ROWS = (5, 8, 47, 27)
+# The shipped editors, on people whom they were not trained on: a row each, the photo and then these.
+EDITORS: dict[str, dict[str, Any]] = {
+    "embedded:hair_color": {"color": "auburn"},
+    "embedded:bangs": {"style": "full", "length": 0.8},
+    "embedded:hairline": {"shift": -0.3},
+    "embedded:fluffiness": {"volume": 0.12, "where": "both"},
+}
+EDITED = (47, 52, 41, 44)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/pictures"), help="working folder; finished pairs stay")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--features", default=",".join(["pairs", *FEATURES]))
+    parser.add_argument("--features", default=",".join(["pairs", "editors", *FEATURES]))
     options = parser.parse_args()
     images = options.docs / "images"
     for name in options.features.split(","):
         if name == "pairs":
             save(images / "pairs.jpg", first_picture(options.out), PHOTO_PX)
+        elif name == "editors":
+            save(images / "editors.jpg", editors_picture(), PHOTO_PX)
         else:
             save(images / "features" / f"{name}.jpg", feature_picture(options.out, name), PHOTO_PX // 2)
 
@@ -84,6 +96,16 @@ def first_picture(work: Path) -> list[list[Image.Image]]:
         for title, (feature, setting) in COLUMNS.items()
     ]
     return [[edited[0][row][0], *(column[row][1] or grey() for column in edited)] for row in range(len(ROWS))]
+
+
+def editors_picture() -> list[list[Image.Image]]:
+    """Rows of cells: each photo, then its single-pass edits."""
+    photos = [load_photo(PHOTOS / "heldout" / f"portrait_{number:03d}.jpg").pixels for number in EDITED]
+    editors = [(Editor.load(source), params) for source, params in EDITORS.items()]
+    return [
+        [Image.fromarray(each) for each in (photo, *(editor(photo, params).pixels for editor, params in editors))]
+        for photo in photos
+    ]
 
 
 def feature_picture(work: Path, name: str) -> list[list[Image.Image]]:

@@ -27,15 +27,18 @@ PHOTO_PX = 190
 GROUP_PX = 330
 # Losses are noisy: the plot shows means of this many logged values at most.
 PLOT_POINTS = 60
+EDITS_TEXT = "One forward pass for each face; pixels outside the predicted mask keep their values."
+SHIPPED_TEXT = "By the models that the package carries. A face that they are not sure of stays as it is."
 
 
-def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str]) -> None:
+def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str], shipped: Sequence[str]) -> None:
     """Write `out/index.html` from the folders that the stages left in `out`."""
     body = [
         portraits_section(out / "portraits", photos / "train"),
         pairs_section(out / "pairs"),
         losses_section(out / "run"),
-        edits_section(out, photos / "heldout", edited, colors),
+        page.section("4. Photos it never saw", EDITS_TEXT, edit_cards(out, photos / "heldout", edited, colors)),
+        page.section("5. The other hair features", SHIPPED_TEXT, edit_cards(out, photos / "heldout", edited, shipped)),
         times_section(out),
     ]
     text = (
@@ -116,20 +119,18 @@ def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def edits_section(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str]) -> str:
+def edit_cards(out: Path, photos: Path, edited: Sequence[str], edits: Sequence[str]) -> list[str]:
+    """A card for each photo: the photo, then each edit."""
     cards = []
     for name, source, width_px in (
         *((name, photos / f"{name}.jpg", PHOTO_PX) for name in edited),
         ("group", out / "group.png", GROUP_PX),
     ):
         pictures = [page.picture(source, width_px, "photo")]
-        for color in colors:
-            pictures += [
-                page.picture(path, width_px, color) for path in sorted((out / "edited" / color).glob(f"{name}.*"))
-            ]
+        for edit in edits:
+            pictures += [page.picture(path, width_px, edit) for path in (out / "edited" / edit).glob(f"{name}.*")]
         cards.append(page.card(pictures))
-    text = "One forward pass for each face; pixels outside the predicted mask keep their values."
-    return page.section("4. Photos it never saw", text, cards)
+    return cards
 
 
 def times_section(out: Path) -> str:
