@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stylepairs.datagen.images.files import read_image, to_float
 from stylepairs.datagen.portraits.alignment import apply_transform
@@ -132,7 +132,7 @@ def photo_digests(folder: Path) -> dict[str, str]:
 
 class _IndexRow(BaseModel):
     name: str
-    photo_sha256: str | None = None
+    photo_sha256: str | None = Field(default=None, max_length=64)
 
 
 def checked_name(name: object, path: Path) -> str:

@@ -68,7 +68,7 @@ def test_group_photo_shows_three_faces_side_by_side(scripts, tmp_path):
 def test_page_holds_everything_and_loads_nothing(scripts, tmp_path, synthetic_pairs):
     demo = scripts["demo"]
     fill(tmp_path, demo, synthetic_pairs)
-    scripts["report"].write(tmp_path, demo.PHOTOS, demo.EDITED, demo.EDIT_COLORS)
+    scripts["report"].write(tmp_path, demo.PHOTOS, demo.EDITED, demo.EDIT_COLORS, tuple(demo.SHIPPED))
     text = (tmp_path / "index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert sources
@@ -76,7 +76,7 @@ def test_page_holds_everything_and_loads_nothing(scripts, tmp_path, synthetic_pa
     assert text.count("accepted") >= 4
     assert "rejected: hair_delta_e 20 &gt; 8" in text
     assert "<polyline" in text
-    assert all(f">{color}<" in text for color in demo.EDIT_COLORS)
+    assert all(f">{edit}<" in text for edit in (*demo.EDIT_COLORS, *demo.SHIPPED))
 
 
 def fill(out: Path, demo, synthetic_pairs) -> None:
@@ -91,10 +91,10 @@ def fill(out: Path, demo, synthetic_pairs) -> None:
     lines = [{"step": i, "kind": "train", "loss": 1 / (i + 1)} for i in range(9)]
     (out / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     demo.make_group_photo(out / "group.png")
-    for color in demo.EDIT_COLORS:
-        (out / "edited" / color).mkdir(parents=True)
+    for edit in (*demo.EDIT_COLORS, *demo.SHIPPED):
+        (out / "edited" / edit).mkdir(parents=True)
         for name in (*demo.EDITED, "group"):
-            Image.new("RGB", (20, 24), "red").save(out / "edited" / color / f"{name}.jpg")
+            Image.new("RGB", (20, 24), "red").save(out / "edited" / edit / f"{name}.jpg")
     demo.mark_done(out, demo.Stage("build", "", 1.0, []), 3.0)
 
 
@@ -119,5 +119,5 @@ def test_the_whole_demo_runs_in_small(tmp_path):
         "2",
     ]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    assert len(list((tmp_path / "edited").glob("*/*.png"))) == 7 * 4
+    assert len(list((tmp_path / "edited").glob("*/*.png"))) == 7 * 8
     assert (tmp_path / "index.html").stat().st_size > 100_000

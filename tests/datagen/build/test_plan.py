@@ -187,7 +187,17 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
     assert cache.load(portrait) is None
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "1", '{"photo_sha256": "x"}', '{"name": [], "photo_sha256"', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "1",
+        '{"photo_sha256": "x"}',
+        '{"name": [], "photo_sha256"',
+        "\x00",
+        f'{{"name": "a", "photo_sha256": "{"x" * 9000}"}}',
+    ],
+)
 def test_a_hostile_index_of_portraits_is_one_clear_line(tmp_path, text):
     (tmp_path / "index.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"index\.jsonl: damaged .*prepare the photos again") as caught:
