@@ -12,6 +12,9 @@ identity      cosine of deep features of the face, before and after
 outside       PSNR in dB outside the attribute's region, grown
 seconds       of a processor for one edit at a known strength, rendering included
 
+`pairs_i2i` is this project's own way beside the papers': the shipped editors, trained on mask-guided pairs, whose
+strength is their degree. They see the picture, not the latent.
+
 People are drawn from the generator with a seed of their own (none is among the samples): inversion errors are no part
 of the comparison. With --encoder they are the codes of portraits, which tells how well that encoder's codes can be
 edited: "before" is then what the code renders. Intervals are 95 % of a bootstrap over people. Finished edits
@@ -28,6 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +54,11 @@ from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.i2i.edit.editor import Editor
 
 # Attribute -> what is asked of it: its sign, and the attributes that the conditional boundary leaves alone.
 EDITS = {
+    "fringe": (1, ("hair_lightness", "hair_length")),
     "hair_lightness": (1, ("skin_lightness", "background_lightness")),
     "hairline_height": (-1, ("hair_volume", "hair_lightness")),
     "hair_volume": (1, ("hair_length", "background_lightness")),
@@ -68,6 +74,13 @@ TOLERANCE = 0.2
 SEED = 1_000_003
 PSI = 0.7
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
+# Attribute -> the editor whose pairs change it, and what it is asked for; its degree is the strength by the largest.
+EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fringe": ("embedded:bangs", {"style": "full", "length": 0.9}),
+    "hair_lightness": ("embedded:hair_color", {"color": "light_blond"}),
+    "hairline_height": ("embedded:hairline", {"shift": -0.35}),
+    "hair_volume": ("embedded:fluffiness", {"volume": 0.12, "where": "both"}),
+}
 REFINED = 2  # halvings of the bracket after the grid
 MASK_FACE_GAN_PEOPLE, MASK_FACE_GAN_STEPS = 4, 60
 
@@ -288,6 +301,24 @@ def _mask_face_gan(bench: Bench, attribute: str, options: argparse.Namespace) ->
     return render
 
 
+def _pairs_i2i(bench: Bench, attribute: str, options: argparse.Namespace) -> Render | None:
+    """A single-pass editor on what the generator renders; its whole degree stands for the largest strength."""
+    if attribute not in EDITORS:
+        return None
+    source, params = EDITORS[attribute]
+    editor = Editor.load(source)
+    style = editor.wanted(params).style[None]
+
+    def render(person: Person, strength: float) -> torch.Tensor:
+        with torch.no_grad():
+            image = bench.generator.synthesis(person.ws[None]).clamp(-1, 1)
+            degree = torch.tensor([abs(strength) / STRENGTHS[-1]])
+            edited: torch.Tensor = editor.model(image, torch.ones_like(image[:, :1]), degree, style).output
+        return edited[0]
+
+    return render
+
+
 METHODS: dict[str, Callable[[Bench, str, argparse.Namespace], Render | None]] = {
     "interfacegan": partial(_fitted, "interfacegan", False),
     "conditional": partial(_fitted, "interfacegan", True),
@@ -298,6 +329,7 @@ METHODS: dict[str, Callable[[Bench, str, argparse.Namespace], Render | None]] = 
     "fine_boundary": _fine,
     "pasted": _pasted,
     "mask_face_gan": _mask_face_gan,
+    "pairs_i2i": _pairs_i2i,
 }
 
 
