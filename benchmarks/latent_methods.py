@@ -306,7 +306,9 @@ def _pairs_i2i(bench: Bench, attribute: str, options: argparse.Namespace) -> Ren
     if attribute not in EDITORS:
         return None
     source, params = EDITORS[attribute]
-    editor = Editor.load(source)
+    editor = Editor.load(source, device="cpu")
+    if editor.model.size_px != bench.generator.config.img_resolution:
+        return None
     style = editor.wanted(params).style[None]
 
     def render(person: Person, strength: float) -> torch.Tensor:

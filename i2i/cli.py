@@ -223,6 +223,8 @@ def evaluate(
     if restores != {False}:
         if portraits is None or len(restores) > 1:
             raise InputError("models that restore are judged by themselves, on --portraits")
+        if pairs is not None or overrides or (out is not None and folder is None):
+            raise InputError("models that restore are judged without --pairs and --set, --out is a folder")
         show_compared(judge_restored(editors, portraits, by, limit), folder and folder / "portraits")
     elif portraits is not None:
         judge_on_portraits(editors, portraits, params, by, limit, out)

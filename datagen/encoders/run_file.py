@@ -25,11 +25,15 @@ class RunFile:
     identity: str
 
     def steps(self, modules: Modules, optimizers: Optimizers, settings: str, count: int, every: int) -> Iterator[int]:
-        """The steps that are left of `count`, what they come to written after `every` so many; gone at the end."""
+        """The steps that are left of `count`, what they come to written after `every` so many and at the end. What
+        was learned has to be saved before the file is dropped."""
         for step in range(self.resume(modules, optimizers, settings) if self.path.exists() else 0, count):
             yield step
-            if (step + 1) % every == 0:
+            if (step + 1) % every == 0 or step + 1 == count:
                 self.write(modules, optimizers, settings, step + 1)
+
+    def drop(self) -> None:
+        """Remove it, where it is."""
         self.path.unlink(missing_ok=True)
 
     def write(self, modules: Modules, optimizers: Optimizers, settings: str, step: int) -> None:

@@ -125,14 +125,17 @@ def train_mapper(
     names = _names(attributes)
     settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=_names(frozen), seed=seed)
     scorer = load_scorer(names)
-    state = RunFile(out.with_name(f".{out.name}.state"), f"generator {digest}, scores {names} by {scorer.digest}")
+    learned_from = load_samples(samples)
+    known = f"generator {digest}, samples {learned_from.digest}, scores {names} by {scorer.digest}"
+    state = RunFile(out.with_name(f".{out.name}.state"), known)
     advice = "run the same command again to go on from the last checkpoint"
     with advice_if_interrupted(advice), progress(steps, "steps") as shown:
         mapper = latent_mapper.train_mapper(
-            network, digest, load_samples(samples), scorer, load_perceptual("auto"), settings, state,
+            network, digest, learned_from, scorer, load_perceptual("auto"), settings, state,
             lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
         )  # fmt: skip
     latent_mapper.save_mapper(out, mapper)
+    state.drop()
     print(f"{out}: {len(names)} attributes, {steps} steps")
 
 

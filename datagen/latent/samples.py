@@ -7,6 +7,7 @@ the number of workers show: a part that is there is not made again, and 400 000 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -64,6 +65,14 @@ class Samples:
     w: torch.Tensor
     scores: dict[str, torch.Tensor]
     generator_digest: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 of latents and scores."""
+        digest = hashlib.sha256(self.w.numpy().tobytes())
+        for name in sorted(self.scores):
+            digest.update(name.encode() + self.scores[name].numpy().tobytes())
+        return digest.hexdigest()
 
     def scored(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [M,C] and scores [M] of the samples that have this score. Raises InputError where it is unknown."""

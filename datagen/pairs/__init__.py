@@ -1,1 +1,1 @@
-"""Pairs on disk: record, codec, shards, export and the page that shows them."""
+"""Pairs on disk: record, shards, export and the page that shows them."""

@@ -32,6 +32,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import style_in_light, style_of
+from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.train import degraded
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ class Editor:
         """Whether the edit keeps the photo's texture, and what the network is given of a face."""
         portrait = self._portrait(photo, points68, self.model.size_px)
         if self.decides_alone:
-            return not self.model.config.draws, self._inputs(portrait, None, wanted)
+            anew = makes_anew(self.model.config) or self.feature is degraded.FEATURE
+            return not anew, self._inputs(portrait, None, wanted)
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
         return sketch.photo_detail > 0, self._inputs(portrait, region_of(sketch), wanted)
 

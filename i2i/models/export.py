@@ -21,7 +21,7 @@ from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Glean
-from stylepairs.i2i.models.plain import Plain
+from stylepairs.i2i.models.plain import Plain, makes_anew
 from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
 
 # Under this name the description lies in the ONNX file's metadata and, as a file, in a .pt2.
@@ -123,7 +123,7 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "outputs": list(OUTPUTS),
         "style_channels": model.config.style_channels,
         "crop_px": PARSER_INPUT_PX,  # what the editor cuts out of a photo before it is brought to size_px
-        "draws": model.config.draws,
+        "draws": makes_anew(model.config),
         "needs_region": bool(model.config.region_logit),
         **asdict(info),
     }

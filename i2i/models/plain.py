@@ -86,6 +86,11 @@ class Plain(nn.Module):
         return dict(self.state_dict())
 
 
+def makes_anew(config: GleanConfig | PlainConfig) -> bool:
+    """Whether the edit is an image of its own: the photo cannot be recoloured by it beyond the crop."""
+    return config.draws or (isinstance(config, PlainConfig) and config.kind in PUBLISHED)
+
+
 def everywhere(told: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Numbers [N,T] as channels [N,T,H,W] of an image."""
     return told[:, :, None, None].expand(-1, -1, *like.shape[2:])

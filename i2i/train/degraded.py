@@ -152,8 +152,9 @@ def degraded(
         photo = np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)
     if settings.jpeg_quality:
         quality = int(rng.integers(settings.jpeg_quality[0], settings.jpeg_quality[1] + 1))
-        _, coded = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        photo = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))
+        # OpenCV's order is BGR: JPEG weighs and thins out the colours by what they are.
+        _, coded = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        photo = np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))[..., ::-1])
     if settings.scale > 1:
         photo = cv2.resize(photo, (width, height), interpolation=cv2.INTER_CUBIC)
     whole = np.full((height, width), 255, np.uint8)

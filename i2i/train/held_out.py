@@ -59,7 +59,7 @@ def figures_of(model: Network, sample: Sample, style: str, perceptual: Perceptua
     """The figures of one held-out pair, a batch of one, and the model's confidence."""
     edit = run_sample(model, sample)
     output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
-    tight = tightened(mask)
+    tight = sample.get("tight", tightened(mask))
     colors = [mean_color(image, (tight > 0.5).float())[0] for image in (output, target)]
     wanted = {}
     if style == "color":

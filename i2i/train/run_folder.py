@@ -23,7 +23,7 @@ from stylepairs.datagen.shell.storage.staged import Staged, publish, publish_fol
 from stylepairs.i2i.models import checkpoints
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 RUN_FILE = "run.json"
 METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines

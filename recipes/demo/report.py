@@ -28,7 +28,7 @@ GROUP_PX = 330
 # Losses are noisy: the plot shows means of this many logged values at most.
 PLOT_POINTS = 60
 EDITS_TEXT = "One forward pass for each face; pixels outside the predicted mask keep their values."
-SHIPPED_TEXT = "By the models that the package carries. A face that they are not sure of stays as it is."
+SHIPPED_TEXT = "By the models that the package carries. A photo whose faces they are not sure of is left out."
 
 
 def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str], shipped: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ def adapt_to_file(
     make_folder(out.parent)
     made = adapt(generator, domain(generator, picture, eyes, network, prior), settings, state, on_step)
     save_generator(out, made, {ADAPTED_FROM: digest})
+    state.drop()
 
 
 def _square(path: Path, size_px: int) -> torch.Tensor:

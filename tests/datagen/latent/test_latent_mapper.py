@@ -91,6 +91,11 @@ def test_training_comes_nearer_to_what_is_asked(samples):
     assert error(last, samples) < 0.9 * error(first, samples)
 
 
+def test_other_samples_are_told_by_their_digest(samples):
+    other = Samples(samples.w, samples.scores | {"b": samples.scores["b"] + 1}, samples.generator_digest)
+    assert samples.digest == Samples(samples.w.clone(), dict(samples.scores), "").digest != other.digest
+
+
 def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_mapper, "_SAVE_EVERY", 3)
     whole, state = trained(samples), RunFile(tmp_path / "state", "run")
@@ -105,7 +110,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monke
     with pytest.raises(InputError, match="is of another run"):
         trained(samples, state, batch=3)
     again = trained(samples, state)
-    assert not state.path.exists()
+    assert state.path.exists()  # until the mapper is saved
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers.tiny_build import write_portraits
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from PIL import Image
 
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
@@ -45,6 +47,15 @@ def image(seed: int, side: int = 64) -> np.ndarray:
     return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
 
 
+def test_jpeg_is_coded_in_the_order_of_its_colours() -> None:
+    photo, coded = image(0), io.BytesIO()
+    asked = DegradationSettings(jpeg_quality=(40, 40))
+    poor, _ = degraded(photo, asked, np.random.default_rng(0))
+    Image.fromarray(photo).save(coded, "JPEG", quality=40)
+    expected = np.asarray(Image.open(coded))
+    assert np.abs(poor.astype(int) - expected).mean() < 0.5 < np.abs(photo.astype(int) - expected).mean()
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_restores_portraits_end_to_end(
     path: Path, portraits: Path, generator_file: Path, tmp_path: Path
@@ -59,6 +70,12 @@ def test_recipe_restores_portraits_end_to_end(
     assert info.feature == "restoration"
     for name, tensor in load_model(again)[0].state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
+    alone = Editor(model, info, FakeAnalyser([(150, 150)], eye_distance=10))
+    photo = np.full((300, 300, 3), 120, np.uint8)
+    changed = (alone(photo).pixels != photo).any(-1)
+    assert not changed[:, :129].any()  # 40 px are the face's square
+    assert not changed[:, 171:].any()
+    assert changed.any() or path.stem != "denoising"  # the others change nothing as yet
     editor = Editor(model, info, FakeAnalyser([(48, 48)]))
     judged, photos, targets = judge_restored({"run": editor}, portraits, load_instruments("pyramid"), limit=4)
     assert len(judged["run"].rows) == len(photos) == len(targets) == 4
