@@ -276,6 +276,8 @@ class _StrictLoader(yaml.SafeLoader):
             raise self._refused(f"{_brief(value)} holds a NUL", node)
         if isinstance(value, float) and not math.isfinite(value):
             raise self._refused(f"{value} is not a finite number", node)
+        if isinstance(value, int | float) and isinstance(node, yaml.ScalarNode) and ":" in node.value:
+            raise self._refused(f"YAML reads {_brief(node.value)} as sixtieths: write a number, or quote it", node)
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise self._refused("a whole number of more than 64 bits", node)
         return value

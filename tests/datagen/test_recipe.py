@@ -155,6 +155,8 @@ UNREAL = {
     "!!int ''": "'' is no int",
     "!!bool maybe": "'maybe' is no bool",
     "9" * 5000: "is no int",
+    "1:30:00": "as sixtieths",
+    "190:20:30.15": "as sixtieths",
     "1" * 23: "a whole number of more than 64 bits",
     ".nan": "nan is not a finite number",
     "-.inf": "-inf is not a finite number",
