@@ -24,7 +24,7 @@ from stylepairs.datagen.images.trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRI
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
 
-MODULES = ("generator", "ema", "mixing", "heads", "offsets", "moments")
+MODULES = ("generator", "ema", "mixing", "heads", "face_heads", "offsets", "moments")
 OPTIMIZERS = ("g_optimizer", "d_optimizer")
 
 
@@ -43,6 +43,7 @@ class TrainingState:
     ema: Generator
     mixing: Mixing
     heads: Heads
+    face_heads: Heads  # of the enlarged face
     offsets: Offsets
     moments: Moments
     g_optimizer: torch.optim.Adam
@@ -80,7 +81,8 @@ def start_from(state: TrainingState, folder: Path) -> None:
     if (folder / "discriminator.safetensors").exists():
         tensors = _weights(folder / "discriminator.safetensors")
         state.mixing.load_state_dict(_under(tensors, "mixing"))
-        state.heads.load_state_dict(_under(tensors, "heads"))
+        for name in ("heads", "face_heads"):
+            getattr(state, name).load_state_dict(_under(tensors, name) or _under(tensors, "heads"))
     if (folder / "codes.safetensors").exists():
         tensors = _weights(folder / "codes.safetensors")
         state.codes = tensors["z"]
@@ -94,7 +96,7 @@ def write_weights(folder: Path, state: TrainingState) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_generator(folder / "generator.safetensors", state.generator, state.images_seen, torch.float16)
     write_generator(folder / "generator_ema.safetensors", state.ema, state.images_seen, torch.float16)
-    parts = {name: getattr(state, name).state_dict() for name in ("mixing", "heads", "offsets")}
+    parts = {name: getattr(state, name).state_dict() for name in ("mixing", "heads", "face_heads", "offsets")}
     tensors = {f"{name}/{key}": value.half() for name, part in parts.items() for key, value in part.items()}
     codes = {key: tensors.pop(key) for key in list(tensors) if key.startswith("offsets/")}
     write(folder / "discriminator.safetensors", tensors)
@@ -106,7 +108,7 @@ def start_stage(previous: TrainingState, rates: Rates, resolution: int, seed: in
     torch.manual_seed(seed + resolution)
     state = _assemble(dataclasses.replace(previous.generator.config, img_resolution=resolution), rates)
     _grow(state, previous.generator.state_dict(), previous.ema.state_dict())
-    for name in ("mixing", "heads"):
+    for name in ("mixing", "heads", "face_heads"):
         getattr(state, name).load_state_dict(getattr(previous, name).state_dict())
     grow_offsets(previous.offsets.state_dict(), state.offsets)
     state.codes, state.images_seen = previous.codes, previous.images_seen
@@ -135,7 +137,9 @@ def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState 
     tensors = load_file(path)
     state = _assemble(GeneratorConfig(**progress["generator"]), rates)
     for name in MODULES:
-        getattr(state, name).load_state_dict(_under(tensors, name))
+        # Runs begun before the enlarged face had heads of its own go on with those of the whole picture.
+        parts = _under(tensors, name) or _under(tensors, "heads")
+        getattr(state, name).load_state_dict(parts)
     state.to(device)
     for name in OPTIMIZERS:
         _load_optimizer(getattr(state, name), _under(tensors, name))
@@ -164,21 +168,23 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 
 
 def _assemble(config: GeneratorConfig, rates: Rates) -> TrainingState:
-    generator, heads = Generator(config), Heads()
+    generator, heads, face_heads = Generator(config), Heads(), Heads()
     offsets = Offsets(config.num_ws, config.w_dim)
     groups: list[dict[str, Any]] = [
         {"params": list(generator.parameters())},
         {"params": list(offsets.parameters()), "lr": rates.offsets},
     ]
+    both = [*heads.parameters(), *face_heads.parameters()]
     return TrainingState(
         generator,
         copy.deepcopy(generator).requires_grad_(False),
         Mixing(),
         heads,
+        face_heads,
         offsets,
         Moments(moment_shapes(config.img_resolution)),
         torch.optim.Adam(groups, lr=rates.generator, betas=(0.5, 0.99), eps=1e-8, fused=True),
-        torch.optim.Adam(heads.parameters(), lr=rates.heads, betas=(0.0, 0.99), eps=1e-8, fused=True),
+        torch.optim.Adam(both, lr=rates.heads, betas=(0.0, 0.99), eps=1e-8, fused=True),
         torch.zeros(0, config.z_dim),
     )
 

@@ -4,9 +4,9 @@
     accelerate launch recipes/generator/train.py ...        (several GPUs)
 
 Each DIR holds aligned/ and hair/ as `datagen prepare` writes them. RUN keeps the state (resumed when it exists), log,
-figures, sample sheets and `generator_ema.safetensors`. Three losses: heads on frozen features
-(stylepairs.datagen.stylegan.projected), moments of features (moments.py), and portraits rendered from their own
-latents (codes.py).
+figures, sample sheets and `generator_ema.safetensors`. The losses: heads on frozen features
+(stylepairs.datagen.stylegan.projected), of the whole and of the enlarged face, moments of features (moments.py), and
+portraits rendered from their own latents (codes.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from augment import draw_augmentation
 from codes import assign_codes
@@ -34,6 +35,7 @@ W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
 MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
+FACE_TOP, FACE_LEFT, FACE_SIDE = 0.34, 0.25, 0.5  # of an aligned portrait's side: brows to chin
 Maps = list[torch.Tensor]
 
 
@@ -61,6 +63,7 @@ def parse_args() -> argparse.Namespace:
     add("--offsets-decay", type=float, default=0.1, help="weight of the offsets' mean square beside the likeness")
     add("--measure-images", type=int, default=8192, help="draws of portraits from which their moments are taken")
     add("--augment-p", type=float, default=0.3)
+    add("--face-weight", type=float, default=0.5, help="of heads that see brows to chin alone, enlarged; 0: none")
     add("--ema-images", type=float, default=5_000, help="half-life of the weight average, in images")
     add("--recolour-share", type=float, default=0.2, help="share of real images with recoloured hair")
     add("--precision", choices=["no", "bf16"], default="bf16")
@@ -136,8 +139,8 @@ class Stage:
                 (args.seed, state.images_seen, self.accelerator.process_index), self.data, state.codes,
                 state.generator, self.count, self.rebuilt, args.augment_p, args.recolour_share,
             )  # fmt: skip
-            row, fake, real = self.generator_step(draws)
-            row |= self.heads_step(fake, real)
+            row, seen = self.generator_step(draws)
+            row |= self.heads_step(seen)
             logged = {key: round(float(value), 4) for key, value in row.items()}
             if not all(map(math.isfinite, logged.values())):
                 raise SystemExit(f"not finite after {state.images_seen} images: {logged}; resume with lower rates")
@@ -150,18 +153,24 @@ class Stage:
             export_ema(args.out / "generator_ema.safetensors", state)
             write_sheet(args.out / "samples.png", state.ema)
 
-    def generator_step(self, draws: Draws) -> tuple[dict[str, torch.Tensor], Maps, Maps]:
-        """One step of generator and offsets; returns what to log and the mixed features, generated and real."""
+    def generator_step(self, draws: Draws) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Maps, Maps]]]:
+        """One step of generator and offsets; returns what to log, and by group of heads the mixed features, generated
+        and real."""
         state, args, n = self.state, self.args, self.rebuilt
         with torch.no_grad():
             real = self.maps(self.trunk(draws.augment(draws.portraits)))
+            real_face = self.face_maps(draws.portraits, draws)
         levels = len(real) // 2
         offsets = state.offsets([level[:n] for level in real[:levels]])
         image = self.render(draws, offsets)
         fake = self.maps(self.trunk(draws.augment(image)))
-        state.heads.requires_grad_(False).eval()  # eval: their spectral norms move in their own step alone
+        fake_face = self.face_maps(image, draws)
+        for heads in (state.heads, state.face_heads):
+            heads.requires_grad_(False).eval()  # eval: their spectral norms move in their own step alone
         with self.accelerator.autocast():
             leading = generator_loss(state.heads(fake[levels:]))
+            if fake_face:
+                leading = leading + args.face_weight * generator_loss(state.face_heads(fake_face))
         # Of draws of the prior alone: what is rebuilt resembles portraits anyway.
         drawn = args.batch // self.count * (self.count - n)
         moments = state.moments([level[n:] for level in fake], drawn, self.mean)
@@ -177,20 +186,29 @@ class Stage:
         state.g_optimizer.step()
         row = {"adversarial": leading, "moments": moments, "likeness": likeness}
         row |= {"offsets": offsets.square().mean().sqrt(), "rebuilt_db": decibel(image[:n], draws.portraits[:n])}
-        return {key: value.detach() for key, value in row.items()}, [x.detach() for x in fake[levels:]], real[levels:]
+        seen = {"heads": (fake[levels:], real[levels:]), "face_heads": (fake_face, real_face)}
+        return (
+            {key: value.detach() for key, value in row.items()},
+            {name: ([x.detach() for x in made], real) for name, (made, real) in seen.items() if made},
+        )
 
-    def heads_step(self, fake: Maps, real: Maps) -> dict[str, torch.Tensor]:
-        """One step of the heads; returns their loss and how often they were right."""
-        state = self.state
-        state.heads.requires_grad_(True).train()
-        with self.accelerator.autocast():
-            real_logits, fake_logits = state.heads(real), state.heads(fake)
-        loss = heads_loss(real_logits, fake_logits)
+    def heads_step(self, seen: dict[str, tuple[Maps, Maps]]) -> dict[str, torch.Tensor]:
+        """One step of the heads on the (generated, real) features that each group saw; returns their loss and how often
+        they were right."""
+        state, row, total = self.state, {}, torch.zeros((), device=self.accelerator.device)
+        for name, (fake, real) in seen.items():
+            heads = getattr(state, name).requires_grad_(True).train()
+            with self.accelerator.autocast():
+                real_logits, fake_logits = heads(real), heads(fake)
+            loss = heads_loss(real_logits, fake_logits)
+            total = total + loss
+            row[name] = self.mean(loss.detach())
+            row[name.replace("heads", "accuracy")] = accuracy(real_logits, fake_logits).detach()
         state.d_optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(total)
         self.reduce_gradients(state.d_optimizer)
         state.d_optimizer.step()
-        return {"heads": self.mean(loss.detach()), "accuracy": accuracy(real_logits, fake_logits).detach()}
+        return row
 
     def render(self, draws: Draws, offsets: torch.Tensor) -> torch.Tensor:
         """Images [N,3,R,R]; moves the running mean latent."""
@@ -210,6 +228,18 @@ class Stage:
         normalised = self.state.mixing.normalised(features)
         with self.accelerator.autocast():
             return [*normalised, *self.state.mixing(normalised)]
+
+    def face_maps(self, images: torch.Tensor, draws: Draws) -> Maps:
+        """Mixed features of the enlarged faces (as GFPGAN's discriminators of components, Wang et al. 2021); none
+        without a weight."""
+        if not self.args.face_weight:
+            return []
+        side = images.shape[-1]
+        top, left, size = (round(side * share) for share in (FACE_TOP, FACE_LEFT, FACE_SIDE))
+        face = images[:, :, top : top + size, left : left + size]
+        face = F.interpolate(face, size=(side, side), mode="bilinear", align_corners=False)
+        maps = self.maps(self.trunk(draws.augment(face)))
+        return maps[len(maps) // 2 :]
 
     def balance(
         self, image: torch.Tensor, leading: torch.Tensor, moments: torch.Tensor, likeness: torch.Tensor
