@@ -261,7 +261,8 @@ class Stage:
     def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         if self.accelerator.num_processes > 1:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                parameter.grad = self.mean(parameter.grad)
+                if parameter.grad is not None:  # the face's heads have none without a weight
+                    parameter.grad = self.mean(parameter.grad)
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,18 @@ def test_grown_generator_renders_the_same_image_larger_and_offsets_stay():
     features = [torch.randn(2, c, 8, 8) for c in LEVEL_CHANNELS]
     torch.testing.assert_close(large(features)[:, : old.num_ws], small(features))
     assert large(features)[:, old.num_ws :].abs().sum() == 0
+
+
+def test_heads_that_saw_nothing_have_no_gradients_to_share():
+    """As the enlarged face's with --face-weight 0, on several processes."""
+    import train
+
+    seen, unseen = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    seen.grad = torch.ones(2)
+    stage = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), mean=lambda value: value / 2)
+    train.Stage.reduce_gradients(stage, torch.optim.SGD([seen, unseen], 1.0))
+    assert seen.grad.tolist() == [0.5, 0.5]
+    assert unseen.grad is None
 
 
 def test_recolouring_reaches_the_mean_colour_and_leaves_the_rest():
