@@ -7,6 +7,7 @@ figure carries; figures of different features cannot be compared.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -104,13 +105,13 @@ def judge_restored(
         raise InputError(f"{', '.join(editors)}: restore different things; judge each by itself")
     records = portrait_records(portraits)[:limit]
 
-    def samples(editor: Editor) -> Iterator[Named]:
-        dataset = DegradedPortraits(portraits, records, editor.model.size_px, (1, 1), asked[0])
-        for index, record in enumerate(records):
-            yield {"portrait": record.portrait}, dataset[index]
+    @functools.cache
+    def samples(size_px: int) -> list[Named]:
+        dataset = DegradedPortraits(portraits, records, size_px, (1, 1), asked[0])
+        return [({"portrait": record.portrait}, dataset[index]) for index, record in enumerate(records)]
 
-    judged, photos, targets = judge_samples(editors, samples, by)
-    given = [each for _, each in samples(next(iter(editors.values())))]
+    judged, photos, targets = judge_samples(editors, lambda editor: samples(editor.model.size_px), by)
+    given = [each for _, each in samples(next(iter(editors.values())).model.size_px)]
     rows = [{"portrait": record.portrait, **picture_figures(sample["photo"], sample["target"], sample["mask"], by)}
             for record, sample in zip(records, given, strict=True)]  # fmt: skip
     given_photos, wanted, masks = ([sample[name] for sample in given] for name in ("photo", "target", "mask"))
