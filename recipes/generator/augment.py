@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 BRIGHTNESS, SATURATION, CONTRAST, SHIFT = 0.4, 0.8, 0.4, 0.125  # largest changes; the shift by the side
 CUTOUT = 0.5  # side of the square that is blacked out, by the image's
@@ -20,15 +19,18 @@ class Augmentation:
     brightness: torch.Tensor
     saturation: torch.Tensor
     contrast: torch.Tensor
-    shift: torch.Tensor  # [N,2]
+    shift: torch.Tensor  # [N,2]: down and right, by the side
     cutout: torch.Tensor
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.brightness, self.saturation, self.contrast, self.shift, self.cutout]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """[N,3,H,W] in [-1,1] -> the same, differentiably."""
         image = image + _column(self.brightness, image)
         image = _about(image, image.mean(1, keepdim=True), self.saturation)
         image = _about(image, image.mean((1, 2, 3), keepdim=True), self.contrast)
-        image = _shifted(image, (self.shift * image.shape[-1]).round().int().tolist())
+        image = _shifted(image, (self.shift.to(image.device) * image.shape[-1]).round().long())
         return image * self._kept(image)
 
     def _kept(self, image: torch.Tensor) -> torch.Tensor:
@@ -63,12 +65,11 @@ def _column(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return values.to(image.device).view(-1, 1, 1, 1)
 
 
-def _shifted(image: torch.Tensor, by: list[list[int]]) -> torch.Tensor:
-    """Each image moved (down, right) by whole pixels, zeros entering."""
-    h, w = image.shape[2:]
-    border = max(abs(value) for pair in by for value in pair)
-    if border == 0:
-        return image
-    padded = F.pad(image, (border, border, border, border))
-    moved = [padded[i, :, border - y : border - y + h, border - x : border - x + w] for i, (y, x) in enumerate(by)]
-    return torch.stack(moved)
+def _shifted(image: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """Each image moved by whole pixels [N,2], zeros entering; nothing is asked of a GPU."""
+    for axis, side in enumerate(image.shape[2:]):
+        source = torch.arange(side, device=image.device) - by[:, axis : axis + 1]  # [N,side]
+        shape = (len(image), 1, side, 1) if axis == 0 else (len(image), 1, 1, side)
+        inside = ((source >= 0) & (source < side)).view(shape)
+        image = image.gather(2 + axis, source.clamp(0, side - 1).view(shape).expand_as(image)) * inside
+    return image

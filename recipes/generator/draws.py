@@ -26,6 +26,13 @@ class Draws:
     noise: list[torch.Tensor]
     augment: Augmentation
 
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.portraits, self.z, self.cutoff, *self.noise, *self.augment.tensors()]
+
+    def take(self, other: Draws) -> None:
+        """Another step's values, in the place of these."""
+        torch._foreach_copy_(self.tensors(), other.tensors())
+
 
 def draw_step(
     seed: tuple[int, int, int], data: Portraits, codes: torch.Tensor, generator: Generator, count: int, rebuilt: int,
@@ -45,7 +52,13 @@ def draw_step(
     # Where the images are made: millions of values a step would take a processor longer than a GPU's whole step.
     large = torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
     noise = [torch.randn(count, *level.shape[1:], generator=large, device=device) for level in generator.noise_maps()]
-    return Draws(batch.images.to(device), z.to(device), cutoff.to(device), noise, augment)
+    augment = Augmentation(*(_sent(values, device) for values in augment.tensors()))
+    return Draws(batch.images.to(device), _sent(z, device), _sent(cutoff, device), noise, augment)
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU is not waited for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def jittered(codes: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:

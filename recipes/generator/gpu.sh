@@ -11,7 +11,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 PACK=${PACK:-$HERE/../../runs/gpu}
 PYTHON=${PYTHON:-python3}
 SMALL=${SMALL:-128} LARGE=${LARGE:-256}                           # pixels
-SECONDS_SMALL=${SECONDS_SMALL:-230} SECONDS_LARGE=${SECONDS_LARGE:-290}  # 10 minutes with starts and ends
+SECONDS_SMALL=${SECONDS_SMALL:-230} SECONDS_LARGE=${SECONDS_LARGE:-290}  # 10 minutes with starts and ends; 0: without
 BATCH=${BATCH:-64}
 LIMIT_MIB=${LIMIT_MIB:-64}
 # shellcheck disable=SC2206  # words on purpose
@@ -48,6 +48,7 @@ train() {
     --batch "$BATCH" --save-every 50000 --sheet-every 100000 "${EXTRA[@]}")
   for stage in "$SMALL $SECONDS_SMALL" "$LARGE $SECONDS_LARGE"; do
     set -- $stage
+    [ "$2" != 0 ] || continue
     # What a stage that fails leaves behind still comes back: the state of the one before.
     "$PYTHON" -u "$HERE/train.py" "${common[@]}" --stages "$1:1000000000" --minutes "$(echo "$2 / 60" | bc -l)" \
       || echo "the stage at $1 px failed" >&2

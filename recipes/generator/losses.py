@@ -37,7 +37,7 @@ def decibel(image: torch.Tensor, portrait: torch.Tensor) -> torch.Tensor:
 
 
 def balanced(
-    old: float | None,
+    old: torch.Tensor | None,
     share: float,
     leading: torch.Tensor,
     own: torch.Tensor,
@@ -49,7 +49,7 @@ def balanced(
     measurements; `mean` is over all processes."""
     gradients = [torch.autograd.grad(loss, image, retain_graph=True)[0][rows].norm() for loss in (leading, own)]
     measured = float(mean(share * gradients[0] / gradients[1].clamp_min(1e-12)).clamp_min(1e-6))
-    return measured if old is None else float(old**BALANCE_KEEP * measured ** (1 - BALANCE_KEEP))
+    return measured if old is None else float(old) ** BALANCE_KEEP * measured ** (1 - BALANCE_KEEP)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

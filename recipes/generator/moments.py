@@ -58,7 +58,7 @@ class Moments(nn.Module):
         for index, x in enumerate(maps):
             centre, deviation, real = (getattr(self, f"{name}{index}") for name in ("centre", "deviation", "real"))
             standard = (x.float().mean((2, 3)) - centre) / deviation
-            wanted = torch.tensor([0.0, 1.0], device=x.device)[:, None]
+            wanted = torch.arange(2.0, device=x.device)[:, None]  # made there: a copy cannot be part of a CUDA graph
             for name, new, target in (("fake", _moments(x), real), ("means", _moments(standard), wanted)):
                 kept = getattr(self, f"{name}{index}")
                 running = kept.lerp(new, weight)

@@ -51,7 +51,7 @@ class TrainingState:
     codes: torch.Tensor  # [2 M, z_dim]; no rows: not assigned yet
     images_seen: int = 0
     measured: bool = False  # whether mixing and moments know the portraits' features
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # of the losses, on the device
 
     def to(self, device: torch.device) -> None:
         for name in MODULES:
@@ -123,7 +123,8 @@ def save_state(path: Path, state: TrainingState) -> None:
     for name in OPTIMIZERS:
         for index, moments in getattr(state, name).state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    progress = {"images_seen": state.images_seen, "measured": state.measured, "weights": state.weights}
+    weights = {name: float(value) for name, value in state.weights.items()}
+    progress = {"images_seen": state.images_seen, "measured": state.measured, "weights": weights}
     progress["generator"] = dataclasses.asdict(state.generator.config)
     write(path, tensors, {"progress": json.dumps(progress)})
 
@@ -144,7 +145,8 @@ def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState 
     for name in OPTIMIZERS:
         _load_optimizer(getattr(state, name), _under(tensors, name))
     state.codes, state.images_seen = tensors["codes"], progress["images_seen"]
-    state.measured, state.weights = progress["measured"], progress["weights"]
+    state.measured = progress["measured"]
+    state.weights = {name: torch.tensor(value, device=device) for name, value in progress["weights"].items()}
     return state
 
 
@@ -171,8 +173,8 @@ def _assemble(config: GeneratorConfig, rates: Rates) -> TrainingState:
     generator, heads, face_heads = Generator(config), Heads(), Heads()
     offsets = Offsets(config.num_ws, config.w_dim)
     groups: list[dict[str, Any]] = [
-        {"params": list(generator.parameters())},
-        {"params": list(offsets.parameters()), "lr": rates.offsets},
+        {"params": list(generator.parameters()), "full_rate": rates.generator},
+        {"params": list(offsets.parameters()), "full_rate": rates.offsets},
     ]
     both = [*heads.parameters(), *face_heads.parameters()]
     return TrainingState(
@@ -183,8 +185,8 @@ def _assemble(config: GeneratorConfig, rates: Rates) -> TrainingState:
         face_heads,
         offsets,
         Moments(moment_shapes(config.img_resolution)),
-        torch.optim.Adam(groups, lr=rates.generator, betas=(0.5, 0.99), eps=1e-8, fused=True),
-        torch.optim.Adam(both, lr=rates.heads, betas=(0.0, 0.99), eps=1e-8, fused=True),
+        torch.optim.Adam(groups, betas=(0.5, 0.99), eps=1e-8, fused=True),
+        torch.optim.Adam([{"params": both, "full_rate": rates.heads}], betas=(0.0, 0.99), eps=1e-8, fused=True),
         torch.zeros(0, config.z_dim),
     )
 

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,10 +31,12 @@ from state import Rates, TrainingState, build_state, export_ema, load_state, sav
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
+from stylepairs.kernels.gpu.cuda_graph import graphed
 
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
+COOLING = 3  # how often the rates are halved, evenly spread over --cool-minutes
 MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
 FACE_TOP, FACE_LEFT, FACE_SIDE = 0.34, 0.25, 0.5  # of an aligned portrait's side: brows to chin
 Maps = list[torch.Tensor]
@@ -70,12 +73,14 @@ def parse_args() -> argparse.Namespace:
     add("--save-every", type=int, default=2_000, help="images between saved states")
     add("--sheet-every", type=int, default=10_000, help="images between sample sheets and figures")
     add("--minutes", type=float, help="stop (with the state saved) after so many minutes")
+    add("--cool-minutes", type=float, default=0.0, help="lower the rates in the last so many of --minutes")
     add("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
     if args.batch % accelerator.num_processes:
         raise SystemExit(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
@@ -101,6 +106,8 @@ class Stage:
     def __init__(self, state: TrainingState, args: argparse.Namespace, accelerator: Accelerator):
         self.state, self.args, self.accelerator = state, args, accelerator
         state.to(accelerator.device)
+        self.draws: Draws | None = None  # of the step at hand, always in the same memory
+        self.row: dict[str, torch.Tensor] = {}  # what it gave, likewise
         resolution = state.generator.config.img_resolution
         self.data = Portraits(args.portraits, resolution, args.shares).to(accelerator.device)
         self.validation = {folder: Portraits([folder], resolution).images for folder in args.validation}
@@ -133,27 +140,63 @@ class Stage:
     def train(self, until: int, deadline: float) -> None:
         """Until `until` images have been seen or the time is up."""
         state, args = self.state, self.args
-        started, started_at = time.time(), state.images_seen
+        started, started_at, halvings = time.time(), state.images_seen, -1
         while state.images_seen < until and time.time() < deadline:
-            draws = draw_step(
-                (args.seed, state.images_seen, self.accelerator.process_index), self.data, state.codes,
-                state.generator, self.count, self.rebuilt, args.augment_p, args.recolour_share,
-            )  # fmt: skip
-            row, seen = self.generator_step(draws)
-            row |= self.heads_step(seen)
-            logged = {key: round(float(value), 4) for key, value in row.items()}
-            if not all(map(math.isfinite, logged.values())):
-                raise SystemExit(f"not finite after {state.images_seen} images: {logged}; resume with lower rates")
+            due = halvings_due(deadline - time.time(), 60 * args.cool_minutes)
+            if due != halvings:
+                halvings, learn = due, self.at_rates(0.5**due)
+            self.draw()
+            if self.balance_is_due():
+                self.step(balance=True)
+            else:
+                learn()
             self.update_ema()
             state.images_seen += args.batch
-            if self.accelerator.is_main_process:
-                self.report(logged, (state.images_seen - started_at) / (time.time() - started))
+            self.report((state.images_seen - started_at) / (time.time() - started))
         if self.accelerator.is_main_process:
+            self.values()
             save_state(args.out / "state.safetensors", state)
             export_ema(args.out / "generator_ema.safetensors", state)
             write_sheet(args.out / "samples.png", state.ema)
 
-    def generator_step(self, draws: Draws) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Maps, Maps]]]:
+    def at_rates(self, factor: float) -> Callable[[], None]:
+        """A step with the rates that were asked for, times factor; on one GPU a graph of CUDA kernels, which knows its
+        rates as constants."""
+        for optimizer in (self.state.g_optimizer, self.state.d_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_rate"] * factor
+                group["capturable"] = self.accelerator.device.type == "cuda"
+        return self.step if self.accelerator.num_processes > 1 else graphed(self.step, self.accelerator.device)
+
+    def draw(self) -> None:
+        state, args = self.state, self.args
+        draws = draw_step(
+            (args.seed, state.images_seen, self.accelerator.process_index), self.data, state.codes,
+            state.generator, self.count, self.rebuilt, args.augment_p, args.recolour_share,
+        )  # fmt: skip
+        if self.draws is None:
+            self.draws = draws
+        else:
+            self.draws.take(draws)
+
+    def step(self, balance: bool = False) -> None:
+        """Of all that learns, on self.draws; asks nothing of the device unless the losses are to be weighed anew."""
+        assert self.draws is not None
+        row, seen = self.generator_step(self.draws, balance)
+        row |= self.heads_step(seen)
+        if not self.row:
+            self.row = {key: torch.zeros_like(value) for key, value in row.items()}
+        for key, value in row.items():
+            self.row[key].copy_(value)
+
+    def values(self) -> dict[str, float]:
+        """What the last step gave."""
+        values = {key: round(float(value), 4) for key, value in self.row.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise SystemExit(f"not finite after {self.state.images_seen} images: {values}; resume with lower rates")
+        return values
+
+    def generator_step(self, draws: Draws, balance: bool) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Maps, Maps]]]:
         """One step of generator and offsets; returns what to log, and by group of heads the mixed features, generated
         and real."""
         state, args, n = self.state, self.args, self.rebuilt
@@ -176,7 +219,8 @@ class Stage:
         moments = state.moments([level[n:] for level in fake], drawn, self.mean)
         pairs = ([level[:n] for level in fake[:levels]], [level[:n] for level in real[:levels]])
         likeness = likeness_loss(image[:n], draws.portraits[:n], *pairs)
-        self.balance(image, leading, moments, likeness)
+        if balance:
+            self.balance(image, leading, moments, likeness)
         by_likeness = likeness + args.offsets_decay * offsets.square().mean()
         state.g_optimizer.zero_grad()
         self.accelerator.backward(
@@ -244,14 +288,16 @@ class Stage:
     def balance(
         self, image: torch.Tensor, leading: torch.Tensor, moments: torch.Tensor, likeness: torch.Tensor
     ) -> None:
-        """Weigh the losses anew where it is due: their gradients on the image as shares of the heads'."""
+        """Weigh the losses anew: their gradients on the image as shares of the heads'."""
         state, args = self.state, self.args
-        if state.weights and state.images_seen // args.batch % BALANCE_EVERY:
-            return
         rows = {"moments": slice(self.rebuilt, None), "likeness": slice(self.rebuilt)}
         for name, loss in (("moments", moments), ("likeness", likeness)):
             share, old = getattr(args, name), state.weights.get(name)
-            state.weights[name] = balanced(old, share, leading, loss, image, rows[name], self.mean)
+            new = balanced(old, share, leading, loss, image, rows[name], self.mean)
+            state.weights.setdefault(name, torch.zeros((), device=image.device)).fill_(new)
+
+    def balance_is_due(self) -> bool:
+        return not self.state.weights or self.state.images_seen // self.args.batch % BALANCE_EVERY == 0
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Over all processes."""
@@ -274,20 +320,33 @@ class Stage:
         for average, value in zip(state.ema.buffers(), state.generator.buffers(), strict=True):
             average.copy_(value)
 
-    def report(self, row: dict[str, float], rate: float) -> None:
+    def report(self, rate: float) -> None:
         """Log; save the state, draw a sheet and take figures when they are due."""
         state, args, seen = self.state, self.args, self.state.images_seen
-        if seen // args.batch % LOG_EVERY == 0:
-            weights = {f"{name}_weight": float(f"{value:.4g}") for name, value in state.weights.items()}
+        logs = seen // args.batch % LOG_EVERY == 0
+        saves, shows = (seen % every < args.batch for every in (args.save_every, args.sheet_every))
+        # A value that is asked of a GPU makes it wait.
+        if self.accelerator.device.type == "cuda" and not (logs or saves or shows):
+            return
+        row = self.values()
+        if not self.accelerator.is_main_process:
+            return
+        if logs:
+            weights = {f"{name}_weight": float(f"{float(value):.4g}") for name, value in state.weights.items()}
             resolution = state.generator.config.img_resolution
             append(args.out / "log.jsonl", {"images": seen, "px": resolution, "rate": round(rate, 2), **row, **weights})
-        if seen % args.save_every < args.batch:
+        if saves:
             save_state(args.out / "state.safetensors", state)
-        if seen % args.sheet_every < args.batch:
+        if shows:
             write_sheet(args.out / f"samples_{seen:07d}.png", state.ema)
             export_ema(args.out / "generator_ema.safetensors", state)
             if self.validation:
                 append(args.out / "figures.jsonl", {"images": seen} | kernel_distances(state.ema, self.validation))
+
+
+def halvings_due(left: float, cooling: float) -> int:
+    """How often the rates are to be halved with so many seconds left, of which the last `cooling` lower them."""
+    return 0 if left >= cooling else min(1 + int(COOLING * (1 - left / cooling)), COOLING)
 
 
 def append(path: Path, row: dict[str, float]) -> None:
