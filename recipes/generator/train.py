@@ -40,6 +40,8 @@ COOLING = 3  # how often the rates are halved, evenly spread over --cool-minutes
 MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
 FACE_TOP, FACE_LEFT, FACE_SIDE = 0.34, 0.25, 0.5  # of an aligned portrait's side: brows to chin
 Maps = list[torch.Tensor]
+Row = dict[str, torch.Tensor]
+Seen = dict[str, tuple[Maps, Maps]]  # by group of heads: mixed features, generated and real
 
 
 def parse_args() -> argparse.Namespace:
@@ -107,7 +109,7 @@ class Stage:
         self.state, self.args, self.accelerator = state, args, accelerator
         state.to(accelerator.device)
         self.draws: Draws | None = None  # of the step at hand, always in the same memory
-        self.row: dict[str, torch.Tensor] = {}  # what it gave, likewise
+        self.row: Row = {}  # what it gave, likewise
         resolution = state.generator.config.img_resolution
         self.data = Portraits(args.portraits, resolution, args.shares).to(accelerator.device)
         self.validation = {folder: Portraits([folder], resolution).images for folder in args.validation}
@@ -196,9 +198,8 @@ class Stage:
             raise SystemExit(f"not finite after {self.state.images_seen} images: {values}; resume with lower rates")
         return values
 
-    def generator_step(self, draws: Draws, balance: bool) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Maps, Maps]]]:
-        """One step of generator and offsets; returns what to log, and by group of heads the mixed features, generated
-        and real."""
+    def generator_step(self, draws: Draws, balance: bool) -> tuple[Row, Seen]:
+        """One step of generator and offsets; returns what to log, and what the heads see."""
         state, args, n = self.state, self.args, self.rebuilt
         with torch.no_grad():
             real = self.maps(self.trunk(draws.augment(draws.portraits)))
@@ -236,9 +237,8 @@ class Stage:
             {name: ([x.detach() for x in made], real) for name, (made, real) in seen.items() if made},
         )
 
-    def heads_step(self, seen: dict[str, tuple[Maps, Maps]]) -> dict[str, torch.Tensor]:
-        """One step of the heads on the (generated, real) features that each group saw; returns their loss and how often
-        they were right."""
+    def heads_step(self, seen: Seen) -> Row:
+        """One step of the heads; returns their loss and how often they were right."""
         state, row, total = self.state, {}, torch.zeros((), device=self.accelerator.device)
         for name, (fake, real) in seen.items():
             heads = getattr(state, name).requires_grad_(True).train()
