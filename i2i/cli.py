@@ -35,7 +35,11 @@ def train(
     out: Annotated[Path, typer.Option(help="run folder; a run that is there already is continued")],
     pairs: Annotated[Path | None, typer.Option(help="folder of pairs that `datagen build` made")] = None,
     portraits: Annotated[
-        Path | None, typer.Option(help="prepared portraits, for a recipe that degrades them: restoring is learnt")
+        list[Path] | None,
+        typer.Option(
+            help="prepared portraits, may be repeated: where to edit is learnt of them too; without pairs: for a recipe"
+            " that degrades them and learns to restore"
+        ),
     ] = None,
     overrides: SetOption = None,
 ) -> None:
@@ -45,13 +49,16 @@ def train(
 
     settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
     feature = recipe_feature(recipe)
-    wanted, needless = ("portraits", pairs) if settings.degradation else ("pairs", portraits)
-    data = portraits if settings.degradation else pairs
-    if data is None or needless is not None:
-        raise InputError(f"{recipe}: learns from a folder of {wanted}; give --{wanted} FOLDER alone")
+    data, portraits = pairs, portraits or []
+    if settings.degradation:
+        if pairs is not None or len(portraits) != 1:
+            raise InputError(f"{recipe}: learns from a folder of portraits; give --portraits FOLDER alone")
+        data, portraits = portraits[0], []
+    if data is None:
+        raise InputError(f"{recipe}: learns from a folder of pairs; give --pairs FOLDER")
     from stylepairs.i2i.train.training import train as run_training
 
-    run_training(settings, data, out, print_on_main, feature)
+    run_training(settings, data, out, print_on_main, feature, portraits)
 
 
 @app.command()

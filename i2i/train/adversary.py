@@ -22,8 +22,8 @@ HEADS_REST_BELOW = 1.5
 MAX_NORM = 10.0  # bounds what one bad batch can do
 
 
-def initial_discriminator(settings: TrainingSettings, size_px: int, style_channels: int) -> nn.Module:
-    """The discriminator that the settings name, before any step."""
+def initial_discriminator(settings: TrainingSettings, size_px: int, style_channels: int, batch_size: int) -> nn.Module:
+    """The discriminator that the settings name, before any step; batch_size: how many samples it sees at once."""
     adversary = settings.discriminator
     if adversary.kind == "projected":
         return Heads()
@@ -34,7 +34,7 @@ def initial_discriminator(settings: TrainingSettings, size_px: int, style_channe
         channel_base=adversary.channel_base,
         channel_max=adversary.channel_max,
         cond_channels=1 + style_channels,
-        mbstd_group_size=math.gcd(settings.batch_size, 4),
+        mbstd_group_size=math.gcd(batch_size, 4),
     )
     return Discriminator(config)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,12 +17,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.compose import tightened
+from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import SEPARATOR
+from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.pairs.index import PairIndex
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, open_index
+from stylepairs.datagen.portraits.folders import PortraitFile
+from stylepairs.datagen.portraits.light import light_of
+from stylepairs.datagen.portraits.sketch import SketchRefused
+from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
@@ -45,6 +51,8 @@ PARTS = ("before", "after", "mask", "latents")
 MOST_WORKERS = 8
 BATCHES_AHEAD = 4
 LEAST_WORKERS_AT_URL = 2
+# Portraits without pairs are drawn again so often while they do not refuse, or do, as refused_share has it.
+PORTRAIT_DRAWS = 4
 
 Sample = dict[str, torch.Tensor]
 
@@ -149,13 +157,22 @@ def _places(records: Sequence[PairRecord]) -> Iterable[tuple[Any, ...]]:
     return ((r.id, r.portrait_digest, r.generator_digest, r.params, r.seed, r.shard, r.parts) for r in records)
 
 
+@dataclass(frozen=True)
+class Unpaired:
+    """Prepared portraits without pairs: of them is learnt where a feature would edit, and whether."""
+
+    records: Sequence[PairRecord]
+    files: Sequence[PortraitFile]
+    feature: Feature
+
+
 class PairDataset(torch.utils.data.Dataset[Sample]):
     """Samples of records, addressed by (epoch, index); `settings` None leaves augmentation out (evaluation).
 
     A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's mask; tightened, what the model
     is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits;
     applies [], 0 where the feature does not apply to the photo: it is then its own target. `refused`: such portraits,
-    which settings.refused_share of the augmented samples are of.
+    which settings.refused_share of the augmented samples are of. The indices beyond the records' are of `unpaired`.
     """
 
     def __init__(  # noqa: PLR0913 - what a sample is made of
@@ -170,8 +187,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         seed: int = 0,
         kinds: Kinds | None = None,
         refused: Sequence[PairRecord] = (),
+        unpaired: Unpaired | None = None,
     ):
         self.pairs, self.records, self.refused, self.size_px = pairs, records, refused, size_px
+        self.unpaired = unpaired
         self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
         if settings is not None and kinds is not None and has_sides(kinds):
@@ -184,6 +203,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
+        if index >= len(self.records):
+            assert self.settings is not None
+            sample = self.unpaired_sample(index - len(self.records), self.settings.refused_share, rng)
+            return augmented_sample(sample, self.settings, self.style, rng)
         record = self.records[index]
         if self.settings is not None and self.refused and rng.random() < self.settings.refused_share:
             sample = self.refused_sample(int(rng.integers(len(self.refused))), record)
@@ -208,9 +231,43 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         before = load_pair(self.pairs, record, ("before",)).before
         if before is None:
             raise InputError(f"{record.shard}: pair {record.id} has no before; build it again")
-        photo, other = _image(before, self.size_px), self.pair_sample(asked)
+        return self._refusal(_image(before, self.size_px), asked)
+
+    def _refusal(self, photo: torch.Tensor, asked: PairRecord) -> Sample:
         nothing = {"ws_valid": torch.zeros(()), "applies": torch.zeros(())}
-        return other | {"photo": photo, "target": photo} | nothing
+        return self.pair_sample(asked) | {"photo": photo, "target": photo} | nothing
+
+    def unpaired_sample(self, index: int, refused_share: float, rng: np.random.Generator) -> Sample:
+        """A portrait without a pair, asked for what some pair was: its mask is where the feature's sketch would edit,
+        its target stays the photo. It is this portrait, or one drawn in its place, so that as good as refused_share
+        are refused by the sketch."""
+        assert self.unpaired is not None
+        feature, wants_refusal = self.unpaired.feature, rng.random() < refused_share
+        for _ in range(PORTRAIT_DRAWS):
+            record = self.records[int(rng.integers(len(self.records)))]
+            portrait = self.unpaired.files[index].load().resized(self.size_px)
+            try:
+                sketch = feature.sketch(portrait, validate_params(feature.Params, record.params, f"{self.pairs}"))
+                mask = region_mask(sketch.edit_mask)
+            except SketchRefused:
+                mask = None
+            if (mask is None) == wants_refusal:
+                break
+            index = int(rng.integers(len(self.unpaired.files)))
+        if mask is None:
+            return self._refusal(portrait.image, record)
+        code = style_of(self.style, record.params, self.kinds)
+        return {
+            "photo": portrait.image,
+            "target": portrait.image,
+            "mask": mask,
+            "region": tightened(mask),
+            "degree": torch.tensor(record.degree, dtype=torch.float32),
+            "style": style_in_light(self.style, code, light_of(portrait)),
+            "ws": torch.zeros(self.latent_shape),
+            "ws_valid": torch.zeros(()),
+            "applies": torch.ones(()),
+        }
 
 
 def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
@@ -268,6 +325,18 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "ws_valid": sample["ws_valid"] * float(share == 1 and not moved),
         "applies": sample["applies"],
     }
+
+
+def mixed_batches(
+    counts: tuple[int, int], sizes: tuple[int, int], seed: int, first_step: int, steps: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int]]]:
+    """As `batches`, of two sets: so many samples of the first, then so many of the second, whose indices go on from the
+    first's."""
+    pairs, portraits = (
+        batches(count, size, seed, first_step, steps, rank, world) for count, size in zip(counts, sizes, strict=True)
+    )
+    for first, second in zip(pairs, portraits, strict=True):
+        yield first + [(epoch, counts[0] + index) for epoch, index in second]
 
 
 def batches(

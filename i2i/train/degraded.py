@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stylepairs.datagen.features import is_own_file, load_feature
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
@@ -27,7 +28,7 @@ from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import fetch
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.data import PairDataset, Sample, Sides, evenly_spaced, plain_sample
+from stylepairs.i2i.train.data import PairDataset, Sample, Sides, Unpaired, evenly_spaced, plain_sample
 from stylepairs.i2i.train.settings import DegradationSettings
 
 if TYPE_CHECKING:
@@ -95,6 +96,22 @@ def portrait_sides(portraits: Path, held_out_count: int) -> Sides:
     if not train:
         raise InputError(f"{portraits}: none of its {len(records)} portraits is for training; prepare more photos")
     return Sides(train, evenly_spaced(held_out, held_out_count), {})
+
+
+def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None:
+    """The portraits for training of prepared folders, of which is learnt where a feature edits; None without folders.
+
+    Raises InputError, also for a feature that is a user's file: training runs none.
+    """
+    if not folders:
+        return None
+    if is_own_file(feature):
+        raise InputError(f"--portraits: {feature} is a file of your own, which training does not run; give pairs alone")
+    sides = [portrait_sides(folder, 0) for folder in folders]
+    records = [record for side in sides for record in side.records]
+    named = [{file.name: file for file in load_portraits(folder)} for folder in folders]
+    files = [known[record.portrait] for known, side in zip(named, sides, strict=True) for record in side.records]
+    return Unpaired(records, files, load_feature(feature))
 
 
 class DegradedPortraits(PairDataset):

@@ -69,6 +69,9 @@ class DataSettings(Section):
     refused_share: float = Field(
         default=0.15, ge=0, le=1, description="samples of portraits that the feature refused: photo kept, confidence 0"
     )
+    portraits_share: float = Field(
+        default=0.5, gt=0, lt=1, description="of each batch, where there are portraits without pairs: mask alone learnt"
+    )
 
 
 Range = tuple[float, float]

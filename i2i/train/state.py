@@ -36,6 +36,7 @@ class Run:
     perceptual: Perceptual
     features: FrozenFeatures | None = None
     teacher: Network | None = None
+    portraits: int = 0  # samples of a batch, its last, that are of portraits without pairs
     step: int = 0
     best: float | None = None
 

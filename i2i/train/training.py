@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,14 +31,14 @@ from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, 
 from stylepairs.i2i.train.data import (
     PairDataset,
     Sample,
-    batches,
     data_digest,
     distinct,
     load_batches,
+    mixed_batches,
     one_feature,
     pair_sides,
 )
-from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides
+from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides, unpaired_portraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
@@ -58,13 +58,20 @@ Say = Callable[[str], None]
 
 
 def train(
-    settings: TrainingSettings, pairs: Path, out: Path, say: Say = lambda _: None, feature: str | None = None
+    settings: TrainingSettings,
+    pairs: Path,
+    out: Path,
+    say: Say = lambda _: None,
+    feature: str | None = None,
+    portraits: Sequence[Path] = (),
 ) -> Path:
     """Train on the accepted pairs of a folder; returns the run folder. A run that is there already is continued.
 
     pairs: with `settings.degradation` a folder of prepared portraits in their place. say receives a line now and then
-    (main process only). feature: what the pairs have to be of, None: whatever they are of. Raises InputError for
-    unusable pairs, weights or run folders, and when a loss or a weight stops being finite.
+    (main process only). feature: what the pairs have to be of, None: whatever they are of. portraits: prepared folders,
+    of which `settings.data.portraits_share` of each batch is: where to edit is learnt of them, and nothing else, unless
+    there is a teacher. Raises InputError for unusable data, weights or run folders, and when a loss or a weight stops
+    being finite.
     """
     if settings.degradation:
         sides = portrait_sides(pairs, settings.val_pairs)
@@ -74,7 +81,14 @@ def train(
     feature = one_feature(records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
     kinds = teacher[1] if teacher else kinds
-    run = build(settings, feature, style_channels(settings.style, kinds), teacher[0] if teacher else None)
+    unpaired = unpaired_portraits(portraits, feature)
+    run = build(
+        settings,
+        feature,
+        style_channels(settings.style, kinds),
+        teacher[0] if teacher else None,
+        portraits_in_batch(settings) if unpaired else 0,
+    )
     accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
     augmentation = settings.data
     if run.model.config.region_logit:  # weights of an earlier version begin with the region, and go on so
@@ -86,14 +100,17 @@ def train(
         val: PairDataset = DegradedPortraits(pairs, sides.held_out, *shape)
     else:
         about = (run.model.size_px, settings.style, latent_shape, digest)
-        dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused)
+        dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused, unpaired)
         val = PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen)
     if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
-    identity = describe(
-        settings.model_dump(mode="json", exclude={"workers"}), feature, digest, data_digest(records, refused)
-    )
+    chosen, learnt = settings.model_dump(mode="json", exclude={"workers"}), [records, refused]
+    if unpaired:
+        learnt.append(unpaired.records)
+    else:
+        chosen["data"].pop("portraits_share")
+    identity = describe(chosen, feature, digest, data_digest(*learnt))
     told = identity.model_dump() | {"settings": settings_told(settings, feature)}
     info = checkpoints.ModelInfo(feature, settings.style, told, kinds)
     main = accelerator.is_main_process
@@ -103,6 +120,7 @@ def train(
         if run.features is not None and not run.step:
             run.features.measure(dataset)
         counts = f"{len(records)} pairs, {len(sides.held_out)} held out, {len(refused)} refused"
+        counts += f", {len(unpaired.records)} portraits without pairs" if unpaired else ""
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
         take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
@@ -117,7 +135,10 @@ def take_steps(
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     log = RunLog(out, run.step, enabled=main)
     shown = val if len(val) else dataset
-    plan = batches(len(dataset), settings.batch_size, settings.seed, run.step, settings.steps, rank, world)
+    unpaired = len(dataset.unpaired.records) if dataset.unpaired else 0
+    sizes = (settings.batch_size - run.portraits, run.portraits)
+    ahead = (settings.seed, run.step, settings.steps, rank, world)
+    plan = mixed_batches((len(dataset), unpaired), sizes, *ahead)
     for batch in load_batches(dataset, plan, accelerator.device, settings.workers):
         figures = training_step(run, batch)
         run.step += 1
@@ -136,8 +157,27 @@ def take_steps(
     log.close()
 
 
-def build(settings: TrainingSettings, feature: str, channels: int, teacher: checkpoints.Trained | None = None) -> Run:
-    """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs'."""
+def portraits_in_batch(settings: TrainingSettings) -> int:
+    """How many samples of a batch are portraits without pairs. Raises InputError where that leaves none of a kind."""
+    count = round(settings.data.portraits_share * settings.batch_size)
+    if not 0 < count < settings.batch_size:
+        share, kind = settings.data.portraits_share, "pair" if count else "portrait"
+        raise InputError(
+            f"data.portraits_share {share:g} of batch_size {settings.batch_size} leaves no {kind} in a batch; change"
+            " one of them, or give no --portraits"
+        )
+    return count
+
+
+def build(
+    settings: TrainingSettings,
+    feature: str,
+    channels: int,
+    teacher: checkpoints.Trained | None = None,
+    portraits: int = 0,
+) -> Run:
+    """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs';
+    portraits: how many samples of each batch, its last, have no pair."""
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -145,7 +185,8 @@ def build(settings: TrainingSettings, feature: str, channels: int, teacher: chec
     )
     torch.manual_seed(settings.seed)
     model = initial_model(settings, feature, channels, teacher.generator if isinstance(teacher, Glean) else None)
-    discriminator = initial_discriminator(settings, model.size_px, channels)
+    judged = settings.batch_size - (0 if teacher else portraits)
+    discriminator = initial_discriminator(settings, model.size_px, channels, judged)
     perceptual, features = load_perceptual(settings.perceptual), None
     modules: list[nn.Module] = [model, discriminator, perceptual]
     if settings.discriminator.kind == "projected" or settings.losses.texture or settings.losses.matching:
@@ -164,7 +205,7 @@ def build(settings: TrainingSettings, feature: str, channels: int, teacher: chec
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
     networks = (model, average, net, discriminator, critic)
     knowing = None if teacher is None else prepare(teacher.to(accelerator.device))
-    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features, knowing)
+    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features, knowing, portraits)
 
 
 def trained(model: checkpoints.Trained) -> list[nn.Parameter]:
@@ -183,10 +224,14 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
     batch = lesson(run, batch)
     run.net.train()
     edit = run.net(batch["photo"], batch["region"], batch["degree"], batch["style"])
+    terms = placing_losses(run, edit, batch)
+    if run.portraits and run.teacher is None:  # portraits without pairs have no target to be compared with
+        edit, batch = without_last(run.portraits, edit, batch)
     if settings.model.draws:  # shown as the pair's mask has it: through a mask of its own, half of it would do
         photo = batch["photo"]
         edit = edit._replace(output=photo + batch["tight"] * (edit.edit - photo))
-    terms, image = editing_losses(run, edit, batch), edit.output.clamp(-1, 1)
+    terms |= editing_losses(run, edit, batch)
+    image = edit.output.clamp(-1, 1)
     maps = frozen_maps(run, edit.output, batch)
     if maps is not None:
         terms |= feature_losses(run, *maps, batch)
@@ -219,6 +264,24 @@ def lesson(run: Run, batch: Sample) -> Sample:
     return batch | {"target": target, "mask": mask, "tight": mask}
 
 
+def without_last(count: int, edit: Edit, batch: Sample) -> tuple[Edit, Sample]:
+    """All but so many samples."""
+    return Edit(*(tensor[:-count] for tensor in edit)), {name: tensor[:-count] for name, tensor in batch.items()}
+
+
+def placing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
+    """The weighted terms that say where an edit belongs, and whether; terms of weight 0 are left out."""
+    weights, terms = run.settings.losses, {}
+    if weights.mask:
+        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, batch["tight"])
+    if weights.confidence:
+        sure = losses.confidence_cross_entropy(
+            edit.confidence_logits, batch["applies"], run.settings.data.refused_share
+        )
+        terms["confidence"] = weights.confidence * sure
+    return terms
+
+
 def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
     """The weighted terms that compare an edit with its pair; terms of weight 0 are left out."""
     weights, target, mask, tight = run.settings.losses, batch["target"], batch["mask"], batch["tight"]
@@ -230,13 +293,6 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
         with torch.no_grad():
             wanted = run.perceptual.features(target)
         terms["perceptual"] = weights.perceptual * losses.perceptual_l2(run.perceptual.features(edit.output), wanted)
-    if weights.mask:
-        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, tight)
-    if weights.confidence:
-        sure = losses.confidence_cross_entropy(
-            edit.confidence_logits, batch["applies"], run.settings.data.refused_share
-        )
-        terms["confidence"] = weights.confidence * sure
     if weights.color:
         region, code = (tight > 0.5).float(), decode_color(batch["style"])
         wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])
