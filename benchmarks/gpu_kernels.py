@@ -26,6 +26,7 @@ from pages import put_into
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.kernels import plain
 from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.modulated_layer import modulated_layer
 from stylepairs.kernels.upfirdn2d import setup_filter, upsample2d
@@ -244,7 +245,7 @@ def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor,
     def fast() -> torch.Tensor:
         return layer_tail(u, demod, noise, bias, clamp=256.0, taps=taps, padding=padding)
 
-    def plain() -> torch.Tensor:
+    def reference() -> torch.Tensor:
         return plain.layer_tail(u, demod, noise, bias, taps, (0.2, math.sqrt(2), 256.0, padding))
 
     def back(forward: Callable[[], torch.Tensor]) -> Callable[[], object]:
@@ -255,9 +256,9 @@ def tail_cases(name: str, layer: Layer, noise: torch.Tensor, bias: torch.Tensor,
         return run
 
     width = kind.itemsize
-    yield Case(f"{name}: tail, forward", fast, tail_forward(layer, width), plain)
+    yield Case(f"{name}: tail, forward", fast, tail_forward(layer, width), reference)
     both = tail_forward(layer, width) + tail_backward(layer, width)
-    yield Case(f"{name}: tail, both ways", back(fast), both, back(plain))
+    yield Case(f"{name}: tail, both ways", back(fast), both, back(reference))
 
 
 def generator_step(config: GeneratorConfig, batch: int, dtype: str, device: str) -> Callable[[], None]:
@@ -298,7 +299,7 @@ def timed(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float
 def contestants(case: Case) -> dict[str, Callable[[], object]]:
     """Plain PyTorch, Triton, and Triton as a CUDA graph: what is captured is what ran under the switch."""
 
-    def plain() -> None:
+    def by_torch() -> None:
         with triton(False):
             (case.plain or case.run)()
 
@@ -306,7 +307,7 @@ def contestants(case: Case) -> dict[str, Callable[[], object]]:
         with triton(True):
             case.run()
 
-    return {"plain": plain, "triton": fast, "graph": graphed(fast, torch.device("cuda"))}
+    return {"plain": by_torch, "triton": fast, "graph": graphed(fast, torch.device("cuda"))}
 
 
 def measured_table(gpu: Gpu, resolutions: Sequence[int], batch: int, dtype: str, rounds: int) -> str:

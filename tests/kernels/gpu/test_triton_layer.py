@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'stylepairs[triton]' (Linux only)")
 
-from stylepairs.kernels import plain, triton_layer
+from stylepairs.kernels import plain
+from stylepairs.kernels.gpu import triton_layer
 from stylepairs.kernels.gpu.triton_layer import layer_tail
 from stylepairs.kernels.upfirdn2d import setup_filter, upfirdn2d
 
