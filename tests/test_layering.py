@@ -145,3 +145,33 @@ def test_torchvision_is_imported_nowhere(folder):
 def test_no_script_lies_at_the_top_of_recipes():
     # The top of recipes/ is installed as data; a script there would be installed with it.
     assert [path.name for path in (ROOT / "recipes").glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("folder", (*ORDER, "tests", "benchmarks", "examples"))
+def test_what_is_imported_is_there(folder):
+    # Also in files that are skipped where a GPU or a package is missing, which nothing else would notice.
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+        for path in sources(folder)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylepairs.")
+        for alias in node.names
+        if alias.name not in names_of(str(node.module)) | {"*"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@functools.cache
+def names_of(module: str) -> set[str]:
+    """What can be imported from a module of the packages: all names that its file binds, and what its folder holds."""
+    place = ROOT.joinpath(*module.split(".")[1:])
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    names = {path.stem for path in place.iterdir()} if place.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.exists() else ():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
