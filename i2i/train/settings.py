@@ -70,7 +70,7 @@ class DataSettings(Section):
         default=0.15, ge=0, le=1, description="samples of portraits that the feature refused: photo kept, confidence 0"
     )
     portraits_share: float = Field(
-        default=0.5, gt=0, lt=1, description="of each batch, where there are portraits without pairs: mask alone learnt"
+        default=0.5, ge=0, le=1, description="of each batch, where there are portraits without pairs: mask alone learnt"
     )
 
 

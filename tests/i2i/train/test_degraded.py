@@ -169,6 +169,8 @@ def test_runs_that_restore_different_things_are_not_compared(
 
 
 def test_recipe_asks_for_the_folder_that_it_learns_from(tmp_path: Path) -> None:
-    for recipe, given_as, wanted in ((str(RECIPES[0]), "pairs", "portraits"), ("hair_color", "portraits", "pairs")):
-        with pytest.raises(InputError, match=f"give --{wanted} FOLDER alone"):
-            cli.train(recipe, tmp_path / "run", **{given_as: tmp_path})
+    for asked in ({"pairs": tmp_path}, {"portraits": [tmp_path, tmp_path]}):
+        with pytest.raises(InputError, match="give --portraits FOLDER alone"):
+            cli.train(str(RECIPES[0]), tmp_path / "run", **asked)
+    with pytest.raises(InputError, match="hair_color: learns from a folder of pairs; give --pairs FOLDER"):
+        cli.train("hair_color", tmp_path / "run", portraits=[tmp_path])

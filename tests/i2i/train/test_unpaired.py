@@ -10,13 +10,11 @@ import pytest
 import torch
 from helpers.tiny_build import BALD, COUNT, write_portraits
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import hair_color
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.cli import app
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
 from stylepairs.i2i.train.degraded import unpaired_portraits
@@ -24,7 +22,7 @@ from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
 from stylepairs.i2i.train.training import build, train, training_step
 
 Make = Callable[..., TrainingSettings]
-STILL = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share") and name != "portraits_share"}
+STILL = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share")}
 
 
 @pytest.fixture
@@ -177,9 +175,3 @@ def test_what_training_cannot_learn_from_is_one_line(tmp_path: Path, portraits: 
     both = unpaired_portraits([portraits, portraits], "hair_color")
     assert isinstance(both, Unpaired)
     assert len(both.records) == len(both.files) <= 2 * COUNT
-
-
-def test_portraits_alone_are_for_recipes_that_degrade_them(tmp_path: Path, portraits: Path) -> None:
-    asked = ["train", "hair_color", "--out", f"{tmp_path / 'run'}", "--portraits", f"{portraits}"]
-    with pytest.raises(InputError, match="hair_color: learns from a folder of pairs; give --pairs FOLDER"):
-        CliRunner().invoke(app, asked, catch_exceptions=False)
