@@ -315,10 +315,7 @@ def _pairs_i2i(bench: Bench, attribute: str, options: argparse.Namespace) -> Ren
         with torch.no_grad():
             image = bench.generator.synthesis(person.ws[None]).clamp(-1, 1)
             degree = torch.tensor([abs(strength) / STRENGTHS[-1]])
-            region = torch.ones_like(image[:, :1])
-            if not editor.decides_alone:
-                region = bench.scorer.reader.read(image).labelled("hair")
-            edited: torch.Tensor = editor.model(image, region, degree, style).output
+            edited: torch.Tensor = editor.model(image, torch.ones_like(image[:, :1]), degree, style).output
         return edited[0]
 
     return render

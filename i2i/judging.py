@@ -129,8 +129,8 @@ def judge_samples(
     for name, editor in editors.items():
         rows, outputs, wanted, masks = [], [], [], []
         for said, sample in samples_of(editor):
-            region = torch.ones_like(sample["region"]) if editor.decides_alone else sample["region"]
-            inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
+            everywhere = torch.ones_like(sample["region"])
+            inputs = [each[None] for each in (sample["photo"], everywhere, sample["degree"], sample["style"])]
             output = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
             rows.append({**said, **picture_figures(output, sample["target"], sample["mask"], by)})
             outputs.append(output)

@@ -1,7 +1,7 @@
 """Carries an edit beyond the aligned crop: hair does not end where FFHQ's square does.
 
 The network sees the square only. What it says there, as gain and bias of the photo, is smooth in colour, so it is
-continued outwards over the rest of the edited region, which is found by parsing a wider crop of the photo.
+continued outwards over the rest of the edited region, which a second look at a wider crop of the photo finds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Of the crop's side: added on every side, the first that the hair can be parsed with. The face analyser mostly still
-# parses a crop of 1.6 times FFHQ's square well.
-MARGIN_SHARES = (0.3, 0.15)
+# Of the crop's side: added on every side of the second look.
+MARGIN_SHARE = 0.3
 # Of the crop's side: over this width an edit fades out towards a border, so that no square shows.
 FEATHER_SHARE = 0.06
 # Of the crop's side: Gaussians that carry the maps outwards; each takes over where the one before has nothing to carry.
@@ -39,9 +38,9 @@ class EditMaps:
         return int(self.mask.shape[0])
 
 
-def margin_px(side: int, share: float = MARGIN_SHARES[0]) -> int:
+def margin_px(side: int) -> int:
     """How much wider the wide square is on each side."""
-    return round(share * side)
+    return round(MARGIN_SHARE * side)
 
 
 def reaches_border(maps: EditMaps) -> bool:
@@ -57,7 +56,7 @@ def cut_off(maps: EditMaps) -> EditMaps:
 def extended(maps: EditMaps, region: np.ndarray) -> EditMaps:
     """The edit continued over a wider square.
 
-    region [W,W] in [0,1], W = S + 2 * margin: where the feature would edit the wide square. Inside the crop the
+    region [W,W] in [0,1], W = S + 2 * margin: where the network would edit the wide square. Inside the crop the
     network's mask is never exceeded. Beyond it the region counts where it hangs together with the edit across the
     border. Where the two do not meet, each fades out. The wide square's own border is faded.
     """

@@ -26,10 +26,10 @@ from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.edit.beyond_crop import MARGIN_SHARES, EditMaps, cut_off, extended, margin_px, reaches_border
+from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import style_in_light, style_of
 from stylepairs.i2i.models.plain import makes_anew
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from stylepairs.i2i.models.glean import Edit
     from stylepairs.i2i.models.prepared_glean import Network
 
-# Side of the crop that is parsed: what the face analyser was trained at.
-PARSE_PX = 256
+# Side of the crop that is cut out of the photo before it is brought to the network's size.
+CROP_PX = 256
 # Of the side: more than a mask's dilation and feather reach.
 ROOM_SHARE = 0.12
 MIN_SCORE = 0.5
 # A face of which the network is less sure is left as it is; 0.5 is what training divides at.
 LEAST_CONFIDENCE = 0.5
-_UNPARSED = torch.zeros(1, PARSE_PX, PARSE_PX, dtype=torch.uint8)
+_UNPARSED = torch.zeros(1, CROP_PX, CROP_PX, dtype=torch.uint8)
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
 
@@ -58,12 +58,12 @@ _BATCH = 8
 @dataclass(frozen=True)
 class FaceEdit:
     """What was done to one face: its box (x0, y0, x1, y1) in photo pixels, the detector's score; refused: why not;
-    confidence in [0,1] that the feature applies to it, None: the model is of an earlier version and has none."""
+    confidence in [0,1] that the feature applies to it."""
 
     box: tuple[float, float, float, float]
     score: float
     refused: str | None = None
-    confidence: float | None = None
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,14 @@ class Placed(NamedTuple):
 
     maps: EditMaps
     transform: np.ndarray
-    confidence: float | None
+    confidence: float
 
 
-class Unsure(SketchRefused):
-    """The network sees too little that the feature could be applied to."""
+class Unsure(NamedTuple):
+    """Of a face that is left as it is: the confidence, too low, and what to say of it."""
 
-    def __init__(self, feature: str, confidence: float):
-        super().__init__(
-            f"confidence {confidence:.2f} that {feature} can be applied, at least {LEAST_CONFIDENCE:g} is needed"
-        )
-        self.confidence = confidence
+    confidence: float
+    why: str
 
 
 class Editor:
@@ -120,11 +117,6 @@ class Editor:
         says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
         self.model, self.info, self.analyser = model, info, analyser
         self.feature = degraded.FEATURE if info.feature == degraded.RESTORATION else load_feature(info.feature)
-
-    @property
-    def decides_alone(self) -> bool:
-        """Whether the network says itself where and whether to edit; models of earlier versions need the sketch."""
-        return not self.model.config.region_logit
 
     @classmethod
     def load(
@@ -166,12 +158,11 @@ class Editor:
         result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
         edits = self.placed_faces(eight_bits(photo), [face.points68 for face in found], wanted)
         for face, edit in zip(found, edits, strict=True):
-            refused = str(edit).removeprefix("face: ") if isinstance(edit, SketchRefused) else None
-            confidence = edit.confidence if isinstance(edit, Unsure | Placed) else None
+            refused = edit.why if isinstance(edit, Unsure) else None
             if isinstance(edit, Placed):
                 paste(result, photo, mask, edit.maps, edit.transform, region)
             x0, y0, x1, y1 = (float(value) for value in face.box)
-            done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused, confidence))
+            done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused, edit.confidence))
         if all(face.refused for face in done):
             raise InputError("; ".join(sorted({str(face.refused) for face in done})))
         return EditedPhoto(result, mask, done, found.passed_over if isinstance(found, Faces) else 0)
@@ -202,11 +193,11 @@ class Editor:
 
     def edit_portrait(self, portrait: Portrait, wanted: Wanted, told: bool = False) -> tuple[Edit, Sketch]:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
-        and the feature's sketch; told: the network gets its region, as one that does not decide alone always does.
-        Raises SketchRefused (an InputError) when the feature does not apply to it.
+        and the feature's sketch; told: the sketch's region limits it. Raises SketchRefused (an InputError) when the
+        feature does not apply to it.
         """
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-        region = region_of(sketch) if told or not self.decides_alone else None
+        region = region_of(sketch) if told else None
         return self._pass([self._inputs(portrait, region, wanted)])[0], sketch
 
     def _inputs(self, face: Portrait, region: torch.Tensor | None, wanted: Wanted) -> tuple[torch.Tensor, ...]:
@@ -227,88 +218,56 @@ class Editor:
 
     def placed_faces(
         self, photo: np.ndarray, points68: Sequence[np.ndarray], wanted: Wanted
-    ) -> Iterator[Placed | SketchRefused]:
+    ) -> Iterator[Placed | Unsure]:
         """Of each face the edit and where it goes (see `_placed`), or why there is none."""
         for start in range(0, len(points68), _BATCH):
-            asked: list[tuple[np.ndarray, bool, tuple[torch.Tensor, ...]] | SketchRefused] = []
-            for points in points68[start : start + _BATCH]:
-                try:
-                    asked.append((points, *self._asked(photo, points, wanted)))
-                except SketchRefused as refused:
-                    asked.append(refused)
-            inputs = [each[2] for each in asked if not isinstance(each, SketchRefused)]
-            edits = iter(self._pass(inputs) if inputs else [])
-            for each in asked:
-                if isinstance(each, SketchRefused):
-                    yield each
-                else:
-                    yield self._placed(photo, each[0], wanted, next(edits), each[1])
+            batch = points68[start : start + _BATCH]
+            inputs = [self._inputs(self._portrait(photo, points), None, wanted) for points in batch]
+            for points, edit in zip(batch, self._pass(inputs), strict=True):
+                yield self._placed(photo, points, wanted, edit)
 
-    def _asked(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> tuple[bool, tuple[torch.Tensor, ...]]:
-        """Whether the edit keeps the photo's texture, and what the network is given of a face."""
-        portrait = self._portrait(photo, points68, self.model.size_px)
-        if self.decides_alone:
-            anew = makes_anew(self.model.config) or self.feature is degraded.FEATURE
-            return not anew, self._inputs(portrait, None, wanted)
-        sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-        return sketch.photo_detail > 0, self._inputs(portrait, region_of(sketch), wanted)
-
-    def _placed(
-        self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, edit: Edit, keeps_texture: bool
-    ) -> Placed | SketchRefused:
+    def _placed(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, edit: Edit) -> Placed | Unsure:
         """The edit as maps over a square of the photo, and the transform [2,3] of the photo onto that square.
 
-        It is the aligned crop's, or, where the edit keeps the photo's texture and is cut off by the crop, a wider one.
+        It is the aligned crop's, or, where the edit recolours and is cut off by the crop, a wider one.
         """
-        confidence = float(edit.confidence) if self.decides_alone else None
-        if confidence is not None and confidence < LEAST_CONFIDENCE:
-            return Unsure(self.info.feature, confidence)
+        confidence = float(edit.confidence)
+        if confidence < LEAST_CONFIDENCE:
+            asked = f"confidence {confidence:.2f} that {self.info.feature} can be applied"
+            return Unsure(confidence, f"{asked}, at least {LEAST_CONFIDENCE:g} is needed")
         side = self.model.size_px
         gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
         maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
         transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)
-        # New shapes (no detail of the photo's in them) cannot be continued by scaling and shifting the photo.
-        for share in MARGIN_SHARES if reaches_border(maps) and keeps_texture else ():
-            margin = margin_px(side, share)
-            try:
-                region = self._wide_region(photo, points68, wanted, side + 2 * margin)
-            except SketchRefused:  # the wider the crop, the less sure its parsing is
-                continue
+        # What is drawn anew cannot be continued by scaling and shifting the photo.
+        anew = makes_anew(self.model.config) or self.feature is degraded.FEATURE
+        if reaches_border(maps) and not anew:
+            margin = margin_px(side)
             transform[:, 2] += margin
-            return Placed(extended(maps, region), transform, confidence)
+            wide = self._wide_mask(photo, points68, wanted, side + 2 * margin)
+            return Placed(extended(maps, wide), transform, confidence)
         return Placed(cut_off(maps), transform, confidence)
 
-    def _wide_region(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, wide_px: int) -> np.ndarray:
-        """Where to edit a wider square, [W,W]: as the feature says, or a second look of a network that decides alone.
-        Raises SketchRefused.
-        """
-        side = self.model.size_px
-        share = wide_px / side
-        if not self.decides_alone:
-            wide = self._portrait(photo, points68, wide_px, share)
-            return region_of(self.feature.sketch(wide, wanted.params))[0].numpy()
-        seen = self._inputs(self._portrait(photo, points68, side, share), None, wanted)
+    def _wide_mask(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, wide_px: int) -> np.ndarray:
+        """Where the network edits in a wider square, [W,W], by a second look."""
+        seen = self._inputs(self._portrait(photo, points68, wide_px / self.model.size_px), None, wanted)
         mask = F.interpolate(self._pass([seen])[0].mask.cpu(), size=(wide_px, wide_px), mode="bilinear")
         region: np.ndarray = mask[0, 0].numpy()
         return region
 
-    def _portrait(self, photo: np.ndarray, points68: np.ndarray, size_px: int, share: float = 1.0) -> Portrait:
-        """A face's crop, `share` times FFHQ's square, at PARSE_PX and brought to size_px; parsed there, unless the
-        network decides alone."""
-        assert self.analyser is not None
+    def _portrait(self, photo: np.ndarray, points68: np.ndarray, share: float = 1.0) -> Portrait:
+        """A face's crop, not parsed, `share` times FFHQ's square: taken at CROP_PX, brought to the network's size."""
         points = np.asarray(points68, np.float64)
-        transform = square_transform(eyes_and_mouth(points), PARSE_PX, share)
-        crop = crop_aligned(photo, transform, PARSE_PX)
-        label, hair = (_UNPARSED, _UNPARSED[None]) if self.decides_alone else self.analyser.parse(crop[None])
+        transform = square_transform(eyes_and_mouth(points), CROP_PX, share)
         portrait = Portrait(
             name="face",
-            image=to_float(crop),
-            label=torch.as_tensor(label)[0],
-            hair=torch.as_tensor(hair)[0].float(),
+            image=to_float(crop_aligned(photo, transform, CROP_PX)),
+            label=_UNPARSED[0],
+            hair=_UNPARSED.float(),
             points68=torch.from_numpy(apply_transform(transform, points)).float(),
             digest="",
         )
-        return portrait.resized(size_px)
+        return portrait.resized(self.model.size_px)
 
 
 def region_of(sketch: Sketch) -> torch.Tensor:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
-from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.shell.durable import make_folder
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.i2i.edit.beyond_crop import EditMaps
-from stylepairs.i2i.edit.editor import MIN_SCORE, Editor, Wanted
+from stylepairs.i2i.edit.editor import MIN_SCORE, Editor, Unsure, Wanted
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.edit.provenance import SOURCE_TYPE
 
@@ -234,9 +233,9 @@ def _edit_frame(
     result, mask, edited = frame.copy(), np.zeros(frame.shape[:2], np.float16), False
     edits = editor.placed_faces(frame, [points for _, points in here], wanted)
     for (track, _), edit in zip(here, edits, strict=True):
-        if isinstance(edit, SketchRefused):
+        if isinstance(edit, Unsure):
             if refused is not None:
-                refused.add(str(edit).removeprefix("face: "))
+                refused.add(edit.why)
             continue
         maps, transform = edit.maps, edit.transform.copy()
         if steady:

@@ -28,7 +28,7 @@ from stylepairs.i2i.models.plain import Plain, PlainConfig
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
-MODEL_FORMAT, FIRST_FORMAT = "stylepairs-i2i-2", "stylepairs-i2i-1"
+MODEL_FORMAT = "stylepairs-i2i-2"
 STATE_FORMAT = "stylepairs-i2i-state-2"
 
 _ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
@@ -85,14 +85,10 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Trained
     """
     path = model_path(source, feature)
     what = "weights of an editor; `i2i train` writes them as model.safetensors"
-    state, metadata = _read(path, (MODEL_FORMAT, FIRST_FORMAT), what)
+    state, metadata = _read(path, (MODEL_FORMAT,), what)
     try:
         shapes = json.loads(metadata["model"])
-        if metadata["format"] == FIRST_FORMAT:
-            shapes["region_logit"] = 4.0
         model = _empty_model(metadata.get("generator"), shapes, len(state))
-        if metadata["format"] == FIRST_FORMAT:  # they say no confidence
-            state |= {name: torch.zeros(each.shape) for name, each in model.state_dict().items() if "applies." in name}
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         model.load_state_dict(state, assign=True)
         info = TypeAdapter(ModelInfo).validate_json(metadata["info"])

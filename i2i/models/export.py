@@ -124,6 +124,5 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "style_channels": model.config.style_channels,
         "crop_px": PARSER_INPUT_PX,  # what the editor cuts out of a photo before it is brought to size_px
         "draws": makes_anew(model.config),
-        "needs_region": bool(model.config.region_logit),
         **asdict(info),
     }

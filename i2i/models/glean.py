@@ -30,16 +30,14 @@ MAX_GAIN = 2.0
 class GleanConfig:
     """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels.
 
-    draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. region_logit: of the
-    mask where the region is 1, before anything was learnt; 4 in the files of earlier versions, whose models need one.
-    thawed: the generator's synthesis learns on.
+    draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. thawed: the
+    generator's synthesis learns on.
     """
 
     style_channels: int = 3
     channel_base: int = 2048
     channel_max: int = 128
     draws: bool = False
-    region_logit: float = 0.0
     thawed: bool = False
 
     def channels(self, resolution: int) -> int:
@@ -141,8 +139,6 @@ def composed(
 ) -> Edit:
     """The edit that a decoder's maps [N,out_channels,H,W] say."""
     *colors, mask_logits = out.split((3, 1) if config.draws else (3, 3, 1), dim=1)
-    if config.region_logit:
-        mask_logits = mask_logits + (region * 2 - 1) * config.region_logit
     mask = torch.minimum(stretched_sigmoid(mask_logits), region)
     if config.draws:
         edit = generated + colors[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,8 +31,6 @@ class PlainConfig:
     width: int = 64
     channel_base: int = 2048
     channel_max: int = 128
-
-    region_logit: ClassVar[float] = 0.0  # a region only limits
 
     def __post_init__(self) -> None:
         if not LEAST_PX <= self.size_px <= MOST_PX or self.size_px & (self.size_px - 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,12 +30,9 @@ def initial_model(settings: TrainingSettings, feature: str, channels: int, gener
         return fresh_model(settings, channels, generator)
     trained, _ = load_model(settings.init, feature)
     model = fresh_model(settings, channels, trained.generator if isinstance(trained, Glean) else generator)
-    asked = model.config
-    if isinstance(asked, GleanConfig):
-        asked = replace(asked, region_logit=trained.config.region_logit)
-    if trained.config == asked:
+    if trained.config == model.config:
         return trained.train()
-    if trained.config.region_logit or not _taken_over(model, trained):
+    if not _taken_over(model, trained):
         raise InputError(
             f"init {settings.init}: is {trained.config}, the recipe asks for {model.config}; change one of them"
         )

@@ -90,17 +90,13 @@ def train(
         portraits_in_batch(settings) if unpaired else 0,
     )
     accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
-    augmentation = settings.data
-    if run.model.config.region_logit:  # weights of an earlier version begin with the region, and go on so
-        augmentation = augmentation.model_copy(update={"region_dropped_share": 0.0, "region_rough_share": 0.0})
-        say(f"init {settings.init}: these weights need a region; init none trains a model that decides alone where")
     if settings.degradation:
         shape = (run.model.size_px, latent_shape, settings.degradation)
-        dataset: PairDataset = DegradedPortraits(pairs, records, *shape, augmentation, settings.seed)
+        dataset: PairDataset = DegradedPortraits(pairs, records, *shape, settings.data, settings.seed)
         val: PairDataset = DegradedPortraits(pairs, sides.held_out, *shape)
     else:
         about = (run.model.size_px, settings.style, latent_shape, digest)
-        dataset = PairDataset(pairs, records, *about, augmentation, settings.seed, kinds, refused, unpaired)
+        dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds, refused, unpaired)
         val = PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen)
     if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -99,7 +98,6 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
     from stylepairs.i2i.models.prepared_glean import prepare
 
     model, info = load_model("embedded")
-    model.config = replace(model.config, region_logit=0.0)
     export(model, info, tmp_path / "editor.onnx")
     export_faces(tmp_path)
     editor = Editor(prepare(model, torch.float32), info, load_analyser())

@@ -6,26 +6,17 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.portraits.analysis.detection import Face
-from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.i2i.models.glean import Edit, Glean
 
 
 class FakeAnalyser:
-    """Faces where it is told; the upper half of every crop, however wide, is hair."""
+    """Faces where it is told."""
 
-    def __init__(self, centres: list[tuple[float, float]], eye_distance: float = 20.0, hair: float = 1.0):
+    def __init__(self, centres: list[tuple[float, float]], eye_distance: float = 20.0):
         self.faces = [Face(face_box(x, y), 0.9, face_points(x, y, eye_distance)) for x, y in centres]
-        self.hair = hair
 
     def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
         return [face for face in self.faces if face.score >= min_score]
-
-    def parse(self, aligned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        n, h, w, _ = aligned.shape
-        hair, label = torch.zeros(n, 1, h, w), torch.full((n, h, w), CLASS["skin"], dtype=torch.uint8)
-        hair[:, :, : h // 2] = self.hair
-        label[:, : h // 2] = CLASS["hair"]
-        return label, hair
 
 
 def face_box(x: float, y: float) -> tuple[float, float, float, float]:
@@ -49,10 +40,14 @@ def photo_of(height: int, width: int) -> np.ndarray:
 
 
 class Brightening(Glean):
-    """Adds 51 (of 255) inside the region that it is told, whatever was learnt, and is sure of light photos."""
+    """Adds 51 (of 255) to the upper half of its square, where it may, whatever was learnt; unsure of dark photos."""
+
+    def amount(self) -> float:
+        return 0.4
 
     def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
-        bias = torch.full_like(photo, 0.4)
-        output = photo + region * bias
-        zeros, sure = torch.zeros_like(photo), 40 * photo.mean((1, 2, 3))  # of light photos
-        return Edit(output, photo + bias, region, region, zeros, bias, photo, torch.zeros(len(photo)), sure)
+        bias = torch.full_like(photo, self.amount())
+        mask = region.clone()
+        mask[:, :, photo.shape[2] // 2 :] = 0
+        zeros, sure = torch.zeros_like(photo), 40 * (photo.mean((1, 2, 3)) + 0.6)
+        return Edit(photo + mask * bias, photo + bias, mask, mask, zeros, bias, photo, torch.zeros(len(photo)), sure)

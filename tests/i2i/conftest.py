@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ def model(generator: Generator) -> Glean:
 
 @pytest.fixture
 def brightening(model: Glean) -> Glean:
-    """As models of earlier versions: it edits the region that it is told."""
+    """A model whose edit is known."""
     model.__class__ = Brightening
-    model.config = replace(model.config, region_logit=4.0)
     return model
 
 

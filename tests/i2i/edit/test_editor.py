@@ -15,11 +15,11 @@ from PIL import Image, ImageCms
 from stylepairs.datagen.portraits.alignment import ffhq_transform
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.edit.beyond_crop import border_fade, margin_px
+from stylepairs.i2i.edit.beyond_crop import border_fade
 from stylepairs.i2i.edit.editor import Editor, region_of
 from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.glean import Edit, Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
@@ -94,11 +94,6 @@ def test_photo_without_a_face_is_one_clear_line(model: Glean) -> None:
         edit(photo_of(50, 50), model, FakeAnalyser([]))
 
 
-def test_face_without_hair_is_said_and_others_are_edited(brightening: Glean) -> None:
-    with pytest.raises(InputError, match=r"^hair covers only"):
-        edit(photo_of(200, 200), brightening, FakeAnalyser([(100, 100)], hair=0.0))
-
-
 def test_file_comes_out_upright_with_its_profile(tmp_path: Path, brightening: Glean) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -151,60 +146,36 @@ def test_region_bounds_what_is_edited_and_by_how_much(brightening: Glean) -> Non
     assert np.median(edited.pixels[80:90, 150:160]) == pytest.approx(125, abs=1)
 
 
-def test_a_face_is_sketched_once_and_once_more_where_its_edit_goes_on_beyond_the_crop(brightening: Glean) -> None:
-    editor, calls = Editor(brightening, INFO, FakeAnalyser([(150, 100)])), []
-    feature = editor.feature
+def test_a_wider_square_is_looked_at_where_the_edit_goes_on_beyond_the_crop(brightening: Glean) -> None:
+    """Only an edit that recolours is continued; what is drawn ends with the crop."""
+    seen, forward = [], brightening.forward
 
-    class Counting:
-        Params = feature.Params
+    def counting(photo: torch.Tensor, *rest: torch.Tensor) -> Edit:
+        seen.append(len(photo))
+        return forward(photo, *rest)
 
-        @staticmethod
-        def sketch(portrait: Any, params: Any) -> Any:
-            calls.append(portrait.size_px)
-            return feature.sketch(portrait, params)
-
-    editor.feature = Counting
-    editor(photo_of(200, 300), BLOND)
-    assert calls == [32, 32 + 2 * margin_px(32)]
-
-
-class Unparsed(FakeAnalyser):
-    def parse(self, aligned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        raise AssertionError("parsed")
+    brightening.forward = counting
+    photo = photo_of(200, 300)
+    wide = edit(photo, brightening, FakeAnalyser([(150, 100)]))
+    assert seen == [1, 1]
+    brightening.config = replace(brightening.config, draws=True)
+    narrow = edit(photo, brightening, FakeAnalyser([(150, 100)]))
+    assert seen == [1, 1, 1]
+    assert (wide != photo).any(-1).sum() > 1.2 * (narrow != photo).any(-1).sum()
 
 
-@pytest.fixture
-def alone(brightening: Glean) -> Glean:
-    """A model that draws and decides alone, where (all of what it may) and whether (light photos)."""
-    brightening.config = replace(brightening.config, region_logit=0.0, draws=True)
-    return brightening
-
-
-def test_a_model_that_decides_alone_needs_neither_parsing_nor_sketch(alone: Glean) -> None:
-    photo = np.full((200, 300, 3), 150, np.uint8)
-    region = np.zeros((200, 300), np.float32)
-    region[:, :150] = 1
-    edited = Editor(alone, PLAIN, Unparsed([(150, 100)]))(photo, BLOND, region=region)
-    assert edited.pixels[100, 120:145, 0].tolist() == [201] * 25
-    assert np.array_equal(edited.pixels[:, 150:], photo[:, 150:])
-    assert [face.refused for face in edited.faces] == [None]
-    assert edited.faces[0].confidence is not None
-    assert edited.faces[0].confidence > 0.9
-
-
-def test_a_face_that_the_model_is_unsure_of_is_left_as_it_is_and_said(alone: Glean) -> None:
+def test_a_face_that_the_model_is_unsure_of_is_left_as_it_is_and_said(brightening: Glean) -> None:
     photo = np.full((200, 300, 3), 150, np.uint8)
     photo[:, 150:] = 20
-    edited = Editor(alone, PLAIN, Unparsed([(60, 100), (240, 100)]))(photo, BLOND)
+    edited = Editor(brightening, PLAIN, FakeAnalyser([(60, 100), (240, 100)]))(photo, BLOND)
     assert np.array_equal(edited.pixels[:, 160:], photo[:, 160:])
     assert edited.pixels[100, 60, 0] == 201
     sure, unsure = edited.faces
     assert sure.refused is None
-    assert unsure.confidence is not None
     assert unsure.confidence < 0.005
     assert unsure.refused == "confidence 0.00 that hair_color can be applied, at least 0.5 is needed"
     with pytest.raises(InputError, match=r"confidence 0\.00 that hair_color can be applied"):
-        Editor(alone, PLAIN, Unparsed([(240, 100)]))(photo, BLOND)
+        Editor(brightening, PLAIN, FakeAnalyser([(240, 100)]))(photo, BLOND)
 
 
 def test_border_fade_is_smooth_and_zero_at_the_border() -> None:

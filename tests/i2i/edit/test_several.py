@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from stylepairs.i2i.edit.journal import JOURNAL, Journal
 from stylepairs.i2i.edit.photo_files import edit_files, jobs_of
 from stylepairs.i2i.edit.several import SeveralEditors
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.glean import Edit, Glean
 
 
 @pytest.fixture
@@ -56,22 +57,25 @@ def test_the_second_edit_goes_on_from_the_first_and_faces_are_found_once(brighte
     assert np.array_equal(both.mask, np.maximum(first.mask, second.mask))
 
 
-def test_an_edit_that_does_not_apply_leaves_the_others(brightening: Glean, analyser) -> None:
+def test_an_edit_that_does_not_apply_leaves_the_others(brightening: Glean, analyser, monkeypatch) -> None:
     editors = two(brightening, analyser)
-    editors.editors["hair_color"].feature = Refusing
+    hair = editors.editors["hair_color"]
+    monkeypatch.setattr(hair, "model", Sure(hair.model, -9.0))
     done = editors(np.full((200, 300, 3), 100, np.uint8), PARAMS | {"hair_color": {"color": "blond"}})
     assert done.faces[0].refused is None
-    assert done.notes == ("without hair_color: no hair here",)
+    assert done.notes == ("without hair_color: confidence 0.00 that hair_color can be applied, at least 0.5 is needed",)
 
 
-class Refusing:
-    from stylepairs.datagen.features.hair_color import Params
+class Sure(torch.nn.Module):
+    """A model with a confidence of its own."""
 
-    @staticmethod
-    def sketch(portrait: object, params: object) -> None:
-        from stylepairs.datagen.portraits.sketch import SketchRefused
+    def __init__(self, model: Glean, logit: float) -> None:
+        super().__init__()
+        self.model, self.config, self.size_px, self.logit = model, model.config, model.size_px, logit
 
-        raise SketchRefused("face: no hair here")
+    def forward(self, *inputs: torch.Tensor) -> Edit:
+        edit = self.model(*inputs)
+        return edit._replace(confidence_logits=torch.full_like(edit.confidence_logits, self.logit))
 
 
 def test_parameters_begin_with_the_feature(brightening: Glean, analyser) -> None:
@@ -86,6 +90,7 @@ def test_parameters_begin_with_the_feature(brightening: Glean, analyser) -> None
 
 def test_faces_go_through_the_network_together(brightening: Glean) -> None:
     sizes = []
+    brightening.config = replace(brightening.config, draws=True)  # no second look beyond the crop
 
     def counting(*inputs: torch.Tensor) -> object:
         sizes.append(len(inputs[0]))
@@ -104,7 +109,7 @@ def test_faces_go_through_the_network_together(brightening: Glean) -> None:
 
 
 def inverting(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
-    return EditedPhoto(255 - photo, np.ones(photo.shape[:2], np.float16), [FaceEdit((0, 0, 1, 1), 1.0)])
+    return EditedPhoto(255 - photo, np.ones(photo.shape[:2], np.float16), [FaceEdit((0, 0, 1, 1), 1.0, None, 1.0)])
 
 
 def write(path: Path, grey: int) -> Path:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.faked_faces import FakeAnalyser, face_box, face_points
+from helpers.faked_faces import Brightening, FakeAnalyser, face_box, face_points
 
 from stylepairs.datagen.portraits.analysis.detection import Face
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.glean import Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
@@ -34,17 +34,11 @@ class Restless(FakeAnalyser):
         return [] if self.looks % 7 == 6 else [Face(face_box(x, y), 0.9, face_points(x, y, 20.0))]
 
 
-class Flickering(Glean):
+class Flickering(Brightening):
     """Brightens by another amount each time."""
 
-    def forward(self, photo: torch.Tensor, region: torch.Tensor, *_: torch.Tensor) -> Edit:
-        amount = 0.2 + 0.2 * float(torch.rand(()))
-        bias = torch.full_like(photo, amount)
-        zeros = torch.zeros_like(photo)
-        n = len(photo)
-        return Edit(
-            photo + region * bias, photo + bias, region, region, zeros, bias, photo, torch.zeros(n), torch.ones(n)
-        )
+    def amount(self) -> float:
+        return 0.2 + 0.2 * float(torch.rand(()))
 
 
 def clip(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:

@@ -10,20 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.train import training
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
@@ -135,26 +131,6 @@ def test_initial_weights_bring_their_own_generator(tmp_path: Path, pairs: Path, 
     assert read_metrics(second / "metrics.jsonl")[0]["step"] == 1
     with pytest.raises(InputError, match="recipe asks for"):
         train(settings(init=source, model={"channel_base": 512}), pairs, tmp_path / "third")
-
-
-def test_weights_of_an_earlier_version_go_on_with_a_region(
-    tmp_path: Path, pairs: Path, settings: Make, model: Glean
-) -> None:
-    model.config = replace(model.config, region_logit=4.0)
-    path, info = tmp_path / "old.safetensors", checkpoints.ModelInfo("hair_color", "color", {})
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("applies.")}
-    about = {"channel_base": 256, "channel_max": 16, "style_channels": 3}
-    checkpoints.save_model(path, model, info)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() | {"format": checkpoints.FIRST_FORMAT, "model": json.dumps(about)}
-    metadata.pop("digest")
-    save_file(state, path, metadata)
-    said: list[str] = []
-    out = train(settings(steps=1, init=str(path)), pairs, tmp_path / "run", said.append)
-    assert any("these weights need a region" in line for line in said)
-    trained, _ = checkpoints.load_model(out)
-    assert trained.config.region_logit == 4
-    assert Editor(trained, info).decides_alone is False
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
@@ -388,7 +364,6 @@ def test_shipped_weights_are_named_by_their_feature() -> None:
     model, info = checkpoints.load_model("embedded:bangs")
     assert (info.feature, info.style) == ("bangs", "params")
     assert model.config.draws
-    assert not model.config.region_logit  # decides alone
     assert checkpoints.load_model("embedded")[1].feature == "hair_color"
     with pytest.raises(InputError, match="no weights are shipped for teeth"):
         checkpoints.load_model("embedded:teeth")
