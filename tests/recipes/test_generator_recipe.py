@@ -326,3 +326,23 @@ def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file,
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"generator_ema.safetensors", "samples.png"}
     assert after["generator/synthesis.b64.conv0.weight"].isfinite().all()
     assert len(after["codes"]) == 10
+
+
+def test_rates_are_halved_evenly_over_the_last_minutes():
+    from train import halvings_due
+
+    assert [halvings_due(left, 60) for left in (500, 60, 59, 41, 39, 21, 19, 1, -5)] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert halvings_due(1, 0) == 0
+
+
+def test_shifted_images_are_those_moved_by_hand():
+    from augment import Augmentation
+
+    image = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    none, shift = torch.zeros(3), torch.tensor([[0.0, 0.0], [0.25, -0.125], [-0.5, 0.0]])
+    moved = Augmentation(none, none, none, shift, torch.full((3, 2), -1.0))(image)
+    wanted = torch.zeros_like(image)
+    wanted[0] = image[0]
+    wanted[1, :, 2:, :7] = image[1, :, :6, 1:]
+    wanted[2, :, :4] = image[2, :, 4:]
+    torch.testing.assert_close(moved, wanted)
