@@ -110,14 +110,15 @@ def in_light(style: np.ndarray, crop: np.ndarray) -> np.ndarray:
 def find_faces(photo: np.ndarray, finder: Graph, landmarks: Graph) -> list[np.ndarray]:
     """points68 [68,2] in photo pixels of every face, the largest first."""
     about = finder.about
-    candidates = [place for level, scale in pyramid(photo, about) for place in peaks(level, scale, finder)]
+    levels = pyramid(photo, about)
+    candidates = [place for level, scale in levels for place in peaks(level, scale, finder)]
     kept: list[tuple[np.ndarray, float]] = []
     for place, heat in sorted(candidates, key=lambda each: -each[1]):
         if len(kept) < about["max_candidates"] and not any(same(place, other) for other, _ in kept):
             kept.append((place, heat))
     if not kept:
         return []
-    points, scores = two_passes(photo, kept, landmarks)
+    points, scores = two_passes([(photo, (1.0, 1.0)), *levels], kept, landmarks)
     faces: list[np.ndarray] = []
     for index in np.argsort(-scores, kind="stable"):
         if scores[index] >= MIN_SCORE and all(overlap(points[index], other) < 0.5 for other in faces):
@@ -132,6 +133,8 @@ def pyramid(photo: np.ndarray, about: dict) -> list[tuple[np.ndarray, tuple[floa
     longest = min(max(h, w), max(about["largest_level_px"], round(about["largest_level_share"] * max(h, w))))
     while longest >= min(about["smallest_level_px"], max(h, w)) and longest >= 8:
         height, width = max(round(h * longest / max(h, w)), 1), max(round(w * longest / max(h, w)), 1)
+        while level.shape[0] >= 2 * height and level.shape[1] >= 2 * width:  # by halves first, which is quick
+            level = cv2.resize(level, (level.shape[1] // 2, level.shape[0] // 2), interpolation=cv2.INTER_AREA)
         level = cv2.resize(level, (width, height), interpolation=cv2.INTER_AREA)
         levels.append((level, (width / w, height / h)))
         longest //= 2
@@ -157,26 +160,29 @@ def peaks(level: np.ndarray, scale: tuple[float, float], finder: Graph) -> list[
     return found
 
 
-def two_passes(photo: np.ndarray, candidates: list, landmarks: Graph) -> tuple[np.ndarray, np.ndarray]:
+def two_passes(levels: list, candidates: list, landmarks: Graph) -> tuple[np.ndarray, np.ndarray]:
     """points68 [K,68,2] in photo pixels and scores [K]; the second pass sees the face upright, plainly and mirrored."""
     about = landmarks.about
-    places = np.stack([place for place, _ in candidates])
-    first, _ = one_pass(photo, places, landmarks, mirrored=False)
+    places, heat = (np.array(each) for each in zip(*candidates, strict=True))
+    first, seen = one_pass(levels, places, landmarks, mirrored=False)
+    promising = seen >= about["first_look_share"] * MIN_SCORE
+    if not promising.any():
+        return first[promising], seen[promising]
+    first, places, heat = first[promising], places[promising], heat[promising]
     better = eyes_and_mouth(first)
     usable = np.array([plausible(place, about["min_face_px"]) for place in better])
     better[~usable] = places[~usable]
-    second, score = one_pass(photo, better, landmarks, mirrored=True)
+    second, score = one_pass(levels, better, landmarks, mirrored=True)
     apart = np.linalg.norm(better[:, 0] - better[:, 1], axis=-1).clip(1e-6)
     moved = np.linalg.norm(second - first, axis=-1).mean(-1) / apart
-    heat = np.array([heat for _, heat in candidates])
     return second, (score * np.sqrt(heat)) ** 0.78 * np.clip(1.5 - 2 * moved, 0, 1) * usable
 
 
-def one_pass(photo: np.ndarray, places: np.ndarray, landmarks: Graph, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+def one_pass(levels: list, places: np.ndarray, landmarks: Graph, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
     about = landmarks.about
     size = about["crop_px"]
     moves = [square_transform(place, size, about["crop_share"], about["crop_shift"]) for place in places]
-    crops = np.stack([warp(photo, move, size, cv2.BORDER_REPLICATE) for move in moves])
+    crops = np.stack([landmark_crop(levels, move, size) for move in moves])
     crops = crops.transpose(0, 3, 1, 2) / 127.5 - 1
     points, logit = landmarks(crop=crops)
     if mirrored:
@@ -187,6 +193,15 @@ def one_pass(photo: np.ndarray, places: np.ndarray, landmarks: Graph, mirrored: 
     back = [cv2.invertAffineTransform(move) for move in moves]
     points = np.stack([moved_points(*each) for each in zip(back, points.astype(np.float64), strict=True)])
     return points, 1 / (1 + np.exp(-logit.astype(np.float64)))
+
+
+def landmark_crop(levels: list, move: np.ndarray, size: int) -> np.ndarray:
+    """The crop under `move` (from the photo), read from the smallest level with twice its resolution."""
+    least = 2 * scale_of(move)
+    level, scale = next((each for each in reversed(levels) if min(each[1]) >= least), levels[0])
+    larger = 1 / np.array(scale)
+    offset = move[:, 2] + move[:, :2] @ (0.5 * larger - 0.5)
+    return warp(level, np.column_stack([move[:, :2] * larger, offset]), size, cv2.BORDER_REPLICATE)
 
 
 def eyes_and_mouth(points68: np.ndarray) -> np.ndarray:

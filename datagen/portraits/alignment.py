@@ -101,9 +101,10 @@ def crop_aligned(photo: np.ndarray, transform: np.ndarray, size_px: int) -> np.n
     edits are pasted back over them.
     """
     crop = warp(photo, transform, size_px)
-    inside = _distance_inside(photo.shape[:2], transform, size_px)
-    if inside.min() >= 0:
+    corners = np.array([0.0, size_px - 1])
+    if _distance_inside(photo.shape[:2], transform, corners).min() >= 0:
         return crop
+    inside = _distance_inside(photo.shape[:2], transform, np.arange(size_px, dtype=np.float64))
     # FFHQ's mask: 0 at the photo's edge, 1 at the padding's outer end. It weighs the median colour; three times it, the
     # blur, which so is full after a third of the padding.
     weight = np.clip(-inside / (_PAD_SHARE * size_px), 0, 1)[..., None].astype(np.float32)
@@ -117,9 +118,10 @@ def crop_aligned(photo: np.ndarray, transform: np.ndarray, size_px: int) -> np.n
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _distance_inside(shape: tuple[int, ...], transform: np.ndarray, size_px: int) -> np.ndarray:
-    """For each target pixel [size,size], how far inside the photo it lies, in target pixels (negative: outside)."""
-    ys, xs = np.mgrid[:size_px, :size_px].astype(np.float64)
+def _distance_inside(shape: tuple[int, ...], transform: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """For each target pixel of a grid [K,K] over `along` [K], how far inside the photo it lies, in target pixels
+    (negative: outside)."""
+    xs, ys = np.meshgrid(along, along)
     source = apply_transform(invert_transform(transform), np.stack([xs, ys], -1))
     h, w = shape[:2]
     x, y = source[..., 0], source[..., 1]

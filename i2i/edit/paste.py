@@ -27,12 +27,12 @@ def paste(
     square; region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
     """
     top_value = np.iinfo(photo.dtype).max
-    side, gain, mask = maps.side, maps.gain, maps.mask
+    gain, mask = maps.gain, maps.mask
     bias: np.ndarray = maps.bias * np.float32(top_value / 255)
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
         gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
-    x0, y0, x1, y1 = covered(transform, side, photo.shape)
+    x0, y0, x1, y1 = covered(transform, mask, photo.shape)
     for top in range(y0, y1, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, y1)
         here = np.s_[top:bottom, x0:x1]
@@ -61,9 +61,15 @@ def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], i
     return cv2.warpAffine(values, transform, size, flags=interpolation | cv2.WARP_INVERSE_MAP)
 
 
-def covered(transform: np.ndarray, side: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The photo's rectangle x0, y0, x1, y1 (ends excluded) that a crop of `side` pixels covers."""
-    corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], np.float64)
+def covered(transform: np.ndarray, mask: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The photo's rectangle x0, y0, x1, y1 (ends excluded) that a crop's mask [S,S] may touch; empty where it is 0."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    # Between a pixel of the mask and its neighbour the weight falls to 0; past the crop's border there is none.
+    low = np.maximum([columns[0] - 1, rows[0] - 1], 0)
+    high = np.minimum([columns[-1] + 1, rows[-1] + 1], len(mask) - 1)
+    corners = np.array([[low[0], low[1]], [high[0], low[1]], [low[0], high[1]], [high[0], high[1]]], np.float64)
     points = apply_transform(invert_transform(transform), corners)
     x0, y0 = np.maximum(np.floor(points.min(0)).astype(int), 0)
     x1, y1 = np.ceil(points.max(0)).astype(int) + 1

@@ -77,6 +77,7 @@ def described() -> dict[str, Any]:
         "border_px": detection.LEVEL_BORDER_PX,
         "heat_floor": detection.HEAT_FLOOR,
         "max_candidates": detection.MAX_CANDIDATES,
+        "first_look_share": detection.FIRST_LOOK_SHARE,
         "min_face_px": detection.MIN_FACE_PX,
         "mirror": MIRROR_68.tolist(),
     }

@@ -43,7 +43,7 @@ class DetectorNet(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x8 = self.stage8(self.stem(image))
         x16 = F.interpolate(self.stage16(x8), scale_factor=2.0, mode="nearest")
-        out = self.head(self.fuse(torch.cat([x8, x16], 1)))
+        out = self.head(self.fuse(torch.cat([x8, x16], 1)).to(self.head.weight.dtype))
         return out[:, :1], out[:, 1:]
 
 

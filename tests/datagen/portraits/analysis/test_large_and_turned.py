@@ -7,12 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stylepairs.datagen.images.files import read_image
+from stylepairs.datagen.portraits.alignment import square_transform, warp
 from stylepairs.datagen.portraits.analysis import detection
-from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
-from stylepairs.datagen.portraits.analysis.detection import _pyramid, _tiles
+from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, embedded_network, load_analyser
+from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, _landmark_crop, _pyramid, _tiles
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 
 PHOTOS = sorted((Path(__file__).parents[4] / "recipes" / "photos" / "train").glob("*.jpg"))
@@ -61,6 +63,39 @@ def test_the_finest_level_of_a_large_photo_shows_small_heads() -> None:
     assert max(level.shape) == 3000
     level, _ = next(_pyramid(np.zeros((900, 1200, 3), np.uint8)))
     assert level.shape[:2] == (900, 1200)
+
+
+def test_a_face_of_a_large_photo_is_placed_as_in_a_small_one(analyser: FaceAnalyser) -> None:
+    small = read_image(PHOTOS[1])
+    large = cv2.resize(small, None, fx=11.7, fy=11.7, interpolation=cv2.INTER_CUBIC)
+    (wanted,), (found,) = analyser.find(small), analyser.find(large)
+    assert np.abs((found.points68 + 0.5) / 11.7 - 0.5 - wanted.points68).max() < 0.01 * small.shape[0]
+
+
+def test_landmark_crops_are_the_photos_whichever_level_they_are_read_from() -> None:
+    ys, xs = np.mgrid[:1500, :2000]
+    photo = np.stack([xs / 8, ys / 8, (xs + ys) / 16], -1).astype(np.uint8)
+    levels = list(_pyramid(photo))
+    for side in (60, 300, 1100):
+        face = np.array([1000, 800]) + side / 4 * np.array([[-1, -1], [1, -0.9], [0, 1]])
+        move = square_transform(face, 96)
+        wanted = warp(photo, move, 96, cv2.BORDER_REPLICATE)
+        np.testing.assert_allclose(_landmark_crop(levels, move).astype(int), wanted, atol=2)
+
+
+def test_places_that_score_next_to_nothing_are_looked_at_once() -> None:
+    photo, looks = read_image(PHOTOS[0]), list[int]()
+
+    class Blind(torch.nn.Module):
+        def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+            looks.append(len(crops))
+            return torch.rand(len(crops), 68, 2) * 96, torch.full((len(crops),), -8.0), None
+
+    finder = EmbeddedFinder(embedded_network("detector"), Blind())
+    assert finder.find(photo) == []
+    assert len(looks) == 1
+    finder.find(photo, 0.0)  # who wants all of them gets all
+    assert looks[1:] == [looks[0]] * 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,53 @@
+"""Pasting works on the part of the photo that the edit touches, with the same result as on the whole square."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stylepairs.i2i.edit import paste as module
+from stylepairs.i2i.edit.beyond_crop import EditMaps
+from stylepairs.i2i.edit.paste import covered, paste
+
+SIDE = 32
+TRANSFORM = np.array([[0.19, 0.05, -9.0], [-0.05, 0.19, 2.0]])  # 5 photo pixels a side of the crop's
+
+
+def pasted(photo: np.ndarray, mask: np.ndarray, transform: np.ndarray = TRANSFORM) -> tuple[np.ndarray, np.ndarray]:
+    maps = EditMaps(np.full((SIDE, SIDE, 3), -0.5, np.float32), np.full((SIDE, SIDE, 3), 60, np.float32), mask)
+    result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
+    paste(result, photo, edited, maps, transform)
+    return result, edited
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (240, 260, 3), np.uint8)
+
+
+@pytest.mark.parametrize("scale", [1, 12], ids=["large face", "small face"])
+@pytest.mark.parametrize("place", [np.s_[12:15, 20:21], np.s_[1:4, 1:7], np.s_[28:31, 25:31], np.s_[:, :]])
+def test_the_touched_rectangle_gives_what_the_square_gives(
+    photo: np.ndarray, place: tuple[slice, slice], scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    mask[place] = 0.8
+    transform = scale * TRANSFORM
+    found, edited = pasted(photo, mask, transform)
+    square = covered(transform, np.ones_like(mask), photo.shape)
+    monkeypatch.setattr(module, "covered", lambda *_: square)
+    wanted, wanted_edited = pasted(photo, mask, transform)
+    assert ((wanted_edited > 0) != (edited > 0)).mean() < 1e-3  # where the edit ends, by roundings of the place
+    assert np.abs(edited.astype(np.float32) - wanted_edited).max() < 0.05
+    assert np.abs(found.astype(int) - wanted).max() <= 5
+    assert (found[edited == 0] == photo[edited == 0]).all()
+    assert (found != photo).any()
+
+
+def test_the_rectangle_of_a_small_edit_is_small_and_that_of_none_empty() -> None:
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    assert covered(TRANSFORM, mask, (240, 260)) == (0, 0, 0, 0)
+    mask[16, 16] = 1
+    x0, y0, x1, y1 = covered(TRANSFORM, mask, (240, 260))
+    assert 10 < x1 - x0 < 16
+    assert 10 < y1 - y0 < 16
