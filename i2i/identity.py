@@ -5,6 +5,7 @@ ArcFace (Deng et al. 2019) sees the inner part of FFHQ's square, as pixel2style2
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.shell.errors import InputError, one_line
+from stylepairs.datagen.shell.regular import read_regular
 
 # Of the square's side: left, top, and the side of what a recognition network is shown, at so many pixels.
 INNER_FACE, FACE_PX = (32 / 256, 35 / 256, 188 / 256), 112
+MAX_NETWORK_BYTES = 2**30  # ArcFace's largest published networks have 260 MB
 
 
 @dataclass(frozen=True)
@@ -53,28 +56,33 @@ def load_instruments(
 
 def load_identity(source: str | Path, perceptual: Perceptual) -> Identity:
     """source: "embedded" (the deepest features of `perceptual`, meaned over the face), or an .onnx file of a
-    face-recognition network, [N,3,112,112] in [-1,1] -> [N,D], as InsightFace's w600k_r50. Raises InputError."""
+    face-recognition network, [N,3,112,112] in [-1,1] -> [N,D], as InsightFace's w600k_r50, which is named by its file
+    and the beginning of its sha256. Raises InputError."""
     if source == "embedded":
         return Identity(f"{perceptual.name}-pooled", lambda faces: perceptual.features(faces)[-1].mean((2, 3)))
     path = Path(source)
-    if path.suffix != ".onnx" or not path.is_file():
-        raise InputError(f"identity {source}: no such .onnx file; give a face-recognition network, or embedded")
+    if path.suffix != ".onnx":
+        raise InputError(f"identity {source}: no .onnx file; give a face-recognition network, or embedded")
     if importlib.util.find_spec("onnxruntime") is None:
         raise InputError(f"identity {source}: needs onnxruntime; pip install 'stylepairs[export]'")
     try:
-        embed = _network(path)
+        network = read_regular(path, MAX_NETWORK_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a face-recognition network") from None
+    try:
+        embed = _network(network)
         found = embed(torch.zeros(1, 3, FACE_PX, FACE_PX))
     except Exception as error:  # onnxruntime's have no class in common
         raise InputError(f"{path}: no network that takes a face of {FACE_PX} px ({one_line(error)[:200]})") from error
     if found.ndim != 2 or len(found) != 1 or found.shape[1] < 2:
         raise InputError(f"{path}: gives {list(found.shape)} of a face, not one vector")
-    return Identity(path.stem, embed)
+    return Identity(f"{path.stem}-{hashlib.sha256(network).hexdigest()[:8]}", embed)
 
 
-def _network(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _network(network: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
     from onnxruntime import InferenceSession
 
-    session = InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = InferenceSession(network, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def embed(faces: torch.Tensor) -> torch.Tensor:  # one by one: some files fix the batch at one

@@ -44,6 +44,8 @@ class Feature:
     named; without such draws, params as they are. A pair's record holds these, so that measuring or augmenting it later
     draws nothing anew: there the portrait may look a little different. May raise SketchRefused.
     about: the file's docstring.
+    keeps_texture: whether a network's edit of it may be carried on over more of the photo than the network saw, as the
+    photo's own texture stays under it.
     """
 
     Params: type[BaseModel]
@@ -51,6 +53,7 @@ class Feature:
     measure: Callable[[Portrait, AnalysedPair, BaseModel], dict[str, float]]
     settled: Callable[[Portrait, BaseModel], BaseModel] = _as_given
     about: str = ""
+    keeps_texture: bool = True
 
     @staticmethod
     def of(file: FeatureFile | ModuleType) -> Feature:

@@ -240,8 +240,7 @@ class Editor:
         maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
         transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)
         # What is drawn anew cannot be continued by scaling and shifting the photo.
-        anew = makes_anew(self.model.config) or self.feature is degraded.FEATURE
-        if reaches_border(maps) and not anew:
+        if reaches_border(maps) and self.feature.keeps_texture and not makes_anew(self.model.config):
             margin = margin_px(side)
             transform[:, 2] += margin
             wide = self._wide_mask(photo, points68, wanted, side + 2 * margin)

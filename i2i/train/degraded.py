@@ -61,7 +61,7 @@ def nothing_measured(_portrait: Portrait, _seen: AnalysedPair, _params: BaseMode
     return {}
 
 
-FEATURE = Feature(NoParams, everywhere, nothing_measured)
+FEATURE = Feature(NoParams, everywhere, nothing_measured, keeps_texture=False)
 
 
 def degradation_of(info: ModelInfo) -> DegradationSettings:

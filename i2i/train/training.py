@@ -115,7 +115,8 @@ def train(
         resume(run, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
-        counts = f"{len(records)} pairs, {len(sides.held_out)} held out, {len(refused)} refused"
+        what = "portraits" if settings.degradation else "pairs"
+        counts = f"{len(records)} {what}, {len(sides.held_out)} held out, {len(refused)} refused"
         counts += f", {len(unpaired.records)} portraits without pairs" if unpaired else ""
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
         take_steps(run, dataset, val, out, info, say)

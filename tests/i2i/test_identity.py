@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def test_a_face_is_most_like_itself_and_the_figure_says_by_what(kind: str, tmp_p
     if kind == "file":
         write_network(path)
     identity = load_identity("embedded" if kind == "embedded" else path, load_perceptual("pyramid"))
-    assert identity.name == ("pyramid-pooled" if kind == "embedded" else "tiny_arcface")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if kind == "file" else ""
+    assert identity.name == ("pyramid-pooled" if kind == "embedded" else f"tiny_arcface-{digest[:8]}")
     one, two = faces(2)
     noisy = one + 0.05 * torch.randn_like(one)
     assert identity.likeness(one, one) == pytest.approx(1, abs=1e-5)
@@ -48,14 +50,18 @@ def test_a_face_is_most_like_itself_and_the_figure_says_by_what(kind: str, tmp_p
     assert identity.likeness(one, border) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_file_that_is_no_recognition_network_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_recognition_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     write_network(tmp_path / "small.onnx", side=64)
     (tmp_path / "broken.onnx").write_bytes(b"no network")
+    monkeypatch.setattr("stylepairs.i2i.identity.MAX_NETWORK_BYTES", 2000)
+    (tmp_path / "large.onnx").write_bytes(bytes(2001))
     for name, said in (
         ("small.onnx", "takes a face of 112 px"),
         ("broken.onnx", "takes a face"),
-        ("no.onnx", "no such"),
+        ("no.onnx", "No such file"),
+        ("large.onnx", "more than 2000 bytes"),
+        ("no.txt", "no .onnx file"),
     ):
         with pytest.raises(InputError, match=said) as error:
             load_identity(tmp_path / name, load_perceptual("pyramid"))
