@@ -1,28 +1,15 @@
-"""The `i2i` command: one line and exit code 2 for bad input, quick help."""
+"""The `i2i` command: one line and exit code 2 for bad input."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
 from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.cli import main
-
-
-@pytest.mark.parametrize("command", [[], ["train"], ["edit"], ["evaluate"]])
-def test_help_is_light(command: list[str]) -> None:
-    code = "import sys; from stylepairs.i2i.cli import app; app(sys.argv[1:], standalone_mode=False);"
-    check = code + "heavy = {'torch', 'cv2', 'kornia', 'accelerate'} & set(sys.modules); assert not heavy, heavy"
-    start = time.time()
-    done = subprocess.run(
-        [sys.executable, "-c", check, *command, "--help"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert time.time() - start < 10  # a second on an idle machine
 
 
 def test_an_editor_is_loaded_without_torchs_compiler() -> None:
@@ -41,6 +28,7 @@ def test_an_editor_is_loaded_without_torchs_compiler() -> None:
         (["edit", "embedded", "photo.jpg", "--out", "o", "--set", "color"], "must be key=value"),
         (["edit", "embedded", "photo.jpg", "--out", "o", "--format", "doc"], "--format doc"),
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
+        (["edit", "--nope"], "--nope"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, monkeypatch, capsys) -> None:
@@ -61,11 +49,3 @@ def test_parameters_from_the_command_line() -> None:
     assert nested_overrides(["bangs.length=0.5", "bangs.style=full"]) == {"bangs": {"length": 0.5, "style": "full"}}
     with pytest.raises(InputError, match="bangs has a value already"):
         nested_overrides(["bangs=1", "bangs.length=0.5"])
-
-
-def test_wrong_options_are_one_line_and_exit_code_2() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "stylepairs.i2i", "edit", "--nope"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -120,7 +120,9 @@ def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
     assert all(value == 0 for value in found.values())
 
 
-def test_any_two_folders_are_compared(tmp_path: Path) -> None:
+def test_any_two_folders_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     for name in "abc":
         image = rng.integers(0, 255, (32, 32, 3), np.uint8)
@@ -128,15 +130,15 @@ def test_any_two_folders_are_compared(tmp_path: Path) -> None:
             (tmp_path / folder).mkdir(exist_ok=True)
             noisy = np.clip(image + rng.normal(0, noise, image.shape), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(tmp_path / folder / f"{name}.png")
-    command = [sys.executable, ROOT / "recipes" / "judging" / "evaluate.py", "wanted", "near", "far", "--out", "out"]
-    done = subprocess.run(
-        [*map(str, command), "--perceptual", "pyramid"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    script = str(ROOT / "recipes" / "judging" / "evaluate.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *["wanted", "near", "far", "--out", "out", "--perceptual", "pyramid"]])
+    runpy.run_path(script, run_name="__main__")
     data = json.loads((tmp_path / "out" / "figures.json").read_text())
     psnr = {name: data[name]["figures"]["psnr_inside_db"]["value"] for name in ("near", "far")}
     assert psnr["near"] > psnr["far"] + 10
-    done = subprocess.run(
-        [*map(str, command[:3]), "nowhere", "--out", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr.strip()) == (2, "nowhere: no such folder")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [script, "wanted", "nowhere", "--out", "out"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert (ended.value.code, capsys.readouterr().err.strip()) == (2, "nowhere: no such folder")

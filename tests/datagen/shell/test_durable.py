@@ -20,7 +20,7 @@ CODE = (
 
 def test_tensors_and_metadata_are_the_same_bytes_in_every_process() -> None:
     """A run that was killed ended with other bytes: the library keeps metadata in an order of its process."""
-    found = {subprocess.run([sys.executable, "-c", CODE], capture_output=True, check=True).stdout for _ in range(3)}
+    found = {subprocess.run([sys.executable, "-c", CODE], capture_output=True, check=True).stdout for _ in range(2)}
     tensors, metadata = {"a": torch.arange(5.0), "b": torch.ones(3)}, {k: k * 2 for k in "fedcba"}
     data = safetensors_bytes(tensors, metadata)
     assert found == {hashlib.sha256(data).hexdigest().encode() + b"\n"}

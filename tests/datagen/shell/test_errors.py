@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from stylepairs.datagen.cli import app
+from stylepairs.datagen.shell.command_line import run_app
 from stylepairs.datagen.shell.errors import nearest, one_line
 
 
@@ -19,13 +20,17 @@ def test_one_line_has_no_breaks_no_end_and_is_never_empty() -> None:
     assert one_line("abcdef", limit=5) == "ab..."
 
 
-def test_a_huge_name_in_a_message_does_not_hide_what_to_do() -> None:
-    line = [sys.executable, "-m", "stylepairs.datagen", "build", "x" * 50_000, "--portraits", "p", "--out", "o"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert len(done.stderr) <= 2001
-    assert done.stderr.startswith("xxx")
-    assert done.stderr.endswith("must end in .yaml)\n")
+def test_a_huge_name_in_a_message_does_not_hide_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["datagen", "build", "x" * 50_000, "--portraits", "p", "--out", "o"])
+    with pytest.raises(SystemExit) as ended:
+        run_app(app)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert len(said) <= 2001
+    assert said.startswith("xxx")
+    assert said.endswith("must end in .yaml)\n")
 
 
 def test_all_that_pydantic_finds_is_told_with_its_place() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from stylepairs.datagen.cli import app
 from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.command_line import run_app
 from stylepairs.datagen.shell.decode import (
     Damaged,
     decode_npz,
@@ -60,12 +61,15 @@ def test_bytes_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "loop/deeper"])
-def test_what_the_system_refuses_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
     for command in (["export", name, "--out", "o"], ["prepare", name, "--out", "o"], ["prepare", ".", "--out", name]):
-        done = subprocess.run(
-            [sys.executable, "-m", "stylepairs.datagen", *command],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        monkeypatch.setattr(sys, "argv", ["datagen", *command])
+        with pytest.raises(SystemExit) as ended:
+            run_app(app)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, said
+        assert len(said.strip().splitlines()) == 1, said

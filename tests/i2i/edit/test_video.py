@@ -62,7 +62,7 @@ def flicker(before: list[np.ndarray], after: list[np.ndarray]) -> float:
 
 
 def test_steady_edits_flicker_less_than_frames_by_themselves(brightening: Glean) -> None:
-    frames = clip(40)
+    frames = clip(24)
     editor = editor_of(brightening)
     figures = {}
     for steady in (True, False):
@@ -75,9 +75,9 @@ def test_steady_edits_flicker_less_than_frames_by_themselves(brightening: Glean)
 
 def test_a_face_that_is_lost_for_a_moment_keeps_its_edit(brightening: Glean) -> None:
     editor = editor_of(brightening)
-    done = [edited for _, edited in edit_frames(editor, clip(21), editor.wanted(BLOND))]
+    done = [edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND))]
     assert all(done)
-    assert not all(edited for _, edited in edit_frames(editor, clip(21), editor.wanted(BLOND), steady=False))
+    assert not all(edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND), steady=False))
 
 
 def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
@@ -85,7 +85,7 @@ def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
 
     def frames() -> Any:
         nonlocal read
-        for frame in clip(30):
+        for frame in clip(2 * WINDOW):
             read += 1
             yield frame
 
