@@ -47,10 +47,17 @@ def test_a_traced_network_is_taken_too(tmp_path):
     assert load_classifier(tmp_path / "net.ts", 32).outputs == 3
 
 
-def test_onnx_gives_the_same_figures_and_says_its_own_side(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A network, and its ONNX file."""
     pytest.importorskip("onnxruntime")
-    network, path = small_network(), tmp_path / "net.onnx"
+    network, path = small_network(), tmp_path_factory.mktemp("exported") / "net.onnx"
     torch.onnx.export(network, (IMAGES,), path, dynamo=True, external_data=False, verbose=False)
+    return network, path
+
+
+def test_onnx_gives_the_same_figures_and_says_its_own_side(exported):
+    network, path = exported
     classifier = load_classifier(path)
     assert (classifier.size_px, classifier.differentiable) == (32, False)
     assert torch.allclose(classifier.score(IMAGES), network(IMAGES), atol=1e-5)
@@ -157,11 +164,10 @@ def test_a_missing_file_and_a_failing_network_are_one_line(tmp_path):
         load_classifier(path)
 
 
-def test_onnx_weights_in_other_files_and_loops_are_refused(tmp_path):
+def test_onnx_weights_in_other_files_and_loops_are_refused(exported, tmp_path):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "net.onnx"
-    torch.onnx.export(small_network(), (IMAGES,), path, dynamo=True, external_data=False, verbose=False)
-    model = onnx.load(path)
+    model = onnx.load(exported[1])
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../../etc/hostname")
