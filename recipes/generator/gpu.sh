@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A short run on a machine with a GPU and nothing else: no network, no package index, the clock running.
+# A short run on a machine with a GPU, torch, accelerate, kornia and rich: no network, no package index, the clock running.
 #   gpu.sh pack RUN PORTRAITS...   here: data, weights and frozen features into $PACK (an ignored folder, under 64 MiB);
 #                                  where RUN has no state yet, the weights beside this file are what training starts from
 #   gpu.sh train OUT               there, in the repository with $PACK carried along: 128 px, then 256 px, weights to OUT
