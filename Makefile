@@ -44,8 +44,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 unit: $(STAMP)
 	$(PYTEST)
 
+# Single tests of minutes: whole files would leave one process without work at the end.
 slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/python recipes/demo/demo.py --out $(OUT)

@@ -311,7 +311,7 @@ def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp
 def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file, tmp_path, monkeypatch):
     run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
     tiny = "--channel-base 128 --channel-max 8 --latent-dim 16 --precision no --measure-images 1"
-    limits = {"SMALL": "32", "LARGE": "64", "SECONDS_SMALL": "6", "SECONDS_LARGE": "6", "BATCH": "4", "EXTRA": tiny}
+    limits = {"SMALL": "32", "LARGE": "64", "SECONDS_SMALL": "4", "SECONDS_LARGE": "4", "BATCH": "4", "EXTRA": tiny}
     places = {"PACK": str(tmp_path / "pack"), "TRUNK": str(trunk_file), "PYTHON": sys.executable}
 
     def gpu(*arguments: object) -> None:
