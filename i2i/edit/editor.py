@@ -31,7 +31,7 @@ from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
-from stylepairs.i2i.models.conditions import style_in_light, style_of
+from stylepairs.i2i.models.conditions import CROP_PX, style_in_light, style_of
 from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.train import degraded
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from stylepairs.i2i.models.glean import Edit
     from stylepairs.i2i.models.prepared_glean import Network
 
-# Side of the crop that is cut out of the photo before it is brought to the network's size.
-CROP_PX = 256
 # Of the side: more than a mask's dilation and feather reach.
 ROOM_SHARE = 0.12
 MIN_SCORE = 0.5

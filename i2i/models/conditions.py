@@ -1,4 +1,4 @@
-"""What the editor is told beside the photo: how much (degree) and which kind (style code), as numbers near one."""
+"""What the editor is told: a crop of the photo, how much (degree) and which kind (style code), as numbers near one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 from stylepairs.datagen.shell.errors import InputError
 
+# Side of the crop that is cut out of the photo before it is brought to the network's size.
+CROP_PX = 256
 # "color": the wanted colour in Lab, for features with a `color` parameter; "params": whatever parameters differ between
 # the training pairs; "none": the feature has only one kind.
 Style = Literal["none", "color", "params"]

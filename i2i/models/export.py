@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylepairs.datagen.portraits.analysis.networks import PARSER_INPUT_PX
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.conditions import CROP_PX
 from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.models.plain import Plain, makes_anew
 from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
@@ -122,7 +122,7 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "inputs": inputs,
         "outputs": list(OUTPUTS),
         "style_channels": model.config.style_channels,
-        "crop_px": PARSER_INPUT_PX,  # what the editor cuts out of a photo before it is brought to size_px
+        "crop_px": CROP_PX,
         "draws": makes_anew(model.config),
         **asdict(info),
     }

@@ -21,7 +21,7 @@ from stylepairs.datagen.features import is_own_file, load_feature
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
-from stylepairs.datagen.portraits.folders import load_portraits, photo_digests
+from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
 from stylepairs.datagen.shell.durable import file_digest
@@ -89,6 +89,11 @@ def portrait_records(portraits: Path) -> list[PairRecord]:
     return records
 
 
+def files_by_name(portraits: Path) -> dict[str, PortraitFile]:
+    """The portraits of a prepared folder, as records name them."""
+    return {file.name: file for file in load_portraits(portraits)}
+
+
 def portrait_sides(portraits: Path, held_out_count: int) -> Sides:
     """What a run learns from and is measured on, of a prepared folder; raises InputError."""
     records = portrait_records(portraits)
@@ -109,7 +114,7 @@ def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None
         raise InputError(f"--portraits: {feature} is a file of your own, which training does not run; give pairs alone")
     sides = [portrait_sides(folder, 0) for folder in folders]
     records = [record for side in sides for record in side.records]
-    named = [{file.name: file for file in load_portraits(folder)} for folder in folders]
+    named = map(files_by_name, folders)
     files = [known[record.portrait] for known, side in zip(named, sides, strict=True) for record in side.records]
     return Unpaired(records, files, load_feature(feature))
 
@@ -132,7 +137,7 @@ class DegradedPortraits(PairDataset):
             settings = settings.model_copy(update={"degrade_share": 0.0, "refused_share": 0.0})
         super().__init__(portraits, records, size_px, "none", latent_shape, "", settings, seed)
         self.degradation = degradation
-        self.files = {file.name: file for file in load_portraits(portraits)}
+        self.files = files_by_name(portraits)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         sample = super().__getitem__(key)

@@ -27,23 +27,23 @@ class Augmentation:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """[N,3,H,W] in [-1,1] -> the same, differentiably."""
-        image = image + _column(self.brightness, image)
+        image = image + _column(self.brightness)
         image = _about(image, image.mean(1, keepdim=True), self.saturation)
         image = _about(image, image.mean((1, 2, 3), keepdim=True), self.contrast)
-        image = _shifted(image, (self.shift.to(image.device) * image.shape[-1]).round().long())
+        image = _shifted(image, (self.shift * image.shape[-1]).round().long())
         return image * self._kept(image)
 
     def _kept(self, image: torch.Tensor) -> torch.Tensor:
         """[N,1,H,W]: 0 in the squares."""
         n, side = len(image), image.shape[-1]
         place = (torch.arange(side, device=image.device) + 0.5) / side
-        near = [(place - at.view(n, 1)).abs() < CUTOUT / 2 for at in self.cutout.to(image.device).unbind(1)]
-        hit = near[0][:, :, None] & near[1][:, None] & (self.cutout[:, :1, None] >= 0).to(image.device)
+        near = [(place - at.view(n, 1)).abs() < CUTOUT / 2 for at in self.cutout.unbind(1)]
+        hit = near[0][:, :, None] & near[1][:, None] & (self.cutout[:, :1, None] >= 0)
         return (~hit).float()[:, None]
 
 
-def draw_augmentation(count: int, p: float, draw: torch.Generator) -> Augmentation:
-    """Each operation with probability p."""
+def draw_augmentation(count: int, p: float, draw: torch.Generator, device: torch.device) -> Augmentation:
+    """Each operation with probability p; for images on the device."""
 
     def uniform(most: float, columns: int = 1) -> torch.Tensor:
         values = (torch.rand(count, columns, generator=draw) * 2 - 1) * most
@@ -54,15 +54,21 @@ def draw_augmentation(count: int, p: float, draw: torch.Generator) -> Augmentati
 
     brightness, saturation, contrast = (uniform(most)[:, 0] for most in (BRIGHTNESS, SATURATION, CONTRAST))
     shift, centre = uniform(SHIFT, 2), torch.rand(count, 2, generator=draw)
-    return Augmentation(brightness, saturation, contrast, shift, torch.where(chosen(), centre, -torch.ones(())))
+    values = brightness, saturation, contrast, shift, torch.where(chosen(), centre, -torch.ones(()))
+    return Augmentation(*(sent(each, device) for each in values))
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU is not waited for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _about(image: torch.Tensor, middle: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    return middle + (image - middle) * (1 + _column(change, image))
+    return middle + (image - middle) * (1 + _column(change))
 
 
-def _column(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    return values.to(image.device).view(-1, 1, 1, 1)
+def _column(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)
 
 
 def _shifted(image: torch.Tensor, by: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from augment import Augmentation, draw_augmentation
+from augment import Augmentation, draw_augmentation, sent
 from data import Portraits
 
 from stylepairs.datagen.stylegan.generator import Generator
@@ -48,17 +48,11 @@ def draw_step(
     cutoff = torch.randint(1, generator.num_ws, (count,), generator=draw)
     cutoff[torch.rand(count, generator=draw) > MIXING_SHARE] = generator.num_ws
     cutoff[:rebuilt] = generator.num_ws
-    augment = draw_augmentation(count, augment_p, draw)
+    augment = draw_augmentation(count, augment_p, draw, device)
     # Where the images are made: millions of values a step would take a processor longer than a GPU's whole step.
     large = torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
     noise = [torch.randn(count, *level.shape[1:], generator=large, device=device) for level in generator.noise_maps()]
-    augment = Augmentation(*(_sent(values, device) for values in augment.tensors()))
-    return Draws(batch.images.to(device), _sent(z, device), _sent(cutoff, device), noise, augment)
-
-
-def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device; a GPU is not waited for."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    return Draws(batch.images.to(device), sent(z, device), sent(cutoff, device), noise, augment)
 
 
 def jittered(codes: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:

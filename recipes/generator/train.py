@@ -131,7 +131,8 @@ class Stage:
 
         def features() -> Maps:
             portraits = self.data.batch(MEASURE_BATCH, self.args.recolour_share, draw).images
-            maps: Maps = self.trunk(draw_augmentation(MEASURE_BATCH, self.args.augment_p, draw)(portraits))
+            augment = draw_augmentation(MEASURE_BATCH, self.args.augment_p, draw, portraits.device)
+            maps: Maps = self.trunk(augment(portraits))
             return maps
 
         batches = -(-self.args.measure_images // MEASURE_BATCH)
