@@ -39,6 +39,10 @@ _CONTRAST = 0.78
 _UNDER_SHADE = -1.2
 # Of the crop: hair that is needed to learn its colour from.
 _MIN_CORE_SHARE = 0.0015
+# Of the side: how soft the tips of painted hair are. They begin so far along the strands, and are whole so much later.
+_TIP_SIGMA = 0.005
+_TIPS_FROM, _TIPS_OVER = 0.8, 0.15
+_TIP_SOFTNESS = 0.8
 # Of the side: how far the colour of the own hair nearby reaches into what is painted.
 _NEAR_SIGMA = 0.07
 # Of the side: how far around the forehead's top the hair's colour is learned.
@@ -131,6 +135,7 @@ def grow_hair(
     shade, alpha = (part.to(region) for part in paint(portrait.size_px, guides, lengths, style, palette.curl, rng))
     if style.lock_cover >= 2:
         shade, alpha = _without_chance_gaps(region, shade, alpha, style)
+    alpha = _with_soft_tips(shade[1:], alpha)
     roots = -0.25 * style.root_shadow * (1 - shade[1:] / 0.35).clamp(0, 1)
     return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
@@ -244,6 +249,12 @@ def _without_chance_gaps(
     under = torch.maximum(alpha, style.density**2 * inner)
     light = (shade[:1] * alpha + _UNDER_SHADE * (under - alpha)) / under.clamp_min(1e-4)
     return torch.cat([light, torch.where(alpha > 0.05, shade[1:], along)]), under
+
+
+def _with_soft_tips(along: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Alpha [1,H,W] softened where strands end (along [1,H,W]: 0 root to 1 tip): they thin out finer than a pixel."""
+    tips = ((blurred_within(along, alpha, _TIP_SIGMA) - _TIPS_FROM) / _TIPS_OVER).clamp(0, 1)
+    return alpha + (feather(alpha, _TIP_SIGMA) - alpha) * tips * _TIP_SOFTNESS
 
 
 def _coloured(

@@ -146,6 +146,13 @@ def test_strands_of_limited_length_stay_near_their_roots():
     assert alpha.sum() < 0.5 * through.sum()
 
 
+def test_tips_thin_out_instead_of_standing_as_teeth():
+    *_, alpha = grown(portrait(128), clumping=0.1, ragged=0.1, lock_cover=3.0, closed=0.88)
+    tips = alpha[0, int(0.84 * 128) : int(0.9 * 128), int(0.3 * 128) : int(0.7 * 128)]
+    assert 0.2 < tips.mean() < 0.8
+    assert tips.diff(dim=1).abs().max() < 0.6  # whole strands beside bare skin: 0.8
+
+
 def test_an_empty_region_grows_nothing():
     before = portrait()
     _, alpha = grow_hair(
