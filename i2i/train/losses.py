@@ -72,6 +72,11 @@ def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
+def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean absolute change of the photo outside the mask, as if it were all as large as the mask."""
+    return ((output - photo).abs() * (1 - mask)).sum() / (mask.sum() * photo.shape[1]).clamp_min(1)
+
+
 def mean_color(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """Mean Lab colour over the region, [N,3]; an empty region gives zeros."""
     return (srgb_to_lab(image) * region).sum((2, 3)) / region.sum((2, 3)).clamp_min(1e-6)

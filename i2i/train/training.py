@@ -271,6 +271,8 @@ def placing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
     weights, terms = run.settings.losses, {}
     if weights.mask:
         terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, batch["tight"])
+    if weights.spill:
+        terms["spill"] = weights.spill * losses.spill_l1(edit.output, batch["photo"], batch["tight"])
     if weights.confidence:
         sure = losses.confidence_cross_entropy(
             edit.confidence_logits, batch["applies"], run.settings.data.refused_share

@@ -55,6 +55,17 @@ def test_mean_color_is_weighted_by_the_region() -> None:
     assert losses.mean_color(image, torch.zeros(1, 1, 2, 2)).tolist() == [[0, 0, 0]]
 
 
+def test_spill_is_what_the_photo_changed_outside_the_mask_for_its_size() -> None:
+    photo, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    changed = photo.clone()
+    changed[..., :2] = 0.7  # inside: as it should
+    assert losses.spill_l1(changed, photo, mask).item() == 0
+    changed[..., 3] = -0.5
+    assert losses.spill_l1(changed, photo, mask).item() == pytest.approx(0.25)
+    assert losses.spill_l1(changed, photo, torch.zeros_like(mask)).isfinite()
+
+
 def test_color_distance_is_the_mean_distance_in_lab_of_the_regions_that_are_there() -> None:
     image = flat(0.2, 0.2, 0.2)
     wanted = torch.stack(
