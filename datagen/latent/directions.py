@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
 
 MAX_NPY_BYTES = 64 << 20
+NEAR = 0.03  # of a deviation: a unit that is so near to one is taken for it
 Score = Callable[[torch.Tensor], torch.Tensor]  # images [N,3,H,W] -> [N]
 
 
@@ -111,19 +112,29 @@ def calibrated(
 ) -> Direction:
     """The direction with a unit that moves the score of ws [N,L,C] by `deviation` on average, from -1 to 1 as a half.
 
-    Raises InputError where it does not move the score at all.
+    Where longer steps move the score no farther, since the faces come apart, a unit is the most that they reach, and
+    the figure `reached` says what share of the deviation that is. Raises InputError where it does not move at all.
     """
+    best, reached, lengthened = direction, math.inf, False
     for _ in range(rounds):
         up, down = (score(direction.render(generator, ws, sign).clamp(-1, 1)) for sign in (1.0, -1.0))
-        response = float((up - down)[(up - down).isfinite()].mean()) / 2
-        if not abs(response) > 1e-3 * deviation:
+        response = float((up - down)[(up - down).isfinite()].mean()) / 2 / deviation
+        share, sign = abs(response), math.copysign(1, response)
+        if not share > 1e-3:
             raise InputError(f"{direction.info.attribute}: the direction does not move it; fit it on more samples")
-        # Not all at once: the score saturates where the step is far too long.
-        direction = direction.times(min(max(deviation / abs(response), 0.2), 5.0) * math.copysign(1, response))
-        if abs(abs(response) - deviation) < 0.03 * deviation:
+        if lengthened and abs(share - 1) >= abs(reached - 1):
             break
-    info = direction.info.model_copy(update={"deviation": deviation})
-    return replace(direction, info=info)
+        if abs(share - 1) <= abs(reached - 1):
+            best, reached = direction.times(sign), share
+        if abs(share - 1) < NEAR:
+            break
+        # Not all at once: the score saturates where the step is far too long.
+        factor = min(max(1 / share, 0.2), 5.0)
+        direction, lengthened = direction.times(factor * sign), factor > 1
+    changed: dict[str, Any] = {"deviation": deviation}
+    if abs(reached - 1) >= NEAR:
+        changed = {"deviation": reached * deviation, "figures": best.info.figures | {"reached": reached}}
+    return replace(best, info=best.info.model_copy(update=changed))
 
 
 def save_direction(path: Path, direction: Direction) -> None:

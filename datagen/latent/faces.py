@@ -120,13 +120,17 @@ class FaceReader:
         )
 
     def region(self, image: torch.Tensor, classes: Sequence[str], grown: float, soft: float) -> torch.Tensor:
-        """Where the classes are in any of the images [N,3,H,W] of one person, [1,H,W]; grown: how far beyond them,
-        soft: how softly it ends, in shares of the side."""
-        side = image.shape[-1]
-        found = F.interpolate(self.read(image).labelled(*classes), size=image.shape[-2:], mode="bilinear")
-        radius = max(1, round(grown * side))
-        wide = F.max_pool2d(found.amax(0, keepdim=True), 2 * radius + 1, 1, radius)
-        return blurred(wide, max(0.5, soft * side))[0].clamp(0, 1)
+        """Where the classes are in any of the images [N,3,H,W] of one person, [1,H,W]; as `regions`."""
+        return regions(self.read(image).labelled(*classes)[None], image.shape[-1], grown, soft)[0]
+
+
+def regions(found: torch.Tensor, side: int, grown: float, soft: float) -> torch.Tensor:
+    """Where classes are in any of M images of each of P people, [P,1,side,side]; found [P,M,1,S,S]: their probability;
+    grown: how far beyond them, soft: how softly it ends, in shares of the side."""
+    fine = F.interpolate(found.flatten(0, 1), size=(side, side), mode="bilinear").unflatten(0, found.shape[:2])
+    radius = max(1, round(grown * side))
+    wide = F.max_pool2d(fine.amax(1), 2 * radius + 1, 1, radius)
+    return blurred(wide, max(0.5, soft * side)).clamp(0, 1)
 
 
 def load_reader() -> FaceReader:

@@ -65,14 +65,18 @@ class Scorer:
             for score in self.scores:
                 if not score.differentiable:
                     raise InputError(f"{score.name}: has no gradient, which this method needs; give it as TorchScript")
+        return self.of_seen(image, seen)
+
+    def of_seen(self, image: torch.Tensor, seen: SeenFaces) -> torch.Tensor:
+        """The same figures [N,K] of what `reader` has seen in the images."""
         return torch.stack([score.read(image, seen) for score in self.scores], 1)
 
     @torch.no_grad()
     def with_face(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Figures [N,K], and how sure it is that each image is a face [N]."""
         seen = self.reader.read(image)
-        figures = [score.read(image, seen) for score in self.scores]
-        return torch.stack(figures, 1) if figures else image.new_zeros(len(image), 0), seen.score
+        figures = self.of_seen(image, seen) if self.scores else image.new_zeros(len(image), 0)
+        return figures, seen.score
 
 
 def load_scorer(names: Sequence[str], device: str = "cpu") -> Scorer:

@@ -1,14 +1,15 @@
-"""The latent methods' benchmark: the search for a strength, intervals, and the table."""
+"""The latent methods' benchmark: the search for strengths, figures, intervals, and the table."""
 
 from __future__ import annotations
 
 import json
-import types
+from pathlib import Path
 
 import latent_methods
 import pytest
 import torch
-from latent_methods import CHANGE, EDITS, WATCHED, interval, searched, table
+from latent_bench import BATCH, EDITS, WATCHED, Look, searched
+from latent_table import CHANGE, against, interval, summary, table
 
 
 class Linear:
@@ -18,22 +19,39 @@ class Linear:
         return (images.mean((1, 2, 3)) / 0.1)[:, None].expand(-1, len(WATCHED))
 
 
+def found(attribute: str, gains: list[float], bend: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strengths and scores of people whose picture rises by their gain, and bends by a share of the strength."""
+
+    def render(people, strengths):
+        values = torch.tensor(people) * strengths * (1 + bend * strengths.abs())
+        return values[:, None, None, None].expand(-1, 3, 4, 4)
+
+    nothing = torch.zeros(len(gains), 3, 4, 4)
+    before = Look(nothing, Linear().scores(nothing), nothing, nothing)
+    strengths, after = searched(Linear(), attribute, gains, before, render)
+    return strengths, after.mean((1, 2, 3)) / 0.1
+
+
 @pytest.mark.parametrize("attribute", ["smile", "hairline_height"])
-@pytest.mark.parametrize("gain", [0.07, 0.1, 0.31])
-def test_the_strength_is_found_at_which_the_score_changed_as_wanted(attribute, gain):
-    before, sign = torch.zeros(3, 4, 4), EDITS[attribute][0]
-    person = types.SimpleNamespace()
-    strength, after = searched(
-        Linear(), attribute, person, before, lambda _, s: torch.full((3, 4, 4), gain * s), once=False
-    )
-    assert float(after.mean()) / 0.1 * sign == pytest.approx(CHANGE, rel=0.25)
-    assert strength == pytest.approx(sign * 0.1 / gain, rel=0.25)
+@pytest.mark.parametrize("bend", [0.0, 0.4])
+def test_each_persons_strength_is_found_at_which_the_score_changed_as_wanted(attribute, bend):
+    gains = [0.04 + 0.01 * index for index in range(BATCH + 5)]
+    strengths, changes = found(attribute, gains, bend)
+    assert changes.tolist() == pytest.approx([CHANGE * EDITS[attribute][0]] * len(gains), rel=0.05)
+    if not bend:
+        wanted = [EDITS[attribute][0] * 0.1 / gain for gain in gains]
+        assert strengths.tolist() == pytest.approx(wanted, rel=0.05)
+
+
+def test_nothing_more_is_tried_when_all_have_reached_it():
+    strengths, _ = found("smile", [0.1, 0.1])
+    assert strengths.tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_an_edit_that_does_not_reach_it_is_taken_where_it_comes_nearest():
-    before = torch.zeros(3, 4, 4)
-    _, after = searched(Linear(), "smile", None, before, lambda _, s: torch.full((3, 4, 4), 0.01 * s), once=False)
-    assert float(after.mean()) == pytest.approx(0.03)
+    strengths, changes = found("smile", [0.01, 0.1, -0.1, float("nan")])
+    assert strengths.tolist() == pytest.approx([3.0, 1.0, 0.0, 0.0])
+    assert changes.tolist() == pytest.approx([0.3, 1.0, 0.0, 0.0])
 
 
 def test_intervals_hold_the_mean():
@@ -43,14 +61,30 @@ def test_intervals_hold_the_mean():
     assert low_to_high.startswith("0.5 (0.")
 
 
-def test_the_table_has_a_row_for_each_method_and_attribute(tmp_path):
+def result(method: str, others: list[float], reached: list[float]) -> dict:
     rows = [
-        {"reached": 1.1, "others": 0.3, "identity": 0.9, "outside_db": float("nan"), "changes": [0.1] * len(WATCHED)}
+        {"reached": r, "others": o, "identity": 0.9, "outside_db": float("nan"), "changes": [0.1] * len(WATCHED)}
+        for o, r in zip(others, reached, strict=True)
     ]
+    return {"method": method, "attribute": "yaw", "people": len(rows), "fit_s": 1.0, "seconds": 0.1, "rows": rows}
+
+
+def test_figures_are_of_the_people_who_were_changed_as_wanted():
+    figures = summary(result("mapper", [0.2, 0.4, 0.0, 9.0], [1.1, 0.9, 0.1, 1.5]))
+    assert figures["success"] == "50 %"
+    assert figures["others"].startswith("0.30 (")
+
+
+def test_methods_are_compared_on_the_people_whom_both_changed_as_wanted():
+    base = result("interfacegan", [0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 0.2, 1.0])
+    assert against(result("mapper", [0.3, 9.0, 9.0], [1.0, 0.2, 1.0]), base) == "-0.20 (-0.20 to -0.20)"
+    assert against(base, base) == against(result("mapper", [0.3], [1.0]), None) == "-"
+
+
+def test_the_table_has_a_row_for_each_method_and_attribute(tmp_path: Path):
     for method in ("interfacegan", "mapper"):
-        result = {"method": method, "attribute": "yaw", "people": 1, "fit_s": 1.0, "seconds": 0.1, "rows": rows}
-        (tmp_path / f"{method}-yaw.json").write_text(json.dumps(result))
-    text = table(tmp_path)
+        (tmp_path / f"{method}-yaw.json").write_text(json.dumps(result(method, [0.3], [1.1])))
+    text = table(tmp_path, list(EDITS), list(latent_methods.METHODS), WATCHED)
     assert text.count("| interfacegan |") == text.count("| mapper |") == 2
     assert "100 %" in text
     assert set(EDITS) <= set(WATCHED)

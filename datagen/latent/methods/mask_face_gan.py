@@ -13,6 +13,7 @@ is what their first 500 steps on pixels alone do; the rate makes our fewer steps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ NOISE_LEARNING_RATE = 0.1
 LATENT_SHARE = 2 / 3
 # Logit of the classifier for what has the attribute; minus it for what has not.
 _LOGIT = 4.0
+# The share of the strength at which the classifier says TARGET: there the attribute's loss is least.
+TARGET_SHARE = (1 + math.log(TARGET / (1 - TARGET)) / _LOGIT) / 2
 _GROWN, _SOFT = 0.04, 0.012  # of the side: the region that may change, beyond the classes
 
 # A loss [N] of the latents' phase and its figures, of a render [N,3,H,W] and the state.

@@ -25,6 +25,7 @@ CANDIDATES = 48
 KEPT = 12
 LEAST_OVERLAP = 0.5
 STEP = 2.0  # standard deviations by which a channel is moved to see what it changes
+_OVERLAP_SAMPLES = 6
 _GROWN = 9  # window in pixels by which a region is grown: what an edit moves over its edge still belongs to it
 
 
@@ -67,11 +68,8 @@ def rank_channels(generator: Generator, scorer: Scorer, ws: torch.Tensor, batch:
 
 
 @torch.no_grad()
-def measure_overlap(
-    generator: Generator, reader: FaceReader, classes: Sequence[str], direction: Direction, ws: torch.Tensor
-) -> float:
-    """Share of the picture's change inside the region of `classes` when ws [N,L,C] are moved by +1 and -1."""
-    region = _region(reader, generator.synthesis(ws).clamp(-1, 1), classes)
+def measure_overlap(generator: Generator, region: torch.Tensor, direction: Direction, ws: torch.Tensor) -> float:
+    """Share of the picture's change inside the region [N,1,H,W] when ws [N,L,C] are moved by +1 and -1."""
     up, down = (direction.render(generator, ws, sign).clamp(-1, 1) for sign in (1.0, -1.0))
     change = (up - down).abs().mean(1, keepdim=True)
     return float((change * region).sum() / change.sum().clamp_min(1e-9))
@@ -92,12 +90,13 @@ def fit_channels(
     score, deviations = scorer.scores[0], style_deviations(generator, ws)
     chosen = rank_channels(generator, scorer, ws)[:CANDIDATES]
     if score.classes:
-        measured = []
+        measured, around = [], ws[:_OVERLAP_SAMPLES]
+        with torch.no_grad():
+            region = _region(scorer.reader, generator.synthesis(around).clamp(-1, 1), score.classes)
         for channel in chosen:
-            alone = Direction(
-                torch.zeros(ws.shape[1:]), DirectionInfo(method="stylespace"), _styles([channel], deviations)
-            )
-            overlap = measure_overlap(generator, scorer.reader, score.classes, alone, ws[:6])
+            styles = _styles([channel], deviations)
+            alone = Direction(torch.zeros(ws.shape[1:]), DirectionInfo(method="stylespace"), styles)
+            overlap = measure_overlap(generator, region, alone, around)
             measured.append(replace(channel, overlap=overlap))
         chosen = [channel for channel in measured if channel.overlap >= least_overlap]
         if not chosen:

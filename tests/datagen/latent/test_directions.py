@@ -121,6 +121,22 @@ def test_a_unit_moves_the_score_by_its_deviation_and_points_upwards(generator, w
         calibrated(direction, generator, lambda image: 0 * score(image), ws, 0.2)
 
 
+def test_a_unit_is_no_longer_than_steps_that_still_move_the_score(generator, ws):
+    """Where faces come apart the score falls back: a unit made longer and longer would only break them."""
+    direction = direction_in_w(normal(), generator, None, INFO)
+    middle = generator.synthesis(ws).clamp(-1, 1).mean((1, 2, 3))
+
+    def score(image: torch.Tensor) -> torch.Tensor:
+        moved = image.mean((1, 2, 3)) - middle
+        return 7 * moved * torch.exp(-((moved / 0.02) ** 2))  # at most 0.06
+
+    found = calibrated(direction.times(0.1), generator, score, ws, 0.2)
+    up, down = (score(found.render(generator, ws, s).clamp(-1, 1)).mean() for s in (1.0, -1.0))
+    assert 0.01 < found.info.deviation < 0.061
+    assert float(up - down) / 2 == pytest.approx(found.info.deviation, rel=0.01)
+    assert found.info.figures["reached"] == pytest.approx(found.info.deviation / 0.2)
+
+
 def test_moved_styles_are_those_of_the_rows_that_stand_for_them():
     # 16 channels and 40 entries of a row: it can stand for both layers that share it.
     torch.manual_seed(0)
