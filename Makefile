@@ -30,11 +30,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # mypy does not follow editable installs that rename folders, so it gets a tree of links under the import names. Recipes'
-# scripts import their neighbours by plain name, so each folder of them is looked at by itself.
+# and benchmarks' scripts import their neighbours by plain name, so each folder of recipes is looked at by itself.
 types: $(STAMP)
 	@mkdir -p build/types/stylepairs
 	@for folder in kernels datagen i2i; do ln -sfn ../../../$$folder build/types/stylepairs/$$folder; done
 	MYPYPATH=build/types $(BIN)/mypy -p stylepairs
+	MYPYPATH=build/types:benchmarks:benchmarks/speed $(BIN)/mypy benchmarks
 	@for folder in recipes/*/; do \
 		if ls $$folder*.py > /dev/null 2>&1; then MYPYPATH=build/types:$$folder $(BIN)/mypy $$folder*.py || exit 1; fi; done
 

@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,7 +94,7 @@ def augmented(options: argparse.Namespace) -> list[Pair]:
     return list(read_pairs(plan.out, accepted_only=False))
 
 
-def evenly(items: Sequence, count: int) -> list:
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -118,7 +119,7 @@ def degree_report(records: Sequence[PairRecord]) -> dict[str, object]:
             str(t): {
                 "accepted_share": accepted_share(chosen),
                 "degree_p10_p50_p90": spread(
-                    [r.figures["degree"] for r in chosen if r.figures.get("degree") is not None]
+                    [degree for r in chosen if (degree := r.figures.get("degree")) is not None]
                 ),
             }
             for t, chosen in sorted(by_step.items())
@@ -148,9 +149,9 @@ def people_report(pairs: Sequence[Pair]) -> dict[str, object]:
         "degree": {
             str(t): spread(
                 [
-                    r.figures["degree"]
+                    degree
                     for r in records
-                    if r.figures.get("augmentation_t") == t and r.figures.get("degree") is not None
+                    if r.figures.get("augmentation_t") == t and (degree := r.figures.get("degree")) is not None
                 ]
             )
             for t in GRID_STEPS

@@ -98,7 +98,7 @@ def time_video(editor: Editor, folder: Path, seconds: float) -> None:
         still = scene(VIDEO_SIZE, 0.6)
         for number in range(frames):
             shift = np.array([[1, 0, 40 * np.sin(number / 20)], [0, 1, 10 * np.sin(number / 9)]], np.float32)
-            moved = cv2.warpAffine(still, shift, VIDEO_SIZE, borderMode=cv2.BORDER_REFLECT)
+            moved = cv2.warpAffine(still, shift, VIDEO_SIZE, borderMode=cv2.BORDER_REFLECT).astype(np.uint8)
             made.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
         made.mux(stream.encode(None))
     processor, done = time.process_time(), list[VideoEdit]()

@@ -86,7 +86,7 @@ def recipe_of(name: str, overrides: Sequence[str]) -> BuildRecipe:
     if name in feature_names() and name not in installed_recipes():
         if overrides:
             raise InputError(f"{name}: has no recipe, so --set has nothing to change; write a YAML file")
-        return BuildRecipe(feature=name)
+        return BuildRecipe.model_validate({"feature": name})
     return load_recipe(name, "datagen", BuildRecipe, overrides)
 
 
@@ -172,7 +172,7 @@ def by_parameter(records: Sequence[PairRecord], names: Sequence[str]) -> dict[st
 
 
 def row(records: Sequence[PairRecord], names: Sequence[str]) -> dict[str, object]:
-    return {"pairs": len(records), "accepted_share": accepted_share(records)} | medians(records, names)
+    return {"pairs": len(records), "accepted_share": accepted_share(records), **medians(records, names)}
 
 
 def values_of(records: Sequence[PairRecord], name: str) -> list[float]:

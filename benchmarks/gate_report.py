@@ -101,11 +101,11 @@ def candidate(pair: Pair, feature: Any, models: Models, sketch_detail: float) ->
 def figures_of(pair: Candidate, params: Any, feature: Any, models: Models) -> dict[str, float]:
     """All figures, as a build measures them."""
     instruments, portrait = models.instruments, pair.portrait
-    sights = tuple(
-        quality.analyse(portrait, image, instruments.analyser) for image in (portrait.image, pair.images.after)
-    )
-    figures = quality.measure_pair(portrait, pair.sketch, pair.images, pair.latents, instruments, sights)
-    return figures | feature.measure(portrait, AnalysedPair(sights[0].portrait, sights[1].portrait), params)
+    images = (portrait.image, pair.images.after)
+    before, after = (quality.analyse(portrait, image, instruments.analyser) for image in images)
+    figures = quality.measure_pair(portrait, pair.sketch, pair.images, pair.latents, instruments, (before, after))
+    own: dict[str, float] = feature.measure(portrait, AnalysedPair(before.portrait, after.portrait), params)
+    return figures | own
 
 
 def judge_all(

@@ -44,7 +44,14 @@ KERNELS = (
 
 def compiled(kernel: Any, fir: bool, capability: int) -> bytes:
     """Machine code for bfloat16 in channels_last, arguments specialised as Triton does for StyleGAN2's sizes."""
-    flags = {"FIR": fir, "DEMOD": True, "NOISE": True, "BIAS": True, "CLAMP": False, "SUM_CHANNELS": True}
+    flags: dict[str, int] = {
+        "FIR": fir,
+        "DEMOD": True,
+        "NOISE": True,
+        "BIAS": True,
+        "CLAMP": False,
+        "SUM_CHANNELS": True,
+    }
     flags |= {"SUM_PIXELS": True, "ROWS": ROWS, "BLOCK_C": CHANNELS, "BLOCK_X": COLUMNS}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):

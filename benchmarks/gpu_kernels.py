@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
@@ -141,6 +142,11 @@ def layers_of(config: GeneratorConfig, batch: int, from_px: int = 4) -> list[Lay
     return [layer for layer in found if layer.side >= from_px]
 
 
+def gradients(forward: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    y = forward()
+    return torch.autograd.grad(y, inputs, torch.ones_like(y))
+
+
 def both_ways(layer: Layer, width: int) -> Work:
     """Forward, and backward to the layer's input, styles and noise, each convolution's result kept in memory."""
     convolved = convolution(layer, width)
@@ -214,12 +220,8 @@ def cases(config: GeneratorConfig, batch: int, dtype: str, device: str) -> Itera
         noise = torch.randn(batch, 1, side, side, device=device).requires_grad_()
         bias, taps = torch.randn(layer.channels_out, device=device), setup_filter().sum(0).to(device)
 
-        def forward(x=x, weight=weight, styles=styles, noise=noise, bias=bias, taps=taps, up=layer.up):
-            return modulated_layer(x, weight, styles, bias, noise, up, taps, clamp=256.0)
-
-        def backward(forward=forward, inputs=(x, styles, noise)):
-            y = forward()
-            return torch.autograd.grad(y, inputs, torch.ones_like(y))
+        forward = partial(modulated_layer, x, weight, styles, bias, noise, layer.up, taps, clamp=256.0)
+        backward = partial(gradients, forward, (x, styles, noise))
 
         name = f"{side} px, {layer.channels_in} to {layer.channels_out}" + (", up 2" if layer.up == 2 else "")
         yield from tail_cases(name, layer, noise, bias, kind)

@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.stylegan.checkpoints import generator_digest
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.checkpoints import load_model
+from stylepairs.i2i.models.checkpoints import Trained, load_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import training
@@ -50,15 +51,15 @@ def main() -> None:
     training_step(args.rounds, args.pairs)
 
 
-def inference(name: str, model: Glean, rounds: int) -> None:
+def inference(name: str, model: Trained, rounds: int) -> None:
     size, style = model.size_px, torch.zeros(1, model.config.style_channels)
     inputs = torch.rand(1, 3, size, size) * 2 - 1, torch.ones(1, 1, size, size), torch.ones(1), style
-    forms = {"as trained, float32": model.eval()}
+    forms: dict[str, Any] = {"as trained, float32": model.eval()}
     forms |= {f"prepared, {str(t)[6:]}": prepare(model, t) for t in (torch.float32, torch.bfloat16)}
     with torch.inference_mode():
         report(
             f"{name}, {size} px, one photo",
-            {key: lambda form=form: form(*inputs) for key, form in forms.items()},
+            {key: partial(form, *inputs) for key, form in forms.items()},
             rounds,
         )
 
@@ -72,13 +73,15 @@ def training_step(rounds: int, pairs: Path | None) -> None:
     for name, layout in (("rows of pixels", torch.contiguous_format), ("channels last", torch.channels_last)):
         run = training.build(recipe, "hair_color", 3)
         run.step = 1  # step 0 has the R1 penalty
+        assert isinstance(run.model, Glean)
         batch = made_up_batch(recipe.batch_size, run.model) if batch is None else batch
         for module in (run.model, run.discriminator, run.perceptual):
-            module.to(memory_format=layout)
+            module.to(memory_format=layout)  # type: ignore[call-overload]
         laid_out = {key: x.to(memory_format=layout) if x.ndim == 4 else x for key, x in batch.items()}
-        calls[name] = lambda run=run, laid_out=laid_out: training.training_step(run, laid_out)
+        calls[name] = partial(training.training_step, run, laid_out)
     if pairs is not None:
         generator = run.model.generator
+        assert isinstance(generator, Generator)
         shape, digest = (generator.num_ws, generator.config.w_dim), generator_digest(generator)
         data = PairDataset(
             pairs, read_records(pairs, "train"), run.model.size_px, "color", shape, digest, recipe.data, recipe.seed

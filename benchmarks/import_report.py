@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,7 +77,7 @@ def scenes(folder: Path, analyser: FaceAnalyser) -> list[Scene]:
     return found
 
 
-def edited(scene: Scene, feature: str, params: dict) -> np.ndarray:
+def edited(scene: Scene, feature: str, params: dict[str, Any]) -> np.ndarray:
     """The photo with the feature's sketch composed over it. Raises SketchRefused."""
     made, portrait = load_feature(feature), scene.portrait
     settled = made.settled(portrait, made.Params.model_validate(params))
@@ -92,7 +93,8 @@ def edited(scene: Scene, feature: str, params: dict) -> np.ndarray:
 def moved(image: np.ndarray, x: float, y: float) -> np.ndarray:
     """image [H,W,3] uint8, shifted by splines; its edge is repeated."""
     planes = [ndimage.shift(image[..., c].astype(np.float32), (y, x), order=3, mode="nearest") for c in range(3)]
-    return np.clip(np.rint(np.stack(planes, -1)), 0, 255).astype(np.uint8)
+    shifted: np.ndarray = np.clip(np.rint(np.stack(planes, -1)), 0, 255).astype(np.uint8)
+    return shifted
 
 
 def sent(image: np.ndarray, path: Path, draw: np.random.Generator) -> None:
@@ -149,17 +151,22 @@ def other_background(scene: Scene, other: Scene, _draw: np.random.Generator) -> 
 
 def _points(scene: Scene) -> np.ndarray:
     back = invert_transform(scene.move)
-    return scene.portrait.points68.numpy().astype(np.float64) @ back[:, :2].T + back[:, 2]
+    points: np.ndarray = scene.portrait.points68.numpy().astype(np.float64) @ back[:, :2].T + back[:, 2]
+    return points
 
 
-def write_pairs(people: list[Scene], count: int, out: Path, wrongs: Sequence[str], seed: int) -> dict[str, dict]:
+def write_pairs(
+    people: list[Scene], count: int, out: Path, wrongs: Sequence[str], seed: int
+) -> dict[str, dict[str, Any]]:
     """`count` pairs under out/FEATURE/before and after; name -> what is true of it.
 
     wrongs: what is wrong with them, in turn; none: nothing. The after without any damage lies under clean.
     """
-    spoil: dict[str, Callable] = dict(zip(WRONGS, (other_face, other_pose, other_background), strict=True))
+    spoil: dict[str, Callable[..., np.ndarray]] = dict(
+        zip(WRONGS, (other_face, other_pose, other_background), strict=True)
+    )
     draw = np.random.default_rng(seed)
-    truth: dict[str, dict] = {}
+    truth: dict[str, dict[str, Any]] = {}
     for number in range(10 * count):
         if len(truth) == count:
             break
@@ -186,9 +193,9 @@ def write_pairs(people: list[Scene], count: int, out: Path, wrongs: Sequence[str
     return truth
 
 
-def imported(folder: Path, truth: dict[str, dict], workers: int, afters: str = "after") -> dict[str, Pair]:
+def imported(folder: Path, truth: dict[str, dict[str, Any]], workers: int, afters: str = "after") -> dict[str, Pair]:
     """Every pair as `datagen import` makes it of the befores and the `afters`."""
-    found = {}
+    found: dict[str, Pair] = {}
     for feature in sorted({one["feature"] for one in truth.values()}):
         place = folder / feature
         recipe = load_recipe(feature, "datagen", BuildRecipe)
@@ -207,7 +214,7 @@ def imported(folder: Path, truth: dict[str, dict], workers: int, afters: str = "
     return found
 
 
-def errors_px(truth: dict[str, dict], pairs: dict[str, Pair]) -> np.ndarray:
+def errors_px(truth: dict[str, dict[str, Any]], pairs: dict[str, Pair]) -> np.ndarray:
     """How far each registration is from the shift that was made, in the photo's pixels; infinite where none was."""
     errors = []
     for name, one in truth.items():

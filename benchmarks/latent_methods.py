@@ -106,7 +106,7 @@ def main() -> None:
         (options.out / "table.md").write_text(table(options.out, list(EDITS), list(METHODS), WATCHED))
 
 
-def run(bench: Bench, method: str, attribute: str, options: argparse.Namespace) -> dict | None:
+def run(bench: Bench, method: str, attribute: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """The figures of one method on one attribute; None where the method does not apply."""
     started = time.process_time()
     try:
@@ -150,7 +150,7 @@ def by_edit(bench: Bench, edit: Edit) -> Render:
     return render
 
 
-def _fitted(name: str, conditional: bool, bench: Bench, attribute: str, options: argparse.Namespace) -> Render:
+def _fitted(name: Any, conditional: bool, bench: Bench, attribute: str, options: argparse.Namespace) -> Render:
     conditions = EDITS[attribute][1] if conditional else ()
     return by_edit(
         bench, fit(name, bench.generator, bench.digest, bench.samples, Wanted(attribute, conditions=conditions))
@@ -174,8 +174,8 @@ def _mapper(bench: Bench, attribute: str, options: argparse.Namespace) -> Render
 def _linear(bench: Bench, attribute: str, options: argparse.Namespace) -> Render:
     """What the mapper starts at, without a step of training."""
     network, deviations = linear_start(bench.samples, WATCHED)
-    known = {"attributes": WATCHED, "deviations": tuple(deviations.tolist()), "generator_digest": bench.digest}
-    return by_edit(bench, AttributeEdit(Mapper(network.requires_grad_(False), MapperInfo(width=1, **known)), attribute))
+    info = MapperInfo(width=1, attributes=WATCHED, deviations=tuple(deviations.tolist()), generator_digest=bench.digest)
+    return by_edit(bench, AttributeEdit(Mapper(network.requires_grad_(False), info), attribute))
 
 
 def _pasted(bench: Bench, attribute: str, options: argparse.Namespace) -> Render | None:

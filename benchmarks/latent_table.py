@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +13,13 @@ CHANGE, TOLERANCE = 1.0, 0.2  # deviations: wanted of the attribute, and how far
 PAIRED_WITH = "interfacegan"
 
 
-def line(result: dict) -> str:
+def line(result: dict[str, Any]) -> str:
     """A result in a line."""
     figures = summary(result)
     return f"{result['method']:14} {result['attribute']:16} " + "  ".join(f"{k} {v}" for k, v in figures.items())
 
 
-def summary(result: dict) -> dict[str, str]:
+def summary(result: dict[str, Any]) -> dict[str, str]:
     """The figures of a result as text."""
     rows = [row for row in result["rows"] if arrived(row)]
     figures = {"success": f"{100 * len(rows) / len(result['rows']):.0f} %"}
@@ -28,12 +29,12 @@ def summary(result: dict) -> dict[str, str]:
     return figures | {"seconds": f"{result['seconds']:.2f}"}
 
 
-def arrived(row: dict) -> bool:
+def arrived(row: dict[str, Any]) -> bool:
     """Whether a person's change is the wanted one."""
-    return abs(row["reached"] - CHANGE) <= TOLERANCE
+    return bool(abs(row["reached"] - CHANGE) <= TOLERANCE)
 
 
-def against(result: dict, reference: dict | None) -> str:
+def against(result: dict[str, Any], reference: dict[str, Any] | None) -> str:
     """How much less the others change than in the reference, on the people who reach the change in both."""
     if reference is None or reference is result:
         return "-"

@@ -111,7 +111,7 @@ class LiveBytes(TorchDispatchMode):
     """Sum of the storages of the tensors of one kind of device that exist, and the largest that it was."""
 
     def __init__(self, device: str):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device, self.now, self.peak = device, 0, 0
         self.known: dict[int, weakref.ref[Any]] = {}
 

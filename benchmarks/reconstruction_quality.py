@@ -167,6 +167,7 @@ def keep_results(
         row["figures"] = figures_of(pair, job, module, models) | {"seconds": clock.seconds / clock.count}
         pictures = {"photo": pair.before, "sketch": pair.sketch, method: pair.generated_after}
         for name, image in (pictures | {f"{method}.composed": pair.after}).items():
+            assert image is not None
             cv2.imwrite(str(folder / f"{name}.png"), image[..., ::-1])
         keep(options.out, row)
 
@@ -210,7 +211,7 @@ def job_of(folder: Path, name: str, recipe: BuildRecipe) -> WantedPair:
     return WantedPair(name, portrait, draw(combinations(recipe.params), 1, 0, portrait.digest)[0], portrait.digest)
 
 
-def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float]:
+def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float | None]:
     """The pair's figures, and with "generated_" before their names the feature's own on the generated halves."""
     portrait = job.portrait.resized(models.image_px)
     analyser = models.instruments.analyser
@@ -222,7 +223,8 @@ def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> 
     params = module.Params.model_validate(job.params)
     own = module.measure(portrait, AnalysedPair(*halves), params)
     asked = asked_degree(params)
-    return dict(pair.record.figures) | {f"generated_{name}": value for name, value in own.items()} | {"asked": asked}
+    generated = {f"generated_{name}": value for name, value in own.items()}
+    return {**pair.record.figures, **generated, "asked": asked}
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -17,9 +17,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
@@ -49,6 +50,7 @@ ENCODER_STEPS = (34, 17, 8)
 PUBLISHED = "projector, W, {} steps"
 IN_W_PLUS = "projector, W+, {} steps"
 Latents = tuple[list[torch.Tensor], list[list[torch.Tensor]]]
+Rows = dict[str, dict[str, float]]
 
 
 def main() -> None:
@@ -91,24 +93,20 @@ def contestants(
     generator: Generator, perceptual: Perceptual, prior: WPrior, projector_steps: int
 ) -> dict[str, Callable[[Sequence[Portrait]], Latents]]:
     """Each run by name: portraits to their latents and noise maps."""
-    published = OptimiserSettings(steps=projector_steps - 1, decay_steps=1)
+    published = OptimiserSettings.model_validate({"steps": projector_steps - 1, "decay_steps": 1})
 
-    def projected(space):
-        def run(portraits):
-            found = projector.project(generator, perceptual, portraits, published, space)
-            return [one.ws for one in found], [one.noise for one in found]
+    def projected(space: Any, portraits: Sequence[Portrait]) -> Latents:
+        found = projector.project(generator, perceptual, portraits, published, space)
+        return [one.ws for one in found], [one.noise for one in found]
 
-        return run
+    def ours(settings: InversionSettings, portraits: Sequence[Portrait]) -> Latents:
+        found = invert(generator, perceptual, portraits, settings, prior)
+        return [one.ws for one in found], [one.noise for one in found]
 
-    def ours(settings):
-        def run(portraits):
-            found = invert(generator, perceptual, portraits, settings, prior)
-            return [one.ws for one in found], [one.noise for one in found]
-
-        return run
-
-    runs = {PUBLISHED.format(projector_steps): projected("w"), IN_W_PLUS.format(projector_steps): projected("w+")}
-    return runs | {f"ours, {steps} steps": ours(shortened(steps)) for steps in OURS_STEPS}
+    named = ((PUBLISHED, "w"), (IN_W_PLUS, "w+"))
+    runs: dict[str, Callable[[Sequence[Portrait]], Latents]]
+    runs = {name.format(projector_steps): partial(projected, space) for name, space in named}
+    return runs | {f"ours, {steps} steps": partial(ours, shortened(steps)) for steps in OURS_STEPS}
 
 
 def from_encoder(
@@ -116,7 +114,7 @@ def from_encoder(
 ) -> dict[str, Callable[[Sequence[Portrait]], Latents]]:
     start = partial(predict_start, encoder, generator, prior)
 
-    def ours(steps, portraits):
+    def ours(steps: int, portraits: Sequence[Portrait]) -> Latents:
         found = invert(generator, perceptual, portraits, near(steps), prior, start=start)
         return [one.ws for one in found], [one.noise for one in found]
 
@@ -138,7 +136,13 @@ def shortened(total: int) -> InversionSettings:
     return default.model_copy(update={"steps": total - decay, "decay_steps": decay, "warmup_steps": warmup})
 
 
-def compare(runs, portraits, generator, perceptual, prior) -> tuple[dict[str, dict[str, float]], list[torch.Tensor]]:
+def compare(
+    runs: Mapping[str, Callable[[Sequence[Portrait]], Latents]],
+    portraits: Sequence[Portrait],
+    generator: Generator,
+    perceptual: Perceptual,
+    prior: WPrior,
+) -> tuple[Rows, list[torch.Tensor]]:
     """Medians of every run's figures over the portraits, and rows of pictures: photos, then each run's renders."""
     width = InversionSettings.model_validate({}).batch
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
@@ -168,7 +172,9 @@ def compare(runs, portraits, generator, perceptual, prior) -> tuple[dict[str, di
 
 
 @torch.no_grad()
-def quality(image, portrait, ws, perceptual, prior) -> dict[str, float]:
+def quality(
+    image: torch.Tensor, portrait: Portrait, ws: torch.Tensor, perceptual: Perceptual, prior: WPrior
+) -> dict[str, float]:
     photo = portrait.image[None]
     distance = perceptual_distance(perceptual.features(image[None].clamp(-1, 1)), perceptual.features(photo))
     return {
@@ -178,7 +184,7 @@ def quality(image, portrait, ws, perceptual, prior) -> dict[str, float]:
     }
 
 
-def table(results) -> str:
+def table(results: dict[str, Any]) -> str:
     """Markdown: every run with its figures, and how much less time the shortest of ours that is as good needs."""
     rows, machine = results["rows"], results["machine"]
     lines = [
@@ -207,7 +213,7 @@ def table(results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shortest_as_good(rows, peer) -> str | None:
+def shortest_as_good(rows: Rows, peer: dict[str, float]) -> str | None:
     """The fastest of our runs whose PSNR is at least, and whose perceptual distance at most, the peer's."""
     good = [
         name
@@ -217,7 +223,7 @@ def shortest_as_good(rows, peer) -> str | None:
     return min(good, key=lambda name: rows[name]["cpu_seconds"], default=None)
 
 
-def plot(rows, path: Path) -> None:
+def plot(rows: Rows, path: Path) -> None:
     """Quality against time, both axes of each method's runs."""
     import matplotlib
 

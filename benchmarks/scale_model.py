@@ -75,14 +75,15 @@ class Cost:
 def measured_of(results: Mapping[str, Any], assumed: Assumptions, images: str = "noise_images") -> Measured:
     """From speed.json; images: which of the two kinds the bytes are of. Steps are those that the settings allow."""
     rows = results["scale_inputs"]["rows"]
-    stage0 = InversionSettings().near() if assumed.encoder else InversionSettings()
+    stage0 = InversionSettings.model_validate({})
+    stage0 = stage0.near() if assumed.encoder else stage0
     return Measured(
         rows["step"]["gflop"],
         rows["step"]["activations_millions"],
         rows[images]["bytes_per_pair"],
         rows[images]["encode_seconds"],
         whole_steps(stage0, assumed),
-        whole_steps(ReconstructionSettings(), assumed),
+        whole_steps(ReconstructionSettings.model_validate({}), assumed),
     )
 
 

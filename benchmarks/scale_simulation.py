@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stylepairs.datagen.build.finished import note_finished
 from stylepairs.datagen.build.models import Models
@@ -66,7 +66,7 @@ class SimulatedPlan(ShardedPlan):
         return self.pairs
 
     def load_models(self) -> Models:
-        return None  # type: ignore[return-value] - there is no GPU step
+        return cast("Models", None)  # there is no GPU step
 
     def identity(self, _models: Models) -> dict[str, Any]:
         return {"pairs": self.pairs}
@@ -91,9 +91,11 @@ class Cluster:
     busy_s: float = 0.0
     deaths: int = 0
 
-    def run(self, prepare: Callable, items: Sequence[int], _workers: int | None, on_event: Callable) -> None:
+    def run(
+        self, prepare: Callable[..., Any], items: Sequence[int], _workers: int | None, on_event: Callable[..., None]
+    ) -> None:
         handle, draw = prepare(on_event), random.Random(self.places)
-        todo, running = list(reversed(items)), []
+        todo, running = list(reversed(items)), list[Any]()
         done = 0
         while todo or running:
             while todo and len(running) < self.places:

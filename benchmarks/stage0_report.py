@@ -59,12 +59,9 @@ def main() -> None:
         print(f"{name:36} median {statistics.median(values):8.3f}   worst {values[0]:.3f} .. {values[-1]:.3f}")
     print(f"seconds per portrait: {wall / len(found):.2f} (processor time {cpu / len(found):.2f})")
     if args.sheet:
-        rows = [torch.cat([x.clamp(-1, 1) for x in row], 2) for row in zip(*_columns(portraits, found), strict=True)]
+        columns = ((portrait.image, inversion.image) for portrait, inversion in zip(portraits, found, strict=True))
+        rows = [torch.cat([x.clamp(-1, 1) for x in row], 2) for row in zip(*columns, strict=True)]
         write_png(args.sheet, to_uint8(torch.cat(rows, 1)))
-
-
-def _columns(portraits, found):
-    return [(portrait.image, inversion.image) for portrait, inversion in zip(portraits, found, strict=True)]
 
 
 if __name__ == "__main__":

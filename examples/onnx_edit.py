@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -30,12 +31,20 @@ XMP = (
 )
 
 
+class About(dict):
+    """What a graph says of itself."""
+
+    def __missing__(self, name: str) -> None:
+        sys.exit(f"{self['path']}: does not say {name}; write it again with this version's `i2i export`")
+
+
 class Graph:
     """An ONNX file and what it says of itself."""
 
     def __init__(self, path: Path):
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["stylepairs.json"])
+        said = self.session.get_modelmeta().custom_metadata_map.get("stylepairs.json", "{}")
+        self.about = About(json.loads(said), path=path)
 
     def __call__(self, **inputs: np.ndarray) -> list[np.ndarray]:
         return self.session.run(None, {name: value.astype(np.float32) for name, value in inputs.items()})

@@ -83,7 +83,6 @@ def edit(
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
-    parser: Annotated[str, typer.Option(help="embedded or a BiSeNet .pth")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     own_feature: OwnFeatureOption = None,
 ) -> None:
@@ -107,12 +106,12 @@ def edit(
     from stylepairs.i2i.models.checkpoints import model_path
 
     run_own_feature(own_feature)
-    editors = [Editor.load(run, device=device, landmarks=landmarks, parser=parser) for run in runs]
+    editors = [Editor.load(run, device=device, landmarks=landmarks) for run in runs]
     editor = editors[0] if len(editors) == 1 else SeveralEditors(editors)
     editor.wanted(params)
     make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
-    journal = Journal(out, [models, params, provenance, min_score, landmarks, parser])
+    journal = Journal(out, [models, params, provenance, min_score, landmarks])
     if video and not isinstance(editor, Editor):
         raise InputError("--video: takes one run; edit the result with the next")
     work = video_work(editor, params, min_score, provenance) if isinstance(editor, Editor) and video else None

@@ -74,7 +74,7 @@ def _synthetic_pair(index: int, size_px: int, accepted: bool, params: dict[str, 
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic_pairs() -> Callable[..., None]:
     """The function `write_synthetic_pairs(directory, count, size_px, shard_size, reject_every, params)`."""
     return write_synthetic_pairs

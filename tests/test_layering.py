@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -45,19 +46,38 @@ ROOMS = (
 MODULES_LIMIT = 12
 
 
+class Names(NamedTuple):
+    """Of a file: absolute names of all modules that it imports, wherever in it; (module, name) of each `from` import;
+    all names that it binds."""
+
+    modules: set[str]
+    taken: set[tuple[str, str]]
+    bound: set[str]
+
+
 @functools.cache
-def imported_modules(path: Path) -> set[str]:
-    """Absolute names of all modules that a file imports, wherever in the file; relative imports are resolved."""
+def names_in(path: Path) -> Names:
     package = ("stylepairs", *path.relative_to(ROOT).parts[:-1])
-    names = set()
+    modules, taken, bound = set(), set(), set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
-    return names
+            modules.add(module)
+            taken.update((module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            bound.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    return Names(modules | {f"{module}.{name}" for module, name in taken}, taken, bound)
+
+
+def imported_modules(path: Path) -> set[str]:
+    return names_in(path).modules
 
 
 def sources(folder: str) -> list[Path]:
@@ -151,27 +171,17 @@ def test_no_script_lies_at_the_top_of_recipes():
 def test_what_is_imported_is_there(folder):
     # Also in files that are skipped where a GPU or a package is missing, which nothing else would notice.
     wrong = [
-        f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+        f"{path.relative_to(ROOT)}: {module}.{name}"
         for path in sources(folder)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylepairs.")
-        for alias in node.names
-        if alias.name not in names_of(str(node.module)) | {"*"}
+        for module, name in sorted(names_in(path).taken)
+        if module.startswith("stylepairs.") and name not in names_of(module) | {"*"}
     ]
     assert not wrong, "\n".join(wrong)
 
 
-@functools.cache
 def names_of(module: str) -> set[str]:
     """What can be imported from a module of the packages: all names that its file binds, and what its folder holds."""
     place = ROOT.joinpath(*module.split(".")[1:])
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    names = {path.stem for path in place.iterdir()} if place.is_dir() else set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.exists() else ():
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return names
+    held = {path.stem for path in place.iterdir()} if place.is_dir() else set()
+    return held | (names_in(file).bound if file.exists() else set())

@@ -51,6 +51,7 @@ def names_in(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_wheel_carries_every_module_recipe_and_weight(wheel):
     names = names_in(wheel)
     wanted = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
@@ -61,6 +62,7 @@ def test_wheel_carries_every_module_recipe_and_weight(wheel):
     assert not missing, f"add to [tool.setuptools] in pyproject.toml: {missing}"
 
 
+@pytest.mark.slow
 def test_wheel_leaves_scripts_photos_and_tests_out(wheel):
     names = names_in(wheel)
     recipes = {f"stylepairs/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
@@ -68,6 +70,7 @@ def test_wheel_leaves_scripts_photos_and_tests_out(wheel):
     assert not [n for n in names if n.split("/")[0] in ("tests", "recipes", *PACKAGES) or "/tests/" in n]
 
 
+@pytest.mark.slow
 def test_recipes_are_found_by_name_in_an_installed_copy_from_any_folder(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

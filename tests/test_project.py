@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
@@ -48,7 +47,7 @@ def recipe_models() -> dict[str, type]:
 
 
 def test_every_file_says_what_it_is_for():
-    silent = [p for p in python_files() if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    silent = [p for p in python_files() if not re.match(r'(#.*\n)*r?"""\S', p.read_text(encoding="utf-8"))]
     assert not silent
 
 

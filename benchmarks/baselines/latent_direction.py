@@ -133,7 +133,7 @@ def _edited(
 def first_reached(share: torch.Tensor) -> int:
     """The step at which the share [K] of the wanted change first comes to 1 (it, or the one before where that is
     nearer); where it never does, the step that comes nearest."""
-    reached = torch.nonzero(share >= 1).flatten().tolist()
+    reached: list[int] = torch.nonzero(share >= 1).flatten().tolist()
     if not reached:
         return int(share.argmax())
     return reached[0] - 1 if reached[0] and 1 - share[reached[0] - 1] < share[reached[0]] - 1 else reached[0]

@@ -76,7 +76,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     size, few = (64, 2) if quick else (SIZE_PX, max(2, rounds // 2))
 
     def steps(generator: Any) -> Any:
-        found = {}
+        found: dict[str, Any] = {}
         for precision in ("fp32", "bf16"):
             found |= stages.reconstruction_step(generator, precision, BATCH, 1 if quick else 5, rounds)
         return found

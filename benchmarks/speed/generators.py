@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import measure
@@ -124,10 +125,10 @@ def compare(work: str, resolution: int, channel_base: int, batch: int, rounds: i
     run = {"forward": forward, "forward_backward": forward_backward}[work]
     counted = {**renders, BF16: renders[FP32]}
     for name in renders:
-        known[name]["gflop"] = measure.counted_gflop(lambda name=name: run(counted[name], latents[name][:1]))
+        known[name]["gflop"] = measure.counted_gflop(partial(run, counted[name], latents[name][:1]))
     for name, errors in parity(renders, latents[PLAIN][:1]).items():
         known[name] |= errors
-    runs = {name: (lambda name=name: run(renders[name], latents[name])) for name in renders}
+    runs = {name: partial(run, renders[name], latents[name]) for name in renders}
     return measure.rows_of(measure.interleaved(runs, rounds), batch, known)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def measured(resolution: int, channel_base: int) -> dict[str, dict[str, Any]]:
     bench = stages.Bench(generator, 1, load_perceptual())
     gflop, seconds = {}, {}
     for steps in (2, 3):
-        gflop[steps] = measure.counted_gflop(lambda steps=steps: bench.reconstruct(1, steps, 1, "fp32"))
+        gflop[steps] = measure.counted_gflop(partial(bench.reconstruct, 1, steps, 1, "fp32"))
         start = measure.cpu_seconds()
         bench.reconstruct(1, steps, 1, "bf16")
         seconds[steps] = measure.cpu_seconds() - start

@@ -76,7 +76,8 @@ def load_gfpgan(size_px: int, channel_multiplier: int, folder: Path = FOLDER) ->
         network = module.GFPGANv1Clean(
             size_px, channel_multiplier=channel_multiplier, different_w=True, input_is_latent=True, sft_half=True
         )
-    return network.eval().requires_grad_(False)
+    frozen: nn.Module = network.eval().requires_grad_(False)
+    return frozen
 
 
 def _stylegan2_torch(resolution: int, channel_base: int) -> PeerGenerator:

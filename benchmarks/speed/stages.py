@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stylepairs.datagen.pairs.shards import read_index
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
+from stylepairs.datagen.reconstruction.rendering import synthesise
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
@@ -41,7 +43,7 @@ class Bench:
         self.portraits, self.inversions = drawn(generator, ws)
         self.sketches = [sketch_of(portrait.image) for portrait in self.portraits]
 
-    def reconstruct(self, count: int, steps: int, batch: int, precision: str) -> object:
+    def reconstruct(self, count: int, steps: int, batch: int, precision: Any) -> object:
         """Reconstruct the first `count` portraits in exactly `steps` steps each."""
         settings = ReconstructionSettings(**exactly(steps), batch=batch, precision=precision)
         lists = (self.portraits[:count], self.inversions[:count], self.sketches[:count])
@@ -65,7 +67,7 @@ def reconstruction_step(generator: Generator, precision: str, batch: int, steps:
     maps = [torch.stack([level] * batch)[:, None] for level in bench.inversions[0].noise]
 
     def render(latents: torch.Tensor) -> torch.Tensor:
-        return generators.synthesise(generator, latents, maps, precision)
+        return synthesise(generator, latents, maps, precision)
 
     timed = measure.interleaved(
         {
@@ -111,12 +113,12 @@ def editor_inference(size_px: int, channel_base: int, batch: int, rounds: int) -
 
     model = Glean(random_generator(size_px, channel_base), GleanConfig()).eval()
     roughened(model)
-    inputs = (torch.rand(batch, 3, size_px, size_px) * 2 - 1, torch.ones(batch, 1, size_px, size_px))
-    inputs += (torch.ones(batch), torch.zeros(batch, model.config.style_channels))
+    inputs = [torch.rand(batch, 3, size_px, size_px) * 2 - 1, torch.ones(batch, 1, size_px, size_px)]
+    inputs += [torch.ones(batch), torch.zeros(batch, model.config.style_channels)]
     prepared = {name: prepare(model, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     calls: dict[str, Callable[[], Any]] = {"editor, as trained, fp32": lambda: model(*inputs)}
     for name, network in prepared.items():
-        calls[f"editor, prepared, {name}"] = lambda network=network: network(*inputs)
+        calls[f"editor, prepared, {name}"] = partial(network, *inputs)
     if {"basicsr", "gfpgan"} <= peers.installed().keys():
         gfpgan = peers.load_gfpgan(size_px, channel_base // 16384)
         calls["GFPGANv1Clean, fp32"] = lambda: gfpgan(inputs[0], return_rgb=False, randomize_noise=False)
@@ -157,7 +159,7 @@ def training_step(rounds: int, batch_size: int) -> Rows:
             run = training.build(recipe.model_copy(update=changed), "hair_color", 3)
         run.step = 1  # step 0 has the R1 penalty, every sixteenth after it
         batch = made_up_batch(batch_size, run.model)
-        runs[f"training step, {name}"] = lambda run=run, batch=batch: training.training_step(run, batch)
+        runs[f"training step, {name}"] = partial(training.training_step, run, batch)
     return measure.rows_of(measure.interleaved(runs, rounds), batch_size)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 PSNR_IDENTICAL_DB = 100.0  # that of equal images would be infinite
 _LEAST_ERROR = 4e-10  # mean square, which gives PSNR_IDENTICAL_DB
+# Below, kornia takes most of its time for the Gaussian (of 96 x 96: 0.4 of 0.5 ms); above, it has a faster way.
+_LARGE_PX = 256 * 256
 
 
 def blurred(x: torch.Tensor, sigma_px: float, radius_px: int | None = None) -> torch.Tensor:
@@ -16,12 +19,25 @@ def blurred(x: torch.Tensor, sigma_px: float, radius_px: int | None = None) -> t
 
     radius_px: where the Gaussian is cut off; None: after three deviations. It is at least 1 and less than the side.
     """
-    from kornia.filters import gaussian_blur2d
+    from kornia.filters import filter2d_separable, gaussian_blur2d
 
     radius_px = round(3 * sigma_px) if radius_px is None else radius_px
     size = 2 * min(max(1, radius_px), min(x.shape[-2:]) - 1) + 1
-    found = gaussian_blur2d(x if x.ndim == 4 else x[None], size, (sigma_px, sigma_px))
+    images = x if x.ndim == 4 else x[None]
+    if x.dtype == torch.float32 and x.shape[-2] * x.shape[-1] < _LARGE_PX:
+        weights = _gaussian(size, sigma_px, x.device)
+        found = filter2d_separable(images, weights, weights)
+    else:
+        found = gaussian_blur2d(images, size, (sigma_px, sigma_px))
     return found if x.ndim == 4 else found[0]
+
+
+@lru_cache(maxsize=256)
+def _gaussian(size: int, sigma_px: float, device: torch.device) -> torch.Tensor:
+    from kornia.filters import get_gaussian_kernel1d
+
+    with torch.inference_mode(False):
+        return get_gaussian_kernel1d(size, sigma_px, device=device, dtype=torch.float32)
 
 
 def read_at(

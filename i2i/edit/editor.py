@@ -112,18 +112,15 @@ class Editor:
 
     def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None):
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
-        says of it. analyser: finds and parses faces; None does for `edit_portrait` alone."""
+        says of it. analyser: finds faces; None does for `edit_portrait` alone."""
         self.model, self.info, self.analyser = model, info, analyser
         self.feature = degraded.FEATURE if info.feature == degraded.RESTORATION else load_feature(info.feature)
 
     @classmethod
-    def load(
-        cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded", parser: str | Path = "embedded"
-    ) -> Editor:
+    def load(cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded") -> Editor:
         """The editor of a run folder, a .safetensors file, or "embedded" (the shipped weights), ready for use.
 
-        device: "cpu", "cuda" or "auto"; landmarks, parser: as in `load_analyser`. Raises InputError for what cannot be
-        loaded.
+        device: "cpu", "cuda" or "auto"; landmarks: as in `load_analyser`. Raises InputError for what cannot be loaded.
         """
         from stylepairs.datagen.portraits.analysis.analyser import load_analyser
         from stylepairs.datagen.shell.machine import choose_device
@@ -131,7 +128,7 @@ class Editor:
         from stylepairs.i2i.models.prepared_glean import prepare
 
         model, info = load_model(source)
-        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks, parser))
+        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks, parser=None))
 
     def __call__(
         self,

@@ -256,18 +256,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             index = int(rng.integers(len(self.unpaired.files)))
         if mask is None:
             return self._refusal(portrait.image, record)
-        code = style_of(self.style, record.params, self.kinds)
-        return {
-            "photo": portrait.image,
-            "target": portrait.image,
-            "mask": mask,
-            "region": tightened(mask),
-            "degree": torch.tensor(record.degree, dtype=torch.float32),
-            "style": style_in_light(self.style, code, light_of(portrait)),
-            "ws": torch.zeros(self.latent_shape),
-            "ws_valid": torch.zeros(()),
-            "applies": torch.ones(()),
-        }
+        style = style_in_light(self.style, style_of(self.style, record.params, self.kinds), light_of(portrait))
+        sample = _sample(portrait.image, portrait.image, mask, record.degree, style)
+        return sample | {"ws": torch.zeros(self.latent_shape)}
 
 
 def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = None) -> Sample:
@@ -276,13 +267,21 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
     if pair.before is None or pair.after is None or pair.mask is None:
         raise InputError(f"{record.shard}: pair {record.id} has no before, after or mask; build it again")
     mask = _resized(torch.from_numpy(pair.mask)[None].float() / 255, size_px).clamp(0, 1)
+    code = style_in_light(style, style_of(style, record.params, kinds), record.figures.get("light") or 1.0)
+    return _sample(_image(pair.before, size_px), _image(pair.after, size_px), mask, record.degree, code)
+
+
+def _sample(
+    photo: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, degree: float, style: torch.Tensor
+) -> Sample:
+    """A sample of a photo that the feature applies to, but for its latent."""
     return {
-        "photo": _image(pair.before, size_px),
-        "target": _image(pair.after, size_px),
+        "photo": photo,
+        "target": target,
         "mask": mask,
         "region": tightened(mask),
-        "degree": torch.tensor(record.degree, dtype=torch.float32),
-        "style": style_in_light(style, style_of(style, record.params, kinds), record.figures.get("light") or 1.0),
+        "degree": torch.tensor(degree, dtype=torch.float32),
+        "style": style,
         "ws_valid": torch.zeros(()),
         "applies": torch.ones(()),
     }

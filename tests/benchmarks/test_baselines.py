@@ -28,7 +28,7 @@ from stylepairs.datagen.reconstruction.reconstruct import Problem
 from stylepairs.datagen.reconstruction.settings import InversionSettings, OptimiserSettings, ReconstructionSettings
 
 SIDE = 32
-SETTINGS = ReconstructionSettings(steps=9, decay_steps=3, batch=2)
+SETTINGS = ReconstructionSettings(steps=7, decay_steps=2, batch=2)
 METHODS = [projector, pulse, masked_discovery, mask_face_gan, latent_direction]
 
 
@@ -76,6 +76,7 @@ def run(generator, perceptual, prior, portraits, inversions, sketches):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__.rsplit(".", 1)[1])
+@pytest.mark.slow
 def test_the_same_latents_come_out_again_alone_and_among_others(method, run):
     together = run(method)
     alone = run(method, chosen=(2,))[0]

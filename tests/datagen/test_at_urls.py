@@ -61,6 +61,7 @@ def plan_at(s3, local: Path, **settings) -> tiny_build.TinyPlan:
     return dataclasses.replace(there, out=place(f"{URL}/pairs"), **places)
 
 
+@pytest.mark.slow
 def test_a_build_at_a_url_killed_before_its_manifest_goes_on_to_the_bytes_of_one_on_disk(s3, local, monkeypatch):
     plan = plan_at(s3, local)
     with monkeypatch.context() as patch:
@@ -117,6 +118,7 @@ def test_pairs_are_augmented_from_url_to_url(s3, local, tmp_path):
 
 
 @pytest.mark.parametrize("manifest", (True, False))
+@pytest.mark.slow
 def test_training_reads_the_same_samples_a_request_a_pair(s3, local, manifest):
     put_folder(s3, local / "pairs", "pairs")
     if not manifest:

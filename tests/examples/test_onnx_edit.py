@@ -83,6 +83,18 @@ def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: 
     np.testing.assert_allclose(results[0], results[1], atol=1)
 
 
+def test_a_graph_of_another_version_is_one_line(example: ModuleType, photo: np.ndarray, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("image", "heat")]
+    node = onnx.helper.make_node("Identity", ["image"], ["heat"])
+    graph = onnx.helper.make_graph([node], "finder", ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "face_finder.onnx")
+    finder = example.Graph(tmp_path / "face_finder.onnx")
+    with pytest.raises(SystemExit, match=r"face_finder\.onnx: does not say largest_level_px; write it again"):
+        example.find_faces(photo, finder, finder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def generator() -> Generator:
+def new_generator() -> Generator:
     torch.manual_seed(3)
     generator = Generator(CONFIG)
     generator.mapping.w_avg.normal_()
     return generator.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def generator() -> Generator:
+    return new_generator()
 
 
 @pytest.fixture
@@ -52,22 +57,27 @@ def drawing(generator: Generator) -> Glean:
     return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, draws=True))
 
 
-@pytest.fixture
-def generator_file(tmp_path: Path, generator: Generator) -> Path:
-    path = tmp_path / "generator.safetensors"
-    save_generator(path, generator, {})
+@pytest.fixture(scope="session")
+def generator_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generator") / "generator.safetensors"
+    save_generator(path, new_generator(), {})
     return path
 
 
-@pytest.fixture
-def pairs(tmp_path: Path, synthetic_pairs: Callable[..., None]) -> Path:
-    """About 24 accepted pairs of 32 px on both sides of the split."""
-    directory = tmp_path / "pairs"
+@pytest.fixture(scope="session")
+def made_pairs(tmp_path_factory: pytest.TempPathFactory, synthetic_pairs: Callable[..., None]) -> Path:
+    directory = tmp_path_factory.mktemp("made") / "pairs"
     synthetic_pairs(directory, count=36, size_px=SIZE_PX, shard_size=12)
     return directory
 
 
 @pytest.fixture
+def pairs(tmp_path: Path, made_pairs: Path) -> Path:
+    """About 24 accepted pairs of 32 px on both sides of the split, in a folder of the test's own."""
+    return Path(shutil.copytree(made_pairs, tmp_path / "pairs"))
+
+
+@pytest.fixture(scope="session")
 def settings(generator_file: Path) -> Callable[..., TrainingSettings]:
     """Makes the settings of a run of a few tiny steps with every loss term; keywords replace some."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,11 +13,20 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.cli import main
 
 
-def test_an_editor_is_loaded_without_torchs_compiler() -> None:
-    """Networks are built on the meta device, where some of torch's functions import it, for seconds."""
-    code = "import sys; from stylepairs.i2i.models.checkpoints import load_model; load_model('embedded');"
-    check = code + "heavy = {'torch._dynamo', 'sympy'} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+def test_an_editor_is_loaded_without_torchs_compiler_and_a_cpu_works_without_triton() -> None:
+    """Networks are built on the meta device, where some of torch's functions import the compiler, for seconds."""
+    code = """
+import sys, torch
+from stylepairs.i2i.models.checkpoints import load_model
+model, _ = load_model("embedded")
+heavy = {"torch._dynamo", "sympy"} & set(sys.modules)
+assert not heavy, heavy
+model.generator(torch.zeros(1, model.generator.config.z_dim).requires_grad_()).sum().backward()
+triton = {"triton", "stylepairs.kernels.gpu.triton_layer"} & set(sys.modules)
+assert not triton, triton
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

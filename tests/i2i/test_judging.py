@@ -67,7 +67,7 @@ def test_kernel_distance_is_near_nothing_for_one_distribution_and_grows() -> Non
 
 def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_pairs, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
-    synthetic_pairs(pairs, count=120, size_px=32, shard_size=40)
+    synthetic_pairs(pairs, count=60, size_px=32, shard_size=30)
     editors = {"first": Editor(model, INFO), "second": Editor(model, INFO)}
     judged, photos, targets = judge_pairs(editors, pairs, load_instruments("pyramid"))
     count = len(judged["first"].rows)

@@ -2,6 +2,7 @@
 and data are what they claim."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,15 +66,16 @@ def trunk_state() -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.fixture
-def trunk_file(trunk_state, tmp_path) -> Path:
-    torch.save(trunk_state, tmp_path / "trunk.pth")
-    return tmp_path / "trunk.pth"
+@pytest.fixture(scope="module")
+def trunk_file(trunk_state, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("trunk") / "trunk.pth"
+    torch.save(trunk_state, path)
+    return path
 
 
-@pytest.fixture
-def portraits(tmp_path) -> Path:
-    return write_portraits(tmp_path / "data")
+@pytest.fixture(scope="module")
+def portraits(tmp_path_factory) -> Path:
+    return write_portraits(tmp_path_factory.mktemp("portraits") / "data")
 
 
 def write_portraits(folder: Path, count: int = 5) -> Path:
@@ -96,6 +98,21 @@ def run(monkeypatch, portraits: Path, trunk: Path, out: Path, *extra: str) -> di
     return load_file(out / "state.safetensors")
 
 
+@pytest.fixture(scope="module")
+def first_run(portraits, trunk_file, tmp_path_factory) -> Path:
+    """A run of eight images at 32 px."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, portraits, trunk_file, out, "--stages", "32:8")
+    return out
+
+
+@pytest.fixture
+def begun(first_run, tmp_path) -> Path:
+    """That run in a folder of the test's own."""
+    return Path(shutil.copytree(first_run, tmp_path / "run"))
+
+
 @pytest.mark.slow
 def test_resumed_training_equals_unbroken_training(portraits, trunk_file, tmp_path, monkeypatch):
     whole = run(monkeypatch, portraits, trunk_file, tmp_path / "whole", "--stages", "32:8", "64:16")
@@ -107,22 +124,23 @@ def test_resumed_training_equals_unbroken_training(portraits, trunk_file, tmp_pa
     assert (tmp_path / "whole" / "generator_ema.safetensors").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(portraits, trunk_file, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(portraits, trunk_file, begun, monkeypatch):
     import train
 
-    before = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+    before = load_file(begun / "state.safetensors")
     monkeypatch.setattr(train, "generator_loss", lambda logits: logits[0].mean() * float("nan"))
     with pytest.raises(SystemExit, match="not finite after 12 images"):
-        run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:16")
-    after = load_file(tmp_path / "run" / "state.safetensors")
+        run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:16")
+    after = load_file(begun / "state.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_training_goes_on_from_written_weights(portraits, trunk_file, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_training_goes_on_from_written_weights(portraits, trunk_file, first_run, tmp_path, monkeypatch):
     import state
 
-    run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
-    loaded = state.load_state(tmp_path / "run" / "state.safetensors", state.Rates(), torch.device("cpu"))
+    loaded = state.load_state(first_run / "state.safetensors", state.Rates(), torch.device("cpu"))
     state.write_weights(tmp_path / "weights", loaded)
     start = ["--start-from", str(tmp_path / "weights"), "--learning-rate", "0", "--offsets-rate", "0"]
     again = run(monkeypatch, portraits, trunk_file, tmp_path / "again", *start, "--stages", "32:12")
@@ -131,9 +149,10 @@ def test_training_goes_on_from_written_weights(portraits, trunk_file, tmp_path, 
     assert again["offsets/hidden.weight"].equal(loaded.offsets.hidden.weight.half().float())
 
 
-def test_mixing_stays_as_it_was_while_heads_and_generator_learn(portraits, trunk_file, tmp_path, monkeypatch):
-    before = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:4")
-    after = run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
+@pytest.mark.slow
+def test_mixing_stays_as_it_was_while_heads_and_generator_learn(portraits, trunk_file, begun, monkeypatch):
+    before = load_file(begun / "state.safetensors")
+    after = run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:12")
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert not [key for key in changed if key.startswith("mixing/")]
     assert "heads/levels.0.0.parametrizations.weight.original" in changed
@@ -159,7 +178,7 @@ def test_heads_have_unit_spectral_norm_and_give_logits_for_every_level():
     torch.manual_seed(0)
     heads = Heads()
     maps = [torch.randn(3, c, 64 // 2**level, 64 // 2**level) for level, c in enumerate(MIXED_CHANNELS)]
-    for _ in range(30):
+    for _ in range(20):
         logits = heads(maps)
     assert [tuple(x.shape[:2]) for x in logits] == [(3, 1)] * 5
     for module in heads.modules():

@@ -194,6 +194,7 @@ def test_the_gate_of_the_recipe_judges_and_what_is_no_face_is_refused(tmp_path):
     assert record.reasons == ["portrait_0: no face found"]
 
 
+@pytest.mark.slow
 def test_i2i_and_inspect_read_what_augment_wrote(pairs, tmp_path, monkeypatch, capsys):
     def run(arguments: str) -> tuple[int, str, str]:
         generator = (

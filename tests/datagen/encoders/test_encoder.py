@@ -32,11 +32,11 @@ from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 64
 SMALL = {
-    "steps": 18,
+    "steps": 12,
     "portraits": 2,
     "learning_rate": 3e-3,
     "probes": 160,
-    "checkpoint_every": 8,
+    "checkpoint_every": 5,
     "width": 8,
     "deep": 16,
 }
@@ -61,6 +61,20 @@ def prior(generator) -> WPrior:
 def photos(generator, prior) -> torch.Tensor:
     images = draw_samples(generator, prior, 8, torch.Generator().manual_seed(5))
     return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def curvature_of_each_seed_is_fitted_once():
+    fitted, fit = {}, training.fit_curvature
+
+    def known(generator, perceptual, prior, probes, seed):
+        if seed not in fitted:
+            fitted[seed] = fit(generator, perceptual, prior, probes, seed)
+        return fitted[seed]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit_curvature", known)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +127,7 @@ def test_predicted_noise_maps_are_standardised_and_the_coarse_ones_left_alone(ge
 @pytest.mark.slow
 def test_interrupted_training_ends_as_an_unbroken_one(train, trained, tmp_path):
     def stop(step, loss):
-        if step == 12:
+        if step == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -150,7 +164,9 @@ def test_untrained_encoder_keeps_the_latent_it_is_given():
     assert [level.shape for level in maps] == [level.shape for level in noise]
 
 
-@pytest.mark.parametrize("method", ["psp", "e4e", "restyle-psp"])
+@pytest.mark.parametrize(
+    "method", ["e4e", *(pytest.param(name, marks=pytest.mark.slow) for name in ("psp", "restyle-psp"))]
+)
 def test_other_methods_leave_noise_maps_alone_and_learn(method, train, generator, prior, tmp_path):
     losses = []
     few = EncoderTraining(**METHODS[method] | SMALL | {"steps": 6, "passes": 1 if method == "psp" else 2})

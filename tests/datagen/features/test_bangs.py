@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_bangs_and_another_seed_others():
     assert not torch.equal(bangs.sketch(portrait(), bangs.Params(style="full", seed=1)).image, again.image)
 
 
-@pytest.mark.parametrize("style", ["full", "curtain", "none"])
+@pytest.mark.parametrize("style", ["full", pytest.param("curtain", marks=pytest.mark.slow), "none"])
 def test_degree_is_measured_rises_and_is_none_for_the_photo_itself(style):
     before, sketch, params = portrait(fringe=style == "none"), sketched(style), bangs.Params(style=style)
     degrees = [

@@ -118,6 +118,7 @@ def test_the_example_s_recipe_builds_pairs(tmp_path):
     assert all({"degree", "tint_delta_e", "spill_delta_e"} <= set(pair.record.figures) for pair in made)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
     build_pairs(plan(tmp_path, "pairs", {"gate": {}}))
     features._own_files.clear()

@@ -26,6 +26,9 @@ CASES = [
 ]
 IDS = [f"{feature.__name__.rpartition('.')[2]}-{'-'.join(params)}" for feature, params in CASES]
 each_feature = pytest.mark.parametrize(("feature", "params"), CASES, ids=IDS)
+# Of the tests that measure often: what goes through the same figures as the case before it.
+SLOWER = [pytest.param(*case, marks=pytest.mark.slow) if index in (1, 4) else case for index, case in enumerate(CASES)]
+each_figure = pytest.mark.parametrize(("feature", "params"), SLOWER, ids=IDS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_intensity_zero_is_the_portrait_within_the_same_mask(portrait, feature, 
     torch.testing.assert_close(made.points68, portrait.points68)
 
 
-@each_feature
+@each_figure
 def test_degree_follows_the_edit_and_not_what_was_asked_for(portrait, feature, params):
     full = feature.Params(**params)
     steps = (0.0, 0.1, 0.5, 1.0)
@@ -81,7 +84,7 @@ def test_degree_follows_the_edit_and_not_what_was_asked_for(portrait, feature, p
     assert found[-1]["degree_error"] < 0.05
 
 
-@each_feature
+@each_figure
 def test_degree_rises_along_a_cross_fade_too(portrait, feature, params):
     full = feature.Params(**params)
     end = feature.sketch(portrait, full).image
@@ -96,7 +99,7 @@ def test_degree_rises_along_a_cross_fade_too(portrait, feature, params):
     assert degrees[-1] > 0.6
 
 
-@each_feature
+@each_figure
 def test_another_edit_is_not_taken_for_this_one(portrait, feature, params):
     noise = 0.1 * torch.randn(portrait.image.shape, generator=torch.Generator().manual_seed(1))
     for wrong in (portrait.image + noise, portrait.image.roll(2, -2), face(seed=3).image):

@@ -25,6 +25,19 @@ def test_blur_takes_batches_and_images_narrower_than_its_reach():
     assert torch.allclose(blurred(torch.ones(1, 2, 5), 9.0), torch.ones(1, 2, 5))
 
 
+@pytest.mark.parametrize("side", [40, 260], ids=["small", "large"])
+def test_it_is_kornias_blur_with_a_gradient_also_after_inference(side):
+    from kornia.filters import gaussian_blur2d
+
+    image = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        blurred(image, 1.7)
+    image.requires_grad_()
+    found, wanted = blurred(image, 1.7), gaussian_blur2d(image, 11, (1.7, 1.7))
+    assert torch.equal(found, wanted)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), image)[0] for each in (found, wanted)))
+
+
 def test_read_at_takes_x_before_y_and_pixel_centres_at_integers():
     plane = torch.arange(15.0).view(1, 3, 5)  # 5 y + x
     places = torch.tensor([[[2.0, 1.0], [0.5, 1.25]], [[4.0, 2.0], [9.0, -3.0]]])

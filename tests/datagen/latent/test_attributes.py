@@ -99,6 +99,7 @@ def test_the_reader_sees_faces_and_a_mirrored_face_turns_the_other_way(images):
     assert torch.allclose(ATTRIBUTES["hair_lightness"].read(seen), ATTRIBUTES["hair_lightness"].read(mirrored), atol=6)
 
 
+@pytest.mark.slow
 def test_every_attribute_has_a_gradient_in_the_pixels(images):
     scorer = load_scorer(list(ATTRIBUTES))
     image = images[:1].clone().requires_grad_()

@@ -17,7 +17,7 @@ def test_from_samples_to_a_direction_to_pictures(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("stylepairs.datagen.latent.samples.LEAST_FACE", 0.0)  # a random generator draws no faces
     generator = ("--generator", generator_file())
     samples, file = tmp_path / "samples", tmp_path / "brightness.safetensors"
-    run("sample", "--out", samples, "--scores", "brightness,skin_lightness", "--count", 600, "--workers", 1, *generator)
+    run("sample", "--out", samples, "--scores", "brightness,skin_lightness", "--count", 160, "--workers", 1, *generator)
     chosen = ("--samples", samples, "--attribute", "brightness", *generator)
     assert "one unit is" in run("fit", "interfacegan", *chosen, "--condition", "skin_lightness", "--out", file)
     run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")

@@ -95,7 +95,7 @@ def left_half() -> Scorer:
 
 def test_channels_are_ranked_by_what_moving_them_does():
     generator = tiny_generator()
-    ws = generator.mapping(draw(12, 16))
+    ws = generator.mapping(draw(6, 16))
     ranked = rank_channels(generator, left_half(), ws)
     assert len(ranked) == sum(layer.channels for layer in style_layers(generator))
     direction, _ = fit_channels(generator, left_half(), ws, "d", least_overlap=0.0, kept=1)
@@ -105,9 +105,10 @@ def test_channels_are_ranked_by_what_moving_them_does():
     assert float(light[0] - light[1]) > 0  # the unit goes up, whatever the channel's own sign
 
 
+@pytest.mark.slow
 def test_channels_that_move_other_regions_are_left_out():
     generator = tiny_generator()
-    ws = generator.mapping(draw(12, 16))
+    ws = generator.mapping(draw(6, 16))
     direction, chosen = fit_channels(generator, left_half(), ws, "d", least_overlap=0.5, kept=4)
     assert all(channel.overlap >= 0.5 for channel in chosen)
     assert direction.info.space == "s"

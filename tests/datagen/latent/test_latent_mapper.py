@@ -96,6 +96,7 @@ def test_other_samples_are_told_by_their_digest(samples):
     assert samples.digest == Samples(samples.w.clone(), dict(samples.scores), "").digest != other.digest
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_mapper, "_SAVE_EVERY", 3)
     whole, state = trained(samples), RunFile(tmp_path / "state", "run")

@@ -161,14 +161,14 @@ def test_a_recorded_step_gives_the_same_bits(monkeypatch, at_once):
     assert len(recorders) == 1
 
 
-@pytest.mark.parametrize("coarse_share", [0.0, 0.5])
+@pytest.mark.parametrize("coarse_share", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_recorded_inversion_gives_the_same_bits(monkeypatch, coarse_share):
     """Stage 0 on real networks: its objective too does the same operations on the same tensors each time."""
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(img_resolution=32, channel_base=64, w_dim=8, z_dim=8)).requires_grad_(False)
     prior, perceptual = WPrior(torch.zeros(8), torch.eye(8), torch.ones(8)), load_perceptual("efficientnet-lite0")
     photos = [SimpleNamespace(image=torch.rand(3, 32, 32) * 2 - 1, size_px=32, name=str(i)) for i in range(3)]
-    settings = InversionSettings(batch=2, steps=10, decay_steps=3, warmup_steps=2, coarse_share=coarse_share)
+    settings = InversionSettings(batch=2, steps=6, decay_steps=2, warmup_steps=2, coarse_share=coarse_share)
     monkeypatch.setattr(reconstruction_settings, "LEAST_COARSE_PX", 16)
     wanted = inversion.invert(generator, perceptual, photos, settings, prior)
     monkeypatch.setattr(in_hand, "waits", lambda device: True)

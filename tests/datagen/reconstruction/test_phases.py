@@ -107,6 +107,7 @@ def test_a_wrong_setting_says_what_is_wrong(wrong, says):
         load_recipe("bangs", "datagen", BuildRecipe, [f"reconstruction.{wrong}"])
 
 
+@pytest.mark.slow
 def test_phases_of_one_size_are_one_run_to_the_bit(generator, perceptual, portraits, inversions, prior, monkeypatch):
     whole = run(generator, starts_of(generator), [Phase(SIDE)])
     for one, other in zip(whole, run(generator, starts_of(generator), [Phase(SIDE, 5), Phase(SIDE)]), strict=True):

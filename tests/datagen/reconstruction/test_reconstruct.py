@@ -16,11 +16,16 @@ from stylepairs.datagen.reconstruction.reconstruct import Problem, Reconstructio
 from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, ReconstructionSettings
 
 SIDE = 32
-STAGE0 = InversionSettings(steps=40, decay_steps=10, batch=2, learning_rate=0.1)
+STAGE0 = InversionSettings(steps=24, decay_steps=6, batch=2, learning_rate=0.1)
 STAGE1 = ReconstructionSettings(
-    steps=40, decay_steps=10, batch=2, learning_rate=0.1, coarse_to_fine_steps=10,
+    steps=24, decay_steps=6, batch=2, learning_rate=0.1, coarse_to_fine_steps=6,
     reference_weight=1.0, prior_weight=0.004, multiplier_rate=0.1,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prior(generator):
+    return WPrior.fit(generator, samples=2000)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +52,18 @@ def test_inversion_comes_near_the_portrait_and_renders_again_to_the_bit(generato
         assert torch.equal(again[0], inversion.image)
 
 
-def test_inversion_does_not_depend_on_neighbours(generator, perceptual, portraits, inversions):
-    alone = invert(generator, perceptual, portraits[2:], STAGE0)[0]
-    assert torch.equal(alone.ws, inversions[2].ws)
-    assert torch.equal(alone.image, inversions[2].image)
+def test_inversion_does_not_depend_on_neighbours(generator, perceptual, portraits):
+    few = STAGE0.model_copy(update={"steps": 5, "decay_steps": 2})
+    beside, alone = (invert(generator, perceptual, some, few)[-1] for some in (portraits, portraits[2:]))
+    assert torch.equal(alone.ws, beside.ws)
+    assert torch.equal(alone.image, beside.image)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, perceptual, portraits, precision):
-    prior, sketches, results = WPrior.fit(generator), [paint_top(portraits[0])], []
+def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, perceptual, portraits, prior, precision):
+    sketches, results = [paint_top(portraits[0])], []
     for recompute_from_px in (4, 16, 2 * SIDE):  # every block, the finer ones, none
-        changed = {"precision": precision, "recompute_from_px": recompute_from_px, "steps": 3, "decay_steps": 2}
+        changed = {"precision": precision, "recompute_from_px": recompute_from_px, "steps": 2, "decay_steps": 1}
         stage0, stage1 = (settings.model_copy(update=changed) for settings in (STAGE0, STAGE1))
         found = invert(generator, perceptual, portraits[:1], stage0, prior)
         made = reconstruct(Problem(generator, perceptual, prior, portraits[:1], found, sketches, stage1))
@@ -66,8 +72,7 @@ def test_recomputed_blocks_leave_the_bits_of_both_stages_alone(generator, percep
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, perceptual, portraits, inversions):
-    prior = WPrior.fit(generator)
+def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, perceptual, portraits, inversions, prior):
     few = STAGE0.model_copy(update={"steps": 4, "decay_steps": 4, "warmup_steps": 1})
     known = {id(portrait.image): found for portrait, found in zip(portraits, inversions, strict=True)}
 
@@ -91,9 +96,8 @@ def test_a_near_start_takes_few_steps_unless_told_otherwise():
 
 
 def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
-    generator, perceptual, portraits, inversions
+    generator, perceptual, portraits, inversions, prior
 ):
-    prior = WPrior.fit(generator)
     sketches = [paint_top(portrait) for portrait in portraits]
     found = reconstruct(Problem(generator, perceptual, prior, portraits, inversions, sketches, STAGE1))
     for sketch, inversion, made in zip(sketches, inversions, found, strict=True):
@@ -104,24 +108,22 @@ def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
         assert torch.equal(made.generated_before, inversion.image)
 
 
-def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual, portraits, inversions):
+def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual, portraits, inversions, prior):
     everywhere = torch.ones(1, SIDE, SIDE)
     sketch = Sketch(torch.full((3, SIDE, SIDE), 0.5), everywhere, 1 - everywhere, 8)
-    prior = WPrior.fit(generator)
     made = reconstruct(Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], STAGE1))[0]
     assert made.figures["finite"] == 1
     assert made.ws_after.isfinite().all()
 
 
 @pytest.mark.slow
-def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, perceptual, portraits, inversions):
+def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, perceptual, portraits, inversions, prior):
     sketch = paint_top(portraits[0])
     stripes = 0.4 * torch.tensor([1.0, -1.0]).repeat(SIDE // 2) * sketch.edit_mask
     striped = replace(sketch, image=(sketch.image + stripes).clamp(-1, 1))
 
     def run(sketch: Sketch, weight: float) -> Reconstruction:
         settings = STAGE1.model_copy(update={"detail_weight": weight})
-        prior = WPrior.fit(generator, samples=2000)
         return reconstruct(Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [sketch], settings))[0]
 
     def distance(made: Reconstruction) -> float:
@@ -133,10 +135,9 @@ def test_only_a_sketch_with_detail_of_its_own_pulls_on_the_detail(generator, per
     assert distance(run(replace(striped, sketch_detail=1.0), 1.0)) < distance(without)
 
 
-def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions):
+def test_sketches_of_one_call_share_their_resolution(generator, perceptual, portraits, inversions, prior):
     sketches = [paint_top(portraits[0]), paint_top(portraits[1])]
     sketches[1] = Sketch(sketches[1].image, sketches[1].edit_mask, sketches[1].keep_mask, 16)
-    prior = WPrior.fit(generator)
     problem = Problem(generator, perceptual, prior, portraits[:2], inversions[:2], sketches, STAGE1)
     with pytest.raises(ValueError, match="reference_px"):
         reconstruct(problem)

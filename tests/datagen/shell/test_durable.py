@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load
 
@@ -18,12 +19,13 @@ CODE = (
 )
 
 
+@pytest.mark.slow
 def test_tensors_and_metadata_are_the_same_bytes_in_every_process() -> None:
     """A run that was killed ended with other bytes: the library keeps metadata in an order of its process."""
-    found = {subprocess.run([sys.executable, "-c", CODE], capture_output=True, check=True).stdout for _ in range(2)}
+    found = subprocess.run([sys.executable, "-c", CODE], capture_output=True, check=True).stdout
     tensors, metadata = {"a": torch.arange(5.0), "b": torch.ones(3)}, {k: k * 2 for k in "fedcba"}
     data = safetensors_bytes(tensors, metadata)
-    assert found == {hashlib.sha256(data).hexdigest().encode() + b"\n"}
+    assert found == hashlib.sha256(data).hexdigest().encode() + b"\n"
     again = load(data)
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)

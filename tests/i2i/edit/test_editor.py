@@ -13,6 +13,7 @@ from helpers.faked_faces import FakeAnalyser, photo_of
 from PIL import Image, ImageCms
 
 from stylepairs.datagen.portraits.alignment import ffhq_transform
+from stylepairs.datagen.portraits.analysis import analyser
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade
@@ -112,6 +113,15 @@ def test_unreadable_file_is_one_line_with_its_name(tmp_path: Path, model: Glean)
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(InputError, match=r"empty\.jpg: .*0 bytes"):
         edit_file(Editor(model, INFO, FakeAnalyser([])), tmp_path / "empty.jpg", tmp_path / "out.png", BLOND)
+
+
+def test_an_editor_loads_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], analyser.embedded_network
+    monkeypatch.setattr(analyser, "embedded_network", lambda name: (loaded.append(name), load(name))[1])
+    editor = Editor.load("embedded", device="cpu")
+    assert loaded == ["detector", "landmarks"]
+    with pytest.raises(InputError, match="no face"):
+        editor.find(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_parameters_are_checked(model: Glean) -> None:

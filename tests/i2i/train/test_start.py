@@ -31,7 +31,13 @@ PATCHES: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("light", {}), ("thawed", {}), ("cut", {}), ("unet", PATCHES), ("pix2pixhd", PATCHES)],
+    [
+        ("light", {}),
+        ("thawed", {}),
+        pytest.param("cut", {}, marks=pytest.mark.slow),
+        pytest.param("unet", PATCHES, marks=pytest.mark.slow),
+        pytest.param("pix2pixhd", PATCHES, marks=pytest.mark.slow),
+    ],
 )
 def test_other_networks_train_in_the_same_loop_and_go_on_exactly(
     tmp_path: Path, pairs: Path, settings: Make, kind: str, changes: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ DRAWS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, DRAWS], ids=["recolours", "draws"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(DRAWS, marks=pytest.mark.slow)], ids=["recolours", "draws"])
 def test_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, settings: Make, synthetic_pairs, changes: dict[str, Any]
 ) -> None:
@@ -189,10 +190,16 @@ def test_last_two_checkpoints_and_the_best_one_are_kept(
     assert checkpoints.load_state(out / checkpoints.STATE_FILE)[1].step == 6
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, made_pairs: Path, settings: Make) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return train(settings(steps=2, losses={"adversarial": 0.0}), made_pairs, out)
+
+
 @pytest.fixture
-def finished(tmp_path: Path, pairs: Path, settings: Make) -> Path:
+def finished(tmp_path: Path, finished_run: Path) -> Path:
     """A run that ended at its second step, without adversarial training."""
-    return train(settings(steps=2, losses={"adversarial": 0.0}), pairs, tmp_path / "run")
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def test_a_flipped_bit_in_a_state_or_a_model_is_noticed(finished: Path, pairs: Path, settings: Make) -> None:

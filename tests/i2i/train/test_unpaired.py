@@ -59,7 +59,7 @@ def test_mask_is_where_the_sketch_would_edit_and_the_photo_its_own_target(pairs:
 def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portraits: Path) -> None:
     data = dataset(pairs, portraits, refused_share=0.5)
     assert BALD in names(data)
-    samples = [data[epoch, len(data) + index] for epoch in range(12) for index in range(len(names(data)))]
+    samples = [data[epoch, len(data) + index] for epoch in range(6) for index in range(len(names(data)))]
     refused = [sample for sample in samples if sample["applies"] == 0]
     assert 0.2 < len(refused) / len(samples) < 0.7
     bald = load_portrait(portraits, BALD).image
@@ -103,7 +103,7 @@ def batch_of(data: PairDataset) -> dict[str, torch.Tensor]:
     return next(load_batches(data, plan, torch.device("cpu"), 0))
 
 
-@pytest.mark.parametrize("kind", ["stylegan2", "projected", "patches"])
+@pytest.mark.parametrize("kind", ["stylegan2", pytest.param("projected", marks=pytest.mark.slow), "patches"])
 def test_pixels_of_portraits_without_pairs_are_not_learnt_and_their_masks_are(
     pairs: Path, portraits: Path, settings: Make, kind: str
 ) -> None:
@@ -128,6 +128,7 @@ def test_pixels_of_portraits_without_pairs_are_not_learnt_and_their_masks_are(
     assert {name: float(other[name]) for name in unmoved} == {name: float(plain[name]) for name in unmoved}
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, pairs: Path, portraits: Path, settings: Make) -> None:
     asked, said = settings(steps=4, sample_every_steps=4, losses={"latent": 0.1}), []
     train(asked, pairs, tmp_path / "whole", said.append, portraits=[portraits])

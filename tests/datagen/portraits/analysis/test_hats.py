@@ -15,7 +15,7 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import SketchRefused
 
 ROOT = Path(__file__).parents[4]
-PHOTOS = sorted((ROOT / "recipes" / "photos" / "heldout").glob("*.jpg"))[:6]
+PHOTOS = sorted((ROOT / "recipes" / "photos" / "heldout").glob("*.jpg"))[:4]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def worn() -> list[tuple[Portrait, torch.Tensor]]:
     return made
 
 
+@pytest.mark.slow
 def test_painted_hats_are_seen_as_hats(worn):
     assert len(worn) >= 3
     for portrait, hat in worn:
@@ -51,6 +52,7 @@ def test_painted_hats_are_seen_as_hats(worn):
         assert (found & hat).sum() > 0.8 * (found | hat).sum(), portrait.name
 
 
+@pytest.mark.slow
 def test_a_hat_is_not_dyed_and_what_it_hides_is_not_reshaped(worn):
     for portrait, hat in worn:
         for feature in (hairline, fluffiness, density):
