@@ -85,8 +85,7 @@ def _analyser() -> tuple[Analyser | None, dict[str, str]]:
     """The embedded face analyser and its digest; None and {} where its weights are not installed: its figures are then
     left out."""
     try:
-        analyser = load_analyser()
+        parts = [file_digest(WEIGHTS / f"analyser_{name}.safetensors", _AGAIN) for name in sorted(NETWORKS)]
+        return load_analyser(), {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}
     except InputError:
         return None, {}
-    parts = [file_digest(WEIGHTS / f"analyser_{name}.safetensors", _AGAIN) for name in sorted(NETWORKS)]
-    return analyser, {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}

@@ -112,7 +112,7 @@ class Editor:
 
     def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None):
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
-        says of it. analyser: finds faces; None does for `edit_portrait` alone."""
+        says of it. analyser: finds faces, and parses them where edits are judged; None does for `edit_portrait`."""
         self.model, self.info, self.analyser = model, info, analyser
         self.feature = degraded.FEATURE if info.feature == degraded.RESTORATION else load_feature(info.feature)
 
@@ -128,7 +128,7 @@ class Editor:
         from stylepairs.i2i.models.prepared_glean import prepare
 
         model, info = load_model(source)
-        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks, parser=None))
+        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks))
 
     def __call__(
         self,

@@ -49,12 +49,12 @@ class FaceParser(Protocol):
 
 
 class FaceAnalyser:
-    """A finder and a parser (None: it only finds), with the checks of their inputs.
+    """A finder and a parser, with the checks of their inputs.
 
     Example: `faces = load_analyser().find(read_image("photo.jpg"))`.
     """
 
-    def __init__(self, finder: FaceFinder, parser: FaceParser | None) -> None:
+    def __init__(self, finder: FaceFinder, parser: FaceParser) -> None:
         self.finder = finder
         self.parser = parser
 
@@ -92,16 +92,14 @@ class FaceAnalyser:
             aligned = torch.from_numpy(aligned).permute(0, 3, 1, 2).float() / 127.5 - 1
         if aligned.ndim != 4 or aligned.shape[1] != 3:
             raise ValueError(f"aligned must be [N,3,H,W], not {list(aligned.shape)}")
-        assert self.parser is not None, "made without a parser"
         return self.parser.parse(aligned)
 
 
-def load_analyser(landmarks: str = "embedded", parser: str | Path | None = "embedded") -> FaceAnalyser:
+def load_analyser(landmarks: str = "embedded", parser: str | Path = "embedded") -> FaceAnalyser:
     """The analyser with the chosen parts.
 
     landmarks: "embedded", or "face-alignment" (that library with its weights on disk). parser: "embedded", or a file of
-    BiSeNet weights (79999_iter.pth), or None for one that only finds. Raises InputError where a library or a file is
-    missing.
+    BiSeNet weights (79999_iter.pth). Raises InputError where a library or a file is missing.
     """
     embedded = EmbeddedFinder(embedded_network("detector"), embedded_network("landmarks"))
     finder: FaceFinder = embedded
@@ -111,10 +109,8 @@ def load_analyser(landmarks: str = "embedded", parser: str | Path | None = "embe
         finder = FaceAlignmentFinder(embedded)
     elif landmarks != "embedded":
         raise InputError(f"landmarks {landmarks!r}: unknown; use embedded or face-alignment")
-    if parser is None:
-        return FaceAnalyser(finder, None)
     if str(parser) == "embedded":
-        return FaceAnalyser(finder, EmbeddedParser(embedded_network("parser")))
+        return FaceAnalyser(finder, EmbeddedParser(lambda: embedded_network("parser")))
     from stylepairs.datagen.portraits.analysis.bisenet import load_bisenet_parser
 
     return FaceAnalyser(finder, load_bisenet_parser(parser))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -14,10 +16,10 @@ _BATCH = 8
 
 
 class EmbeddedParser:
-    """The embedded parser; deterministic, without state."""
+    """The embedded parser, loaded when it is used: who only finds faces does without. Deterministic."""
 
-    def __init__(self, net: ParserNet) -> None:
-        self.net = net
+    def __init__(self, load: Callable[[], ParserNet]) -> None:
+        self.load = load
 
     @torch.inference_mode()
     def parse(self, aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,8 +33,9 @@ class EmbeddedParser:
         if aligned.shape[-2:] != size:
             small = F.interpolate(aligned, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         small = small.contiguous(memory_format=torch.channels_last)
-        mirrored = self.net(small.flip(-1)).flip(-1)
-        logits = (self.net(small) + mirrored[:, [*MIRROR_CLASSES, PARSER_CLASSES]]) / 2
+        net = self.load()
+        mirrored = net(small.flip(-1)).flip(-1)
+        logits = (net(small) + mirrored[:, [*MIRROR_CLASSES, PARSER_CLASSES]]) / 2
         matte = logits[:, PARSER_CLASSES:]
         return resize_logits(_hair_by_matte(logits), aligned), resize_matte(matte.sigmoid(), aligned)
 

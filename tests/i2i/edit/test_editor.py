@@ -115,13 +115,15 @@ def test_unreadable_file_is_one_line_with_its_name(tmp_path: Path, model: Glean)
         edit_file(Editor(model, INFO, FakeAnalyser([])), tmp_path / "empty.jpg", tmp_path / "out.png", BLOND)
 
 
-def test_an_editor_loads_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_editor_loads_its_parser_only_where_edits_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, load = [], analyser.embedded_network
     monkeypatch.setattr(analyser, "embedded_network", lambda name: (loaded.append(name), load(name))[1])
     editor = Editor.load("embedded", device="cpu")
     assert loaded == ["detector", "landmarks"]
     with pytest.raises(InputError, match="no face"):
         editor.find(np.zeros((64, 64, 3), np.uint8))
+    editor.analyser.parse(np.zeros((1, 64, 64, 3), np.uint8))
+    assert loaded == ["detector", "landmarks", "parser"]
 
 
 def test_parameters_are_checked(model: Glean) -> None:
