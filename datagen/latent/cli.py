@@ -233,10 +233,10 @@ def refine(
         str, typer.Option(help="classes of the label map that may change; default: the attribute's")
     ] = "",
     strength: Annotated[float, typer.Option(help="of the coarse edit, in its units")] = -2.0,
-    pairs: Annotated[int, typer.Option(min=8, help="faces with the attribute that are edited")] = 48,
+    pairs: Annotated[int, typer.Option(min=8, help="sampled faces that are edited")] = 64,
     generator: GeneratorOption = "embedded",
 ) -> None:
-    """Coarse to fine: edit faces that have the attribute, keep the region alone, and fit a boundary to these pairs."""
+    """Coarse to fine: edit sampled faces, keep the region alone, and fit a boundary to these pairs."""
     from stylepairs.datagen.latent.directions import load_direction, save_direction
     from stylepairs.datagen.latent.fitting import refine as fit_fine
     from stylepairs.datagen.latent.samples import load_samples

@@ -11,7 +11,10 @@ from helpers.tiny_build import generator_file, plan, tiny_generator
 
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
+from stylepairs.datagen.latent.attributes import Attribute
 from stylepairs.datagen.latent.directions import DirectionInfo, direction_in_w, save_direction
+from stylepairs.datagen.latent.edits import Measure
+from stylepairs.datagen.latent.faces import FaceReader, SeenFaces
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.reconstruction.prior import FARTHEST, WPrior
 from stylepairs.datagen.shell.errors import InputError
@@ -101,3 +104,17 @@ def test_a_direction_that_no_latent_can_hold_makes_no_pairs(tmp_path):
     path = direction_file(tmp_path, figures={"missed_in_w_plus": 0.4})
     with pytest.raises(InputError, match="40% would be missed"):
         build_pairs(plan(tmp_path, recipe={"method": f"latent:{path}"}))
+
+
+def test_what_is_no_face_has_no_measure():
+    """Else a search ends where the face has come apart and its landmarks happen to lie as wanted."""
+
+    class Sure(FaceReader):
+        def read(self, image: torch.Tensor) -> SeenFaces:
+            return SeenFaces(image, image, image, image, image, image.mean((1, 2, 3)))
+
+    attribute = Attribute("brightness", "", (), lambda seen: seen.image.mean((1, 2, 3)))
+    measure = Measure(attribute, 0.1, Sure(torch.nn.Identity(), torch.nn.Identity(), ""))
+    found = measure(torch.tensor([0.9, 0.2])[:, None, None, None].expand(-1, 3, 8, 8))
+    assert float(found[0]) == pytest.approx(9)
+    assert bool(found[1].isnan())
