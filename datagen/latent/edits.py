@@ -17,7 +17,6 @@ from stylepairs.datagen.latent.attributes import ATTRIBUTES, Attribute
 from stylepairs.datagen.latent.directions import Direction, load_direction
 from stylepairs.datagen.latent.faces import FaceReader, load_reader
 from stylepairs.datagen.latent.methods.latent_mapper import AttributeEdit, is_mapper, load_mapper
-from stylepairs.datagen.latent.scorers import LEAST_FACE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.batch import Progress
@@ -89,20 +88,6 @@ def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
     return PairEdit(edit, name if text is None else f"{name}@{text}", path, strength)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """An edit's attribute and its deviation over samples."""
-
-    attribute: Attribute
-    deviation: float
-    reader: FaceReader
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """images [N,3,H,W] -> [N], in deviations; NaN for what is no face, whose figures mean nothing."""
-        seen = self.reader.read(images)
-        return torch.where(seen.score >= LEAST_FACE, self.attribute.read(seen) / self.deviation, math.nan)
-
-
 @torch.no_grad()
 def edit_along(problem: Problem, by: PairEdit, progress: Progress | None = None) -> list[Reconstruction]:
     """As `reconstruct`, for every portrait at the edit's strength, or at that which does what its sketch does.
@@ -122,7 +107,7 @@ def edit_along(problem: Problem, by: PairEdit, progress: Progress | None = None)
     return collect(problem, found)
 
 
-def _found(problem: Problem, index: int, by: PairEdit, measure: Measure | None) -> Found:
+def _found(problem: Problem, index: int, by: PairEdit, measure: _Measure | None) -> Found:
     """One portrait's latent, moved."""
     portrait, inversion, sketch = problem.cases[index]
     if by.strength is not None:
@@ -152,18 +137,32 @@ def _searched(problem: Problem, by: PairEdit, inversion: Inversion, name: str, e
     return Found(by.moved(problem.prior, inversion.ws[None], best)[0], inversion.noise, figures)
 
 
-def _attribute_of(edit: Edit) -> Measure | None:
+@dataclass(frozen=True)
+class _Measure:
+    """The edit's attribute and its deviation over samples."""
+
+    attribute: Attribute
+    deviation: float
+    reader: FaceReader
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """images [N,3,H,W] -> [N], in deviations."""
+        found: torch.Tensor = self.attribute.read(self.reader.read(images)) / self.deviation
+        return found
+
+
+def _attribute_of(edit: Edit) -> _Measure | None:
     """None for what is not built in: metadata of a file must not name other files to be read."""
     if isinstance(edit, AttributeEdit):
         info = edit.mapper.info
         name, deviation = edit.attribute, info.deviations[info.attributes.index(edit.attribute)]
     else:
         name, deviation = edit.info.attribute, edit.info.deviation or 0.0
-    return Measure(ATTRIBUTES[name], deviation, load_reader()) if name in ATTRIBUTES and deviation > 0 else None
+    return _Measure(ATTRIBUTES[name], deviation, load_reader()) if name in ATTRIBUTES and deviation > 0 else None
 
 
 def _attribute_errors(
-    problem: Problem, by: PairEdit, measure: Measure, portrait: Portrait, inversion: Inversion, sketch: Sketch
+    problem: Problem, by: PairEdit, measure: _Measure, portrait: Portrait, inversion: Inversion, sketch: Sketch
 ) -> Errors | None:
     """How far the attribute's change is from that of the sketch; None where the sketch hardly changes it."""
     measure = replace(measure, reader=measure.reader.to(portrait.image.device))
@@ -175,8 +174,9 @@ def _attribute_errors(
 
     def errors(strengths: torch.Tensor) -> torch.Tensor:
         reached = measure(_rendered(problem, by, inversion, strengths)) - start
-        missed: torch.Tensor = (reached - change).abs()
-        return missed.nan_to_num(math.inf).cpu()
+        missed: torch.Tensor = (reached - change).abs().nan_to_num(math.inf).cpu()
+        # Never the other way: far out, where the face comes apart, any figure may come by chance.
+        return missed.where(strengths * float(change) >= 0, math.inf)
 
     return errors
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from helpers.tiny_build import generator_file, plan, tiny_generator
 
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
+from stylepairs.datagen.latent import edits
 from stylepairs.datagen.latent.attributes import Attribute
 from stylepairs.datagen.latent.directions import DirectionInfo, direction_in_w, save_direction
-from stylepairs.datagen.latent.edits import Measure
 from stylepairs.datagen.latent.faces import FaceReader, SeenFaces
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.reconstruction.prior import FARTHEST, WPrior
@@ -106,15 +108,23 @@ def test_a_direction_that_no_latent_can_hold_makes_no_pairs(tmp_path):
         build_pairs(plan(tmp_path, recipe={"method": f"latent:{path}"}))
 
 
-def test_what_is_no_face_has_no_measure():
-    """Else a search ends where the face has come apart and its landmarks happen to lie as wanted."""
+def test_a_latent_is_never_moved_against_what_its_sketch_wants(monkeypatch):
+    """Far out faces come apart, and their figures may be the wanted ones by chance."""
 
-    class Sure(FaceReader):
+    class Bright(FaceReader):
         def read(self, image: torch.Tensor) -> SeenFaces:
-            return SeenFaces(image, image, image, image, image, image.mean((1, 2, 3)))
+            return SeenFaces(*[image] * 6)
 
+        def to(self, device) -> FaceReader:
+            return self
+
+    def rendered(problem, by, inversion, strengths):
+        return torch.where(strengths > 0, 0.1 * strengths, 0.1)[:, None, None, None].expand(-1, 3, 8, 8)
+
+    monkeypatch.setattr(edits, "_rendered", rendered)
     attribute = Attribute("brightness", "", (), lambda seen: seen.image.mean((1, 2, 3)))
-    measure = Measure(attribute, 0.1, Sure(torch.nn.Identity(), torch.nn.Identity(), ""))
-    found = measure(torch.tensor([0.9, 0.2])[:, None, None, None].expand(-1, 3, 8, 8))
-    assert float(found[0]) == pytest.approx(9)
-    assert bool(found[1].isnan())
+    measure = edits._Measure(attribute, 0.1, Bright(torch.nn.Identity(), torch.nn.Identity(), ""))
+    photo = types.SimpleNamespace(image=torch.zeros(3, 8, 8))
+    sketch = types.SimpleNamespace(image=torch.full((3, 8, 8), 0.1))
+    errors = edits._attribute_errors(None, None, measure, photo, photo, sketch)
+    assert errors(torch.tensor([-3.0, 0.0, 1.0, 2.0])).tolist() == pytest.approx([math.inf, 0.0, 0.0, 1.0], abs=1e-5)
