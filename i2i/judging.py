@@ -31,7 +31,7 @@ from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import peak_memory_mb
 from stylepairs.i2i.edit.editor import Editor
-from stylepairs.i2i.evaluation import frechet_distance
+from stylepairs.i2i.evaluation import finite, frechet_distance
 from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.models.conditions import is_of_kinds
 from stylepairs.i2i.train.data import Sample, plain_sample
@@ -210,15 +210,13 @@ def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tenso
     return found
 
 
-def entanglement(
-    editor: Editor, portraits: Iterable[Portrait], params: Mapping[str, Any], features: Sequence[str] | None = None
-) -> dict[str, float]:
+def entanglement(editor: Editor, portraits: Iterable[Portrait], params: Mapping[str, Any]) -> dict[str, float]:
     """How much each other feature is found to have changed by an edit: the mean, over portraits, of the change in the
     degree that this feature measures with its own default parameters (0: nothing of it). Features that measure no
     degree, or none of the portraits, are left out.
     """
     wanted, found = editor.wanted(params), dict[str, list[float]]()
-    others = [name for name in features or feature_names() if name != editor.info.feature]
+    others = [name for name in feature_names() if name != editor.info.feature]
     for given in portraits:
         before = given.resized(editor.model.size_px)
         try:
@@ -250,13 +248,13 @@ def pooled(image: torch.Tensor, mask: torch.Tensor, perceptual: Perceptual) -> n
     return torch.cat([mean, spread.sqrt()]).double().numpy()
 
 
-def kernel_interval(found: np.ndarray, wanted: np.ndarray, seed: int = 0) -> Interval:
+def kernel_interval(found: np.ndarray, wanted: np.ndarray) -> Interval:
     """The kernel distance times 1000 between features [N,C] and [M,C], unbiased, pictures drawn anew for the interval.
 
     Kernel (x.y / C + 1)^3. Two draws of one picture are no two pictures: they do not count within a set.
     """
     kernels = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((found, found), (wanted, wanted), (found, wanted))]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [(rng.integers(0, len(found), len(found)), rng.integers(0, len(wanted), len(wanted))) for _ in range(200)]
     values = [_kernel_distance(kernels, *draw) for draw in draws]
     value = _kernel_distance(kernels, np.arange(len(found)), np.arange(len(wanted)))
@@ -295,8 +293,8 @@ def write_report(
     figures.png into a folder."""
     make_folder(out)
     data: dict[str, Any] = {
-        name: {"figures": {key: _plain(vars(value)) for key, value in one.figures.items()},
-               "rows": [_plain(row) for row in one.rows]}
+        name: {"figures": {key: finite(vars(value)) for key, value in one.figures.items()},
+               "rows": [finite(row) for row in one.rows]}
         for name, one in judged.items()
     }  # fmt: skip
     if entangled:
@@ -330,10 +328,6 @@ def markdown(judged: Mapping[str, Judged], entangled: Mapping[str, Mapping[str, 
         for run, row in entangled.items():
             lines.append(f"| {run} | {' | '.join(f'{row[f]:.3f}' if f in row else '' for f in features)} |")
     return "\n".join(lines) + "\n"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def _at(image: torch.Tensor, side: int) -> torch.Tensor:

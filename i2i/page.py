@@ -165,10 +165,10 @@ def make_page(page: Page) -> gradio.Blocks:
     return made
 
 
-def serve(runs: Sequence[str], port: int, device: str = "auto", block: bool = True) -> str:
-    """Load the runs and serve the page to this machine alone; gives its address. Raises InputError.
+def serve(runs: Sequence[str], port: int, device: str = "auto") -> None:
+    """Load the runs and serve the page to this machine alone, until interrupted. Raises InputError.
 
-    runs: as `Editor.load` takes them; none: all that the package ships. block: until interrupted.
+    runs: as `Editor.load` takes them; none: all that the package ships.
     """
     editors = {}
     for run in runs or shipped_models():
@@ -188,7 +188,5 @@ def serve(runs: Sequence[str], port: int, device: str = "auto", block: bool = Tr
     except OSError as error:
         raise InputError(f"--port {port}: {error}; choose another") from None
     print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
-    if block:
-        blocks.block_thread()
-        folder.cleanup()
-    return str(address)
+    blocks.block_thread()
+    folder.cleanup()

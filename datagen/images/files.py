@@ -166,10 +166,10 @@ def visible_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
+def save_photo(path: str | Path, photo: Photo) -> None:
     """Writes `photo` whole or not at all, with its profile and EXIF; the suffix names the format.
 
-    quality is that of JPEG and WebP. Raises InputError for a suffix that is no photo format or a disk that refuses.
+    Raises InputError for a suffix that is no photo format or a disk that refuses.
     """
     path = place(path)
     suffix = path.suffix.lower()
@@ -180,7 +180,7 @@ def save_photo(path: str | Path, photo: Photo, quality: int = 95) -> None:
     suffix = ".jpg" if suffix == ".jfif" else suffix
     options = _metadata_options(photo, suffix)
     if suffix not in _LOSSLESS_SUFFIXES:
-        options |= {"quality": quality}
+        options |= {"quality": 95}
     if suffix in (".jpg", ".jpeg"):
         options |= {"subsampling": 0}
     kind = Image.registered_extensions()[suffix]

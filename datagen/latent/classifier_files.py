@@ -94,10 +94,10 @@ def load_classifier(path: Path, size_px: int | None = None) -> Classifier:
     return replace(made, outputs=outputs)
 
 
-def load_embedding(path: Path, size_px: int = EMBEDDING_PX) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+def load_embedding(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
     """A face recognition network as a TorchScript file: cropped faces [N,3,H,W] in [-1,1] -> embeddings [N,K], with
     gradients; and the digest of its file. Raises InputError."""
-    found = load_classifier(path, size_px)
+    found = load_classifier(path, EMBEDDING_PX)
     if not found.differentiable or found.outputs < 2:
         raise InputError(f"{path}: must be TorchScript, for its gradients, and give an embedding [N,K] for N faces")
     return found.score, found.digest

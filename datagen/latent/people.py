@@ -39,14 +39,11 @@ def sampled_people(generator: Generator, count: int, psi: float = 0.7, seed: int
     return [Person(row) for row in ws]
 
 
-def inverted_people(
-    generator: Generator, folder: Path, count: int, settings: InversionSettings | None = None
-) -> list[Person]:
+def inverted_people(generator: Generator, folder: Path, count: int) -> list[Person]:
     """The first `count` portraits of a folder by name, inverted at the generator's resolution. Raises InputError."""
     files = load_portraits(folder)[:count]
     portraits = [file.load().resized(generator.config.img_resolution) for file in files]
-    settings = settings or InversionSettings.model_validate({})
-    found = invert(generator, load_perceptual("auto"), portraits, settings)
+    found = invert(generator, load_perceptual("auto"), portraits, InversionSettings.model_validate({}))
     return [Person(one.ws, one.noise, portrait) for one, portrait in zip(found, portraits, strict=True)]
 
 

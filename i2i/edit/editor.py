@@ -7,7 +7,6 @@ where the predicted mask is zero keep their bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.images.stored import eight_bits
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from stylepairs.i2i.models.glean import Edit
     from stylepairs.i2i.models.prepared_glean import Network
 
-# Of the side: more than a mask's dilation and feather reach.
-ROOM_SHARE = 0.12
 MIN_SCORE = 0.5
 # A face of which the network is less sure is left as it is; 0.5 is what training divides at.
 LEAST_CONFIDENCE = 0.5
@@ -186,22 +182,19 @@ class Editor:
         style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
         return Wanted(checked, float(degree), style)
 
-    def edit_portrait(self, portrait: Portrait, wanted: Wanted, told: bool = False) -> tuple[Edit, Sketch]:
+    def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
-        and the feature's sketch; told: the sketch's region limits it. Raises SketchRefused (an InputError) when the
-        feature does not apply to it.
+        and the feature's sketch. Raises SketchRefused (an InputError) when the feature does not apply to it.
         """
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
-        region = region_of(sketch) if told else None
-        return self._pass([self._inputs(portrait, region, wanted)])[0], sketch
+        return self._pass([self._inputs(portrait, wanted)])[0], sketch
 
-    def _inputs(self, face: Portrait, region: torch.Tensor | None, wanted: Wanted) -> tuple[torch.Tensor, ...]:
-        """What the network is given of one face, whose light says how a colour looks in it; region None: the network
-        decides alone where."""
+    def _inputs(self, face: Portrait, wanted: Wanted) -> tuple[torch.Tensor, ...]:
+        """What the network is given of one face, whose light says how a colour looks in it; it decides alone where."""
         image, style = face.image, wanted.style
         if self.info.style == "color":
             style = style_in_light(self.info.style, style, light_of(face))
-        return image, torch.ones_like(image[:1]) if region is None else region, torch.tensor(wanted.degree), style
+        return image, torch.ones_like(image[:1]), torch.tensor(wanted.degree), style
 
     @torch.no_grad()
     def _pass(self, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[Edit]:
@@ -217,7 +210,7 @@ class Editor:
         """Of each face the edit and where it goes (see `_placed`), or why there is none."""
         for start in range(0, len(points68), _BATCH):
             batch = points68[start : start + _BATCH]
-            inputs = [self._inputs(self._portrait(photo, points), None, wanted) for points in batch]
+            inputs = [self._inputs(self._portrait(photo, points), wanted) for points in batch]
             for points, edit in zip(batch, self._pass(inputs), strict=True):
                 yield self._placed(photo, points, wanted, edit)
 
@@ -244,7 +237,7 @@ class Editor:
 
     def _wide_mask(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted, wide_px: int) -> np.ndarray:
         """Where the network edits in a wider square, [W,W], by a second look."""
-        seen = self._inputs(self._portrait(photo, points68, wide_px / self.model.size_px), None, wanted)
+        seen = self._inputs(self._portrait(photo, points68, wide_px / self.model.size_px), wanted)
         mask = F.interpolate(self._pass([seen])[0].mask.cpu(), size=(wide_px, wide_px), mode="bilinear")
         region: np.ndarray = mask[0, 0].numpy()
         return region
@@ -262,16 +255,3 @@ class Editor:
             digest="",
         )
         return portrait.resized(self.model.size_px)
-
-
-def region_of(sketch: Sketch) -> torch.Tensor:
-    """Where a sketch edits, [1,H,W]: as the pairs' masks are made, and as training tightens them.
-
-    With room for the dilation, as one that is cut off at the border would close the gap between round hair and the
-    border; without it where the sketch itself reaches the border, which is no edge of what is edited.
-    """
-    mask = sketch.edit_mask
-    side = mask.shape[-1]
-    room = math.ceil(ROOM_SHARE * side)
-    roomy = tightened(region_mask(F.pad(mask, (room, room, room, room)), side), side)[:, room:-room, room:-room]
-    return torch.maximum(roomy, torch.minimum(tightened(region_mask(mask)), mask))

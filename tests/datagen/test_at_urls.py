@@ -156,6 +156,7 @@ def backwards(prepare, items, workers, on_event) -> None:
         handle(item)
 
 
+@pytest.mark.slow
 def test_portraits_are_prepared_at_a_url_as_on_disk_in_whatever_order(s3, tmp_path, monkeypatch):
     analyser = tiny_pairs.Analyser()
     monkeypatch.setattr(looking, "load_analyser", lambda *_: analyser)

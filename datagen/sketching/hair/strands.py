@@ -140,13 +140,10 @@ def grow_hair(
     return _coloured(portrait, palette, shade[:1], alpha, roots if light is None else roots + light), alpha
 
 
-def shade_skin(
-    image: torch.Tensor, alpha: torch.Tensor, strength: float = 0.35, drop_share: float = 0.012
-) -> torch.Tensor:
-    """image [3,H,W] with the soft shadow that hair of matte alpha [1,H,W] throws on the skin below it.
-
-    strength in [0,1]: how much of the light is gone right under the hair; drop_share: how far down the shadow falls.
-    """
+def shade_skin(image: torch.Tensor, alpha: torch.Tensor, strength: float = 0.35) -> torch.Tensor:
+    """image [3,H,W] with the soft shadow that hair of matte alpha [1,H,W] throws on the skin below it; strength in
+    [0,1]: how much of the light is gone right under the hair."""
+    drop_share = 0.012  # how far down the shadow falls
     places, step = pixel_places(alpha), torch.tensor([0.0, drop_share * alpha.shape[-1]]).to(alpha)
     near, far = (read_at(alpha, places - times * step) for times in (1, 2))
     shadow = 0.6 * feather(near, drop_share) + 0.4 * feather(far, 2.5 * drop_share)

@@ -113,7 +113,7 @@ def test_intensity_0_changes_nothing_and_an_unchanged_photo_measures_0():
     assert found["face_moved"] == 0
 
 
-@pytest.mark.parametrize("volume", [0.12, -0.08])
+@pytest.mark.parametrize("volume", [0.12, pytest.param(-0.08, marks=pytest.mark.slow)])
 def test_the_degree_rises_with_the_intensity(volume):
     before, full = portrait(), fluffiness.Params(volume=volume)
     degrees = []

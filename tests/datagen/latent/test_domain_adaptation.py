@@ -101,7 +101,7 @@ def test_codes_agree_in_the_coarse_rows_and_where_the_domains_differ_least():
     assert running.target[1].tolist() == [0.5, 1.0, 1.5, 2.0]
 
 
-@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("coded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_adapted_generator_takes_the_style_and_the_first_one_stays(coded, generator, prior, eyes, red):
     before, encoder = generator_digest(generator), None
     if coded:
@@ -131,6 +131,7 @@ def test_consistency_holds_the_codes_together(generator, prior, eyes, red):
     assert moved[1] < 0.8 * moved[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_adaptation_ends_as_an_unbroken_one(generator, prior, eyes, red, tmp_path, monkeypatch):
     monkeypatch.setattr("stylepairs.datagen.latent.methods.domain_adaptation._SAVE_EVERY", 2)
     wanted, settings = domain(generator, red, eyes, None, prior), AdaptationSettings(steps=5)

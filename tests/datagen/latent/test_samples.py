@@ -44,6 +44,7 @@ def test_samples_are_the_generators_latents_and_their_images_scores(tmp_path):
     assert len(found.w.unique(dim=0)) == 10
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     sample(sampling(), tmp_path / "whole")
     replace_file, calls = samples.replace_file, []

@@ -14,10 +14,9 @@ from PIL import Image, ImageCms
 
 from stylepairs.datagen.portraits.alignment import ffhq_transform
 from stylepairs.datagen.portraits.analysis import analyser
-from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade
-from stylepairs.i2i.edit.editor import Editor, region_of
+from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
@@ -195,21 +194,3 @@ def test_border_fade_is_smooth_and_zero_at_the_border() -> None:
     assert fade[0].max() == fade[:, -1].max() == 0
     assert fade[32, 32] == 1
     assert np.abs(np.diff(fade, axis=0)).max() < 0.45
-
-
-def test_region_does_not_widen_where_round_hair_touches_the_border() -> None:
-    """The corner between a head and the crop's upper border is background: coloured, it shows as a band."""
-    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
-    cap = ((rows - 50).square() + (columns - 64).square() <= 50**2).float()[None]
-    region = region_of(Sketch(torch.zeros(3, 128, 128), cap, 1 - cap, 32))
-    assert region[0, 0, 64] > 0.95
-    assert region[cap == 1].min() > 0.5
-    assert region[0, 0, 64 - 18] < 0.1
-    assert region[0, 0, 64 + 18] < 0.1
-
-
-def test_region_of_hair_that_runs_out_of_the_crop_reaches_its_border() -> None:
-    lock = torch.zeros(1, 64, 64)
-    lock[:, 30:, 20:40] = 1
-    region = region_of(Sketch(torch.zeros(3, 64, 64), lock, 1 - lock, 32))
-    assert region[0, 63, 25:35].min() > 0.95

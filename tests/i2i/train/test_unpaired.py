@@ -75,6 +75,7 @@ def test_photo_and_mask_move_together(pairs: Path, portraits: Path) -> None:
     assert torch.equal(one["mask"].flip(-1), two["mask"])
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_samples(pairs: Path, portraits: Path) -> None:
     unpaired = unpaired_portraits([portraits], "hair_color")
     data = PairDataset(
