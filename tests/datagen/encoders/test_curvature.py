@@ -22,7 +22,7 @@ def prior(generator) -> WPrior:
 
 @pytest.fixture(scope="module")
 def curvature(generator, prior):
-    return fit_curvature(generator, load_perceptual("pyramid"), prior, probes=80)
+    return fit_curvature(generator, load_perceptual("pyramid"), prior, probes=200)
 
 
 def test_found_directions_move_the_render_more_than_chance(generator, prior, curvature):
