@@ -70,7 +70,7 @@ EDITORS: dict[str, dict[str, Any]] = {
     "embedded:hairline": {"shift": -0.3},
     "embedded:fluffiness": {"volume": 0.12, "where": "both"},
 }
-EDITED = (47, 52, 41, 44)
+EDITED = (47, 52, 41, 42)
 
 
 def main() -> None:
