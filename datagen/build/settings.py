@@ -14,7 +14,7 @@ from stylepairs.datagen.reconstruction.settings import InversionSettings, Recons
 BUILD_VERSION = 13
 # Methods of a build: the mask-guided one, and before a direction's file.
 RECONSTRUCTION, LATENT = "reconstruction", "latent:"
-LATENT_VERSION = "2"  # raised whenever a latent edit would give other pairs
+LATENT_VERSION = "3"  # raised whenever a latent edit would give other pairs
 
 
 class Threshold(BaseModel):
