@@ -58,7 +58,7 @@ def test_bfloat16_gives_the_same_picture_to_a_level_or_two() -> None:
     with torch.no_grad():
         expected = levels(model(*inputs).output)
     found = levels(prepare(model, torch.bfloat16)(*inputs).output)
-    assert (expected - levels(photo)).abs().mean() > 5
+    assert (expected - levels(photo)).abs().max() > 20  # it edits
     assert (found - expected).abs().max() <= 2
     assert (found - expected).abs().mean() < 0.25
 
