@@ -13,6 +13,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.cli import main
 
 
+@pytest.mark.slow
 def test_an_editor_is_loaded_without_torchs_compiler_and_a_cpu_works_without_triton() -> None:
     """Networks are built on the meta device, where some of torch's functions import the compiler, for seconds."""
     code = """

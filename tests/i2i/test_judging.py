@@ -104,6 +104,7 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
     assert markdown(judged, {}).count("\n") == len(judged["first"].figures) + 4
 
 
+@pytest.mark.slow
 def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
     from helpers.faked_faces import face_points
 

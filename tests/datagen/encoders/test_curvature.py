@@ -25,6 +25,7 @@ def curvature(generator, prior):
     return fit_curvature(generator, load_perceptual("pyramid"), prior, probes=200)
 
 
+@pytest.mark.slow
 def test_found_directions_move_the_render_more_than_chance(generator, prior, curvature):
     """At latents that the fit has not seen, by the mean over the directions found and as many random ones."""
     u = torch.randn(16, 1, 16, generator=torch.Generator().manual_seed(9)) * 0.5

@@ -77,6 +77,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
 
 
+@pytest.mark.slow
 def test_shifts_are_found_to_a_fifth_of_a_pixel_and_the_pairs_accepted(imported):
     records = shards.read_index(imported, accepted_only=False)
     assert [record.portrait for record in records] == list(PEOPLE)
@@ -86,6 +87,7 @@ def test_shifts_are_found_to_a_fifth_of_a_pixel_and_the_pairs_accepted(imported)
         assert np.hypot(found[0] - x, found[1] - y) < 0.2
 
 
+@pytest.mark.slow
 def test_outside_the_mask_the_after_is_the_before_to_the_bit_and_inside_it_is_edited(imported):
     for pair in shards.read_pairs(imported):
         np.testing.assert_array_equal(pair.after[pair.mask == 0], pair.before[pair.mask == 0])
@@ -94,6 +96,7 @@ def test_outside_the_mask_the_after_is_the_before_to_the_bit_and_inside_it_is_ed
         assert pair.record.figures["color_delta_e"] < 8
 
 
+@pytest.mark.slow
 def test_the_record_says_where_a_pair_is_from(imported, pictures):
     for record in shards.read_index(imported):
         before, after = (pictures / kind / record.origin[kind] for kind in ("before", "after"))
@@ -172,6 +175,7 @@ def test_files_that_are_no_pair_of_faces_are_refused_and_the_rest_goes_on(pictur
     assert good.accepted
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_imported_pairs(imported):
     records = [*read_records(imported, "train"), *read_records(imported, "val")]
     dataset = PairDataset(imported, records, 64, "color", (4, 8), "")

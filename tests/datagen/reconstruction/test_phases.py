@@ -175,6 +175,7 @@ def test_coarse_results_do_not_depend_on_neighbours_or_order(generator, perceptu
     assert all(torch.equal(*level) for level in zip(last.noise, inversions[2].noise, strict=True))  # rate 0
 
 
+@pytest.mark.slow
 def test_at_its_start_a_coarse_phase_sees_the_whole_render_made_small(generator, prior, inversions):
     starts = [Start(prior.whiten(one.ws), one.noise, lambda phase: {}) for one in inversions[:2]]
     settings, seen = STAGE1.model_copy(update={"precision": "fp32"}), []

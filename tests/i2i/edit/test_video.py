@@ -61,6 +61,7 @@ def flicker(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     return float(np.abs(np.diff(edits, axis=0))[:, ever].mean())
 
 
+@pytest.mark.slow
 def test_steady_edits_flicker_less_than_frames_by_themselves(brightening: Glean) -> None:
     frames = clip(24)
     editor = editor_of(brightening)

@@ -57,11 +57,8 @@ def test_jpeg_is_coded_in_the_order_of_its_colours() -> None:
     assert np.abs(poor.astype(int) - expected).mean() < 0.5 < np.abs(photo.astype(int) - expected).mean()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path if path.stem == "denoising" else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_restores_portraits_end_to_end(
     path: Path, portraits: Path, generator_file: Path, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ PATCHES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("light", {}),
+        pytest.param("light", {}, marks=pytest.mark.slow),
         ("thawed", {}),
         pytest.param("cut", {}, marks=pytest.mark.slow),
         pytest.param("unet", PATCHES, marks=pytest.mark.slow),
