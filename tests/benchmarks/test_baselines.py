@@ -88,6 +88,7 @@ def test_the_same_latents_come_out_again_alone_and_among_others(method, run):
         assert {"psnr_outside", "prior_distance", "latent_shift", "steps"} <= made.figures.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method.__name__.rsplit(".", 1)[1])
 def test_each_method_lowers_its_loss_in_as_many_steps_as_ours(method, run):
     brief = SETTINGS.model_copy(update={"steps": 1, "decay_steps": 1})

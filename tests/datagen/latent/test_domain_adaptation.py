@@ -121,6 +121,7 @@ def test_an_adapted_generator_takes_the_style_and_the_first_one_stays(coded, gen
     assert torch.equal(made.mapping.w_avg, generator.mapping.w_avg)
 
 
+@pytest.mark.slow
 def test_consistency_holds_the_codes_together(generator, prior, eyes, red):
     moved = []
     for weight in (0.0, 100.0):
@@ -200,6 +201,7 @@ def test_open_clip_reads_a_local_file_of_weights(tmp_path: Path):
         load_clip(tmp_path / "clip.pt", "ViT-B-16")
 
 
+@pytest.mark.slow
 def test_a_tuned_generator_renders_its_portrait_and_the_shared_one_stays(generator):
     side, before = generator.config.img_resolution, generator_digest(generator)
     person, other = sampled_people(generator, 2, 1.0, 4)

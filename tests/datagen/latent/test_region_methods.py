@@ -52,6 +52,7 @@ def test_a_coarse_edit_moves_the_coarse_rows_alone():
     assert not moved[:, 3:].any()
 
 
+@pytest.mark.slow
 def test_diffused_pairs_change_inside_the_region_more_than_a_coarse_edit_does():
     generator = tiny_generator()
     ws = torch.stack([person.ws for person in sampled_people(generator, 4, 1.0)])
@@ -68,6 +69,7 @@ def test_diffused_pairs_change_inside_the_region_more_than_a_coarse_edit_does():
     assert share_below(pairs.after) < 0.9 * share_below(coarse_edit(coarse, ws, -1.0))
 
 
+@pytest.mark.slow
 def test_a_fine_boundary_is_what_pairs_differ_by_row_by_row():
     draw = torch.Generator().manual_seed(3)
     before = torch.randn(40, 5, 16, generator=draw)

@@ -235,6 +235,7 @@ def test_stage_0_asks_nothing_of_the_host(on_meta, coarse_share):
         inversion.invert(generator, perceptual, [portrait], settings, prior)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_rate, detail, space", [(0.0, 0.3, "lab"), (0.1, 0.0, "rgb")])
 @pytest.mark.parametrize("coarse_share", [0.0, 0.5])
 def test_stage_1_asks_nothing_of_the_host(on_meta, noise_rate, detail, space, coarse_share):

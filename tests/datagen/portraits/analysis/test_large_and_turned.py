@@ -48,6 +48,7 @@ def test_tiles_share_out_every_place_once(shape: tuple[int, int]) -> None:
     assert all(tile.bottom - tile.top <= 1280 + 256 and tile.right - tile.left <= 1280 + 256 for tile in tiles)
 
 
+@pytest.mark.slow
 def test_tiles_find_what_the_whole_level_shows(analyser: FaceAnalyser, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = crowd(analyser, (480, 720), 90, 4)
     whole = analyser.find(scene)
