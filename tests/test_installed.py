@@ -3,6 +3,7 @@ pair of every feature and runs every command."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -38,8 +39,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 class Installed:
     """An environment with the wheel, and a folder to work in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.binaries, self.work = folder / "venv" / "bin", folder / "work"
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.binaries, self.work = folder / "venv" / "bin", work
 
     def __call__(self, *command: str, code: int = 0) -> str:
         """What a command prints; AssertionError for another exit code. Nothing of the repository is on its path."""
@@ -62,9 +63,23 @@ def lowest_versions() -> list[str]:
     return [f"{bound[1]}=={bound[2]}" for bound in bounds if bound and bound[1] != "torch"]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    folder = tmp_path_factory.mktemp("installed")
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Installed:
+    """One environment for all test processes; each works in a folder of its own."""
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine if worker_id == "master" else mine.parent) / "installed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "portraits").exists():
+            install(folder)
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(folder / "portraits", work / "portraits")
+    return Installed(folder, work)
+
+
+def install(folder: Path) -> None:
+    """The wheel in an environment of its own, and photos that it prepared, last of all."""
     tree = folder / "tree"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, tracked.stdout.split("\0")):
@@ -77,17 +92,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     wheel = shutil.move(wheel, folder / wheel.name)
     shutil.rmtree(tree)
     (folder / "lowest.txt").write_text("\n".join(lowest_versions()))
-    installed = Installed(folder)
+    installed = Installed(folder, folder)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    installed.work.mkdir()
     pip = ("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     installed(*pip, TORCH)
     installed(*pip, "--constraint", str(folder / "lowest.txt"), f"{wheel}[perceptual]")
-    installed("datagen", "prepare", *map(str, PHOTOS[:3]), "--out", "portraits")
-    return installed
+    installed("datagen", "prepare", *map(str, PHOTOS[:3]), "--out", "prepared")
+    (folder / "prepared").rename(folder / "portraits")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pairs(installed: Installed) -> str:
     """Two portraits' pairs of hair colours, half of them accepted whatever the figures."""
     installed("datagen", "build", "hair_color", "--portraits", "portraits", "--out", "pairs", "--workers", "1",
