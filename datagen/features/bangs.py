@@ -23,6 +23,7 @@ taken it away):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -70,6 +71,11 @@ _STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.004
 _COMPARE_SIGMA, _FINE_SIGMA = 0.008, 0.003
 # Fewer pixels tell nothing.
 _FEWEST_PX = 4
+# How a fringe's hair is laid: closed down to its tips, or in locks that stand apart.
+_CLOSED = StrandStyle(lock_cover=3.0, lock_width=0.013, clumping=0.1, ragged=0.12, root_shadow=0.0, closed=0.88)
+_WISPY = StrandStyle(
+    density=0.65, lock_cover=1.2, lock_width=0.014, clumping=0.6, ragged=0.22, root_shadow=0.0, closed=0.8
+)
 
 
 class Params(FeatureParams):
@@ -183,20 +189,12 @@ def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:
     full = fringe if params.intensity == 1 else _fringe(portrait, face, params, 1.0)
     _refuse_unusable(portrait, face, full, params)
     _refuse_too_short(portrait, face, palette, params)
-    wispy = fringe.gaps > 0
+    style = _WISPY if fringe.gaps > 0 else _CLOSED
     painted, alpha = grow_hair(
         portrait,
         fringe.region,
         fringe.flow,
-        StrandStyle(
-            density=params.density * (0.65 if wispy else 1.0),
-            lock_cover=1.2 if wispy else 3.0,
-            lock_width=0.014 if wispy else 0.013,
-            clumping=0.6 if wispy else 0.1,
-            ragged=0.22 if wispy else 0.12,
-            root_shadow=0.0,
-            closed=0.8 if wispy else 0.88,
-        ),
+        replace(style, density=params.density * style.density),
         rng,
         palette,
         fringe.light,

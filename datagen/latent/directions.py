@@ -122,11 +122,12 @@ def calibrated(
         share, sign = abs(response), math.copysign(1, response)
         if not share > 1e-3:
             raise InputError(f"{direction.info.attribute}: the direction does not move it; fit it on more samples")
-        if lengthened and abs(share - 1) >= abs(reached - 1):
+        missed, least = abs(share - 1), abs(reached - 1)
+        if lengthened and missed >= least:
             break
-        if abs(share - 1) <= abs(reached - 1):
+        if missed <= least:
             best, reached = direction.times(sign), share
-        if abs(share - 1) < NEAR:
+        if missed < NEAR:
             break
         # Not all at once: the score saturates where the step is far too long.
         factor = min(max(1 / share, 0.2), 5.0)
