@@ -253,6 +253,9 @@ def augment(
         str, typer.Option(help="degrees of each pair, as shares of its edit; none: no further degrees")
     ] = "0,0.25,0.5,0.75,1",
     grid: Annotated[int, typer.Option(min=0, max=100, help="people between each pair and others like it")] = 0,
+    colors: Annotated[
+        str | None, typer.Option(help="each pair once more, hair in both pictures of one of these: grey,blond,#b5b2ae")
+    ] = None,
     generator: Annotated[str, typer.Option(help="that of the pairs: embedded, or a StyleGAN2 checkpoint")] = "embedded",
     perceptual_weights: Annotated[
         str | None, typer.Option(help="the file that the pairs were built with, where there was one")
@@ -267,14 +270,16 @@ def augment(
     engine: EngineOption = "local",
     address: AddressOption = None,
 ) -> None:
-    """Make more pairs of accepted ones: other degrees of the edit, and people between two; goes on as `build` does."""
+    """Make more pairs of accepted ones: degrees of the edit, people between two, hair of other colours; goes on as
+    `build` does."""
     from stylepairs.datagen.augment.plan import plan_augmentation
     from stylepairs.datagen.shell.engines import engine as engine_of
 
     with engine_of(engine, address, device, workers) as place:
         plan = plan_augmentation(
-            pairs, out, steps=_shares(steps), grid=grid, generator=generator, seed=seed, shard_size=shard_size,
-            device=place.device, perceptual_weights=perceptual_weights, own_feature=own_feature,
+            pairs, out, steps=_shares(steps), grid=grid, colors=colors.split(",") if colors else (),
+            generator=generator, seed=seed, shard_size=shard_size, device=place.device,
+            perceptual_weights=perceptual_weights, own_feature=own_feature,
             workers=place.workers, run=place.run,
         )  # fmt: skip
         _run(plan, place)

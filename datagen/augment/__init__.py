@@ -1,1 +1,1 @@
-"""More pairs from accepted ones: degrees and people in between."""
+"""More pairs from accepted ones: degrees, people in between, hair of other colours."""

@@ -19,6 +19,7 @@ from stylepairs.datagen.augment.interpolation import (
     with_share,
     without_limits,
 )
+from stylepairs.datagen.augment.recoloring import recolored
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.quality import AnalysedPortrait
 from stylepairs.datagen.build.settings import BuildRecipe
@@ -39,10 +40,11 @@ People = dict[tuple[str, ...], Person]
 @dataclass(frozen=True)
 class Child:
     """A pair to be made. parents: one id, for another degree of it, or two, for the person half way between them; t:
-    the share of the edit that is done."""
+    the share of the edit that is done; color: that of the hair in both pictures, "" for its own."""
 
     parents: tuple[str, ...]
     t: float
+    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class ChildMaker:
         pair = self._sketched(wanted, analysed, only_parent=len(parents) == 1)
         pair.reconstruction = result
         recipe = self.recipe
+        if child.color and not pair.refused:
+            pair, analyser = self._recolored(pair, child.color), PairAnalyser(analyser.analyser)
+            analysed = analyser.before(pair.portrait)
         if not pair.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
             asked = pair.params if child.t > 0 else self.feature.Params.model_validate(whole)
@@ -104,7 +109,17 @@ class ChildMaker:
             recipe = recipe.model_copy(update={"gate": gate})
         made = finish_pair(pair, recipe, self.seed, self.feature, self.models, analyser)
         params = self.feature.Params.model_validate(wanted.params).model_dump(mode="json")
-        return replace(made, record=_record(replace(made.record, params=params), child, parents))
+        made = replace(made, record=_record(replace(made.record, params=params), child, parents))
+        return _without_latents(made) if child.color else made
+
+    def _recolored(self, pair: UnfinishedPair, color: str) -> UnfinishedPair:
+        """The pair with hair of that colour, sketched anew: the portrait's digest draws the same strands."""
+        assert pair.sketch is not None
+        assert pair.reconstruction is not None
+        portrait, result = recolored(pair.portrait, pair.sketch, pair.reconstruction, color)
+        made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, self.recipe.sketch_detail)
+        made.reconstruction = result
+        return made
 
     def _sketched(self, wanted: WantedPair, analysed: AnalysedPortrait, only_parent: bool) -> UnfinishedPair:
         """The pair with its sketch, or refused, for one without a face always."""
@@ -140,6 +155,12 @@ def _source(parents: Sequence[PairRecord]) -> str:
     return "+".join(parent.source_digest or parent.portrait_digest for parent in parents)
 
 
+def _without_latents(pair: Pair) -> Pair:
+    """The pair without latents, which hold the hair's own colour."""
+    record = replace(pair.record, generator_digest="")
+    return replace(pair, record=record, w_before=None, w_after=None, noise=None)
+
+
 def _record(record: PairRecord, child: Child, parents: Sequence[PairRecord]) -> PairRecord:
     """The child's record: on its parents' side of the split, and how it was made."""
     made: dict[str, float | None] = {"augmentation_t": child.t, "augmentation_people": float(len(parents))}
@@ -148,5 +169,6 @@ def _record(record: PairRecord, child: Child, parents: Sequence[PairRecord]) -> 
         split=parents[0].split,
         source_digest=_source(parents) if len(parents) > 1 else parents[0].source_digest,
         figures={**record.figures, **made},
+        origin={"hair": child.color} if child.color else {},
         parents=[parent_of(parent) for parent in parents],
     )

@@ -1,4 +1,5 @@
-"""More pairs from accepted ones, by interpolating their latents: other degrees of a pair, and the people between two.
+"""More pairs from accepted ones, by interpolating their latents: other degrees of a pair, and the people between two;
+and each once more with hair of another colour.
 
 Within a pair, w(t) = w0 + t (w1 - w0) is the edit done by a share t. Between two pairs a and b of one feature the grid
 {a, middle, b} x {before, middle, after} holds a person who is nobody's photo, with the edit half and fully done. What
@@ -19,10 +20,12 @@ from pydantic import BaseModel, ValidationError
 from stylepairs.datagen.augment.likeness import choose_couples
 from stylepairs.datagen.augment.making import Child, ChildMaker
 from stylepairs.datagen.augment.partners import ParentPairs
+from stylepairs.datagen.augment.recoloring import drawn_color
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import OnEvent, ShardedPlan
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
+from stylepairs.datagen.images.colors import parse_color
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
@@ -32,6 +35,8 @@ from stylepairs.datagen.shell.workers import Engine, run_workers
 DEFAULT_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Of the person between two, besides their photo: the middle and the end of the grid.
 GRID_STEPS = (0.5, 1.0)
+# The feature whose pairs are no longer its own when the hair has another colour.
+_COLORS_HAIR = "hair_color"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     *,
     steps: Sequence[float] = DEFAULT_STEPS,
     grid: int = 0,
+    colors: Sequence[str] = (),
     generator: str = "embedded",
     seed: int = 0,
     shard_size: int = 32,
@@ -101,13 +107,14 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     """Decide what is made of the accepted pairs of a finished build.
 
     steps: shares in [0,1] of each pair's edit. grid: for each pair, so many people between it and another pair; for
-    more than 0 all portraits are looked at, in `workers` processes of `run`. perceptual_weights: the file that the
+    more than 0 all portraits are looked at, in `workers` processes of `run`. colors: each pair once more with hair of
+    one of them, drawn by the seed, in both pictures. perceptual_weights: the file that the
     build was given, where it was given one; own_feature: the feature's own Python file, where it has one (it is run).
     Raises InputError.
     """
     steps = sorted(set(steps))
-    if not steps and grid < 1:
-        raise InputError("augment: nothing to make; give --steps, --grid or both")
+    if not steps and grid < 1 and not colors:
+        raise InputError("augment: nothing to make; give --steps, --grid or --colors")
     if any(not 0 <= t <= 1 for t in steps):
         raise InputError("--steps: shares of the edit must lie between 0 and 1")
     if out.resolve() == pairs.resolve():
@@ -117,7 +124,13 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     if not records:
         raise InputError(f"{pairs}: no accepted pair; `datagen inspect {pairs}` shows why they were rejected")
     parents = ParentPairs(recipe, pairs, records, generator, device)
+    if colors and _COLORS_HAIR in recipe.feature.split("+"):
+        raise InputError(f"--colors: {recipe.feature} colours the hair itself; leave it out")
+    for color in colors:
+        parse_color(color)
     children = [Child((id,), t) for id in records for t in steps]
+    if colors:
+        children += [Child((id,), 1.0, drawn_color(colors, seed, id)) for id in records]
     if grid > 0:
         couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event, run), grid, seed)
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]

@@ -74,7 +74,7 @@ _FEWEST_PX = 4
 # How a fringe's hair is laid: closed down to its tips, or in locks that stand apart.
 _CLOSED = StrandStyle(lock_cover=3.0, lock_width=0.013, clumping=0.1, ragged=0.12, root_shadow=0.0, closed=0.88)
 _WISPY = StrandStyle(
-    density=0.65, lock_cover=1.2, lock_width=0.014, clumping=0.6, ragged=0.22, root_shadow=0.0, closed=0.8
+    density=0.55, lock_cover=1.6, lock_width=0.012, clumping=0.75, ragged=0.38, root_shadow=0.0, closed=0.8
 )
 
 

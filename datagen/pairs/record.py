@@ -47,7 +47,7 @@ class PairRecord:
     figures: None where a figure was not finite. source_digest: of the photo that the portrait was cut from; "" where it
     is not known; of several, "a+b". method: how the edit was made in the generator, "" for reconstruction. parents: of
     an augmented pair, those that it was made from. origin: of an imported one, its files and what was done to lay them
-    over each other. parts: name -> (offset, bytes) in the shard.
+    over each other; of one whose hair was recoloured, the colour. parts: name -> (offset, bytes) in the shard.
     """
 
     id: PairId
