@@ -39,8 +39,9 @@ types: $(STAMP)
 	@for folder in recipes/*/; do \
 		if ls $$folder*.py > /dev/null 2>&1; then MYPYPATH=build/types:$$folder $(BIN)/mypy $$folder*.py || exit 1; fi; done
 
-# One thread a test process: sums split over threads round differently, and processes would fight for the cores.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One thread a test process: sums split over threads round differently, and processes would fight for the cores. What is
+# compiled is kept, whatever the environment says: tests start processes by the hundred.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 unit: $(STAMP)
 	$(PYTEST)

@@ -310,7 +310,13 @@ def cut(image: np.ndarray, transform: np.ndarray, size: int) -> tuple[np.ndarray
 
 def crop_aligned(photo: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
     """The photo's square; what lies outside the photo is its reflection, blurred and faded to the median colour."""
-    crop = warp(photo, transform, size)
+    smaller, move = photo, transform
+    while scale_of(move) < 0.25:  # by halves first, which is quick
+        h, w = smaller.shape[:2]
+        smaller = cv2.resize(smaller, (round(w / 2), round(h / 2)), interpolation=cv2.INTER_AREA)
+        larger = np.array([w, h]) / smaller.shape[1::-1]
+        move = np.column_stack([move[:, :2] * larger, move[:, 2] + move[:, :2] @ (0.5 * larger - 0.5)])
+    crop = warp(smaller, move, size)
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float64)
     at = moved_points(cv2.invertAffineTransform(transform), grid)
     h, w = photo.shape[:2]
@@ -358,11 +364,23 @@ def carried(values: np.ndarray, weight: np.ndarray, margin: int) -> np.ndarray:
     known = np.pad(np.concatenate([values * weight[..., None], weight[..., None]], 2), edge)
     result, left = np.zeros((*known.shape[:2], values.shape[2])), np.ones(known.shape[:2])
     for reach in REACHES:
-        spread = cv2.GaussianBlur(known, (0, 0), reach * weight.shape[0], borderType=cv2.BORDER_CONSTANT)
+        spread = blurred(known, reach * weight.shape[0])
         share = left * np.clip(spread[..., -1] / 0.05, 0, 1)
         result += share[..., None] * spread[..., :-1] / np.maximum(spread[..., -1:], 1e-6)
         left -= share
     return result
+
+
+def blurred(maps: np.ndarray, sigma: float) -> np.ndarray:
+    """Maps [W,W,C] under a Gaussian, 0 beyond; a wide one is taken of smaller maps, which is quick."""
+    width, less = len(maps), max(int(sigma / 10), 1)
+    small = width // less
+    result = []
+    for plane in np.moveaxis(maps, 2, 0):
+        plane = cv2.resize(plane, (small, small), interpolation=cv2.INTER_AREA)
+        plane = cv2.GaussianBlur(plane, (0, 0), sigma * small / width, borderType=cv2.BORDER_CONSTANT)
+        result.append(cv2.resize(plane, (width, width), interpolation=cv2.INTER_CUBIC))
+    return np.dstack(result)
 
 
 def met(region: np.ndarray, edit: np.ndarray, margin: int) -> np.ndarray:

@@ -157,7 +157,8 @@ def _parts(image: Image.Image, turn: Any) -> tuple[np.ndarray, np.ndarray | None
         converted = ImageCms.profileToProfile(upright, *ends, outputMode="RGB")
         assert converted is not None
         plain = converted
-    return np.array(plain.convert(mode)), alpha, kept
+    # Pillow copies a picture that is converted to what it is.
+    return np.array(plain if plain.mode == mode else plain.convert(mode)), alpha, kept
 
 
 def _texts(image: Image.Image) -> tuple[tuple[str, str], ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
 import cv2
 import numpy as np
 
 from stylepairs.datagen.portraits.alignment import apply_transform, invert_transform, transform_scale
 from stylepairs.i2i.edit.beyond_crop import EditMaps
 
-# Rows of the photo that are blended at a time, so that a 100-megapixel photo needs no gigabytes of float32.
-STRIP_ROWS = 512
+# Sides of the photo's pieces that are blended one at a time: they stay in the processor's cache, those without an edit
+# are passed over, and a 100-megapixel photo needs no gigabytes of float32.
+PIECE_ROWS, PIECE_COLUMNS = 128, 512
 
 
 def paste(
@@ -26,34 +30,34 @@ def paste(
     whose squares overlap share the hair between them and do not add up; transform [2,3] maps the photo onto the maps'
     square; region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
     """
-    top_value = np.iinfo(photo.dtype).max
+    top_value, depth = np.iinfo(photo.dtype).max, cv2.CV_8U if photo.dtype == np.uint8 else cv2.CV_16U
     gain, mask = maps.gain, maps.mask
     bias: np.ndarray = maps.bias * np.float32(top_value / 255)
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
         gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
     x0, y0, x1, y1 = covered(transform, mask, photo.shape)
-    for top in range(y0, y1, STRIP_ROWS):
-        bottom = min(top + STRIP_ROWS, y1)
-        here = np.s_[top:bottom, x0:x1]
+
+    def blend(place: tuple[int, int]) -> None:
+        top, left = place
+        bottom, right = min(top + PIECE_ROWS, y1), min(left + PIECE_COLUMNS, x1)
+        here, size = np.s_[top:bottom, left:right], (right - left, bottom - top)
         moved = transform.copy()
-        moved[:, 2] += transform[:, :2] @ np.array([x0, top], np.float64)
-        size = (x1 - x0, bottom - top)
+        moved[:, 2] += transform[:, :2] @ np.array([left, top], np.float64)
         weight = enlarged(mask, moved, size, cv2.INTER_LINEAR).clip(0, 1)
         if region is not None:
             weight *= region[here]
         if not weight.any():
-            continue
-        # In place: a photo's square has millions of pixels. Where the share is 0 nothing is added, and bits are kept.
-        change = enlarged(gain, moved, size, cv2.INTER_CUBIC)
-        change *= photo[here]
-        change += enlarged(bias, moved, size, cv2.INTER_CUBIC)
-        change *= (weight * (1 - edited[here].astype(np.float32)))[..., None]
-        change += result[here]
-        np.rint(change, out=change)
-        np.clip(change, 0, top_value, out=change)
-        result[here] = change
+            return
+        # OpenCV rounds and saturates as it adds. Where the share is 0 nothing is added, and bits are kept.
+        share = cv2.cvtColor(weight * (1 - edited[here].astype(np.float32)), cv2.COLOR_GRAY2RGB)
+        change = cv2.multiply(photo[here], enlarged(gain, moved, size, cv2.INTER_CUBIC), dtype=cv2.CV_32F)
+        change = cv2.multiply(change + enlarged(bias, moved, size, cv2.INTER_CUBIC), share)
+        result[here] = cv2.add(result[here], change, dtype=depth)
         edited[here] = np.maximum(edited[here], weight)
+
+    with ThreadPoolExecutor(cv2.getNumThreads()) as pool:  # pieces do not overlap: any order gives the same
+        list(pool.map(blend, product(range(y0, y1, PIECE_ROWS), range(x0, x1, PIECE_COLUMNS))))
 
 
 def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:

@@ -206,11 +206,10 @@ def test_no_number_of_a_build_may_be_negative_or_endless_redeclared_ones_too():
     paths = [path for path, _ in _numbers(BuildRecipe)]
     assert {"sketch_detail", "inversion.steps", "reconstruction.learning_rate"} <= set(paths)
     for path in paths:
-        for value in ("-1", "-5", "-0.1"):
-            with pytest.raises(InputError, match=rf"datagen\.{path}: should be"):
-                recipes.load_recipe("hair_color", "datagen", BuildRecipe, [f"{path}={value}"])
+        with pytest.raises(InputError, match=rf"datagen\.{path}: should be"):
+            recipes.load_recipe("hair_color", "datagen", BuildRecipe, [f"{path}=-0.1"])
         *nested, name = path.split(".")
-        for value in (float("nan"), float("inf")):
+        for value in (-1, -5, float("nan"), float("inf")):
             section = {name: value}
             for outer in nested[::-1]:
                 section = {outer: section}

@@ -142,3 +142,17 @@ def test_a_crop_far_outside_the_photo_is_still_a_picture() -> None:
     crop = crop_aligned(photo, np.array([[1.0, 0, 500], [0, 1, 500]]), 64)
     assert crop.shape == (64, 64, 3)
     assert crop.max() <= 91
+
+
+@pytest.mark.parametrize("shift", [0.0, 700.0], ids=["inside", "beyond the border"])
+def test_a_crop_of_a_large_photo_is_what_an_average_over_areas_gives(shift: float) -> None:
+    small = cv2.GaussianBlur(np.random.default_rng(1).integers(0, 256, (120, 160, 3), np.uint8), (0, 0), 2)
+    photo = cv2.resize(small, (1999, 1501), interpolation=cv2.INTER_CUBIC)
+    transform = similarity(0.2, 0.09, 5 - 0.09 * shift, -30)
+    plain = warp(photo, transform, 96)
+    inside = warp(np.full(photo.shape[:2], 255, np.uint8), transform, 96, cv2.BORDER_CONSTANT) == 255
+    found = crop_aligned(photo, transform, 96)
+    difference = np.abs(found.astype(int) - plain)[inside]
+    assert inside.mean() > 0.3
+    assert difference.max() <= 3
+    assert difference.mean() < 0.5

@@ -38,7 +38,7 @@ def read(content: bytes, table: dict[str, Any] | None = None, budget: Budget | N
     return read_pickle(io.BytesIO(content), table or {}, budget or Budget(len(content)))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(value=PLAIN, protocol=st.sampled_from([3, 4, 5]))
 def test_plain_data_is_read_as_python_reads_it(value, protocol):
     assert read(pickle.dumps(value, protocol)) == value

@@ -1,8 +1,18 @@
 """An edit goes on beyond the aligned crop, over what hangs together with it, and nowhere else."""
 
+import cv2
 import numpy as np
+import pytest
 
-from stylepairs.i2i.edit.beyond_crop import EditMaps, border_fade, cut_off, extended, margin_px, reaches_border
+from stylepairs.i2i.edit.beyond_crop import (
+    EditMaps,
+    blurred,
+    border_fade,
+    cut_off,
+    extended,
+    margin_px,
+    reaches_border,
+)
 
 SIDE = 64
 MARGIN = margin_px(SIDE)
@@ -82,3 +92,12 @@ def test_hair_beyond_the_border_does_not_change_what_the_network_left_alone():
     maps, region = long_hair()
     region[MARGIN : MARGIN + SIDE, MARGIN + 25 : MARGIN + SIDE] = 1
     assert extended(maps, region).mask[MARGIN : MARGIN + SIDE, MARGIN + 40 :].max() < 0.05
+
+
+@pytest.mark.parametrize("sigma", [4, 13, 40, 115])
+def test_a_gaussian_of_smaller_maps_is_that_of_the_maps(sigma):
+    maps = np.random.default_rng(0).normal(size=(410, 410, 2)).astype(np.float32)
+    maps[..., 1] = 0
+    maps[100:300, 150:, 1] = 1
+    wanted = cv2.GaussianBlur(maps, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    np.testing.assert_allclose(blurred(maps, sigma), wanted, atol=0.015)  # at the border

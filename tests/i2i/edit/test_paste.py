@@ -51,3 +51,39 @@ def test_the_rectangle_of_a_small_edit_is_small_and_that_of_none_empty() -> None
     x0, y0, x1, y1 = covered(TRANSFORM, mask, (240, 260))
     assert 10 < x1 - x0 < 16
     assert 10 < y1 - y0 < 16
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pieces_make_what_the_whole_does_in_any_number_of_threads(
+    photo: np.ndarray, dtype: type[np.generic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = photo.astype(dtype) * (np.iinfo(dtype).max // 255)
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    mask[4:20, 3:9] = mask[4:8, 3:28] = 0.7
+    results = []
+    for rows, columns, threads in ((1000, 1000, 1), (16, 32, 1), (16, 32, 3)):
+        monkeypatch.setattr(module, "PIECE_ROWS", rows)
+        monkeypatch.setattr(module, "PIECE_COLUMNS", columns)
+        monkeypatch.setattr(module.cv2, "getNumThreads", lambda threads=threads: threads)
+        results.append(pasted(photo, mask))
+    whole, pieces, threaded = (result.astype(int) for result, _ in results)
+    assert (pieces == threaded).all()
+    assert (results[1][1] == results[2][1]).all()
+    step = np.iinfo(dtype).max // 255
+    assert np.abs(pieces - whole).max() <= step  # OpenCV places a piece's pixels to 1/32 of the map's
+    assert (pieces != photo).mean() > 0.05
+
+
+def test_values_beyond_the_range_stop_at_its_ends(photo: np.ndarray) -> None:
+    maps = EditMaps(
+        np.zeros((SIDE, SIDE, 3), np.float32),
+        np.broadcast_to(np.float32([300, -300, 0.5]), (SIDE, SIDE, 3)).copy(),
+        np.ones((SIDE, SIDE), np.float32),
+    )
+    result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
+    paste(result, photo, edited, maps, TRANSFORM)
+    whole = edited == 1
+    assert whole.mean() > 0.2
+    assert (result[whole][:, 0] == 255).all()
+    assert (result[whole][:, 1] == 0).all()
+    assert (np.abs(result[whole][:, 2].astype(int) - photo[whole][:, 2]) <= 1).all()
