@@ -119,7 +119,7 @@ def summarise(pairs: Sequence[Pair], gated: Sequence[str] = ()) -> dict[str, obj
         "accepted_share_of_made": accepted_share([pair.record for pair in made]),
         "outside_identical": all(outside_is_identical(pair) for pair in made),
         "reasons": dict(kinds.most_common()),
-        "refusals": refusals(records),
+        "refusals": refusals([pair.record for pair in pairs if pair.after is None]),
         "gated": {name: quantiles([pair.record for pair in made], name) for name in gated},
         "median": medians([pair.record for pair in made]),
         "median_of_accepted": medians([record for record in records if record.accepted]),
@@ -132,8 +132,8 @@ def accepted_share(records: Sequence[PairRecord]) -> float:
 
 
 def refusals(records: Sequence[PairRecord]) -> dict[str, str]:
-    """Portrait -> why none of its pairs was made."""
-    return {record.portrait: record.reasons[0] for record in records if not record.figures and record.reasons}
+    """Portrait -> why its pairs were not made."""
+    return {record.portrait: record.reasons[0] for record in records}
 
 
 def outside_is_identical(pair: Pair) -> bool:

@@ -75,7 +75,7 @@ def with_wire_glasses(portrait: Portrait) -> Portrait:
     columns = torch.arange(size) / size
     for start, end in ((0.47, 0.53), (0.25, 0.28), (0.72, 0.75)):
         dark = torch.maximum(dark, (rows * ((columns > start) & (columns < end)))[None])
-    image = image - 0.5 * dark * (image + 1) + 0.35 * bright * (1 - image)
+    image = image - 0.8 * dark * (image + 1) + 0.6 * bright * (1 - image)
     return replace(portrait, image=image)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.warped_faces import face, with_wire_glasses
 
+from stylepairs.datagen.images.files import read_image
+from stylepairs.datagen.portraits.analysis.analyser import load_analyser, portrait_of
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.sketching.face.glasses import frame_score, wears_glasses
+
+PHOTOS = Path(__file__).parents[4] / "recipes" / "photos" / "heldout"
 
 
 @pytest.mark.parametrize("size_px", [112, 128, 256])
@@ -40,3 +45,13 @@ def test_a_thick_bar_over_the_nose_is_a_frame():
     image[:, 50:54, 34:78] = -1
     assert wears_glasses(replace(bare, image=image))
     assert not wears_glasses(replace(bare, image=torch.full_like(image, 0.3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "worn"), [("052", True), ("044", True), ("046", False), ("058", False), ("059", False), ("060", False)]
+)
+def test_sharp_light_wrinkles_and_deep_set_eyes_are_no_frames(name, worn):
+    photo = read_image(PHOTOS / f"portrait_{name}.jpg")
+    analyser = load_analyser()
+    face = analyser.find(photo)[0]
+    assert wears_glasses(portrait_of(name, photo, face.points68, 128, analyser.parser)[0]) == worn
