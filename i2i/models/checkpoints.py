@@ -12,23 +12,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from stylepairs.datagen.shell.durable import make_folder, replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file, safetensors_bytes
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.storage.staged import fetch, place
+from stylepairs.datagen.shell.storage.staged import fetch, fetched, place
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.i2i.models.adapters import folded, on_base
 from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+BASE_FILE = "base.safetensors"  # what an adapter belongs to, where that is not shipped: lies beside it
 MODEL_FORMAT = "stylepairs-i2i-2"
+ADAPTER_FORMAT = "stylepairs-i2i-adapter-1"
 STATE_FORMAT = "stylepairs-i2i-state-2"
 
 _ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
@@ -52,6 +56,14 @@ class ModelInfo:
             raise ValueError(f"kinds that tell nothing apart: {self.kinds}")
 
 
+@dataclass(frozen=True)
+class Base:
+    """The editor that an adapter belongs to: embedded:FEATURE or BASE_FILE, and its file's sha256."""
+
+    source: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class StateDetails(BaseModel):
     """How far a run was when its state was saved; best: the lowest perceptual distance on held-out pairs so far."""
 
@@ -63,9 +75,9 @@ class StateDetails(BaseModel):
 
 def save_model(path: Path, model: Trained, info: ModelInfo, half: bool = False) -> None:
     """Write a self-contained model file, whole or not at all; half stores float16 (for weights that are shipped)."""
-    state = model.state_dict()
+    state = folded(model.state_dict())
     if half:
-        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        state = _halved(state)
     metadata = {
         "format": MODEL_FORMAT,
         "model": json.dumps(asdict(model.config)),
@@ -76,20 +88,29 @@ def save_model(path: Path, model: Trained, info: ModelInfo, half: bool = False) 
     _write(path, state, metadata)
 
 
+def save_adapter(path: Path, model: Trained, info: ModelInfo) -> None:
+    """Write what a model with deltas adds to its base, which `info.training` names; float16."""
+    metadata = {
+        "format": ADAPTER_FORMAT,
+        "model": json.dumps(asdict(model.config)),
+        "info": json.dumps(asdict(info), sort_keys=True),
+        "base": json.dumps(info.training["base"]),
+    }
+    _write(path, _halved(model.trainable_state()), metadata)
+
+
 def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Trained, ModelInfo]:
     """The model, in eval mode, float32, and what its file says.
 
     source: "embedded" (the shipped weights of `feature`), "embedded:FEATURE", a training run's folder, or a
-    .safetensors file.
+    .safetensors file, of a model or of an adapter.
     Raises InputError when there is none, it is something else, or it is damaged.
     """
     path = model_path(source, feature)
-    what = "weights of an editor; `i2i train` writes them as model.safetensors"
-    state, metadata = _read(path, (MODEL_FORMAT,), what)
+    state, metadata = _read_weights(path)
     try:
         shapes = json.loads(metadata["model"])
         model = _empty_model(metadata.get("generator"), shapes, len(state))
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         model.load_state_dict(state, assign=True)
         info = TypeAdapter(ModelInfo).validate_json(metadata["info"])
         if style_channels(info.style, info.kinds) != model.config.style_channels:
@@ -99,6 +120,33 @@ def load_model(source: str | Path, feature: str = "hair_color") -> tuple[Trained
             f"{path}: its tensors and its description do not fit together; train or download it again"
         ) from error
     return model.eval(), info
+
+
+def _halved(state: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """State and metadata of a model's file, or of an adapter's with those of its base; float32."""
+    what = "weights of an editor; `i2i train` writes them as model.safetensors"
+    state, metadata = _read(path, (MODEL_FORMAT, ADAPTER_FORMAT), what)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if metadata["format"] == MODEL_FORMAT:
+        return state, metadata
+    try:
+        base = TypeAdapter(Base).validate_json(metadata["base"])
+        # Nothing else of this machine is opened for an adapter; and a file cannot hold its own digest.
+        places = [path.with_name(BASE_FILE), *(model_path(each) for each in shipped_models() if each == base.source)]
+        found = [each for each in fetched(places) if each.is_file() and file_digest(each) == base.sha256]
+        if not found:
+            raise InputError(
+                f"{path}: its base, the editor with sha256 {base.sha256}, is not here; lay it beside as {BASE_FILE}, or"
+                f" use the run's {MODEL_FILE}"
+            )
+        base_state, base_metadata = _read_weights(found[0])
+        return on_base(base_state, state), base_metadata | metadata
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: does not fit its base; train or download it again") from error
 
 
 def _empty_model(generator: str | None, shapes: dict[str, Any], most_layers: int) -> Trained:

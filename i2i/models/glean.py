@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.i2i.models.adapters import is_frozen
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -123,9 +124,10 @@ class Glean(nn.Module):
         return composed(self.config, out, photo, region, generated, ws, applies)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
-        """Everything that learns, by name: a frozen generator does not."""
+        """Everything that learns, by name: a frozen generator does not, nor a base's weights."""
         frozen = "generator.mapping." if self.config.thawed else "generator."
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
+        state = self.state_dict().items()
+        return {name: value for name, value in state if not name.startswith(frozen) and not is_frozen(name)}
 
 
 def composed(

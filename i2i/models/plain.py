@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from stylepairs.i2i.models.adapters import is_frozen
 from stylepairs.i2i.models.glean import Decoder, Edit, Encoder, GleanConfig, composed, zeroed
 from stylepairs.i2i.models.light import Light
 from stylepairs.i2i.models.published import GlobalGenerator, UNet
@@ -80,8 +81,8 @@ class Plain(nn.Module):
         return edit._replace(generated=edit.edit)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
-        """All of it, by name."""
-        return dict(self.state_dict())
+        """All of it but a base's weights, by name."""
+        return {name: value for name, value in self.state_dict().items() if not is_frozen(name)}
 
 
 def makes_anew(config: GleanConfig | PlainConfig) -> bool:

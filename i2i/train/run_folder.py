@@ -21,6 +21,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.regular import open_regular, read_regular
 from stylepairs.datagen.shell.storage.staged import Staged, publish, publish_folder
 from stylepairs.i2i.models import checkpoints
+from stylepairs.i2i.models.adapters import is_attached
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
 TRAINING_VERSION = 3
@@ -164,12 +165,16 @@ def save_checkpoint(
     is_best: bool,
 ) -> None:
     """Replace the folder's model and state, each whole or not at all; the checkpoint before is kept."""
-    for name in (checkpoints.MODEL_FILE, checkpoints.STATE_FILE):
+    for name in (checkpoints.MODEL_FILE, checkpoints.ADAPTER_FILE, checkpoints.STATE_FILE):
         if (out / name).is_file():
             _copy(out / name, out / PREVIOUS / name)
+    written = [checkpoints.MODEL_FILE]
     checkpoints.save_model(out / checkpoints.MODEL_FILE, model, info)
-    if is_best:
-        _copy(out / checkpoints.MODEL_FILE, out / BEST / checkpoints.MODEL_FILE)
+    if is_attached(model):
+        written.append(checkpoints.ADAPTER_FILE)
+        checkpoints.save_adapter(out / checkpoints.ADAPTER_FILE, model, info)
+    for name in written if is_best else ():
+        _copy(out / name, out / BEST / name)
     checkpoints.save_state(out / checkpoints.STATE_FILE, tensors, details)
 
 

@@ -155,6 +155,12 @@ class TrainingSettings(Section):
         description="what the editor is told besides the region: the colour, or the parameters that differ",
     )
     init: str = Field(default="none", description="embedded, a trained .safetensors, or none: from the bare generator")
+    adapter_rank: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="init stays as it is, deltas of this rank learn; 0: all weights learn",
+    )
     generator: str = Field(
         default="embedded", description="used with init none; else the generator comes with the weights"
     )
@@ -196,6 +202,8 @@ class TrainingSettings(Section):
             raise ValueError("losses.color needs style: color")
         if self.degradation and self.style != "none":
             raise ValueError("degradation: leave style at none, a restoration has no kinds")
+        if self.adapter_rank and (self.init == "none" or self.model.kind == "thawed"):
+            raise ValueError("adapter_rank needs an init, and another model.kind than thawed")
         if self.data.region_dropped_share + self.data.region_rough_share > 1:
             raise ValueError("data.region_dropped_share and data.region_rough_share: must not exceed 1 together")
         if self.losses.layers and self.discriminator.kind != "patches":

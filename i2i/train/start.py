@@ -10,7 +10,8 @@ from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
-from stylepairs.i2i.models.checkpoints import ModelInfo, Trained, load_model, model_path
+from stylepairs.i2i.models.adapters import attach, is_attached
+from stylepairs.i2i.models.checkpoints import BASE_FILE, Base, ModelInfo, Trained, load_model, model_path
 from stylepairs.i2i.models.conditions import Kinds, Style
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
@@ -31,12 +32,25 @@ def initial_model(settings: TrainingSettings, feature: str, channels: int, gener
     trained, _ = load_model(settings.init, feature)
     model = fresh_model(settings, channels, trained.generator if isinstance(trained, Glean) else generator)
     if trained.config == model.config:
-        return trained.train()
-    if not _taken_over(model, trained):
+        model = trained
+    elif not _taken_over(model, trained):
         raise InputError(
             f"init {settings.init}: is {trained.config}, the recipe asks for {model.config}; change one of them"
         )
+    if settings.adapter_rank:
+        attach(model, settings.adapter_rank, trained.state_dict())
+        if not is_attached(model):
+            raise InputError(f"adapter_rank {settings.adapter_rank}: the layers are smaller; choose a lower one")
     return model.train()
+
+
+def base_of(settings: TrainingSettings, feature: str) -> Base | None:
+    """Where an adapter finds what it belongs to; None for a run that learns all weights."""
+    if not settings.adapter_rank:
+        return None
+    kind, _, named = settings.init.partition(":")
+    source = f"embedded:{named or feature}" if kind == "embedded" else BASE_FILE
+    return Base(source, file_digest(model_path(settings.init, feature)))
 
 
 def fresh_model(settings: TrainingSettings, channels: int, generator: Generator | None = None) -> Trained:

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import initial_model, latents_of, load_teacher, settings_told
+from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told
 from stylepairs.i2i.train.state import Run, resume, run_state
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
@@ -106,8 +107,14 @@ def train(
         learnt.append(unpaired.records)
     else:
         chosen["data"].pop("portraits_share")
+    base = base_of(settings, feature)
+    if base is None:
+        chosen.pop("adapter_rank")
+    else:
+        chosen["base"] = asdict(base)
     identity = describe(chosen, feature, digest, data_digest(*learnt))
     told = identity.model_dump() | {"settings": settings_told(settings, feature)}
+    told |= {} if base is None else {"base": asdict(base)}
     info = checkpoints.ModelInfo(feature, settings.style, told, kinds)
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
