@@ -77,6 +77,15 @@ def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor) -> t
     return ((output - photo).abs() * (1 - mask)).sum() / (mask.sum() * photo.shape[1]).clamp_min(1)
 
 
+def halo_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, reach_px: int) -> torch.Tensor:
+    """Mean over the mask and channels of how far the image lies above or below all that the target holds within
+    `reach_px`: rims brighter than hair and wall, which other losses hardly see; other strands do not count."""
+    side = 2 * reach_px + 1
+    low, high = (sign * F.max_pool2d(sign * target, side, stride=1, padding=reach_px) for sign in (-1, 1))
+    beyond = (image - high).clamp_min(0) + (low - image).clamp_min(0)
+    return (beyond * mask).sum() / (mask.sum() * image.shape[1]).clamp_min(1e-6)
+
+
 def mean_color(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """Mean Lab colour over the region, [N,3]; an empty region gives zeros."""
     return (srgb_to_lab(image) * region).sum((2, 3)) / region.sum((2, 3)).clamp_min(1e-6)

@@ -120,6 +120,7 @@ class LossSettings(Section):
     confidence: float = Field(default=0.5, ge=0, description="whether the feature applies")
     mask: float = Field(default=0.5, ge=0)
     spill: float = Field(default=0.0, ge=0, description="what the predicted mask shows of the edit outside the pair's")
+    halo: float = Field(default=0.0, ge=0, description="what is brighter or darker than all of the pair's nearby")
     color: float = Field(default=0.0, ge=0, description="mean colour inside the mask against the target's")
     generated: float = Field(default=0.5, ge=0, description="l1 of the frozen generator's own image against the target")
     latent: float = Field(

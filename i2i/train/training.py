@@ -53,6 +53,8 @@ PATCHES_BETAS = (0.5, 0.999)  # of both sides, as pix2pixHD has them
 MAX_GRADIENT_NORM = 2.0
 # The finest frozen features at which another strand than the pair's is no fault, and the cells of those below.
 COARSE_LEVEL, CELL_PX = 3, 16
+# The side's part within which a pair must hold what is as bright or as dark as an edit.
+HALO_REACH = 32
 SHEET_ROWS = 6
 
 Say = Callable[[str], None]
@@ -295,6 +297,8 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
         terms = {"l1": weights.l1 * losses.smoothed_l1(edit.output, target, mask, weights.l1_cells)}
     else:
         terms = {"l1": weights.l1 * losses.pixel_l1(edit.output, target, mask, weights.region_weight)}
+    if weights.halo:
+        terms["halo"] = weights.halo * losses.halo_l1(edit.output, target, mask, max(1, target.shape[-1] // HALO_REACH))
     if weights.perceptual:
         with torch.no_grad():
             wanted = run.perceptual.features(target)

@@ -55,6 +55,20 @@ def test_mean_color_is_weighted_by_the_region() -> None:
     assert losses.mean_color(image, torch.zeros(1, 1, 2, 2)).tolist() == [[0, 0, 0]]
 
 
+def test_halo_is_what_lies_beyond_the_pair_s_range_nearby() -> None:
+    target = torch.full((1, 3, 16, 16), 0.5)
+    target[..., 8:] = -0.5
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12] = 1
+    assert losses.halo_l1(target.flip(-1), target, mask, reach_px=8).item() == 0  # another strand, as bright
+    rim = target.clone()
+    rim[..., 7] = 0.75
+    rim[..., 8] = -0.625
+    wanted = (0.25 + 0.125) / 8
+    assert losses.halo_l1(rim, target, mask, reach_px=2).item() == pytest.approx(wanted)
+    assert losses.halo_l1(rim, target, torch.zeros_like(mask), 2).item() == 0
+
+
 def test_spill_is_what_the_photo_changed_outside_the_mask_for_its_size() -> None:
     photo, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
     mask[..., :2] = 1
