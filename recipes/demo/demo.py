@@ -26,7 +26,7 @@ RECIPE = "hair_color"
 # Every portrait is made in each of these colours.
 PAIR_COLORS = ("blond", "auburn")
 # What is edited in the end: held-out photos, and three of them side by side as a group photo.
-EDITED = ("portrait_041", "portrait_042", "portrait_045", "portrait_047", "portrait_052", "portrait_053")
+EDITED = ("portrait_041", "portrait_042", "portrait_045", "portrait_047", "portrait_052")
 GROUP = ("portrait_044", "portrait_053", "portrait_055")
 # Pairs a shard: small, so that the processors share them out and little is lost on an interruption.
 SHARD_SIZE = "10"

@@ -119,5 +119,5 @@ def test_the_whole_demo_runs_in_small(tmp_path):
         "2",
     ]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    assert len(list((tmp_path / "edited").glob("*/*.png"))) == 7 * 8
+    assert len(list((tmp_path / "edited").glob("*/*.png"))) == 6 * 8
     assert (tmp_path / "index.html").stat().st_size > 100_000
