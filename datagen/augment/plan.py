@@ -108,9 +108,8 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
 
     steps: shares in [0,1] of each pair's edit. grid: for each pair, so many people between it and another pair; for
     more than 0 all portraits are looked at, in `workers` processes of `run`. colors: each pair once more with hair of
-    one of them, drawn by the seed, in both pictures. perceptual_weights: the file that the
-    build was given, where it was given one; own_feature: the feature's own Python file, where it has one (it is run).
-    Raises InputError.
+    one of them, drawn by the seed, in both pictures. perceptual_weights: the file that the build was given, where it
+    was given one; own_feature: the feature's own Python file, where it has one (it is run). Raises InputError.
     """
     steps = sorted(set(steps))
     if not steps and grid < 1 and not colors:
@@ -129,8 +128,7 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     for color in colors:
         parse_color(color)
     children = [Child((id,), t) for id in records for t in steps]
-    if colors:
-        children += [Child((id,), 1.0, drawn_color(colors, seed, id)) for id in records]
+    children += [Child((id,), 1.0, drawn_color(colors, seed, id)) for id in records if colors]
     if grid > 0:
         couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event, run), grid, seed)
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]

@@ -6,7 +6,6 @@ wanted mean in Lab, colourfulness as far as `_KEPT_CHROMA`, by the soft matte.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
@@ -30,8 +30,7 @@ _KEPT_CHROMA = 0.35
 
 def drawn_color(colors: Sequence[str], seed: int, id: str) -> str:
     """One of the colours, the same for the same seed and pair."""
-    digest = hashlib.sha256(f"color {seed} {id}".encode()).digest()
-    return colors[int.from_bytes(digest[:8]) % len(colors)]
+    return colors[random_number("color", seed, id) % len(colors)]
 
 
 def recolored(

@@ -53,7 +53,7 @@ PATCHES_BETAS = (0.5, 0.999)  # of both sides, as pix2pixHD has them
 MAX_GRADIENT_NORM = 2.0
 # The finest frozen features at which another strand than the pair's is no fault, and the cells of those below.
 COARSE_LEVEL, CELL_PX = 3, 16
-# The side's part within which a pair must hold what is as bright or as dark as an edit.
+# A pair must hold what is as bright or as dark as its edit within the side divided by this.
 HALO_REACH = 32
 SHEET_ROWS = 6
 
