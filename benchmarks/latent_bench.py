@@ -101,6 +101,7 @@ class Row:
 
     reached: float
     others: float
+    apart: float
     identity: float
     outside_db: float
     changes: list[float]
@@ -147,6 +148,7 @@ def measured(bench: Bench, attribute: str, before: Look, images: torch.Tensor) -
     after, column, classes = bench.look(images), WATCHED.index(attribute), ATTRIBUTES[attribute].classes
     changes = (after.scores - before.scores).nan_to_num(0.0)
     others = torch.cat([changes[:, :column], changes[:, column + 1 :]], 1).abs().mean(1)
+    elsewhere = changes[:, [WATCHED.index(name) for name in apart_from(attribute)]].abs().mean(1)
     weight = F.interpolate(presence(before, FACE), size=before.features.shape[-2:], mode="area")[:, 0]
     likeness = F.cosine_similarity(before.features, after.features, dim=1)
     same = (likeness * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
@@ -156,8 +158,14 @@ def measured(bench: Bench, attribute: str, before: Look, images: torch.Tensor) -
         keep = 1 - regions(places, images.shape[-1], GROWN, SOFT)
         outside = psnr(images, before.images, keep).clamp_max(PSNR_IDENTICAL_DB)
     reached = changes[:, column] * EDITS[attribute][0]
-    columns = (reached.tolist(), others.tolist(), same.tolist(), outside.tolist(), changes.tolist())
+    columns = (reached.tolist(), others.tolist(), elsewhere.tolist(), same.tolist(), outside.tolist(), changes.tolist())
     return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def apart_from(attribute: str) -> list[str]:
+    """The watched that share no class with this one: a fringe hides forehead by nature, but opens no mouth."""
+    own = set(ATTRIBUTES[attribute].classes)
+    return [name for name in WATCHED if name != attribute and own.isdisjoint(ATTRIBUTES[name].classes)]
 
 
 def presence(look: Look, classes: Sequence[str]) -> torch.Tensor:

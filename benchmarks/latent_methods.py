@@ -9,6 +9,7 @@ person until the attribute has changed by CHANGE deviations, by the same measure
 success       share of people whose change came within a fifth of the wanted one; the other figures are of these alone,
               since who is changed less is changed less in everything
 others        mean absolute change of the other attributes, in their deviations: the entanglement
+apart         the same of those that share no class with it: a fringe hides the forehead by nature, but opens no mouth
 identity      cosine of deep features of the face, before and after
 outside       PSNR in dB outside the attribute's region, grown
 against       "others" less that of PAIRED_WITH on the same people, where both came there; below 0 is better

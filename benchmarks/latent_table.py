@@ -23,7 +23,7 @@ def summary(result: dict[str, Any]) -> dict[str, str]:
     """The figures of a result as text."""
     rows = [row for row in result["rows"] if arrived(row)]
     figures = {"success": f"{100 * len(rows) / len(result['rows']):.0f} %"}
-    for name, digits in (("others", 2), ("identity", 3), ("outside_db", 1)):
+    for name, digits in (("others", 2), ("apart", 2), ("identity", 3), ("outside_db", 1)):
         values = np.array([row[name] for row in rows], float)
         figures[name] = interval(values[np.isfinite(values)], digits)
     return figures | {"seconds": f"{result['seconds']:.2f}"}
@@ -61,8 +61,8 @@ def table(folder: Path, attributes: Sequence[str], methods: Sequence[str], watch
             continue
         chosen.sort(key=lambda result: methods.index(result["method"]))
         base = next((result for result in chosen if result["method"] == PAIRED_WITH), None)
-        lines += [f"### {attribute}", "| method | people | success | others | identity | outside, dB | s | against |"]
-        lines += ["|---" * 8 + "|"]
+        columns = ["method", "people", "success", "others", "apart", "identity", "outside, dB", "s", "against"]
+        lines += [f"### {attribute}", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for result in chosen:
             cells = [result["method"], str(result["people"]), *summary(result).values(), against(result, base)]
             lines.append("| " + " | ".join(cells) + " |")

@@ -8,7 +8,7 @@ from pathlib import Path
 import latent_methods
 import pytest
 import torch
-from latent_bench import BATCH, EDITS, WATCHED, Look, searched
+from latent_bench import BATCH, EDITS, WATCHED, Look, apart_from, searched
 from latent_table import CHANGE, against, interval, summary, table
 
 
@@ -63,7 +63,14 @@ def test_intervals_hold_the_mean():
 
 def result(method: str, others: list[float], reached: list[float]) -> dict:
     rows = [
-        {"reached": r, "others": o, "identity": 0.9, "outside_db": float("nan"), "changes": [0.1] * len(WATCHED)}
+        {
+            "reached": r,
+            "others": o,
+            "apart": o / 2,
+            "identity": 0.9,
+            "outside_db": float("nan"),
+            "changes": [0.1] * len(WATCHED),
+        }
         for o, r in zip(others, reached, strict=True)
     ]
     return {"method": method, "attribute": "yaw", "people": len(rows), "fit_s": 1.0, "seconds": 0.1, "rows": rows}
@@ -73,6 +80,12 @@ def test_figures_are_of_the_people_who_were_changed_as_wanted():
     figures = summary(result("mapper", [0.2, 0.4, 0.0, 9.0], [1.1, 0.9, 0.1, 1.5]))
     assert figures["success"] == "50 %"
     assert figures["others"].startswith("0.30 (")
+    assert figures["apart"].startswith("0.15 (")
+
+
+def test_attributes_of_other_places_are_those_that_share_no_class():
+    assert apart_from("fringe") == ["smile", "mouth_open", "eye_opening", "yaw", "pitch", "background_lightness"]
+    assert {"skin_lightness", "face_width"} <= set(apart_from("hair_lightness"))
 
 
 def test_methods_are_compared_on_the_people_whom_both_changed_as_wanted():
