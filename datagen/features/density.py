@@ -11,11 +11,12 @@ Figures of `measure`:
   scalp_removed  share of the visible scalp that is gone, 1 all of it
   texture_kept   local contrast of the filled places, after / sketch; 0 is flat paint
   fill_delta_e   CIEDE2000 between after and sketch over the filled places, both at the scale of locks
-  degree         scalp gone as a share of what the full change takes away; 0 none, 1 all
+  degree         scalp gone as a share of what the full change takes away; 0 none, 1 all; NaN where nothing is thin
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,8 @@ _STRAND_LENGTH, _PARTING = 0.07, 0.02
 # Angles from straight up at which the crown passes into the temples, and the width of that passage.
 _TEMPLE, _PASSAGE = np.radians(40.0), np.radians(8.0)
 _BAND = 0.02
+# Mean share of scalp that the full change has to take away from its places, or no degree of it is told.
+_LEAST_CHANGE = 0.02
 
 Area = Literal["parting", "crown", "temples", "all"]
 
@@ -158,7 +161,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "scalp_removed": 1 - shown[1] / max(shown[0], 1e-6),
         "texture_kept": contrast[0] / max(contrast[1], 1e-3),
         "fill_delta_e": float((apart * weight).sum()),
-        "degree": (raw[0] - raw[1]) / max(raw[0] - raw[2], 1e-6),
+        "degree": (raw[0] - raw[1]) / (raw[0] - raw[2]) if raw[0] - raw[2] > _LEAST_CHANGE else math.nan,
     }
 
 

@@ -113,6 +113,12 @@ def test_portraits_with_nothing_to_fill_are_refused(portrait, reason):
         density.sketch(portrait, density.Params())
 
 
+def test_of_dense_hair_no_degree_is_told_whatever_becomes_of_it():
+    """It was thousands: the matrix of what else an edit changes showed a recoloured head as filled up."""
+    portrait = head()
+    assert np.isnan(figures(portrait, (portrait.image * 0.8).clamp(-1, 1))["degree"])
+
+
 def test_params_say_what_is_wrong():
     with pytest.raises(ValidationError, match="'parting', 'crown', 'temples' or 'all'"):
         density.Params(areas="beard")
