@@ -37,6 +37,7 @@ class Run:
     features: FrozenFeatures | None = None
     teacher: Network | None = None
     portraits: int = 0  # samples of a batch, its last, that are of portraits without pairs
+    has_refused: bool = True  # the folder of pairs holds portraits that the feature refused
     step: int = 0
     best: float | None = None
 

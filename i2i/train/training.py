@@ -92,6 +92,7 @@ def train(
         teacher[0] if teacher else None,
         portraits_in_batch(settings) if unpaired else 0,
     )
+    run.has_refused = bool(refused)
     accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
     if settings.degradation:
         shape = (run.model.size_px, latent_shape, settings.degradation)
@@ -283,11 +284,17 @@ def placing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
     if weights.spill:
         terms["spill"] = weights.spill * losses.spill_l1(edit.output, batch["photo"], batch["tight"])
     if weights.confidence:
-        sure = losses.confidence_cross_entropy(
-            edit.confidence_logits, batch["applies"], run.settings.data.refused_share
-        )
+        sure = losses.confidence_cross_entropy(edit.confidence_logits, batch["applies"], refused_in_batch(run))
         terms["confidence"] = weights.confidence * sure
     return terms
+
+
+def refused_in_batch(run: Run) -> float:
+    """The share of a batch that shows refused portraits, on average: pairs that hold none leave them to the portraits
+    without pairs. Where nothing is refused at all, as if something were, or nothing would teach the confidence."""
+    data, size = run.settings.data, run.settings.batch_size
+    among = size if run.has_refused or not run.portraits else run.portraits
+    return data.refused_share * among / size
 
 
 def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
 from stylepairs.i2i.train.degraded import unpaired_portraits
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
-from stylepairs.i2i.train.training import build, train, training_step
+from stylepairs.i2i.train.training import build, refused_in_batch, train, training_step
 
 Make = Callable[..., TrainingSettings]
 STILL = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share")}
@@ -127,6 +127,19 @@ def test_pixels_of_portraits_without_pairs_are_not_learnt_and_their_masks_are(
     unmoved = plain.keys() - {"mask", "total", "gradient_norm"}
     assert unmoved >= {"l1", "perceptual", "confidence", "color", "adversarial", "discriminator"}
     assert {name: float(other[name]) for name in unmoved} == {name: float(plain[name]) for name in unmoved}
+
+
+@pytest.mark.parametrize(
+    "has_refused, portraits, expected",
+    [(True, 0, 0.2), (True, 2, 0.2), (False, 2, 0.1), (False, 0, 0.2)],
+)
+def test_refusals_are_weighed_by_how_many_a_batch_shows(
+    settings: Make, has_refused: bool, portraits: int, expected: float
+) -> None:
+    """Pairs that hold none leave half as many, which were weighed as if they were all."""
+    run = build(settings(batch_size=4, data={"refused_share": 0.2}), "hair_color", 3, portraits=portraits)
+    run.has_refused = has_refused
+    assert refused_in_batch(run) == pytest.approx(expected)
 
 
 @pytest.mark.slow
