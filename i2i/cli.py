@@ -46,7 +46,9 @@ def train(
     """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
     from stylepairs.datagen.recipe import load_recipe
     from stylepairs.i2i.train.settings import TrainingSettings
+    from stylepairs.kernels.memory import keep_freed_memory
 
+    keep_freed_memory()
     settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
     feature = recipe_feature(recipe)
     data, portraits = pairs, portraits or []

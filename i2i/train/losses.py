@@ -67,14 +67,20 @@ def perceptual_l2(features: Sequence[torch.Tensor], target: Sequence[torch.Tenso
     return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(features, target, strict=True)]).sum()
 
 
-def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the predicted mask; on the logits, so that it pulls where the stretched mask is clamped too."""
-    return F.binary_cross_entropy_with_logits(logits, target)
+def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor, applies: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the predicted mask; on the logits, so that it pulls where the stretched mask is clamped too.
+
+    Only of samples that the edit applies to [N]: the mask says where, the confidence whether. One that said both had
+    holes wherever a refusal was likely."""
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2, 3))
+    return (each * applies).sum() / applies.sum().clamp_min(1)
 
 
-def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean absolute change of the photo outside the mask, as if it were all as large as the mask."""
-    return ((output - photo).abs() * (1 - mask)).sum() / (mask.sum() * photo.shape[1]).clamp_min(1)
+def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor, applies: torch.Tensor) -> torch.Tensor:
+    """Mean absolute change of the photo outside the mask, as if it were all as large as the mask; of samples that the
+    edit applies to [N]."""
+    outside = (1 - mask) * applies[:, None, None, None]
+    return ((output - photo).abs() * outside).sum() / (mask.sum() * photo.shape[1]).clamp_min(1)
 
 
 def halo_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, reach_px: int) -> torch.Tensor:

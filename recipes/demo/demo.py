@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -38,9 +37,6 @@ SHIPPED = {
     "lower hairline": ("embedded:hairline", "shift=-0.3"),
     "fluffier": ("embedded:fluffiness", "volume=0.12"),
 }
-# glibc returns big blocks to the system and takes them back at the next layer; keeping them halves the time of a
-# training step on CPUs. Other systems ignore these names.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 TRAINING = (
     "init=embedded",
     "learning_rate=0.0002",
@@ -168,7 +164,7 @@ def call(command: list[str]) -> int:
     print(f"    $ {shlex.join(command)}", flush=True)
     package, *arguments = command
     line = [sys.executable, "-m", f"stylepairs.{package}", *arguments]
-    return subprocess.run(line, env=os.environ | KEEP_MEMORY, check=False).returncode
+    return subprocess.run(line, check=False).returncode
 
 
 def make_group_photo(path: Path) -> None:

@@ -39,11 +39,26 @@ def test_perceptual_l2_sums_channels_and_levels_and_means_over_pixels_and_sample
 
 def test_mask_cross_entropy_pulls_where_the_stretched_mask_is_clamped_too() -> None:
     logits = torch.tensor([[[[6.0, -6.0]]]], requires_grad=True)
-    loss = losses.mask_cross_entropy(logits, torch.tensor([[[[0.0, 0.0]]]]))
+    loss = losses.mask_cross_entropy(logits, torch.tensor([[[[0.0, 0.0]]]]), torch.ones(1))
     assert loss.item() == pytest.approx((math.log1p(math.exp(6)) + math.log1p(math.exp(-6))) / 2)
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[..., 0].item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_where_to_edit_is_not_learnt_of_refusals() -> None:
+    """They pulled the mask down wherever one was likely: fringes of short hair had holes."""
+    logits = torch.zeros(2, 1, 1, 2, requires_grad=True)
+    wanted, applies = torch.tensor([1.0, 0.0])[:, None, None, None].expand(2, 1, 1, 2), torch.tensor([1.0, 0.0])
+    mask = losses.mask_cross_entropy(logits, wanted, applies)
+    assert mask.item() == pytest.approx(losses.mask_cross_entropy(logits[:1], wanted[:1], applies[:1]).item())
+    photo = torch.zeros(2, 3, 1, 2)
+    changed = photo + applies.flip(0)[:, None, None, None]
+    assert losses.spill_l1(changed, photo, wanted, applies).item() == 0
+    mask.backward()
+    assert logits.grad is not None
+    assert logits.grad[0].abs().min() > 0 == logits.grad[1].abs().max()
+    assert losses.mask_cross_entropy(logits, wanted, torch.zeros(2)).item() == 0
 
 
 def test_mean_color_is_weighted_by_the_region() -> None:
@@ -74,10 +89,10 @@ def test_spill_is_what_the_photo_changed_outside_the_mask_for_its_size() -> None
     mask[..., :2] = 1
     changed = photo.clone()
     changed[..., :2] = 0.7  # inside: as it should
-    assert losses.spill_l1(changed, photo, mask).item() == 0
+    assert losses.spill_l1(changed, photo, mask, torch.ones(1)).item() == 0
     changed[..., 3] = -0.5
-    assert losses.spill_l1(changed, photo, mask).item() == pytest.approx(0.25)
-    assert losses.spill_l1(changed, photo, torch.zeros_like(mask)).isfinite()
+    assert losses.spill_l1(changed, photo, mask, torch.ones(1)).item() == pytest.approx(0.25)
+    assert losses.spill_l1(changed, photo, torch.zeros_like(mask), torch.ones(1)).isfinite()
 
 
 def test_color_distance_is_the_mean_distance_in_lab_of_the_regions_that_are_there() -> None:
