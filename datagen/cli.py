@@ -22,7 +22,8 @@ OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", help="change a key of the recipe, may be repeated", metavar="KEY=VALUE")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, max=4096, help="processes; default: one a processor, or one a GPU")
+    int | None,
+    typer.Option(min=1, max=4096, help="processes; default: one a processor, on a GPU one (of several: torchrun)"),
 ]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
 EngineOption = Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster")]
@@ -336,7 +337,7 @@ def _made(plan: ShardedPlan, place: Place, rank: int, world: int) -> BuildResult
 @app.command()
 @at_urls
 def status(
-    folder: Annotated[Path, typer.Argument(help="folder that prepare, build or augment makes or made")],
+    folder: Annotated[Path, typer.Argument(help="folder that prepare, build, import or augment makes or made")],
 ) -> None:
     """Say how far a folder is: what is done and refused and why, how fast it goes, and the last error."""
     from stylepairs.datagen.pairs.status import status_of

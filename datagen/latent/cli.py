@@ -42,7 +42,7 @@ def sample(
     psi: Annotated[float, typer.Option(min=0, max=1, help="truncation towards the mean face; 1: none")] = 1.0,
     seed: SeedOption = 0,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; default: one a processor, or one a GPU")
+        int | None, typer.Option(min=1, help="processes; default: one a processor, on a GPU one")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

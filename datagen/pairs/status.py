@@ -66,12 +66,12 @@ class _Skipped(BaseModel):
 
 
 def status_of(folder: Path) -> Status:
-    """The state of a folder that `prepare`, `build` or `augment` makes, finished or not. Raises InputError.
+    """The state of a folder that `prepare`, `build`, `import` or `augment` makes, finished or not. Raises InputError.
 
     While a command is at work its own notes are read; else what is there is counted.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that prepare, build or augment makes")
+        raise InputError(f"{folder}: no such folder; name one that prepare, build, import or augment makes")
     notes = read_progress(folder)
     running = is_held(folder)
     if notes and running:
@@ -80,10 +80,12 @@ def status_of(folder: Path) -> Status:
     if (folder / shards.BUILD_FILE).exists() or shards.shard_paths(folder):
         return _of_pairs(folder, running, error)
     if (folder / "landmarks.npz").exists() or (folder / "skipped.jsonl").exists():
-        return _of_portraits(folder, running, error)
+        return _of_portraits(folder, running, error, whole=not notes)
     if notes:
         return Status(notes[0].unit, 0, round(sum(note.total for note in notes)), 0, running=running, error=error)
-    raise InputError(f"{folder}: holds neither pairs nor portraits; name a folder that prepare, build or augment makes")
+    raise InputError(
+        f"{folder}: holds neither pairs nor portraits; name one that prepare, build, import or augment makes"
+    )
 
 
 def _of_notes(notes: list[Progress]) -> Status:
@@ -111,7 +113,8 @@ def _of_pairs(folder: Path, running: bool, error: str) -> Status:
     return Status("pairs", len(records), total, accepted, dict(refused), running, error=error)
 
 
-def _of_portraits(folder: Path, running: bool, error: str) -> Status:
+def _of_portraits(folder: Path, running: bool, error: str, whole: bool) -> Status:
+    # The lists are written at the end; a run that was killed since has left its note.
     portraits = len(load_portraits(folder)) if (folder / "landmarks.npz").exists() else 0
     refused: Mapping[str, int] = {}
     path = folder / "skipped.jsonl"
@@ -121,4 +124,4 @@ def _of_portraits(folder: Path, running: bool, error: str) -> Status:
         except (Damaged, ValidationError) as damage:
             raise InputError(f"{path}: damaged ({one_line(damage)}); prepare the photos again") from None
         refused = Counter(reason_kind(row.reason, row.photo) for row in rows)
-    return Status("portraits", portraits, None, portraits, dict(refused), running, error=error)
+    return Status("portraits", portraits, portraits if whole else None, portraits, dict(refused), running, error=error)

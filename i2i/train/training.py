@@ -102,6 +102,8 @@ def train(
         about = (run.model.size_px, settings.style, latent_shape, digest)
         dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds, refused, unpaired)
         val = PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen)
+    if settings.init != "none" and settings.generator != "embedded":
+        say(f"the generator comes with init {settings.init}: generator {settings.generator} is used by init=none only")
     if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 

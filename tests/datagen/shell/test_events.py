@@ -154,6 +154,14 @@ def test_a_killed_build_is_seen_to_have_stopped(tmp_path) -> None:
     assert (found.running, found.done, found.total) == (False, 0, 7)
 
 
+def test_portraits_are_done_unless_a_killed_run_left_its_note(tmp_path: Path) -> None:
+    (tmp_path / "skipped.jsonl").write_text("")
+    assert status_of(tmp_path).lines(tmp_path)[0].endswith("; done")
+    with progress_file(tmp_path, "datagen prepare", "photos", 7) as noted:
+        assert status_of(tmp_path).lines(tmp_path)[0].endswith("; stopped")
+        assert noted.path.exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": 3}', "null", "\0" * 9])
 def test_notes_that_are_damaged_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / ".progress-0.json").write_text(text)

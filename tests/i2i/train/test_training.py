@@ -128,7 +128,9 @@ def test_run_folder_holds_log_samples_and_a_model_that_has_learnt_around_its_gen
 def test_initial_weights_bring_their_own_generator(tmp_path: Path, pairs: Path, settings: Make) -> None:
     first = train(settings(steps=2), pairs, tmp_path / "first")
     source = str(first / checkpoints.MODEL_FILE)
-    second = train(settings(steps=1, init=source, generator="nowhere.pt"), pairs, tmp_path / "second")
+    told: list[str] = []
+    second = train(settings(steps=1, init=source, generator="nowhere.pt"), pairs, tmp_path / "second", told.append)
+    assert f"the generator comes with init {source}: generator nowhere.pt is used by init=none only" in told
     assert read_metrics(second / "metrics.jsonl")[0]["step"] == 1
     with pytest.raises(InputError, match="recipe asks for"):
         train(settings(init=source, model={"channel_base": 512}), pairs, tmp_path / "third")
