@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _MOST = 10**9  # of steps and the like: more is a slip, and would be counted through
 
@@ -184,7 +184,10 @@ class TrainingSettings(Section):
         default=0.5, ge=0, le=1, description="learning rate falls to 0 over the rest of the steps"
     )
     ema_halflife_images: float = Field(default=2000, gt=0)
-    mixed_precision: Literal["no", "bf16"] | None = Field(default=None, description="None: as accelerate was launched")
+    mixed_precision: Literal["auto", "no", "bf16"] | None = Field(
+        default=None,
+        description="auto: bf16 where the device has instructions for it; None: as accelerate was launched",
+    )
     workers: int | None = Field(
         default=None,
         ge=0,
@@ -196,6 +199,11 @@ class TrainingSettings(Section):
     checkpoint_every_steps: int = Field(default=250, ge=1, le=_MOST)
     val_pairs: int = Field(default=32, ge=0, le=_MOST, description="held-out pairs measured at each checkpoint")
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # as YAML reads it
 
     @model_validator(mode="after")
     def _terms_fit_together(self) -> TrainingSettings:

@@ -46,6 +46,7 @@ from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line
 from stylepairs.i2i.train.settings import TrainingSettings
 from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told
 from stylepairs.i2i.train.state import Run, resume, run_state
+from stylepairs.kernels.precision import training_precision
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
 PATCHES_BETAS = (0.5, 0.999)  # of both sides, as pix2pixHD has them
@@ -188,7 +189,7 @@ def build(
     """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs';
     portraits: how many samples of each batch, its last, have no pair."""
     accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
+        mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )

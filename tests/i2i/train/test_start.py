@@ -135,3 +135,10 @@ def test_teacher_of_another_edit_is_refused(tmp_path: Path, settings: Make, pair
 def test_recipe_of_a_network_holds_what_training_asks_for(path: Path) -> None:
     settings = load_recipe(str(path), "i2i", TrainingSettings)
     assert settings.model.kind == path.stem
+
+
+@pytest.mark.parametrize("said, understood", [("no", "no"), ("'no'", "no"), ("bf16", "bf16"), ("auto", "auto")])
+def test_no_precision_is_a_word_though_yaml_reads_a_truth_value(said: str, understood: str) -> None:
+    found = load_recipe("bangs", "i2i", TrainingSettings, [f"mixed_precision={said}"])
+    assert found.mixed_precision == understood
+    assert load_recipe("bangs", "i2i", TrainingSettings, []).mixed_precision == "auto"
