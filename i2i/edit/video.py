@@ -146,6 +146,8 @@ class _Reader:
     """Frames of a source upright, and what becomes of them: written with their times, sound copied as it comes."""
 
     def __init__(self, path: Path, source: Any, made: Any) -> None:
+        import av
+
         if not source.streams.video:
             raise InputError(f"{path}: no picture in it; name a video")
         self.source, self.made, self.video = source, made, source.streams.video[0]
@@ -154,7 +156,15 @@ class _Reader:
         self.video.thread_type = "AUTO"
         sound = source.streams.audio[:1]
         self.sound = [(stream, made.add_stream_from_template(stream)) for stream in sound]
-        self.stream: Any = None
+        # All streams have to be there before anything is written, and sound may come before the first picture, which
+        # alone says how it is turned.
+        height, width = _first_picture(path).shape[:2]
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        rate = self.video.average_rate or 25
+        self.stream = made.add_stream(codec, rate=rate, options=_QUALITY if codec == "libx264" else {})
+        self.stream.width, self.stream.height = width, height
+        self.stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+        self.stream.codec_context.time_base = self.video.time_base
         self.times: deque[int | None] = deque()
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -163,29 +173,11 @@ class _Reader:
             if packet.stream is not self.video:
                 if packet.dts is not None:
                     packet.stream = outs[packet.stream]
-                    self._ready(None)
                     self.made.mux(packet)
                 continue
             for frame in packet.decode():
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                 self.times.append(frame.pts)
-                self._ready(pixels)
-                yield pixels
-
-    def _ready(self, frame: np.ndarray | None) -> None:
-        """The stream for pictures, which has to be there before anything is written."""
-        if self.stream is not None:
-            return
-        import av
-
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        rate = self.video.average_rate or 25
-        self.stream = self.made.add_stream(codec, rate=rate, options=_QUALITY if codec == "libx264" else {})
-        height, width = frame.shape[:2] if frame is not None else (self.video.height, self.video.width)
-        self.stream.width, self.stream.height = width, height
-        self.stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
-        self.stream.codec_context.time_base = self.video.time_base
+                yield _upright(frame)
 
     def write(self, pixels: np.ndarray) -> None:
         import av
@@ -195,8 +187,21 @@ class _Reader:
         self.made.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        if self.stream is not None:
-            self.made.mux(self.stream.encode(None))
+        self.made.mux(self.stream.encode(None))
+
+
+def _first_picture(path: Path) -> np.ndarray:
+    import av
+
+    with av.open(str(path)) as source:
+        for frame in source.decode(video=0):
+            return _upright(frame)
+    raise InputError(f"{path}: no picture in it; name a video")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
 def _faces(editor: Editor, frame: np.ndarray, min_score: float) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,28 @@ def test_times_and_sound_are_kept_and_the_file_is_marked(brightening: Glean, tmp
     assert np.mean(after[1][10][40:50, 70:90]) - np.mean(before[1][10][40:50, 70:90]) > 20
     assert np.abs(np.mean(after[1][10][100:]) - np.mean(before[1][10][100:])) < 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.mp4"]
+
+
+def turn_on_its_side(path: Path) -> None:
+    """Have the file say that it is shown turned right, as phones that are held upright do."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of the first track, the video's
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def test_a_turned_video_with_sound_is_upright(brightening: Glean, tmp_path: Path) -> None:
+    frames = clip(8)
+    for frame in frames:
+        frame[:60, :80] = 230
+    write_video(tmp_path / "a.mp4", frames)
+    turn_on_its_side(tmp_path / "a.mp4")
+    edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
+    _, after, sound, _ = contents(tmp_path / "b.mp4")
+    assert after[4].shape == (160, 120, 3)
+    assert after[4][10, 100].mean() > 200  # what was at the left above
+    assert after[4][150, 100].mean() < 150
+    assert sound
 
 
 def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:
