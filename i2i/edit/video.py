@@ -154,8 +154,10 @@ class _Reader:
         if self.video.width * self.video.height > MAX_PIXELS:
             raise InputError(f"{path}: {self.video.width} x {self.video.height} pixels, more than 4K; make it smaller")
         self.video.thread_type = "AUTO"
-        sound = source.streams.audio[:1]
-        self.sound = [(stream, made.add_stream_from_template(stream)) for stream in sound]
+        try:
+            self.sound = [(stream, made.add_stream_from_template(stream)) for stream in source.streams.audio[:1]]
+        except ValueError as error:  # of a codec that this container does not hold
+            raise InputError(f"{path}: its sound cannot be copied ({one_line(error)}); convert it to MP4") from None
         # All streams have to be there before anything is written, and sound may come before the first picture, which
         # alone says how it is turned.
         height, width = _first_picture(path).shape[:2]

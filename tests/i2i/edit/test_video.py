@@ -96,12 +96,12 @@ def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
         assert read - number <= WINDOW + 1
 
 
-def write_video(path: Path, frames: list[np.ndarray], rate: int = 25) -> None:
+def write_video(path: Path, frames: list[np.ndarray], rate: int = 25, codec: str = "aac") -> None:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as made:
         video = made.add_stream("mpeg4", rate=rate)
         video.width, video.height, video.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
-        sound = made.add_stream("aac", rate=16000, layout="mono")
+        sound = made.add_stream(codec, rate=16000, layout="mono")
         for frame in frames:
             made.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         made.mux(video.encode(None))
@@ -170,4 +170,7 @@ def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp
     write_video(tmp_path / "c.mp4", clip(5))
     with pytest.raises(InputError, match=r"c\.mp4: no face found"):
         edit_video(editor, tmp_path / "c.mp4", tmp_path / "b.mp4", BLOND)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "c.mp4"]
+    write_video(tmp_path / "d.avi", clip(5), codec="pcm_alaw")
+    with pytest.raises(InputError, match=r"d\.avi: its sound cannot be copied \(.* .pcm_alaw.*\); convert it to MP4"):
+        edit_video(editor_of(brightening), tmp_path / "d.avi", tmp_path / "b.mp4", BLOND)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "c.mp4", "d.avi"]
