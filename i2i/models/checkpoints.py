@@ -23,7 +23,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import fetch, fetched, place
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.adapters import folded, on_base
-from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
+from stylepairs.i2i.models.conditions import Kinds, Style, style_channels, tells_apart
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
 
@@ -52,7 +52,7 @@ class ModelInfo:
     kinds: Kinds = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if any(len(choices) < 2 for choices in self.kinds.values()):
+        if not all(map(tells_apart, self.kinds.values())):
             raise ValueError(f"kinds that tell nothing apart: {self.kinds}")
 
 

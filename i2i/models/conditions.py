@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -39,6 +40,13 @@ def kinds_of(params: Sequence[Mapping[str, Any]]) -> Kinds:
         elif all(isinstance(value, str | bool) for value in values) and 1 < len(set(values)) <= _MOST_CHOICES:
             kinds[name] = sorted(set(values))
     return kinds
+
+
+def tells_apart(choices: Sequence[Any]) -> bool:
+    """Whether these are the choices of a kind: several names, or a least and a greatest number."""
+    if all(_is_number(choice) for choice in choices):
+        return len(choices) == 2 and 0 < choices[1] - choices[0] < math.inf
+    return len(choices) > 1 and all(isinstance(choice, str | bool) for choice in choices)
 
 
 def has_sides(kinds: Kinds) -> bool:

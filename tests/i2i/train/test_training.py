@@ -369,6 +369,14 @@ def test_model_file_of_another_kind_is_one_clear_line(tmp_path: Path, generator_
             checkpoints.load_model(path)
 
 
+@pytest.mark.parametrize("choices", [[0.0, 0.5, 1.0], [0.5, 0.5], [0.5, "a"], [0.0, None], [0.0, math.inf], [[1], [2]]])
+def test_kinds_that_tell_nothing_apart_are_refused(choices: list[Any]) -> None:
+    for kinds in ({"length": [0.0, 1.0]}, {"style": ["full", "curtain"]}, {"soft": [False, True]}):
+        assert checkpoints.ModelInfo("bangs", "params", {}, kinds).kinds == kinds
+    with pytest.raises(ValueError, match="tell nothing apart"):
+        checkpoints.ModelInfo("bangs", "params", {}, {"length": choices})
+
+
 def test_shipped_weights_are_named_by_their_feature() -> None:
     model, info = checkpoints.load_model("embedded:bangs")
     assert (info.feature, info.style) == ("bangs", "params")
