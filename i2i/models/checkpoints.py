@@ -35,6 +35,8 @@ MODEL_FORMAT = "stylepairs-i2i-2"
 ADAPTER_FORMAT = "stylepairs-i2i-adapter-1"
 STATE_FORMAT = "stylepairs-i2i-state-2"
 
+# Of tensors in these files; with others (floats of 8 bits, complex numbers) nothing here could go on.
+_TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
 _ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
 
 Tensors = dict[str, torch.Tensor]
@@ -254,6 +256,8 @@ def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dic
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not {what}") from error
+    if not {tensor.dtype for tensor in tensors.values()} <= _TYPES:
+        raise InputError(f"{path}: damaged or not {what}")
     # Files of earlier versions have no digest.
     digest = metadata.pop("digest", None)
     if digest is not None and digest != _digest(tensors, metadata):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stylepairs.datagen.shell.errors import InputError
@@ -367,6 +368,17 @@ def test_model_file_of_another_kind_is_one_clear_line(tmp_path: Path, generator_
     ):
         with pytest.raises(InputError, match=message):
             checkpoints.load_model(path)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64])
+def test_numbers_of_a_type_that_no_editor_has_are_one_line(tmp_path: Path, model, kind: torch.dtype) -> None:
+    path, info = tmp_path / "model.safetensors", checkpoints.ModelInfo("hair_color", "color", {})
+    checkpoints.save_model(path, model, info)
+    with safe_open(path, "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "digest"}
+    save_file(load_file(path) | {"encoder.stem.bias": model.encoder.stem.bias.detach().to(kind)}, path, metadata)
+    with pytest.raises(InputError, match="damaged or not weights of an editor"):
+        checkpoints.load_model(path)
 
 
 @pytest.mark.parametrize("choices", [[0.0, 0.5, 1.0], [0.5, 0.5], [0.5, "a"], [0.0, None], [0.0, math.inf], [[1], [2]]])
