@@ -176,8 +176,9 @@ def judged_of(
     perceptual: Perceptual,
 ) -> Judged:
     """Medians of the rows' figures, kernel distance and FID of the pictures to what was wanted, with intervals."""
-    names = [name for name, value in rows[0].items() if isinstance(value, float)]
-    figures = {name: median_interval([row[name] for row in rows]) for name in names}
+    # Not every row has all: a mask may leave nothing inside, or nothing outside.
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    figures = {name: median_interval([row[name] for row in rows if name in row]) for name in names}
     if len(rows) > 1:
         found, aim = (
             np.stack([pooled(image, mask, perceptual) for image, mask in zip(images, masks, strict=True)])

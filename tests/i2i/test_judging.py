@@ -18,6 +18,7 @@ from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import (
     entanglement,
     judge_pairs,
+    judged_of,
     kernel_interval,
     markdown,
     median_interval,
@@ -102,6 +103,16 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
     else:
         assert Image.open(tmp_path / "out" / "figures.png").size[0] > 300
     assert markdown(judged, {}).count("\n") == len(judged["first"].figures) + 4
+
+
+def test_pictures_that_are_edited_everywhere_and_nowhere_are_judged_by_what_they_have() -> None:
+    by, image = load_instruments("pyramid"), torch.zeros(3, 32, 32)
+    everywhere, half, nowhere = torch.ones(1, 32, 32), torch.ones(1, 32, 32), torch.zeros(1, 32, 32)
+    half[:, :16] = 0
+    for masks in ([half, everywhere, nowhere], [everywhere, half], [nowhere, half]):
+        rows = [picture_figures(image, image, mask, by) for mask in masks]
+        figures = judged_of(rows, [image] * len(masks), [image] * len(masks), masks, by.perceptual).figures
+        assert (figures["psnr_inside_db"].value, figures["psnr_outside_db"].value) == (100, 100)
 
 
 @pytest.mark.slow
