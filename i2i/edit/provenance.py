@@ -57,13 +57,13 @@ def _marked_xmp(packet: bytes | None) -> bytes:
         text = (packet or b"").decode("utf-8-sig").strip("\0 \r\n\t")
         # A packet has no document type; entities could make a short one long.
         whole = _with_mark(text) if text and "<!DOCTYPE" not in text else alone
-    except (ExpatError, DOMException, ValueError, RecursionError, IndexError):
+    except (ExpatError, DOMException, ValueError, RecursionError, LookupError):  # LookupError: of an encoding, too
         return alone
     return whole if len(whole) <= MAX_JPEG_XMP_BYTES else alone
 
 
 def _with_mark(packet: str) -> bytes:
-    """Raises ExpatError, DOMException, ValueError, RecursionError or IndexError for what is no XMP packet."""
+    """Raises ExpatError, DOMException, ValueError, RecursionError or LookupError for what is no XMP packet."""
     document = minidom.parseString(packet.encode())
     for description in list(document.getElementsByTagNameNS(_RDF, "Description")):
         for attribute in list((description.attributes or {}).values()):

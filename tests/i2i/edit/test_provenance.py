@@ -95,8 +95,13 @@ def test_a_packet_of_attributes_alone_keeps_them(tmp_path: Path) -> None:
 BOMB = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]><x>&b;&b;</x>'
 
 
+UNKNOWN = b'<?xml version="1.0" encoding="klingon"?>' + EARLIER.partition(b"?>")[2]
+
+
 @pytest.mark.parametrize(
-    "xmp", [b"", b"\xff\xfe\0", b"<x", BOMB, b"<x/>", b"<a>" * 3000 + b"</a>" * 3000, b"\0" * 9], ids=range(7)
+    "xmp",
+    [b"", b"\xff\xfe\0", b"<x", BOMB, b"<x/>", b"<a>" * 3000 + b"</a>" * 3000, b"\0" * 9, UNKNOWN],
+    ids=range(8),
 )
 def test_broken_packets_are_replaced(tmp_path: Path, xmp: bytes) -> None:
     assert source_types(marked(load_photo(write(tmp_path / "p", "png", xmp))).xmp) == [SOURCE_TYPE]
