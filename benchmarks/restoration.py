@@ -23,7 +23,7 @@ from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import Instruments, load_instruments
-from stylepairs.i2i.judging import Judged, judged_of, markdown, network_cost, picture_figures, write_report
+from stylepairs.i2i.judging import Judged, judged_of, markdown, network_cost, write_report
 from stylepairs.i2i.models.checkpoints import load_model
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train.data import Sample
@@ -66,12 +66,8 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     judged, images = {}, {}
     for name, method in methods.items():
         images[name] = [method(sample) for sample in samples]
-        rows = [
-            {"portrait": record.portrait, **picture_figures(image, sample["target"], sample["mask"], by)}
-            for record, image, sample in zip(records, images[name], samples, strict=True)
-        ]
-        wanted, masks = ([sample[each] for sample in samples] for each in ("target", "mask"))
-        judged[name] = judged_of(rows, images[name], wanted, masks, by.perceptual)
+        said = [{"portrait": record.portrait} for record in records]
+        judged[name] = judged_of(zip(said, images[name], samples, strict=True), by)
     judged["run"].figures.update(network_cost(editor))
     write_report(arguments.out / run.name, judged)
     print(run.name, markdown(judged, {}), sep="\n", flush=True)

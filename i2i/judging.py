@@ -7,12 +7,12 @@ figure carries; figures of different features cannot be compared.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, por
 
 RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
 _PARTS = ("before", "after", "mask")
-_SHEET_ROWS = 8
+SHEET_ROWS = 8
 _TIMED_PASSES = 9
 _PANELS, _LABEL = 3, 28  # of the plot: side by side, and letters of a run's name
 
@@ -105,17 +105,13 @@ def judge_restored(
         raise InputError(f"{', '.join(editors)}: restore different things; judge each by itself")
     records = portrait_records(portraits)[:limit]
 
-    @functools.cache
-    def samples(size_px: int) -> list[Named]:
-        dataset = DegradedPortraits(portraits, records, size_px, (1, 1), asked[0])
-        return [({"portrait": record.portrait}, dataset[index]) for index, record in enumerate(records)]
+    def samples(editor: Editor) -> Iterator[Named]:
+        dataset = DegradedPortraits(portraits, records, editor.model.size_px, (1, 1), asked[0])
+        return (({"portrait": record.portrait}, dataset[index]) for index, record in enumerate(records))
 
-    judged, photos, targets = judge_samples(editors, lambda editor: samples(editor.model.size_px), by)
-    given = [each for _, each in samples(next(iter(editors.values())).model.size_px)]
-    rows = [{"portrait": record.portrait, **picture_figures(sample["photo"], sample["target"], sample["mask"], by)}
-            for record, sample in zip(records, given, strict=True)]  # fmt: skip
-    given_photos, wanted, masks = ([sample[name] for sample in given] for name in ("photo", "target", "mask"))
-    return {"degraded": judged_of(rows, given_photos, wanted, masks, by.perceptual), **judged}, photos, targets
+    judged, photos, targets = judge_samples(editors, samples, by)
+    given = ((said, sample["photo"], sample) for said, sample in samples(next(iter(editors.values()))))
+    return {"degraded": judged_of(given, by), **judged}, photos, targets
 
 
 @torch.no_grad()
@@ -123,25 +119,20 @@ def judge_samples(
     editors: Mapping[str, Editor], samples_of: Callable[[Editor], Iterable[Named]], by: Instruments
 ) -> Compared:
     """Each editor on samples of its size, each with what is said of it in its row; as in `judge_pairs`."""
-    judged: dict[str, Judged] = {}
-    photos: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
+    shown = [sample for _, sample in islice(samples_of(next(iter(editors.values()))), SHEET_ROWS)]
+    judged = {}
     for name, editor in editors.items():
-        rows, outputs, wanted, masks = [], [], [], []
-        for said, sample in samples_of(editor):
-            everywhere = torch.ones_like(sample["region"])
-            inputs = [each[None] for each in (sample["photo"], everywhere, sample["degree"], sample["style"])]
-            output = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
-            rows.append({**said, **picture_figures(output, sample["target"], sample["mask"], by)})
-            outputs.append(output)
-            wanted.append(sample["target"])
-            masks.append(sample["mask"])
-            if not judged:
-                photos.append(sample["photo"])
-                targets.append(sample["target"])
-        of_all = judged_of(rows, outputs, wanted, masks, by.perceptual)
+        found = ((said, _edited(editor, sample), sample) for said, sample in samples_of(editor))
+        of_all = judged_of(found, by)
         judged[name] = replace(of_all, figures=of_all.figures | network_cost(editor))
-    return judged, photos, targets
+    return judged, [sample["photo"] for sample in shown], [sample["target"] for sample in shown]
+
+
+def _edited(editor: Editor, sample: Sample) -> torch.Tensor:
+    everywhere = torch.ones_like(sample["region"])
+    inputs = [each[None] for each in (sample["photo"], everywhere, sample["degree"], sample["style"])]
+    output: torch.Tensor = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
+    return output
 
 
 @torch.no_grad()
@@ -168,29 +159,34 @@ def _gpu_memory_mb(editor: Editor, inputs: Sequence[torch.Tensor]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+@torch.no_grad()
 def judged_of(
-    rows: list[dict[str, Any]],
-    outputs: Sequence[torch.Tensor],
-    wanted: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor],
-    perceptual: Perceptual,
+    found: Iterable[tuple[dict[str, Any], torch.Tensor, Mapping[str, torch.Tensor]]], by: Instruments
 ) -> Judged:
-    """Medians of the rows' figures, kernel distance and FID of the pictures to what was wanted, with intervals."""
+    """Medians of `picture_figures`, kernel distance and FID to what was wanted, with intervals.
+
+    found: what is said of a picture, the picture, and its `target` and `mask`; taken one by one, so that memory does
+    not grow with their number.
+    """
+    rows: list[dict[str, Any]] = []
+    pictures: list[torch.Tensor] = []
+    features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    fid = frechet_distance(by.perceptual)
+    for said, picture, sample in found:
+        target, mask = sample["target"], sample["mask"]
+        rows.append({**said, **picture_figures(picture, target, mask, by)})
+        if len(pictures) < SHEET_ROWS:
+            pictures.append(picture)
+        for image, of, real in ((picture, features[0], False), (target, features[1], True)):
+            of.append(pooled(image, mask, by.perceptual))
+            fid.update(image[None], real=real)
     # Not every row has all: a mask may leave nothing inside, or nothing outside.
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
     figures = {name: median_interval([row[name] for row in rows if name in row]) for name in names}
     if len(rows) > 1:
-        found, aim = (
-            np.stack([pooled(image, mask, perceptual) for image, mask in zip(images, masks, strict=True)])
-            for images in (outputs, wanted)
-        )
-        figures[f"kid_inside_{perceptual.name}"] = kernel_interval(found, aim)
-        fid = frechet_distance(perceptual)
-        for images, real in ((wanted, True), (outputs, False)):
-            fid.update(torch.stack(list(images)), real=real)
-        value = float(fid.compute())
-        figures[f"fid_{perceptual.name}"] = Interval(value, math.nan, math.nan)
-    return Judged(rows, figures, list(outputs)[:_SHEET_ROWS])
+        figures[f"kid_inside_{by.perceptual.name}"] = kernel_interval(*map(np.stack, features))
+        figures[f"fid_{by.perceptual.name}"] = Interval(float(fid.compute()), math.nan, math.nan)
+    return Judged(rows, figures, pictures)
 
 
 @torch.no_grad()
@@ -307,7 +303,7 @@ def write_report(
         from stylepairs.datagen.images.files import to_uint8, write_png
 
         side = max(image.shape[-1] for column in sheet for image in column)
-        columns = [torch.cat([_at(image, side) for image in column[:_SHEET_ROWS]], 1) for column in sheet]
+        columns = [torch.cat([_at(image, side) for image in column[:SHEET_ROWS]], 1) for column in sheet]
         write_png(out / "sheet.png", to_uint8(torch.cat(columns, 2)))
     try:
         _plot(out / "figures.png", judged)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_float
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.identity import load_instruments
-from stylepairs.i2i.judging import judged_of, picture_figures, write_report
+from stylepairs.i2i.judging import SHEET_ROWS, judged_of, write_report
 
 
 def main() -> None:
@@ -48,19 +49,16 @@ def compare(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.wanted}: no picture has the name of one in each of the other folders")
     print(f"{len(names)} pictures of {len(wanted)}")
     masks = pictures(arguments.masks) if arguments.masks else {}
-    targets = [to_float(read_image(wanted[name])) for name in names]
-    inside = [mask_of(masks.get(name), target) for name, target in zip(names, targets, strict=True)]
-    judged = {}
-    for folder, found in folders.items():
-        images = [
-            fitted(to_float(read_image(found[name])), target) for name, target in zip(names, targets, strict=True)
-        ]
-        rows = [
-            {"picture": name, **picture_figures(image, target, mask, by)}
-            for name, image, target, mask in zip(names, images, targets, inside, strict=True)
-        ]
-        judged[folder] = judged_of(rows, images, targets, inside, by.perceptual)
-    write_report(arguments.out, judged, sheet=[*(one.pictures for one in judged.values()), targets[:8]])
+
+    def compared(found: dict[str, Path]) -> Iterator[tuple[dict[str, str], torch.Tensor, dict[str, torch.Tensor]]]:
+        for name in names:
+            target = to_float(read_image(wanted[name]))
+            image = fitted(to_float(read_image(found[name])), target)
+            yield {"picture": name}, image, {"target": target, "mask": mask_of(masks.get(name), target)}
+
+    judged = {folder: judged_of(compared(found), by) for folder, found in folders.items()}
+    targets = [to_float(read_image(wanted[name])) for name in names[:SHEET_ROWS]]
+    write_report(arguments.out, judged, sheet=[*(one.pictures for one in judged.values()), targets])
     print((arguments.out / "figures.md").read_text())
 
 

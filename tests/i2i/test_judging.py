@@ -6,7 +6,10 @@ import importlib.util
 import json
 import runpy
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from PIL import Image
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import (
+    SHEET_ROWS,
     entanglement,
     judge_pairs,
     judged_of,
@@ -106,13 +110,27 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
 
 
 def test_pictures_that_are_edited_everywhere_and_nowhere_are_judged_by_what_they_have() -> None:
-    by, image = load_instruments("pyramid"), torch.zeros(3, 32, 32)
-    everywhere, half, nowhere = torch.ones(1, 32, 32), torch.ones(1, 32, 32), torch.zeros(1, 32, 32)
+    image, everywhere, half, nowhere = torch.zeros(3, 32, 32), *torch.ones(2, 1, 32, 32), torch.zeros(1, 32, 32)
     half[:, :16] = 0
     for masks in ([half, everywhere, nowhere], [everywhere, half], [nowhere, half]):
-        rows = [picture_figures(image, image, mask, by) for mask in masks]
-        figures = judged_of(rows, [image] * len(masks), [image] * len(masks), masks, by.perceptual).figures
+        found = [({}, image, {"target": image, "mask": mask}) for mask in masks]
+        figures = judged_of(found, load_instruments("pyramid")).figures
         assert (figures["psnr_inside_db"].value, figures["psnr_outside_db"].value) == (100, 100)
+
+
+def test_no_more_than_the_sheets_pictures_are_held() -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def found() -> Iterator[tuple[dict[str, Any], torch.Tensor, dict[str, torch.Tensor]]]:
+        for number in range(4 * SHEET_ROWS):
+            held = sum(each() is not None for each in alive)
+            assert held <= SHEET_ROWS + 1, f"{held} of {number}"
+            picture = torch.rand(3, 32, 32) * 2 - 1
+            alive.append(weakref.ref(picture))
+            yield {}, picture, {"target": picture.flip(-1), "mask": torch.ones(1, 32, 32)}
+
+    judged = judged_of(found(), load_instruments("pyramid"))
+    assert (len(judged.rows), len(judged.pictures)) == (4 * SHEET_ROWS, SHEET_ROWS)
 
 
 @pytest.mark.slow
