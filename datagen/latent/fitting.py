@@ -137,6 +137,8 @@ def _component(method: Method, generator: Generator, samples: Samples, scorer: S
         directions, _ = feature_components(generator, samples.w[:2000], wanted.features_px, count)
     info = DirectionInfo(method=method)
     if wanted.component is not None:
+        if wanted.component >= len(directions):
+            raise InputError(f"component {wanted.component}: there are {len(directions)}, the first is 0")
         return direction_in_w(directions[wanted.component], generator, wanted.layers, info)
     best: tuple[float, Direction] | None = None
     for index, row in enumerate(directions):

@@ -31,7 +31,10 @@ def feature_components(
     generator: Generator, w: torch.Tensor, resolution: int, count: int, batch: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Components [K,C] of W that best follow the features of the block at `resolution`; each of the length that moves
-    its feature coordinate by one deviation, and the deviations [K] of these coordinates."""
+    its feature coordinate by one deviation, and the deviations [K] of these coordinates. Raises InputError."""
+    sides = generator.config.resolutions
+    if resolution not in sides:
+        raise InputError(f"features of side {resolution}: the generator has blocks of {', '.join(map(str, sides))}")
     found = []
     for rows in w.split(batch):
         kept: list[torch.Tensor] = []

@@ -28,7 +28,7 @@ from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -180,11 +180,16 @@ def train_mapper(
 
     state: a file that a stopped run goes on from, and that is gone at the end. Each step's triplets depend on the seed
     and the step alone. Raises InputError: a state of another run, scores that the samples have not, or that no sample
-    varies in.
+    varies in, no scores, unknown classes.
     """
     attributes = tuple(scorer.names)
+    if not attributes:
+        raise InputError("no attributes; name the scores that the mapper is to change")
     for name in attributes:
         samples.scored(name)
+    for name in settings.frozen:
+        if name not in CLASS:
+            raise InputError(f"frozen {name!r}: no class of the label map{nearest(name, CLASS, ', '.join(CLASS))}")
     start, deviations = linear_start(samples, attributes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

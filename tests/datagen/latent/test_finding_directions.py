@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from helpers.tiny_build import tiny_generator
 
 from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
+from stylepairs.datagen.latent.fitting import Wanted, fit
 from stylepairs.datagen.latent.methods import interfacegan
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
 from stylepairs.datagen.latent.methods.sefa import factors
 from stylepairs.datagen.latent.methods.stylespace import fit_channels, rank_channels
+from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Score, Scorer
 from stylepairs.datagen.latent.styles import style_layers
 from stylepairs.datagen.shell.errors import InputError
@@ -65,6 +67,17 @@ def test_components_of_features_are_carried_over_to_w():
     assert found.shape == (3, 16)
     assert (deviation.diff() < 0).all()
     assert float(w.std()) / 10 < float((w @ F.normalize(found[0], dim=0)).std())
+
+
+@pytest.mark.parametrize("method, wanted, message", [
+    ("ganspace", {"features_px": 7}, "features of side 7: the generator has blocks of 4, 8, 16, 32"),
+    ("ganspace", {"component": 16}, "component 16: there are 16, the first is 0"),
+    ("sefa", {"component": 99}, "component 99: there are 16, the first is 0"),
+])  # fmt: skip
+def test_components_that_are_not_there_are_refused(method, wanted, message):
+    samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
+    with pytest.raises(InputError, match=message):
+        fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
 
 
 def test_factors_are_what_the_affine_maps_stretch_most():

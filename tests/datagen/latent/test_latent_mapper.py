@@ -140,3 +140,10 @@ def test_scores_that_do_not_vary_or_are_not_there_are_refused(samples):
         linear_start(flat, ("a", "b"))
     with pytest.raises(InputError, match="at least 64 are needed"):
         linear_start(Samples(samples.w[:9], {"a": samples.scores["a"][:9]}, "d"), ("a",))
+
+
+def test_no_attributes_and_unknown_classes_are_refused(samples):
+    with pytest.raises(InputError, match="no attributes"):
+        train_mapper(tiny_generator(), "d", samples, Scorer((), scorer().reader, ""), None, SETTINGS)
+    with pytest.raises(InputError, match=r"frozen 'hairs': no class of the label map; did you mean 'hair'\?"):
+        trained(samples, frozen=("hairs",))
