@@ -145,6 +145,7 @@ class Editor:
         without a face, and when the feature applies to none.
         """
         wanted = self.wanted(params or {}, degree)
+        _check_region(region, photo)
         found = self.find(photo, min_score) if faces is None else faces
         result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
         edits = self.placed_faces(eight_bits(photo), [face.points68 for face in found], wanted)
@@ -155,7 +156,7 @@ class Editor:
             x0, y0, x1, y1 = (float(value) for value in face.box)
             done.append(FaceEdit((x0, y0, x1, y1), float(face.score), refused, edit.confidence))
         if all(face.refused for face in done):
-            raise InputError("; ".join(sorted({str(face.refused) for face in done})))
+            raise InputError("; ".join(sorted({str(face.refused) for face in done})) or "no face is given to be edited")
         return EditedPhoto(result, mask, done, found.passed_over if isinstance(found, Faces) else 0)
 
     def find(self, photo: np.ndarray, min_score: float = MIN_SCORE) -> Sequence[Face]:
@@ -176,7 +177,7 @@ class Editor:
         own = {name: value for name, value in params.items() if name != "degree"}
         if degree is None:
             degree = params.get("degree", params.get("intensity", 1.0))
-        if isinstance(degree, bool) or not isinstance(degree, int | float) or not 0 <= degree <= 1:
+        if isinstance(degree, bool) or not isinstance(degree, int | float | np.floating) or not 0 <= degree <= 1:
             raise InputError(f"degree {degree!r}: must be a number from 0 (nothing) to 1 (all of it)")
         checked = validate_params(self.feature.Params, own, self.info.feature)
         style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
@@ -255,3 +256,13 @@ class Editor:
             digest="",
         )
         return portrait.resized(self.model.size_px)
+
+
+def _check_region(region: np.ndarray | None, photo: np.ndarray) -> None:
+    """Raises InputError for a region of another shape than the photo's, or with values beyond [0,1]."""
+    if region is None:
+        return
+    if region.shape != photo.shape[:2]:
+        raise InputError(f"region of shape {region.shape}: must be as the photo's, {photo.shape[:2]}")
+    if not (region.min() >= 0 and region.max() <= 1):
+        raise InputError(f"region from {region.min():g} to {region.max():g}: must be shares from 0 to 1")

@@ -147,6 +147,27 @@ def test_result_says_which_pixels_were_edited_and_what_was_done_to_each_face(bri
     assert [(face.refused, face.score) for face in edited.faces] == [(None, 0.9)]
 
 
+@pytest.mark.parametrize(
+    "region, said",
+    [
+        (np.full((60, 80), 255, np.uint8), "from 255 to 255: must be shares"),
+        (np.full((60, 80), np.nan), "must be shares"),
+        (np.ones((80, 60)), "as the photo's"),
+        (np.ones((60, 80, 1)), "as the photo's"),
+    ],
+)
+def test_a_region_that_is_no_share_of_this_photo_is_one_line(brightening: Glean, region: np.ndarray, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Editor(brightening, INFO, FakeAnalyser([(40, 30)]))(photo_of(60, 80), BLOND, region=region)
+
+
+def test_no_face_given_and_numpy_degrees(brightening: Glean) -> None:
+    editor = Editor(brightening, INFO, FakeAnalyser([(40, 30)]))
+    with pytest.raises(InputError, match="no face is given"):
+        editor(photo_of(60, 80), BLOND, faces=[])
+    assert editor.wanted(BLOND, np.float32(0.5)).degree == 0.5
+
+
 def test_region_bounds_what_is_edited_and_by_how_much(brightening: Glean) -> None:
     photo = np.full((200, 300, 3), 100, np.uint8)
     region = np.zeros((200, 300), np.float32)
