@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stylepairs.datagen.features import is_own_file, load_feature
@@ -41,6 +42,7 @@ RESTORATION = "restoration"
 BRUSH_SHARE, REACH_SHARE, MOST_TURN = (0.04, 0.14), (0.06, 0.3), 0.6 * math.pi
 PARTS_OF_A_STROKE = 6
 HOLE_LEVEL = np.uint8(128)
+RIM_PX = 2  # how far beyond a hole the mask is to reach
 DOWN_FILTERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 
@@ -149,7 +151,9 @@ class DegradedPortraits(PairDataset):
         region = hole if self.settings is None else augment.region(hole, self.settings, rng)
         # A restoration of lower degree is part of the way to the clean picture.
         target = poor.lerp(clean, sample["degree"])
-        return sample | {"photo": poor, "target": target, "mask": hole, "tight": hole, "region": region}
+        # A little beyond the hole the target is the photo: a mask that ends short of it leaves a grey rim.
+        tight = F.max_pool2d(hole, 2 * RIM_PX + 1, 1, RIM_PX)
+        return sample | {"photo": poor, "target": target, "mask": hole, "tight": tight, "region": region}
 
     def pair_sample(self, record: PairRecord) -> Sample:
         """The clean portrait, to which nothing has been done yet."""

@@ -173,3 +173,13 @@ def test_recipe_asks_for_the_folder_that_it_learns_from(tmp_path: Path) -> None:
             cli.train(str(RECIPES[0]), tmp_path / "run", **asked)
     with pytest.raises(InputError, match="hair_color: learns from a folder of pairs; give --pairs FOLDER"):
         cli.train("hair_color", tmp_path / "run", portraits=[tmp_path])
+
+
+def test_the_mask_reaches_beyond_holes_where_photo_and_target_are_one(portraits: Path) -> None:
+    """A mask that ended with the hole left a grey rim around it."""
+    asked = DegradationSettings(hole_share=(0.2, 0.2))
+    sample = DegradedPortraits(portraits, portrait_records(portraits), 32, (1, 1), asked)[0]
+    beyond = (sample["tight"] > 0) & (sample["mask"] == 0)
+    assert beyond.any()
+    assert (sample["tight"] >= sample["mask"]).all()
+    assert torch.equal(sample["photo"][:, beyond[0]], sample["target"][:, beyond[0]])
