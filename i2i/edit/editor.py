@@ -47,6 +47,8 @@ LEAST_CONFIDENCE = 0.5
 _UNPARSED = torch.zeros(1, CROP_PX, CROP_PX, dtype=torch.uint8)
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
+# How far beyond [0,1] a region's shares may lie: blurring and resizing do not end at 1 exactly.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -264,5 +266,5 @@ def _check_region(region: np.ndarray | None, photo: np.ndarray) -> None:
         return
     if region.shape != photo.shape[:2]:
         raise InputError(f"region of shape {region.shape}: must be as the photo's, {photo.shape[:2]}")
-    if not (region.min() >= 0 and region.max() <= 1):
+    if not (region.min() >= -_ROUNDING and region.max() <= 1 + _ROUNDING):
         raise InputError(f"region from {region.min():g} to {region.max():g}: must be shares from 0 to 1")

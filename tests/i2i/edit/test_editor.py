@@ -161,6 +161,11 @@ def test_a_region_that_is_no_share_of_this_photo_is_one_line(brightening: Glean,
         Editor(brightening, INFO, FakeAnalyser([(40, 30)]))(photo_of(60, 80), BLOND, region=region)
 
 
+def test_a_region_may_miss_one_by_a_rounding(brightening: Glean) -> None:
+    region = np.full((60, 80), 1 + 1e-6, np.float32)
+    assert Editor(brightening, INFO, FakeAnalyser([(40, 30)]))(photo_of(60, 80), BLOND, region=region).mask.any()
+
+
 def test_no_face_given_and_numpy_degrees(brightening: Glean) -> None:
     editor = Editor(brightening, INFO, FakeAnalyser([(40, 30)]))
     with pytest.raises(InputError, match="no face is given"):
