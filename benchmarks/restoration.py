@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import Instruments, load_instruments
-from stylepairs.i2i.judging import Judged, judged_of, markdown, network_cost, write_report
+from stylepairs.i2i.judging import Judged, edited, judged_of, markdown, network_cost, write_report
 from stylepairs.i2i.models.checkpoints import load_model
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train.data import Sample
@@ -60,9 +61,10 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     records = portrait_records(arguments.portraits)[: arguments.limit]
     dataset = DegradedPortraits(arguments.portraits, records, model.size_px, (1, 1), asked)
     samples = [dataset[index] for index in range(len(records))]
-    methods = {"degraded": lambda sample: sample["photo"], **classical(asked, samples), "run": restored(editor, False)}
+    methods: dict[str, Method] = {"degraded": lambda sample: sample["photo"], **classical(asked, samples)}
+    methods["run"] = partial(edited, editor)
     if asked.hole_share:
-        methods["run, told"] = restored(editor, True)
+        methods["run, told"] = partial(edited, editor, told=True)
     judged, images = {}, {}
     for name, method in methods.items():
         images[name] = [method(sample) for sample in samples]
@@ -82,16 +84,6 @@ def best_classical(judged: Mapping[str, Judged]) -> str:
     """The one with the highest PSNR."""
     names = [name for name in judged if not name.startswith("run")]
     return max(names, key=lambda name: judged[name].figures["psnr_inside_db"].value)
-
-
-def restored(editor: Editor, told: bool) -> Method:
-    def method(sample: Sample) -> torch.Tensor:
-        region = sample["region"] if told else torch.ones_like(sample["region"])
-        inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
-        output: torch.Tensor = editor.model(*inputs).output[0].clamp(-1, 1)
-        return output
-
-    return method
 
 
 def classical(asked: DegradationSettings, samples: list[Sample]) -> dict[str, Method]:

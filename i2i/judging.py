@@ -122,15 +122,16 @@ def judge_samples(
     shown = [sample for _, sample in islice(samples_of(next(iter(editors.values()))), SHEET_ROWS)]
     judged = {}
     for name, editor in editors.items():
-        found = ((said, _edited(editor, sample), sample) for said, sample in samples_of(editor))
+        found = ((said, edited(editor, sample), sample) for said, sample in samples_of(editor))
         of_all = judged_of(found, by)
         judged[name] = replace(of_all, figures=of_all.figures | network_cost(editor))
     return judged, [sample["photo"] for sample in shown], [sample["target"] for sample in shown]
 
 
-def _edited(editor: Editor, sample: Sample) -> torch.Tensor:
-    everywhere = torch.ones_like(sample["region"])
-    inputs = [each[None] for each in (sample["photo"], everywhere, sample["degree"], sample["style"])]
+def edited(editor: Editor, sample: Sample, told: bool = False) -> torch.Tensor:
+    """The picture [3,H,W] that the network makes of a sample; told: where it may edit, else it decides alone."""
+    region = sample["region"] if told else torch.ones_like(sample["region"])
+    inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
     output: torch.Tensor = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
     return output
 

@@ -128,7 +128,8 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     for color in colors:
         parse_color(color)
     children = [Child((id,), t) for id in records for t in steps]
-    children += [Child((id,), 1.0, drawn_color(colors, seed, id)) for id in records if colors]
+    if colors:
+        children += [Child((id,), 1.0, drawn_color(colors, seed, id)) for id in records]
     if grid > 0:
         couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event, run), grid, seed)
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]
