@@ -62,7 +62,7 @@ class InversionCache:
             return None
         finally:
             drop(path)
-        if metadata.get("sha256") != _digest(stored):
+        if metadata.get("sha256") != _digest(stored) or not {"ws", "image"} <= set(stored):
             return None
         tensors = {name: tensor.float().to(portrait.image.device) for name, tensor in stored.items()}
         noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]

@@ -52,6 +52,8 @@ _MIN_CORNER = 0.06
 # Raising leaves at least this share of the hair between line and outline; lowering draws it out to at most this times.
 _MIN_HAIR_LEFT = 0.15
 _MAX_STRETCH = 3.3
+# A shift that there is no room for is taken back in steps to these shares of it.
+_TAKEN_BACK = (0.85, 0.7, 0.55, 0.4)
 # Eye distances of forehead that a lowered line leaves everywhere: less is a fringe.
 _MIN_FOREHEAD_LEFT = 0.22
 # Of the side: half the length of the profile across the line that is matched, and its step.
@@ -64,9 +66,10 @@ class Params(FeatureParams):
     """Where the hairline goes.
 
     shift: share of the forehead's height (brows to hairline, in the middle) by which the line moves: negative lowers it
-    (more hair), positive raises it. corners: share of the recession at the temples that is filled with hair, 0 to 1;
-    works with shift 0. reach: how far to the temples the shift goes, as a share of the way; it eases off from two
-    fifths of that. intensity: the degree, 0 no change, 1 all of it. seed: of the grain.
+    (more hair), positive raises it; where there is no room for all of it, less, but no less than min_shift. corners:
+    share of the recession at the temples that is filled with hair, 0 to 1; works with shift 0. reach: how far to the
+    temples the shift goes, as a share of the way; it eases off from two fifths of that. intensity: the degree, 0 no
+    change, 1 all of it. seed: of the grain.
     Refused are portraits with a hat; whose hairline is found on less than min_found of the front (bald); with less than
     min_hair eye distances of hair above the line (shaven) or less than min_forehead of skin below it (a fringe hides
     the line); whose line is ragged by more than max_ragged eye distances, or differs in colour from one side to the
@@ -74,6 +77,7 @@ class Params(FeatureParams):
     """
 
     shift: float = Field(-0.25, ge=-0.6, le=0.6)
+    min_shift: float = Field(0.12, gt=0, le=0.6)
     corners: float = Field(0.0, ge=0, le=1)
     reach: float = Field(1.0, ge=0.3, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
@@ -92,6 +96,17 @@ class Params(FeatureParams):
         return self
 
 
+def settled(portrait: Portrait, params: Params) -> Params:
+    """The parameters with as much of the shift as this portrait has room for. Raises as `sketch` does."""
+    line = find_hairline(portrait)
+    _refuse_unusable(portrait, line, params)
+    if _no_room(portrait, line, params) is None:
+        return params
+    shifts = (round(share * params.shift, 3) for share in _TAKEN_BACK)
+    less = [params.model_copy(update={"shift": shift}) for shift in shifts if abs(shift) >= params.min_shift]
+    return next((one for one in less if _no_room(portrait, line, one) is None), params)
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with its hairline moved.
 
@@ -99,8 +114,10 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     """
     line = find_hairline(portrait)
     _refuse_unusable(portrait, line, params)
+    reason = _no_room(portrait, line, params)
+    if reason is not None:
+        raise SketchRefused(f"{portrait.name}: {reason}")
     full = wanted_displacement(line, params)
-    _refuse_no_room(portrait, line, full, params)
     size_px = portrait.size_px
     mask = changed_region(line_flow(line, full, size_px))
     flow = line_flow(line, params.intensity * full, size_px)
@@ -195,32 +212,33 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
         )
 
 
-def _refuse_no_room(portrait: Portrait, line: Hairline, full: np.ndarray, params: Params) -> None:
-    """Raising needs hair to take back, lowering hair to draw out, filling corners that are there."""
-    known = line.filled()
-    band = np.maximum(known.outline - known.line, 1e-6)
-    share = (full * np.cos(ANGLES) / band)[np.abs(ANGLES) <= FRONT]
+def _no_room(portrait: Portrait, line: Hairline, params: Params) -> str | None:
+    """Why the line cannot go where it is to: raising needs hair to take back, lowering hair to draw out, filling
+    corners that are there."""
+    known, full = line.filled(), wanted_displacement(line, params)
+    front = np.abs(ANGLES) <= FRONT
+    share = (full * np.cos(ANGLES) / np.maximum(known.outline - known.line, 1e-6))[front]
     left = 1 - np.quantile(share, 0.9)
     if left < _MIN_HAIR_LEFT:
-        raise SketchRefused(
-            f"{portrait.name}: the hair above the line would shrink to {100 * max(left, 0):.0f} % of its height "
+        return (
+            f"the hair above the line would shrink to {100 * max(left, 0):.0f} % of its height "
             f"(at least {100 * _MIN_HAIR_LEFT:g} %); the line cannot be raised so far"
         )
     stretch = 1 + np.quantile(-share, 0.9)
     if stretch > _MAX_STRETCH:
-        raise SketchRefused(
-            f"{portrait.name}: the hair above the line would be drawn out {stretch:.1f} times "
+        return (
+            f"the hair above the line would be drawn out {stretch:.1f} times "
             f"(at most {_MAX_STRETCH:g}); the line cannot be lowered so far"
         )
-    bare = np.quantile((known.line + full - known.brow)[np.abs(ANGLES) <= FRONT], 0.05)
-    bare = float(bare) / eye_distance(portrait.points68)
+    bare = float(np.quantile((known.line + full - known.brow)[front], 0.05)) / eye_distance(portrait.points68)
     if bare < _MIN_FOREHEAD_LEFT:
-        raise SketchRefused(
-            f"{portrait.name}: {bare:.2f} eye distances of forehead would be left (at least {_MIN_FOREHEAD_LEFT:g}); "
+        return (
+            f"{bare:.2f} eye distances of forehead would be left (at least {_MIN_FOREHEAD_LEFT:g}); "
             "the line cannot be lowered so far"
         )
     if params.shift == 0 and np.abs(full).max() < params.corners * _MIN_CORNER * line.height():
-        raise SketchRefused(f"{portrait.name}: no corners to fill; the hairline is round already")
+        return "no corners to fill; the hairline is round already"
+    return None
 
 
 def _contrast_across(portrait: Portrait, line: Hairline) -> float:

@@ -11,7 +11,6 @@ import torch
 
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
-SECOND_MOMENTUM = 0.99
 EPS = 1e-8
 Targets = dict[str, torch.Tensor]
 Moments = list[tuple[torch.Tensor, torch.Tensor]]  # Adam's first and second, of u and of each noise map that moves
@@ -140,7 +139,7 @@ class InHand:
             torch.zeros(width, device=device),
             torch.ones(width, device=device),
         )
-        self.betas = [torch.tensor(beta, device=device) for beta in (settings.momentum, SECOND_MOMENTUM)]
+        self.betas = [torch.tensor(beta, device=device) for beta in (settings.momentum, settings.second_momentum)]
         self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self.state.moving(settings)]
         self.decay_from = torch.zeros(width, device=device)
         self.left = torch.zeros(width, dtype=torch.bool, device=device)
@@ -192,7 +191,7 @@ class InHand:
             shape = [-1] + [1] * (x.ndim - 1)
             gradient = torch.where(finite.view(shape), gradient, 0.0)
             first.lerp_(gradient, 1 - settings.momentum)
-            second.lerp_(gradient.square(), 1 - SECOND_MOMENTUM)
+            second.lerp_(gradient.square(), 1 - settings.second_momentum)
             base = settings.learning_rate if index == 0 else settings.noise_learning_rate
             scale = (base * rate / correct[0]).view(shape)
             x -= scale * first / ((second / correct[1].view(shape)).sqrt() + EPS)

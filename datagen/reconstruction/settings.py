@@ -28,6 +28,7 @@ class OptimiserSettings(_Settings):
     learning_rate: Rate = Field(0.05, description="per step, in standard deviations of the latent")
     noise_learning_rate: Weight = Field(0.02, description="0 freezes the noise maps")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay; lower forgets sooner")
+    second_momentum: float = Field(default=0.99, ge=0, lt=1, description="Adam's second decay")
     batch: int = Field(
         4, ge=1, le=4096, description="portraits at a time; fixed, so that results do not depend on how many there are"
     )

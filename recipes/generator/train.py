@@ -32,6 +32,7 @@ from state import Rates, TrainingState, build_state, export_ema, load_state, sav
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
 from stylepairs.kernels.gpu.cuda_graph import graphed
+from stylepairs.kernels.precision import training_precision
 
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
@@ -71,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     add("--face-weight", type=float, default=0.5, help="of heads that see brows to chin alone, enlarged; 0: none")
     add("--ema-images", type=float, default=5_000, help="half-life of the weight average, in images")
     add("--recolour-share", type=float, default=0.2, help="share of real images with recoloured hair")
-    add("--precision", choices=["no", "bf16"], default="bf16")
+    add("--precision", choices=["no", "bf16"], default=training_precision(), help="default: this machine's fastest")
     add("--save-every", type=int, default=2_000, help="images between saved states")
     add("--sheet-every", type=int, default=10_000, help="images between sample sheets and figures")
     add("--minutes", type=float, help="stop (with the state saved) after so many minutes")

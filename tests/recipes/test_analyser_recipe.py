@@ -50,6 +50,20 @@ def small_run(out: Path, stop_after: int | None = None) -> dict[str, torch.Tenso
     return train(net, sample, loss, out, 6, 2, 0.01, precision="no", save_every=2).state_dict()
 
 
+@pytest.mark.parametrize("bf16, precision", [(True, "bf16"), (False, "no")])
+def test_the_precision_is_the_machines_own_unless_it_is_named(tmp_path, monkeypatch, bf16, precision):
+    import training
+
+    def asked(**given):
+        raise Stopped(given["mixed_precision"])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(training, "Accelerator", asked)
+    with pytest.raises(Stopped, match=precision):
+        training.train(nn.Linear(1, 1), None, None, tmp_path, 1, 1, 0.1)
+
+
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     whole = small_run(tmp_path / "whole")
     with pytest.raises(Stopped):

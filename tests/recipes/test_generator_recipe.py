@@ -113,6 +113,16 @@ def begun(first_run, tmp_path) -> Path:
     return Path(shutil.copytree(first_run, tmp_path / "run"))
 
 
+@pytest.mark.parametrize("bf16, precision", [(True, "bf16"), (False, "no")])
+def test_the_precision_is_the_machines_own_unless_it_is_named(monkeypatch, bf16, precision):
+    import train
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--portraits", "p", "--out", "o"])
+    assert train.parse_args().precision == precision
+
+
 @pytest.mark.slow
 def test_resumed_training_equals_unbroken_training(portraits, trunk_file, tmp_path, monkeypatch):
     whole = run(monkeypatch, portraits, trunk_file, tmp_path / "whole", "--stages", "32:8", "64:16")

@@ -16,7 +16,7 @@ import torch
 from helpers import tiny_build
 from helpers.tiny_build import BALD, COUNT, RECIPE, plan
 
-from stylepairs.datagen.build import models, pair_maker
+from stylepairs.datagen.build import inversion_cache, models, pair_maker
 from stylepairs.datagen.build import plan as build_plan
 from stylepairs.datagen.build.inversion_cache import InversionCache
 from stylepairs.datagen.build.shard_runner import BuildEvent, BuildResult, build_pairs
@@ -184,6 +184,18 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file(load_file(path), path, metadata | {"figures": figures})
+    assert cache.load(portrait) is None
+
+
+def test_a_cached_inversion_with_a_sound_digest_and_no_latent_counts_as_absent(tmp_path):
+    from safetensors.torch import save_file
+
+    tiny_build.write_portraits(tmp_path, 1)
+    portrait = load_portrait(tmp_path, "portrait_000")
+    cache, tensors = InversionCache(tmp_path, "f" * 64, {}, {}), {"image": torch.zeros(3, 4, 4)}
+    path = cache.path(portrait)
+    path.parent.mkdir()
+    save_file(tensors, path, {"figures": '{"psnr": 25.0}', "sha256": inversion_cache._digest(tensors)})
     assert cache.load(portrait) is None
 
 

@@ -157,6 +157,19 @@ def test_portraits_without_a_hairline_to_move_are_refused(portrait, shift, reaso
         hairline.sketch(portrait, hairline.Params(shift=shift))
 
 
+def test_a_shift_without_room_is_taken_back_to_what_there_is_room_for_but_no_further_than_min_shift():
+    portrait, asked = head(line=0.19), hairline.Params(shift=-0.6, corners=0.2)
+    found = hairline.settled(portrait, asked)
+    assert -0.6 < found.shift <= -asked.min_shift
+    assert found == asked.model_copy(update={"shift": found.shift})
+    hairline.sketch(portrait, found)
+    assert hairline.settled(portrait, found) == found
+    too_far = asked.model_copy(update={"min_shift": 0.59})
+    assert hairline.settled(portrait, too_far) == too_far
+    small = hairline.Params(shift=-0.03)
+    assert hairline.settled(head(), small) == small
+
+
 def test_a_small_shift_is_no_missing_corner():
     portrait = head()
     line, sketch = find_hairline(portrait), hairline.sketch(portrait, hairline.Params(shift=-0.03))
