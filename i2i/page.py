@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from stylepairs.i2i.models.checkpoints import ModelInfo, shipped_models
 if TYPE_CHECKING:
     import gradio
 
+KEPT_DOWNLOADS = 50  # the oldest goes when another is made
 SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
 MAX_STYLES = 60
 _SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".jfif": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
@@ -37,6 +39,7 @@ class Page:
     def __init__(self, editors: Mapping[str, Editor], out: Path) -> None:
         """editors by the names that the page shows; out: a folder for the downloads."""
         self.editors, self.out, self.count = dict(editors), out, itertools.count()
+        self.kept: deque[Path] = deque()
 
     def shown(self, path: str | None) -> np.ndarray | None:
         """A dropped photo uint8 [H,W,3] sRGB at the page's size; None where there is none. Raises InputError."""
@@ -58,6 +61,9 @@ class Page:
         result = stored.fitting(stored.with_edit(photo, before, edited.pixels), suffix)
         target = self.out / f"{Path(path).stem[:80]}_{name}_{next(self.count)}{suffix}"
         save_photo(target, marked(result))
+        self.kept.append(target)
+        if len(self.kept) > KEPT_DOWNLOADS:
+            self.kept.popleft().unlink(missing_ok=True)
         eight = [small(stored.eight_bits(pixels)) for pixels in (before, edited.pixels)]
         return eight[0], eight[1], target, outcome(edited)
 

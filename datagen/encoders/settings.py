@@ -26,6 +26,10 @@ class EncoderTraining(BaseModel):
     prior_weight: Weight = Field(0.025, description="mean square of the whitened latent; a prediction leans on it")
     row_weight: Weight = 0.004
     offset_weight: Weight = Field(0.0, description="length of each row's offset from the first (e4e's delta)")
+    latent_weight: Weight = Field(
+        0.0,
+        description="of the same objective with the generator's own noise: what latents can tell, they do",
+    )
     critic_weight: Weight = Field(0.0, description="of the latent discriminator")
     critic_rate: Rate = Field(2e-5, description="of its Adam")
     identity_weight: Weight = Field(0.1, description="where an identity network is given")
@@ -38,7 +42,7 @@ class EncoderTraining(BaseModel):
 _E4E = {"from_first_row": True, "row_weight": 0.0, "offset_weight": 2e-4, "critic_weight": 0.1}
 # pSp: Richardson et al. 2021; e4e: Tov et al. 2021; ReStyle: Alaluf et al. 2021; start: what stage 0 begins with.
 METHODS: dict[str, dict[str, Any]] = {
-    "start": {"passes": 3, "noise": True},
+    "start": {"passes": 3, "noise": True, "latent_weight": 1.0},
     "psp": {},
     "e4e": _E4E,
     "restyle-psp": {"passes": 5},

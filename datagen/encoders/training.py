@@ -157,7 +157,7 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
     photo = _photos(teachers, training, draw)
     adam = run.optimizers["adam"]
     adam.zero_grad()
-    loss, u = _accumulate(run, teachers, training, photo, free_rows(step / training.steps, run.encoder.config.num_ws))
+    loss, u = _accumulate(run, teachers, training, photo, step)
     _reduce_gradients(run.encoder)
     torch.nn.utils.clip_grad_norm_(run.encoder.parameters(), 1.0)
     adam.step()
@@ -167,10 +167,11 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
 
 
 def _accumulate(
-    run: Run, teachers: Teachers, training: EncoderTraining, photo: torch.Tensor, free: int
+    run: Run, teachers: Teachers, training: EncoderTraining, photo: torch.Tensor, step: int
 ) -> tuple[float, torch.Tensor]:
     """Add the gradients of each pass, each by itself, to the encoder's; their mean loss, and the last latents."""
     generator, perceptual, prior, encoder = teachers.generator, teachers.perceptual, teachers.prior, run.encoder
+    free = free_rows(step / training.steps, encoder.config.num_ws)
     with torch.no_grad():
         wanted = perceptual.guiding(photo)
         person = None if teachers.identity is None else teachers.identity(identity_crop(photo))
@@ -181,7 +182,7 @@ def _accumulate(
         | ({} if training.noise else {"noise_learning_rate": 0.0})
     )
     total = 0.0
-    for _ in range(encoder.config.passes):
+    for index in range(encoder.config.passes):
         u, noise = encoder(photo, render, u, noise, free_rows=free)
         render = synthesise(generator, prior.unwhiten(u), noise, "auto")
         loss = inversion_loss(perceptual, render, photo, wanted, u, noise, objective)
@@ -194,10 +195,22 @@ def _accumulate(
         if teachers.identity is not None and person is not None:
             same = F.cosine_similarity(teachers.identity(identity_crop(render)), person, dim=1)
             loss = loss + training.identity_weight * (1 - same)
-        loss.mean().backward()
-        total += float(loss.detach().mean()) / encoder.config.passes
+        loss = loss.mean()
+        if training.latent_weight and index == step % encoder.config.passes:  # in turn: a render in each costs a third
+            loss = loss + training.latent_weight * _latents_alone(teachers, u, photo, wanted, objective).mean()
+        loss.backward()
+        total += float(loss.detach()) / encoder.config.passes
         u, noise, render = u.detach(), [level.detach() for level in noise], render.detach()
     return total, _judged(encoder, u, free)
+
+
+def _latents_alone(
+    teachers: Teachers, u: torch.Tensor, photo: torch.Tensor, wanted: list[torch.Tensor], objective: InversionSettings
+) -> torch.Tensor:
+    """The objective [N] of latents u [N,L,C] rendered with the generator's own noise maps."""
+    own = [level.expand(len(u), -1, -1, -1) for level in teachers.generator.noise_maps()]
+    render = synthesise(teachers.generator, teachers.prior.unwhiten(u), own, "auto")
+    return inversion_loss(teachers.perceptual, render, photo, wanted, u, own, objective)
 
 
 def _judged(encoder: Encoder, u: torch.Tensor, free: int) -> torch.Tensor:

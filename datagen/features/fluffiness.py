@@ -78,7 +78,7 @@ class Params(FeatureParams):
     seed: int = Field(0, ge=0)
     min_hair_share: float = Field(0.03, ge=0, lt=1)
     max_on_face: float = Field(0.15, ge=0, le=1)
-    max_unsure: float = Field(0.65, ge=0)
+    max_unsure: float = Field(1.1, ge=0)
     min_free: float = Field(0.4, ge=0, le=1)
     min_reach: float = Field(0.6, ge=0, le=1)
     min_visible: float = Field(0.35, ge=0, le=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -161,12 +162,14 @@ def edit(
     from stylepairs.datagen.latent.pictures import write_strip
     from stylepairs.datagen.shell.errors import InputError
 
-    network, digest = _generator(generator)
-    found = load_edit(direction, network, digest, attribute)
     try:
         steps = [float(part) for part in strengths.split(",")]
     except ValueError:
-        raise InputError(f"--strengths {strengths}: must be numbers with commas between") from None
+        steps = []
+    if not steps or not all(map(math.isfinite, steps)):
+        raise InputError(f"--strengths {strengths}: must be finite numbers with commas between")
+    network, digest = _generator(generator)
+    found = load_edit(direction, network, digest, attribute)
     people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
     rows = []
     with progress(len(people), "people") as shown, torch.no_grad():

@@ -24,8 +24,9 @@ _BEFORE_STYLE = 5
 def initial_model(settings: TrainingSettings, feature: str, channels: int, generator: Generator | None) -> Trained:
     """The model that a run starts from; channels: length of its style code; generator: a teacher's, if there is one.
 
-    Trained weights come with their generator. Those of another edit are taken over but for what reads the style and,
-    where one draws and the other recolours, what says the colours. Raises InputError where they do not fit.
+    Trained weights come with their generator. Of a model of the same shape all are taken over, what reads the style
+    too; of another shape all but what reads the style and, where one draws and the other recolours, what says the
+    colours. Raises InputError where they do not fit.
     """
     if settings.init == "none":
         return fresh_model(settings, channels, generator)

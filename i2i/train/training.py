@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
+from stylepairs.datagen.build.plan import digest_portraits
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
@@ -111,6 +112,7 @@ def train(
     chosen, learnt = settings.model_dump(mode="json", exclude={"workers"}), [records, refused]
     if unpaired:
         learnt.append(unpaired.records)
+        chosen["portraits"] = digest_portraits(unpaired.files, {})  # parsed anew, they are others
     else:
         chosen["data"].pop("portraits_share")
     base = base_of(settings, feature)

@@ -57,6 +57,12 @@ def test_styles_are_what_the_model_knows_and_come_back_as_parameters() -> None:
     assert params_of(plain, styles_of(plain)[0]) == {}
 
 
+def test_of_the_downloads_the_last_ones_stay(page: Page, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylepairs.i2i.page.KEPT_DOWNLOADS", 2)
+    made = [page.edit(str(photo), "hair_color", "red", degree)[2] for degree in (0.2, 0.5, 1.0)]
+    assert sorted(page.out.iterdir()) == sorted(made[1:])
+
+
 def test_a_photo_is_edited_where_it_is_painted_and_the_file_is_marked(page: Page, photo: Path) -> None:
     layer = np.zeros((100, 150, 4), np.uint8)
     layer[:, :75] = 200

@@ -19,6 +19,7 @@ INVALID = {
     "learning_rate": (-1, 0, float("nan"), float("inf")),
     "noise_learning_rate": (-1, float("nan"), float("inf")),
     "momentum": (-0.1, 1, float("nan")),
+    "second_momentum": (-0.1, 1, float("nan")),
     "batch": (0,),
     "precision": ("fp16",),
     "recompute_from_px": (2,),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_build import BALD, COUNT, write_portraits
+from PIL import Image
 from safetensors.torch import load_file
 
 from stylepairs.datagen.compositing.compose import region_mask
@@ -190,3 +191,16 @@ def test_what_training_cannot_learn_from_is_one_line(tmp_path: Path, portraits: 
     both = unpaired_portraits([portraits, portraits], "hair_color")
     assert isinstance(both, Unpaired)
     assert len(both.records) == len(both.files) <= 2 * COUNT
+
+
+def test_a_run_does_not_go_on_with_portraits_that_were_parsed_anew(
+    pairs: Path, portraits: Path, settings: Make, tmp_path: Path
+) -> None:
+    asked = settings(steps=1)
+    train(asked, pairs, tmp_path / "run", portraits=[portraits])
+    train(asked, pairs, tmp_path / "run", portraits=[portraits])
+    label = next((portraits / "label").iterdir())
+    with Image.open(label) as image:
+        image.point(lambda value: 0).save(label)
+    with pytest.raises(InputError, match="run"):
+        train(asked, pairs, tmp_path / "run", portraits=[portraits])
