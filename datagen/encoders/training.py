@@ -183,7 +183,7 @@ def _accumulate(
     )
     total = 0.0
     for index in range(encoder.config.passes):
-        u, noise = encoder(photo, render, u, noise, free_rows=free)
+        u, noise = encoder(photo, render, u, noise, index, free_rows=free)
         render = synthesise(generator, prior.unwhiten(u), noise, "auto")
         loss = inversion_loss(perceptual, render, photo, wanted, u, noise, objective)
         if training.noise:
@@ -195,22 +195,10 @@ def _accumulate(
         if teachers.identity is not None and person is not None:
             same = F.cosine_similarity(teachers.identity(identity_crop(render)), person, dim=1)
             loss = loss + training.identity_weight * (1 - same)
-        loss = loss.mean()
-        if training.latent_weight and index == step % encoder.config.passes:  # in turn: a render in each costs a third
-            loss = loss + training.latent_weight * _latents_alone(teachers, u, photo, wanted, objective).mean()
-        loss.backward()
-        total += float(loss.detach()) / encoder.config.passes
+        loss.mean().backward()
+        total += float(loss.detach().mean()) / encoder.config.passes
         u, noise, render = u.detach(), [level.detach() for level in noise], render.detach()
     return total, _judged(encoder, u, free)
-
-
-def _latents_alone(
-    teachers: Teachers, u: torch.Tensor, photo: torch.Tensor, wanted: list[torch.Tensor], objective: InversionSettings
-) -> torch.Tensor:
-    """The objective [N] of latents u [N,L,C] rendered with the generator's own noise maps."""
-    own = [level.expand(len(u), -1, -1, -1) for level in teachers.generator.noise_maps()]
-    render = synthesise(teachers.generator, teachers.prior.unwhiten(u), own, "auto")
-    return inversion_loss(teachers.perceptual, render, photo, wanted, u, own, objective)
 
 
 def _judged(encoder: Encoder, u: torch.Tensor, free: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ Figures of `measure` (along rays on which the picture shows where the outline wa
   reached          the same as a share of what was wanted at this intensity; 1 is all of it
   degree           the same as a share of what intensity 1 would move, 0 none, 1 all the way
   unevenness       spread along the outline of `reached`, sector by sector; 0 is even
-  halo_delta_e     mean CIEDE2000 between the background just outside the new outline and that of the photo, or its
-                   continuation where it was hidden; 0 is clean
+  halo_delta_e     how much more the background just outside the new outline differs from that of the photo, or its
+                   continuation where it was hidden, than just outside the old one, where strands fly too; mean
+                   CIEDE2000, 0 is clean
   rim_gap          how much more background shines through within the new rim than did within the old one: old rims and
                    double outlines; share in [0,1], 0 is none
   face_moved       share of the face that changed visibly (CIEDE2000 over 2); 0 is perfect
@@ -77,7 +78,7 @@ class Params(FeatureParams):
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = Field(0, ge=0)
     min_hair_share: float = Field(0.03, ge=0, lt=1)
-    max_on_face: float = Field(0.15, ge=0, le=1)
+    max_on_face: float = Field(0.25, ge=0, le=1)
     max_unsure: float = Field(1.1, ge=0)
     min_free: float = Field(0.4, ge=0, le=1)
     min_reach: float = Field(0.6, ge=0, le=1)
@@ -265,21 +266,26 @@ def _read_rays(
         share = (((half.image - behind) * axis).sum(0, keepdim=True) / length2.clamp_min(1e-4)).clamp(0, 1)
         return told * share + (1 - told) * half.hair
 
-    deviation = delta_e_2000(srgb_to_lab(behind), srgb_to_lab(after.image))[None]
+    strays = [delta_e_2000(srgb_to_lab(behind), srgb_to_lab(half.image))[None] for half in (before, after)]
     reach = float(plan.moved.abs().max())
     step = max(0.5, 0.004 * size)
     offsets = torch.arange(-reach - (_RIM + _EDGE) * size, reach + (_RING + _EDGE) * size, step)
     radii = (outline.outer[:, None] + offsets).maximum(outline.inner[:, None])
-    maps = torch.cat([hairness(before), hairness(after), deviation])
-    old, new, deviation = outline.read(maps, radii)
+    maps = torch.cat([hairness(before), hairness(after), *strays])
+    old, new, old_strays, new_strays = outline.read(maps, radii)
     window = ((offsets > -reach - _EDGE * size) & (offsets < reach + _EDGE * size)).float()
 
     def between(edge: torch.Tensor, low: float, high: float) -> torch.Tensor:
         beyond = offsets - edge[:, None]
         return ((beyond > low * size) & (beyond <= high * size)).float()
 
-    halo = overall_mean(deviation, between(moved, _EDGE, _EDGE + _RING) * plan.counted[:, None])
-    rims = [between(edge, -_EDGE - _RIM, -_EDGE) for edge in (torch.zeros_like(moved), moved)]
+    edges = torch.zeros_like(moved), moved
+    halos = [
+        overall_mean(strays, between(edge, _EDGE, _EDGE + _RING) * plan.counted[:, None])
+        for edge, strays in zip(edges, (old_strays, new_strays), strict=True)
+    ]
+    halo = (halos[1] - halos[0]).clamp_min(0)
+    rims = [between(edge, -_EDGE - _RIM, -_EDGE) for edge in edges]
     gaps = [((1 - hair) * rim).sum(1) / rim.sum(1).clamp_min(1) for hair, rim in zip((old, new), rims, strict=True)]
     return ((new - old) * window).sum(1) * step, halo, overall_mean((gaps[1] - gaps[0]).clamp_min(0), plan.counted)
 

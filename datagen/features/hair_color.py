@@ -63,7 +63,7 @@ class Params(FeatureParams):
     color: str = "blond"
     intensity: float = Field(1.0, ge=0, le=1)
     min_hair_share: float = Field(0.02, ge=0, lt=1)
-    max_on_face: float = Field(0.15, ge=0, le=1)
+    max_on_face: float = Field(0.25, ge=0, le=1)
     max_unsure: float = Field(1.1, ge=0)
     reference_px: int = Field(8, ge=4, le=256)
 
