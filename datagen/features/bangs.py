@@ -12,7 +12,7 @@ taken it away):
   overspill       hair gained beside the wanted region, as a share of that of the full fringe; 0 is perfect
   texture         likeness of the contrast and direction of strands to the own hair's (none: of the contrast to the own
                   skin's), 1 alike, 0 flat paint or noise; 1 too where the fringe is too narrow to show strands, which
-                  is so up to a degree of about 0.3
+                  is so up to a degree of about 0.3, or where those painted do not show (black hair)
   gaps            share of skin in the fringe's upper four fifths, where it should be closed; 0 is closed (none, and
                   wispy, whose locks stand apart: always 0)
   length_spread   standard deviation of its strands' lengths, column by column, as a share of the full length; likewise
@@ -67,6 +67,7 @@ _MIN_HANGING, _BELOW_EYES = 0.05, 0.3
 # are told where so much of the crop lies farther inside. At 128 px, 65 pixels: most full fringes have 70 to 870 at
 # degree 1, and under 65 (where strands as painted measured 0) up to a degree of 0.3.
 _STRAND_ROOM, _ROOM_NEEDED = 0.008, 0.004
+_STRANDS_SHOW = 0.1  # the `texture` of strands as painted, from which on a picture of them can be judged
 # Of the side: colours are compared smoothed by this much.
 _COMPARE_SIGMA, _FINE_SIGMA = 0.008, 0.003
 # Fewer pixels tell nothing.
@@ -173,7 +174,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         if float(rest.sum()) > _FEWEST_PX
         else 1.0,
         "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
-        "texture": _texture(portrait, face, seen, params, wanted, palette),
+        "texture": _texture(portrait, face, seen, params, wanted, palette, made),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
         "gaps": gaps,
         "length_spread": length_spread,
@@ -322,7 +323,13 @@ def _changed(portrait: Portrait, made: Sketch, removed: bool) -> torch.Tensor:
 
 
 def _texture(
-    portrait: Portrait, face: Forehead, seen: AnalysedPair, params: Params, wanted: torch.Tensor, palette: HairPalette
+    portrait: Portrait,
+    face: Forehead,
+    seen: AnalysedPair,
+    params: Params,
+    wanted: torch.Tensor,
+    palette: HairPalette,
+    made: Sketch,
 ) -> float:
     core = (wanted > 0.6).float()
     inner = dilate(core, -_STRAND_ROOM).round()
@@ -332,8 +339,13 @@ def _texture(
     if params.style == "none":
         return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
     fringe = _fringe(portrait, face, params, params.intensity)
-    # Where it is narrow, the inside alone is too little, and all of it has too much of an edge.
-    return max(strand_likeness(light, part, fringe.flow, palette) for part in (core, inner))
+
+    def likeness(light: torch.Tensor) -> float:
+        # Where it is narrow, the inside alone is too little, and all of it has too much of an edge.
+        return max(strand_likeness(light, part, fringe.flow, palette) for part in (core, inner))
+
+    # Black hair, and a short fringe, may show no strands as painted: nothing of them can be asked then.
+    return likeness(light) if likeness(srgb_to_lab(made.image)[:1]) >= _STRANDS_SHOW else 1.0
 
 
 def _smooth_lab(image: torch.Tensor) -> torch.Tensor:

@@ -226,6 +226,14 @@ def test_texture_of_a_narrow_fringe_is_not_counted_against_it(intensity):
     assert figures(before, bangs.sketch(before, params).image, params)["texture"] > 0.15
 
 
+def test_texture_is_not_judged_where_the_strands_as_painted_do_not_show(monkeypatch):
+    before, params = portrait(), bangs.Params()
+    image = bangs.sketch(before, params).image
+    assert figures(before, image, params)["texture"] < 1
+    monkeypatch.setattr(bangs, "_STRANDS_SHOW", 1.0)
+    assert figures(before, image, params)["texture"] == 1
+
+
 def test_flat_paint_noise_and_nothing_are_told_from_hair():
     before, sketch, params = portrait(), sketched("full"), bangs.Params()
     painted = (sketch.hair - before.hair).clamp(0, 1)
