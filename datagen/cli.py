@@ -23,7 +23,7 @@ OverridesOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=1, max=4096, help="processes; default: one a processor, on a GPU one (of several: torchrun)"),
+    typer.Option(min=1, max=4096, help="processes; default: one a processor, or one a GPU"),
 ]
 ShardSizeOption = Annotated[int, typer.Option(min=1, max=10_000, help="pairs a shard: what a killed run may lose")]
 EngineOption = Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster")]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stylepairs.datagen.shell.errors import InputError, one_line
-from stylepairs.datagen.shell.machine import choose_device, default_workers
+from stylepairs.datagen.shell.machine import choose_device, default_workers, own_gpus
 from stylepairs.datagen.shell.workers import Engine, Prepare, Report, run_workers
 from stylepairs.kernels.memory import keep_freed_memory
 
@@ -49,7 +49,9 @@ def engine(name: str, address: str | None, device: str, workers: int | None) -> 
         if address is not None:
             raise InputError(f"--address {address}: is of --engine ray")
         place = choose_device(device)
-        yield Place(run_workers, place, workers or default_workers(place))
+        gpus = own_gpus(place)
+        run = functools.partial(run_workers, gpus=gpus) if gpus else run_workers
+        yield Place(run, place, workers or default_workers(place))
     elif name == "ray":
         with connected(address):
             # Of the machines of the cluster, not of this one; Ray shows each task the GPU that is its own.

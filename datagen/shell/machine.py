@@ -31,10 +31,17 @@ def choose_device(name: str) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
+def own_gpus(device: str) -> int:
+    """How many GPUs are this process's to share out: all of the machine, none under a launcher, which does it."""
+    import torch
+
+    return 0 if device == "cpu" or "LOCAL_RANK" in os.environ else torch.cuda.device_count()
+
+
 def default_workers(device: str) -> int:
     """One a GPU; on a CPU one a processor, shared with the other ranks of this machine."""
     if device != "cpu":
-        return 1
+        return max(1, own_gpus(device))
     return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

@@ -29,13 +29,16 @@ Engine = Callable[[Prepare, Sequence[Any], "int | None", Report], None]
 _POLL_S = 0.1
 
 
-def run_workers(prepare: Prepare, items: Sequence[Any], workers: int | None, on_event: Report) -> None:
+def run_workers(
+    prepare: Prepare, items: Sequence[Any], workers: int | None, on_event: Report, *, gpus: int = 0
+) -> None:
     """Handle all items in `workers` processes; on_event receives, in this process, what the work reports.
 
     prepare(report) is called once in each process and returns the function that handles an item; it must be picklable
     (a module-level function, a dataclass with __call__, a functools.partial). One worker, None too, runs in this very
-    process. Raises what a worker raised, with its traceback as the cause; InputError for a worker that was
-    killed. Whatever is raised, KeyboardInterrupt included, all workers have ended by then.
+    process. gpus: how many the machine has, if the workers are to take them in turn, each seeing one alone. Raises what
+    a worker raised, with its traceback as the cause; InputError for a worker that was killed. Whatever is raised,
+    KeyboardInterrupt included, all workers have ended by then.
     """
     if workers is None or workers <= 1 or len(items) <= 1:
         handle = prepare(on_event)
@@ -45,7 +48,8 @@ def run_workers(prepare: Prepare, items: Sequence[Any], workers: int | None, on_
     context = multiprocessing.get_context("spawn")  # forked children deadlock in OpenMP once the parent used torch
     events = context.SimpleQueue()  # without a thread: what an item reported is there when the item is done
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (prepare, events))
+    turn = context.Value("i", 0)
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (prepare, events, turn, gpus))
     try:
         with _interrupts_ignored():
             waiting = {pool.submit(_work, item) for item in items}
@@ -72,9 +76,13 @@ _handle: Callable[[Any], None] | None = None  # in a worker: what handles an ite
 _prepare: Callable[[], Callable[[Any], None]]
 
 
-def _begin(prepare: Prepare, events: Any) -> None:
+def _begin(prepare: Prepare, events: Any, turn: Any, gpus: int) -> None:
     global _prepare
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    if gpus:
+        with turn.get_lock():
+            place, turn.value = turn.value, turn.value + 1
+        _see_one_gpu(place, gpus)
     keep_freed_memory()
     _prepare = lambda: prepare(events.put)  # noqa: E731 - not called here, where an error would only be logged
 
@@ -83,6 +91,12 @@ def _work(item: Any) -> None:
     global _handle
     _handle = _handle or _prepare()
     _handle(item)
+
+
+def _see_one_gpu(place: int, gpus: int) -> None:
+    """Hide all GPUs but one from this process, which has not touched any yet: it is "cuda:0" then, whichever it is."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[place % gpus]
 
 
 @contextlib.contextmanager

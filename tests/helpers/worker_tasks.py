@@ -14,6 +14,14 @@ def square(report):
     return lambda item: report((item, item * item))
 
 
+def visible_gpu(report):
+    def handle(item):
+        report((os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+        time.sleep(0.05)  # or one worker takes all
+
+    return handle
+
+
 def refuse(report):
     def handle(item):
         if item == 3:

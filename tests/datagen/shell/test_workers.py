@@ -13,7 +13,7 @@ import pytest
 from helpers import worker_tasks
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.machine import available_cpus
+from stylepairs.datagen.shell.machine import available_cpus, default_workers, own_gpus
 from stylepairs.datagen.shell.workers import run_workers
 
 
@@ -22,6 +22,26 @@ def test_every_item_is_handled_once(workers):
     seen = []
     run_workers(worker_tasks.square, range(7), workers, seen.append)
     assert sorted(seen) == [(i, i * i) for i in range(7)]
+
+
+@pytest.mark.parametrize("shown, gpus, seen", [(None, 2, "01"), ("3,5", 2, "35"), ("7", 1, "7")])
+def test_each_worker_sees_one_gpu_in_turn(monkeypatch, shown, gpus, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    found = set()
+    run_workers(worker_tasks.visible_gpu, range(40), 2, found.add, gpus=gpus)
+    assert len(found) == 2
+    assert {gpu for _, gpu in found} == set(seen)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == shown
+
+
+def test_gpus_are_shared_out_by_the_launcher_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert (own_gpus("cuda:0"), default_workers("cuda:0"), own_gpus("cpu")) == (4, 4, 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (own_gpus("cuda:1"), default_workers("cuda:1")) == (0, 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
