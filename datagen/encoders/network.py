@@ -244,13 +244,18 @@ def standardised(noise: torch.Tensor) -> torch.Tensor:
 
 
 def empty_start(encoder: Encoder, generator: Generator, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Where the passes begin: the mean latent [N,L,C] and, where each predicts noise maps too, none of these; else the
-    generator's own."""
+    """Where the passes begin: the mean latent [N,L,C] and the generator's own noise maps [N,1,r,r]."""
     config = encoder.config
     u = torch.zeros(count, config.num_ws, config.w_dim, device=generator.mapping.w_avg.device)
-    predicted = [bool(config.predicted(side)) and not config.latent_passes for side in config.maps]
-    maps = [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()]
-    return u, [torch.zeros_like(level) if own else level for level, own in zip(maps, predicted, strict=True)]
+    return u, [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()]
+
+
+def before_pass(encoder: Encoder, index: int, noise: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The noise maps that a pass begins with, after those of the last one: the first that predicts them finds none."""
+    config = encoder.config
+    if not config.noise or index != config.latent_passes:
+        return noise
+    return [torch.zeros_like(level) if config.predicted(level.shape[-1]) else level for level in noise]
 
 
 def encoded(
@@ -259,6 +264,7 @@ def encoded(
     """u [N,L,C] and noise maps [N,1,r,r] for photos [N,3,H,W] of the generator's size, with gradients."""
     u, noise = empty_start(encoder, generator, len(photo))
     for index in range(encoder.config.passes):
+        noise = before_pass(encoder, index, noise)
         render = synthesise(generator, prior.unwhiten(u), noise, precision)
         u, noise = encoder(photo, render, u, noise, index, precision)
     return u, noise

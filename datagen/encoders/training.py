@@ -23,7 +23,7 @@ from stylepairs.datagen.encoders.critic import (
 )
 from stylepairs.datagen.encoders.curvature import fit_curvature
 from stylepairs.datagen.encoders.files import encoder_digest, load_encoder, save_encoder
-from stylepairs.datagen.encoders.network import Encoder, EncoderConfig, empty_start
+from stylepairs.datagen.encoders.network import Encoder, EncoderConfig, before_pass, empty_start
 from stylepairs.datagen.encoders.photos import draw_samples, load_photos, photos_digest, varied
 from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.encoders.settings import EncoderTraining
@@ -176,14 +176,17 @@ def _accumulate(
         wanted = perceptual.guiding(photo)
         person = None if teachers.identity is None else teachers.identity(identity_crop(photo))
         u, noise = empty_start(encoder, generator, len(photo))
-        render = synthesise(generator, prior.unwhiten(u), noise, "auto")
     objective = InversionSettings.model_validate(
         {"prior_weight": training.prior_weight, "row_weight": training.row_weight}
         | ({} if training.noise else {"noise_learning_rate": 0.0})
     )
-    total = 0.0
+    total, render = 0.0, None
     for index in range(encoder.config.passes):
-        u, noise = encoder(photo, render, u, noise, index, free_rows=free)
+        begun = before_pass(encoder, index, noise)
+        if render is None or begun is not noise:  # else the last pass's render will do
+            with torch.no_grad():
+                render = synthesise(generator, prior.unwhiten(u), begun, "auto")
+        u, noise = encoder(photo, render, u, begun, index, free_rows=free)
         render = synthesise(generator, prior.unwhiten(u), noise, "auto")
         loss = inversion_loss(perceptual, render, photo, wanted, u, noise, objective)
         if training.noise:
