@@ -2,7 +2,7 @@
 
 The shape is a warp of the brow's own edges (`brow_line`), with eyes, lids' crease and forehead held; density adds hairs
 of the brow's own colour, thrown along it, where skin shows through; shade moves the lightness of the hairs alone.
-Portraits with glasses, as far as they are seen (38 of 41), and brows under a fringe are refused.
+Portraits with glasses, as far as they are seen, and brows under a fringe are refused.
 
 Figures of `measure` (of the brows asked for):
   degree          how far the picture has gone along the edit, 0 none, 1 all of it: the degree at which the edited photo

@@ -64,8 +64,9 @@ _MARGIN = {"brows": 0.13, "eyes": 0.15, "nose": 0.13, "mouth": 0.13}
 _SOFTNESS = 0.05
 # In eye distances: the scales over which the difference in light is spread inwards, near and far.
 _LIGHT_NEAR, _LIGHT_FAR = 0.1, 0.35
-# A drawn reference is no more unlike than this, see `references.distance`.
-_MAX_DISTANCE, _BEARD_WEIGHT = 3.8, 1.0
+# A drawn reference is no more unlike than this, see `references.distance`; where none is so near, the nearest alone may
+# be more unlike. By eye on 12 sketches; the beard's share of a distance is about one.
+_MAX_DISTANCE, _FARTHEST, _BEARD_WEIGHT = 3.8, 4.2, 1.0
 _JUDGED_PX = 128  # the eyes of references are judged at this size, whatever theirs is
 # Of the side: the neutral band around the paste, and the scale below which pictures are not compared.
 _BAND, _SEEN_SCALE = 0.02, 0.01
@@ -169,7 +170,10 @@ def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
         return reference.to(portrait.image.device)
     beard_weight = _BEARD_WEIGHT if {"nose", "mouth"} & set(params.names) else 0.0
     usable = partial(can_give, parts=params.names)
-    drawn = draw_reference(portrait.to("cpu"), params.references, params.seed, usable, beard_weight, _MAX_DISTANCE)
+    farthest = _FARTHEST + beard_weight
+    drawn = draw_reference(
+        portrait.to("cpu"), params.references, params.seed, usable, beard_weight, _MAX_DISTANCE, farthest
+    )
     if drawn is None:
         raise SketchRefused(
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"

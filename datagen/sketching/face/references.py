@@ -73,11 +73,13 @@ def draw_reference(
     usable: Callable[[Portrait], bool],
     beard_weight: float = 1.0,
     max_distance: float = np.inf,
+    farthest: float = 0.0,
 ) -> Portrait | None:
     """One of the portraits of `folder` that are most like `portrait` and `usable`; None where there is none.
 
     folder: prepared portraits, or "bundled": those that are installed with the package. Never the portrait itself, by
-    name, digest or look. beard_weight, max_distance: see `distance`. Raises InputError for a folder without portraits.
+    name, digest or look. beard_weight: see `distance`. max_distance: of those drawn from; farthest: of the one that is
+    taken where none is so near. Raises InputError for a folder without portraits.
     """
     own = likeness(portrait)
     others = [name for name in reference_names(folder) if name != portrait.name]
@@ -86,7 +88,7 @@ def draw_reference(
     ranked = sorted((distance(own, _likeness_of(folder, name), beard_weight), name) for name in near)
     chosen: list[Portrait] = []
     for unlike, name in ranked:
-        if unlike > max_distance:
+        if unlike > (max_distance if chosen else max(max_distance, farthest)):
             break
         candidate = reference_portrait(folder, name)
         thumbnails_apart = float(np.sqrt(np.square(own.thumbnail - _likeness_of(folder, name).thumbnail).mean()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,23 @@ def test_references_near_in_pose_and_tone_rank_first(portrait):
     )
     assert near < dim
     assert near < aside
+
+
+def test_where_no_reference_is_near_the_nearest_alone_may_be_farther(portrait, folder):
+    draw = partial(references.draw_reference, portrait, folder, usable=lambda candidate: True)
+    nearest = draw(seed=0, max_distance=0.0, farthest=np.inf)
+    assert nearest is not None
+    own = references.likeness(portrait)
+    apart = {name: references.distance(own, references._likeness_of(folder, name)) for name in ranked(folder, portrait)}
+    assert apart[nearest.name] == min(apart.values())
+    assert all(draw(seed=seed, max_distance=0.0, farthest=np.inf) is nearest for seed in range(8))
+    assert draw(seed=0, max_distance=0.0) is None
+
+
+def ranked(folder, portrait):
+    """Who may be drawn for the portrait: neither itself nor its picture under another name."""
+    alone = (references.draw_reference(portrait, folder, seed, lambda candidate: True) for seed in range(40))
+    return {one.name for one in alone if one is not None}
 
 
 def test_reference_of_a_pair_can_be_told(portrait, folder):
