@@ -34,8 +34,7 @@ _Size = Annotated[int, Field(gt=0, le=4096)]
 class EncoderConfig:
     """num_ws, w_dim, maps (sides of the noise maps, the last of the image's): of the generator.
 
-    width: channels at half of the input's side; deep: below; passes, noise, from_first_row, latent_passes: see
-    EncoderTraining.
+    width: channels at half of the input's side; deep: below; passes, noise, from_first_row: see EncoderTraining.
     """
 
     num_ws: _Size
@@ -46,13 +45,8 @@ class EncoderConfig:
     passes: Annotated[int, Field(gt=0, le=20)] = 1
     noise: bool = False
     from_first_row: bool = False
-    latent_passes: Annotated[int, Field(ge=0, lt=20)] = 0
 
     def __post_init__(self) -> None:
-        if self.latent_passes and not (self.noise and self.latent_passes < self.passes):
-            raise ValueError(
-                f"latent_passes {self.latent_passes}: of {self.passes} passes, none is left for noise maps"
-            )
         if self.maps[-1] < 8 or self.maps[-1] & (self.maps[-1] - 1):
             raise ValueError(f"{self.maps[-1]} px is no side of a generator")
 
@@ -61,8 +55,7 @@ class EncoderConfig:
         """The configuration for a generator that these settings ask for."""
         maps = tuple(level.shape[-1] for level in generator.noise_maps())
         sizes = generator.num_ws, generator.config.w_dim, maps, training.width, training.deep
-        kinds = training.passes, training.noise, training.from_first_row, training.latent_passes
-        return EncoderConfig(*sizes, *kinds)
+        return EncoderConfig(*sizes, training.passes, training.noise, training.from_first_row)
 
     @property
     def input_px(self) -> int:
@@ -138,28 +131,23 @@ class Encoder(nn.Module):
         render: torch.Tensor,
         u: torch.Tensor,
         noise: Sequence[torch.Tensor],
-        index: int,
         precision: str = "auto",
         free_rows: int | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The next u [N,L,C] and noise maps [N,1,r,r], of zero mean and unit variance where they are predicted, after
-        those that `render` was made of; photo and render [N,3,H,W] in [-1,1]. index: of the pass. precision: of the
-        convolutions. free_rows: how many rows have offsets of their own, with from_first_row; None: all."""
-        latents_alone = index < self.config.latent_passes
+        those that `render` was made of; photo and render [N,3,H,W] in [-1,1]. precision: of the convolutions.
+        free_rows: how many rows have offsets of their own, with from_first_row; None: all."""
         with in_precision(precision, photo.device):
             levels = self._levels(photo, render, noise)
-            if not latents_alone:
-                changes = self._noise_changes(levels)
-                noise = [standardised(level + changes[i]) if i in changes else level for i, level in enumerate(noise)]
-            if self.config.latent_passes and not latents_alone:
-                return u, list(noise)
+            changes = self._noise_changes(levels)
             rows = torch.cat([head(levels[int(level)]) for level, head in self.styles.items()], 1)
+        maps = [standardised(level + changes[i]) if i in changes else level for i, level in enumerate(noise)]
         if self.config.from_first_row:
             own = torch.arange(rows.shape[1], device=rows.device).view(1, -1, 1)
             offsets = rows * ((own > 0) & (own <= (rows.shape[1] if free_rows is None else free_rows)))
             rows = rows[:, :1] + offsets
         # Coordinates along the directions of W: small steps along those that the render answers to most.
-        return u + (rows * self.scale) @ self.basis.T, list(noise)
+        return u + (rows * self.scale) @ self.basis.T, maps
 
     def _levels(
         self, photo: torch.Tensor, render: torch.Tensor, noise: Sequence[torch.Tensor]
@@ -244,18 +232,12 @@ def standardised(noise: torch.Tensor) -> torch.Tensor:
 
 
 def empty_start(encoder: Encoder, generator: Generator, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Where the passes begin: the mean latent [N,L,C] and the generator's own noise maps [N,1,r,r]."""
+    """Where the passes begin: the mean latent [N,L,C] and, where noise maps are predicted, none."""
     config = encoder.config
     u = torch.zeros(count, config.num_ws, config.w_dim, device=generator.mapping.w_avg.device)
-    return u, [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()]
-
-
-def before_pass(encoder: Encoder, index: int, noise: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The noise maps that a pass begins with, after those of the last one: the first that predicts them finds none."""
-    config = encoder.config
-    if not config.noise or index != config.latent_passes:
-        return noise
-    return [torch.zeros_like(level) if config.predicted(level.shape[-1]) else level for level in noise]
+    predicted = [bool(config.predicted(side)) for side in config.maps]
+    maps = [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()]
+    return u, [torch.zeros_like(level) if own else level for level, own in zip(maps, predicted, strict=True)]
 
 
 def encoded(
@@ -263,10 +245,9 @@ def encoded(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """u [N,L,C] and noise maps [N,1,r,r] for photos [N,3,H,W] of the generator's size, with gradients."""
     u, noise = empty_start(encoder, generator, len(photo))
-    for index in range(encoder.config.passes):
-        noise = before_pass(encoder, index, noise)
+    for _ in range(encoder.config.passes):
         render = synthesise(generator, prior.unwhiten(u), noise, precision)
-        u, noise = encoder(photo, render, u, noise, index, precision)
+        u, noise = encoder(photo, render, u, noise, precision)
     return u, noise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from stylepairs.datagen.reconstruction.settings import Rate, Steps, Weight
 
@@ -20,9 +20,6 @@ class EncoderTraining(BaseModel):
     learning_rate: Rate = 1e-3
     passes: int = Field(default=1, ge=1, le=20, description="several: ReStyle's, each beside the last one's render")
     noise: bool = Field(default=False, description="predict noise maps too")
-    latent_passes: int = Field(
-        default=0, ge=0, description="with noise: the first passes, for latents alone; the others find noise maps alone"
-    )
     from_first_row: bool = Field(default=False, description="e4e: rows of W+ are the first one and offsets from it")
     width: int = Field(default=32, ge=4, le=4096, description="channels at half of the image's side")
     deep: int = Field(default=48, ge=4, le=4096, description="channels below")
@@ -37,20 +34,11 @@ class EncoderTraining(BaseModel):
     seed: int = 0
     checkpoint_every: int = Field(default=200, ge=1)
 
-    @model_validator(mode="after")
-    def _some_passes_find_noise(self) -> EncoderTraining:
-        if self.latent_passes and not (self.noise and self.latent_passes < self.passes):
-            raise ValueError(
-                f"latent_passes {self.latent_passes} of {self.passes} passes leave none for noise maps; set it to 0, or"
-                " noise to true and passes higher"
-            )
-        return self
-
 
 _E4E = {"from_first_row": True, "row_weight": 0.0, "offset_weight": 2e-4, "critic_weight": 0.1}
 # pSp: Richardson et al. 2021; e4e: Tov et al. 2021; ReStyle: Alaluf et al. 2021; start: what stage 0 begins with.
 METHODS: dict[str, dict[str, Any]] = {
-    "start": {"passes": 4, "noise": True, "latent_passes": 2},
+    "start": {"passes": 3, "noise": True},
     "psp": {},
     "e4e": _E4E,
     "restyle-psp": {"passes": 5},

@@ -23,7 +23,7 @@ from stylepairs.datagen.encoders.critic import (
 )
 from stylepairs.datagen.encoders.curvature import fit_curvature
 from stylepairs.datagen.encoders.files import encoder_digest, load_encoder, save_encoder
-from stylepairs.datagen.encoders.network import Encoder, EncoderConfig, before_pass, empty_start
+from stylepairs.datagen.encoders.network import Encoder, EncoderConfig, empty_start
 from stylepairs.datagen.encoders.photos import draw_samples, load_photos, photos_digest, varied
 from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.encoders.settings import EncoderTraining
@@ -157,7 +157,7 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
     photo = _photos(teachers, training, draw)
     adam = run.optimizers["adam"]
     adam.zero_grad()
-    loss, u = _accumulate(run, teachers, training, photo, step)
+    loss, u = _accumulate(run, teachers, training, photo, free_rows(step / training.steps, run.encoder.config.num_ws))
     _reduce_gradients(run.encoder)
     torch.nn.utils.clip_grad_norm_(run.encoder.parameters(), 1.0)
     adam.step()
@@ -167,26 +167,22 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
 
 
 def _accumulate(
-    run: Run, teachers: Teachers, training: EncoderTraining, photo: torch.Tensor, step: int
+    run: Run, teachers: Teachers, training: EncoderTraining, photo: torch.Tensor, free: int
 ) -> tuple[float, torch.Tensor]:
     """Add the gradients of each pass, each by itself, to the encoder's; their mean loss, and the last latents."""
     generator, perceptual, prior, encoder = teachers.generator, teachers.perceptual, teachers.prior, run.encoder
-    free = free_rows(step / training.steps, encoder.config.num_ws)
     with torch.no_grad():
         wanted = perceptual.guiding(photo)
         person = None if teachers.identity is None else teachers.identity(identity_crop(photo))
         u, noise = empty_start(encoder, generator, len(photo))
+        render = synthesise(generator, prior.unwhiten(u), noise, "auto")
     objective = InversionSettings.model_validate(
         {"prior_weight": training.prior_weight, "row_weight": training.row_weight}
         | ({} if training.noise else {"noise_learning_rate": 0.0})
     )
-    total, render = 0.0, None
-    for index in range(encoder.config.passes):
-        begun = before_pass(encoder, index, noise)
-        if render is None or begun is not noise:  # else the last pass's render will do
-            with torch.no_grad():
-                render = synthesise(generator, prior.unwhiten(u), begun, "auto")
-        u, noise = encoder(photo, render, u, begun, index, free_rows=free)
+    total = 0.0
+    for _ in range(encoder.config.passes):
+        u, noise = encoder(photo, render, u, noise, free_rows=free)
         render = synthesise(generator, prior.unwhiten(u), noise, "auto")
         loss = inversion_loss(perceptual, render, photo, wanted, u, noise, objective)
         if training.noise:
