@@ -96,7 +96,8 @@ def refine(
     if unknown or not region:
         raise InputError(f"{name}: has no region{f' {unknown[0]!r}' if unknown else ''}; name classes with --region")
     prior, perceptual = WPrior.fit(generator), load_perceptual("auto")
-    tools = Diffusion(generator, scorer.reader, perceptual, prior, ReconstructionSettings.model_validate({}))
+    still = ReconstructionSettings.model_validate({"noise_learning_rate": 0.0})  # the boundary is one of latents alone
+    tools = Diffusion(generator, scorer.reader, perceptual, prior, still)
     chosen = torch.randperm(len(w), generator=torch.Generator().manual_seed(_PAIRS_SEED))[:pairs]
     ws = w[chosen, None].expand(-1, generator.num_ws, -1)
     info = coarse.info.model_copy(update={"method": "coarse_to_fine", "figures": {"pairs": float(pairs)}})

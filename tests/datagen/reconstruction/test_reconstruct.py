@@ -13,6 +13,7 @@ from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Problem, Reconstruction, reconstruct
+from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, ReconstructionSettings
 
 SIDE = 32
@@ -95,17 +96,21 @@ def test_a_near_start_takes_few_steps_unless_told_otherwise():
     )
 
 
+@pytest.mark.parametrize("noise_rate", [0.0, 0.02])
 def test_reconstruction_meets_the_sketch_inside_and_keeps_the_photo_outside(
-    generator, perceptual, portraits, inversions, prior
+    generator, perceptual, portraits, inversions, prior, noise_rate
 ):
     sketches = [paint_top(portrait) for portrait in portraits]
-    found = reconstruct(Problem(generator, perceptual, prior, portraits, inversions, sketches, STAGE1))
+    settings = STAGE1.model_copy(update={"noise_learning_rate": noise_rate})
+    found = reconstruct(Problem(generator, perceptual, prior, portraits, inversions, sketches, settings))
     for sketch, inversion, made in zip(sketches, inversions, found, strict=True):
         inside = sketch.edit_mask.bool().expand(3, -1, -1)
         wanted = sketch.image[inside].mean()
         assert (made.generated_after[inside].mean() - wanted).abs() < (inversion.image[inside].mean() - wanted).abs()
         assert made.figures["keep_error"] < 1.5 * made.figures["keep_tolerance"]
-        assert torch.equal(made.generated_before, inversion.image)
+        assert torch.equal(made.generated_before, inversion.image) is (noise_rate == 0)
+        both = render(generator, [made.ws_before, made.ws_after], [made.noise] * 2, settings.batch)
+        assert all(map(torch.equal, both, (made.generated_before, made.generated_after)))  # the halves share the maps
 
 
 def test_an_edit_that_leaves_nothing_to_keep_stays_finite(generator, perceptual, portraits, inversions, prior):
