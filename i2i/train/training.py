@@ -93,8 +93,8 @@ def train(
         style_channels(settings.style, kinds),
         teacher[0] if teacher else None,
         portraits_in_batch(settings) if unpaired else 0,
+        has_refused=bool(refused),
     )
-    run.has_refused = bool(refused)
     accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
     if settings.degradation:
         shape = (run.model.size_px, latent_shape, settings.degradation)
@@ -187,9 +187,10 @@ def build(
     channels: int,
     teacher: checkpoints.Trained | None = None,
     portraits: int = 0,
+    has_refused: bool = True,
 ) -> Run:
     """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs';
-    portraits: how many samples of each batch, its last, have no pair."""
+    portraits: how many samples of each batch, its last, have no pair; has_refused: see Run."""
     accelerator = Accelerator(
         mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -217,7 +218,8 @@ def build(
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
     networks = (model, average, net, discriminator, critic)
     knowing = None if teacher is None else prepare(teacher.to(accelerator.device))
-    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, perceptual, features, knowing, portraits)
+    frozen = perceptual, features, knowing
+    return Run(settings, accelerator, *networks, wrapped, critic_wrapped, *frozen, portraits, has_refused=has_refused)
 
 
 def trained(model: checkpoints.Trained) -> list[nn.Parameter]:

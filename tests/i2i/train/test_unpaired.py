@@ -138,8 +138,13 @@ def test_refusals_are_weighed_by_how_many_a_batch_shows(
     settings: Make, has_refused: bool, portraits: int, expected: float
 ) -> None:
     """Pairs that hold none leave half as many, which were weighed as if they were all."""
-    run = build(settings(batch_size=4, data={"refused_share": 0.2}), "hair_color", 3, portraits=portraits)
-    run.has_refused = has_refused
+    run = build(
+        settings(batch_size=4, data={"refused_share": 0.2}),
+        "hair_color",
+        3,
+        portraits=portraits,
+        has_refused=has_refused,
+    )
     assert refused_in_batch(run) == pytest.approx(expected)
 
 
