@@ -28,8 +28,8 @@ class OptimiserSettings(_Settings):
     warmup_steps: Steps = 10
     learning_rate: Rate = Field(0.05, description="per step, in standard deviations of the latent")
     noise_learning_rate: Weight = Field(0.02, description="0 freezes the noise maps")
-    momentum: Decay = Field(0.9, description="Adam's first decay; lower forgets sooner")
-    second_momentum: Decay = Field(0.99, description="Adam's second decay, likewise")
+    momentum: Decay = Field(default=0.9, description="Adam's first decay; lower forgets sooner")
+    second_momentum: Decay = Field(default=0.99, description="Adam's second decay, likewise")
     batch: int = Field(
         4, ge=1, le=4096, description="portraits at a time; fixed, so that results do not depend on how many there are"
     )
@@ -90,6 +90,7 @@ NEAR = {
     "learning_rate": 0.02,
     "noise_learning_rate": 0.1,
     "momentum": 0.7,
+    "second_momentum": 0.99,
 }
 
 
