@@ -174,7 +174,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         if float(rest.sum()) > _FEWEST_PX
         else 1.0,
         "overspill": float((gained * beside).sum() / wanted_full.sum().clamp_min(1)),
-        "texture": _texture(portrait, face, seen, params, wanted, palette, made),
+        "texture": _texture(portrait, face, seen, made, fringe, wanted, palette),
         "color_delta_e": float(delta_e_2000(sketched, obtained)),
         "gaps": gaps,
         "length_spread": length_spread,
@@ -326,19 +326,19 @@ def _texture(
     portrait: Portrait,
     face: Forehead,
     seen: AnalysedPair,
-    params: Params,
+    made: Sketch,
+    fringe: Fringe | None,
     wanted: torch.Tensor,
     palette: HairPalette,
-    made: Sketch,
 ) -> float:
+    """The figure `texture`; fringe: None where one is taken away."""
     core = (wanted > 0.6).float()
     inner = dilate(core, -_STRAND_ROOM).round()
     if float(inner.mean()) < _ROOM_NEEDED:
         return 1.0
     light = srgb_to_lab(seen.after.image)[:1]
-    if params.style == "none":
+    if fringe is None:
         return contrast_likeness(light, core, sure_skin(portrait, face, wanted))
-    fringe = _fringe(portrait, face, params, params.intensity)
 
     def likeness(light: torch.Tensor) -> float:
         # Where it is narrow, the inside alone is too little, and all of it has too much of an edge.
