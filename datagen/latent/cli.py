@@ -163,11 +163,9 @@ def edit(
     from stylepairs.datagen.shell.errors import InputError
 
     try:
-        steps = [float(part) for part in strengths.split(",")]
+        steps = _finite(strengths, ",")
     except ValueError:
-        steps = []
-    if not steps or not all(map(math.isfinite, steps)):
-        raise InputError(f"--strengths {strengths}: must be finite numbers with commas between")
+        raise InputError(f"--strengths {strengths}: must be finite numbers with commas between") from None
     network, digest = _generator(generator)
     found = load_edit(direction, network, digest, attribute)
     people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
@@ -209,7 +207,7 @@ def animate(
         place, _, ends = text.rpartition("=")
         name, _, attribute = place.partition("#")
         try:
-            low, high = (float(end) for end in ends.split(":"))
+            low, high = _finite(ends, ":")
         except ValueError:
             raise InputError(f"{text}: must be FILE=LOW:HIGH, for example smile.safetensors=-1:2") from None
         delay = index / len(edits) if in_turn else 0.0
@@ -333,6 +331,14 @@ def optimise(
 def _names(text: str) -> tuple[str, ...]:
     """What stands between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _finite(text: str, between: str) -> list[float]:
+    """The numbers of a text. Raises ValueError where one is none, or not finite."""
+    numbers = [float(part) for part in text.split(between)]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text}: not finite")
+    return numbers
 
 
 def _generator(source: str) -> tuple[Generator, str]:

@@ -57,6 +57,7 @@ def test_attributes_are_listed_with_what_they_measure():
         (("edit", "none.npy", "--out", "x.png"), r"none.npy: cannot be read as a direction"),
         (("edit", "none.npy", "--out", "x.png", "--strengths", "0,nan"), "--strengths 0,nan: must be finite numbers"),
         (("animate", "none.npy=1", "--out", "x.gif"), "must be FILE=LOW:HIGH"),
+        (("animate", "none.npy=nan:1", "--out", "x.gif"), "must be FILE=LOW:HIGH"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message):
