@@ -288,7 +288,7 @@ def test_references_lie_in_the_package_with_their_licence_and_are_small():
     assert {path.stem for path in folder.glob("*/*")} == set(names)
     assert "MIT License" in (folder / "LICENSE").read_text()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert size < 1.5e6
+    assert size < 3e6
     portrait = references.named_reference(f"bundled/{names[0]}")
     assert portrait is references.reference_portrait(references.BUNDLED, names[0])
     assert facial_features.can_give(portrait, ("mouth",))
