@@ -1,5 +1,5 @@
 """How good a generator is: kernel distance (KID, Binkowski et al. 2018) of its samples to held-out portraits, and how
-well it brings those back.
+well it brings those back: by stage 0 of a build, and with the generator's own noise maps left as they are.
 
     python recipes/generator/figures.py WEIGHTS... --portraits DIR...
 
@@ -11,6 +11,7 @@ no loss sees.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,20 +19,18 @@ import torch
 from data import Portraits
 from PIL import Image
 
-from stylepairs.datagen.images.filters import psnr
-from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual, perceptual_distance
+from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
-from stylepairs.datagen.reconstruction.objective import pyramid_l1
-from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.reconstruction.inversion import invert
+from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512
 BROUGHT_BACK = 12  # portraits, evenly over a folder
-STEPS, RATE, NOISE_RATE = 150, 0.1, 0.1  # rates in deviations of the latent, of the noise
-WARM_STEPS, DECAY_SHARE = 10, 0.4
-PRIOR_WEIGHT = 0.001
+HOW = {"W+ and noise": InversionSettings(), "W+ alone": InversionSettings(noise_learning_rate=0.0)}
 
 Pooled = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     folders = [f"{folder.parent.name}/{folder.name}" for folder in args.portraits]
     figures = [f"kernel distance {name}: features, landmarks" for name in ("all", *folders)]
-    figures += [f"{name}: {how}" for name in folders for how in ("W+ and noise", "W+ alone")]
+    figures += [f"{name}: {how}" for name in folders for how in HOW]
     print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
     for path in args.weights:
         generator = load_generator(path).eval().requires_grad_(False)
@@ -53,7 +52,7 @@ def main() -> None:
         cells = [f"{a:.0f}, {b:.0f}" for a, b in zip(*[iter(distances.values())] * 2, strict=True)]
         for images in sets.values() if args.count else []:
             chosen = images[torch.linspace(0, len(images) - 1, args.count).long()]
-            cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, noise)) for noise in (True, False)]
+            cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, how)) for how in HOW.values()]
         print(f"| {path.parent.name}/{path.stem} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -145,46 +144,18 @@ def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
 
-def bring_back(generator: Generator, images: torch.Tensor, with_noise: bool) -> tuple[float, float]:
-    """Mean PSNR in dB and perceptual distance of portraits uint8 [M,3,R,R] found again by 150 steps of Adam on W+ from
-    the mean latent, and on noise maps too (`with_noise`; else rendered without any noise)."""
-    perceptual, prior = load_perceptual(), WPrior.fit(generator)
-    rows = [_found(generator, perceptual, prior, part, with_noise) for part in torch.split(images, 6)]
-    decibel, distance = torch.cat(rows, 1).mean(1)
-    return float(decibel), float(distance)
+def bring_back(generator: Generator, images: torch.Tensor, settings: InversionSettings) -> tuple[float, float]:
+    """Mean PSNR in dB and perceptual distance of portraits uint8 [M,3,R,R] after stage 0 of a build."""
+    perceptual = load_perceptual()
+    figures = [one.figures for one in invert(generator, perceptual, [_bare(image) for image in images], settings)]
+    decibel, distance = ([found[name] for found in figures] for name in ("psnr", f"perceptual_{perceptual.name}"))
+    return statistics.mean(decibel), statistics.mean(distance)
 
 
-def _found(
-    generator: Generator, perceptual: Perceptual, prior: WPrior, images: torch.Tensor, with_noise: bool
-) -> torch.Tensor:
-    """[2,M]: dB and perceptual distance of each."""
-    target = images.float() / 127.5 - 1
-    n, everywhere = len(target), torch.ones_like(target[:, :1])
-    u = torch.zeros(n, generator.num_ws, generator.config.w_dim, requires_grad=True)
-    start = [level.repeat(n, 1, 1, 1) if with_noise else level * 0 for level in generator.noise_maps()]
-    noise = [level.requires_grad_(with_noise) for level in start]
-    groups = [{"params": [u], "lr": RATE}, *([{"params": noise, "lr": NOISE_RATE}] if with_noise else [])]
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
-    wanted = perceptual.features(target)
-    for _ in range(STEPS):
-        image = generator.synthesis(prior.unwhiten(u), noise=noise)
-        loss = pyramid_l1(image, target, everywhere) + perceptual_distance(perceptual.features(image), wanted)
-        loss = loss + PRIOR_WEIGHT * u.square().mean((1, 2))
-        optimizer.zero_grad()
-        torch.autograd.backward(loss.sum())
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        image = generator.synthesis(prior.unwhiten(u), noise=noise).clamp(-1, 1)
-        distance = perceptual_distance(perceptual.features(image), wanted)
-    return torch.stack([psnr(image, target, everywhere), distance])
-
-
-def _rate(step: int) -> float:
-    """Share of the full rate: up over the first steps, down to nothing over the last."""
-    down = min(1.0, (STEPS - step) / (STEPS * DECAY_SHARE))
-    return min(1.0, (step + 1) / WARM_STEPS) * down
+def _bare(image: torch.Tensor) -> Portrait:
+    """A portrait of which stage 0 reads the image [3,R,R] alone."""
+    nowhere = torch.zeros(image.shape[-2:])
+    return Portrait("", image.float() / 127.5 - 1, nowhere.byte(), nowhere[None], torch.zeros(68, 2), "")
 
 
 if __name__ == "__main__":
