@@ -238,17 +238,18 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         return self.pair_sample(asked) | {"photo": photo, "target": photo} | nothing
 
     def unpaired_sample(self, index: int, refused_share: float, rng: np.random.Generator) -> Sample:
-        """A portrait without a pair, asked for what some pair was: its mask is where the feature's sketch would edit,
-        its target stays the photo. It is this portrait, or one drawn in its place, so that as good as refused_share
+        """A portrait without a pair, asked for what some pair was, as far as it has room for it: its mask is where the
+        feature's sketch would edit, its target stays the photo. It is this portrait, or one drawn in its place, so that as good as refused_share
         are refused by the sketch."""
         assert self.unpaired is not None
         feature, wants_refusal = self.unpaired.feature, rng.random() < refused_share
         for _ in range(PORTRAIT_DRAWS):
             record = self.records[int(rng.integers(len(self.records)))]
             portrait = self.unpaired.files[index].load().resized(self.size_px)
+            params = validate_params(feature.Params, record.params, f"{self.pairs}")
             try:
-                sketch = feature.sketch(portrait, validate_params(feature.Params, record.params, f"{self.pairs}"))
-                mask = region_mask(sketch.edit_mask)
+                params = feature.settled(portrait, params)
+                mask = region_mask(feature.sketch(portrait, params).edit_mask)
             except SketchRefused:
                 mask = None
             if (mask is None) == wants_refusal:
@@ -256,7 +257,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             index = int(rng.integers(len(self.unpaired.files)))
         if mask is None:
             return self._refusal(portrait.image, record)
-        style = style_in_light(self.style, style_of(self.style, record.params, self.kinds), light_of(portrait))
+        style = style_of(self.style, params.model_dump(mode="json"), self.kinds)
+        style = style_in_light(self.style, style, light_of(portrait))
         sample = _sample(portrait.image, portrait.image, mask, record.degree, style)
         return sample | {"ws": torch.zeros(self.latent_shape)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_mask_is_where_the_sketch_would_edit_and_the_photo_its_own_target(pairs:
         assert len(shown) == 1  # bald: another in its place, as refused_share is 0
         wanted = region_mask(hair_color.sketch(shown[0], hair_color.Params()).edit_mask)
         torch.testing.assert_close(sample["mask"], wanted, rtol=0, atol=1 / 255)
+
+
+def test_a_portrait_is_asked_for_what_it_has_room_for(pairs: Path, portraits: Path) -> None:
+    data = dataset(pairs, portraits)
+    assert data.unpaired is not None
+    usual = data[0, len(data)]["style"]
+    less = replace(data.unpaired.feature, settled=lambda _, params: params.model_copy(update={"color": "#102030"}))
+    data.unpaired = replace(data.unpaired, feature=less)
+    told = data[0, len(data)]["style"]
+    assert not torch.allclose(told, usual)
+    assert told.shape == usual.shape
 
 
 def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portraits: Path) -> None:
