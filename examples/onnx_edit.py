@@ -21,6 +21,7 @@ import onnxruntime
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 MIN_SCORE, SURE = 0.5, 0.5  # of faces; of there being anything to edit on one
+FADES_BELOW = 0.1  # a degree: to the network it is one hint among others, and none has to be nothing
 # Of the crop's side: how far an edit fades out before the border, how far it is carried on beyond it, by Gaussians.
 FADE, MARGIN, REACHES = 0.06, 0.3, (0.05, 0.15, 0.45)
 XMP = (
@@ -94,7 +95,7 @@ class OnnxEditor:
         if len(style):
             inputs["style"] = (in_light(style, small) if self.editor.about["style"] == "color" else style)[None]
         _, mask, gain, bias, confidence = self.editor(**inputs)
-        mask = mask * (confidence[0] >= SURE)
+        mask = mask * (confidence[0] >= SURE) * min(1.0, degree / FADES_BELOW)
         return np.concatenate([gain[0], bias[0] * 127.5, mask[0]]).transpose(1, 2, 0).copy()
 
 

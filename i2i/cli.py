@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,10 @@ from stylepairs.datagen.shell.command_line import at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import local_place
 from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
+
+if TYPE_CHECKING:
+    from stylepairs.datagen.portraits.folders import PortraitFile
+    from stylepairs.datagen.portraits.portrait import Portrait
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
@@ -286,9 +292,16 @@ def judge_on_portraits(
             name in row for row in rows) else Interval(value, float("nan"), float("nan"))
             for name, value in summary.items()}  # fmt: skip
         judged[run] = Judged(rows, figures | cost, [])
-        entangled[run] = entanglement(editor, (file.load() for file in files), params[0])
+        entangled[run] = entanglement(editor, readable(files), params[0])
     if judged and out is not None:
         write_report(out / "portraits", judged, entangled)
+
+
+def readable(files: Iterable[PortraitFile]) -> Iterator[Portrait]:
+    """The portraits of files that can be read; the others are left out, whoever measured them before has said so."""
+    for file in files:
+        with contextlib.suppress(InputError):
+            yield file.load()
 
 
 def recipe_feature(recipe: str) -> str | None:

@@ -55,17 +55,21 @@ def portrait_figures(
             say(str(damaged))
             continue
         before = portrait.resized(editor.model.size_px)
-        fid.update(before.image[None], real=True)
-        seen_portraits += 1
+        made, why = len(rows), set[str]()
         for chosen, wanted in zip(params, edits, strict=True):
             try:
                 figures, after = edit_figures(editor, before, wanted)
             except SketchRefused as refused:
-                say(str(refused))
-                break
+                why.add(str(refused))
+                continue
             fid.update(after[None], real=False)
             alike = {f"identity_{by.identity.name}": by.identity.likeness(after, before.image)}
             rows.append({"portrait": portrait.name, "params": dict(chosen), **figures, **alike})
+        for reason in sorted(why):
+            say(reason)
+        if len(rows) > made:
+            fid.update(before.image[None], real=True)
+            seen_portraits += 1
     summary, name = medians(rows), f"fid_{by.perceptual.name}"
     if len(rows) > 1 and seen_portraits > 1:
         try:

@@ -20,7 +20,7 @@ from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, lo
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 _AGAIN = "; make it again"
@@ -70,7 +70,7 @@ def load_models(
     starter, start = find_encoder(encoder, network, digest), None
     edit, provenance = None, ""
     if method.startswith(LATENT):
-        edit = load_pair_edit(method.removeprefix(LATENT), network, digest)
+        edit = load_pair_edit(method.removeprefix(LATENT), network, latents_digest(generator, network))
         digests["method"] = f"{edit.name}:{file_digest(edit.path, _AGAIN)}"
         provenance = f"{LATENT}{digests['method']}"
         digests["method_version"] = LATENT_VERSION

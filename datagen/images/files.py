@@ -42,6 +42,7 @@ _EXIF_ORIENTATION = 0x0112
 # its pixels are stored (sizes, strips, colour maps), which is wrong of any other file.
 _DESCRIPTIVE = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, 34665, 34853}
 _DESCRIPTIVE |= set(range(40091, 40096))
+_EXIF_IFD, _EXIF_SIZE = 34665, (40962, 40963)
 MAX_JPEG_EXIF_BYTES = 65_500  # one segment of a JPEG
 MAX_JPEG_XMP_BYTES = 65_500  # the same, less the name that begins it
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -110,7 +111,8 @@ def decode_photo(path: str | Path, decode: Callable[[Image.Image], Photo], max_p
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_known_formats()) as image:
+            # By file, not by name: of a name Pillow maps the pixels of a plain TIFF by its size after turning.
+            with path.open("rb") as file, Image.open(file, formats=_known_formats()) as image:
                 _check_size(path, image.width * image.height, max_pixels, max(image.size))
                 return decode(image)
     except InputError:
@@ -296,6 +298,8 @@ def read_exif(image: Image.Image) -> tuple[int, bytes | None]:
         orientation = stored if isinstance(stored, int) else 1
         for tag in set(exif) - _DESCRIPTIVE:
             del exif[tag]
+        for tag in _EXIF_SIZE:  # as stored, before it was turned upright
+            exif.get_ifd(_EXIF_IFD).pop(tag, None)
         return orientation, exif.tobytes() if len(exif) else None
     except Exception:  # noqa: BLE001 - see above
         return orientation, None

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from stylepairs.datagen.latent.people import Person
     from stylepairs.datagen.stylegan.generator import Generator
 
+
+def _number(value: float | None) -> float | None:
+    """An option's value; `nan` is within any bounds."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no number")
+    return value
+
+
 GeneratorOption = Annotated[str, typer.Option(help="embedded, or a StyleGAN2 checkpoint")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="chooses all that is drawn at random")]
 SamplesOption = Annotated[Path, typer.Option(help="folder that `sample` made")]
@@ -28,7 +36,7 @@ EncoderOption = Annotated[
 TuneOption = Annotated[
     int, typer.Option(min=0, help="steps that tune a generator for each portrait (PTI); published: 350")
 ]
-PeoplePsiOption = Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people")]
+PeoplePsiOption = Annotated[float, typer.Option(min=0, max=1, help="truncation of sampled people", callback=_number)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 latent = typer.Typer(no_args_is_help=True, help="Edit latents: directions, mappers, animations.")
@@ -40,7 +48,9 @@ def sample(
     scores: Annotated[str, typer.Option(help="what to score, with commas: attributes, files, feature.figure")],
     count: Annotated[int, typer.Option(min=1, max=100_000_000, help="samples")] = 5000,
     generator: GeneratorOption = "embedded",
-    psi: Annotated[float, typer.Option(min=0, max=1, help="truncation towards the mean face; 1: none")] = 1.0,
+    psi: Annotated[
+        float, typer.Option(min=0, max=1, help="truncation towards the mean face; 1: none", callback=_number)
+    ] = 1.0,
     seed: SeedOption = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="processes; default: one a processor, on a GPU one")
@@ -80,7 +90,9 @@ def fit(
     layers: Annotated[str, typer.Option(help="rows of W+: all, or as 0-3,6")] = "all",
     component: Annotated[int | None, typer.Option(min=0, help="ganspace, sefa: this one; default: the best")] = None,
     features: Annotated[int | None, typer.Option(min=4, help="ganspace: of the block of this side; default: W")] = None,
-    overlap: Annotated[float, typer.Option(min=0, max=1, help="stylespace: least share inside the region")] = 0.5,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="stylespace: least share inside the region", callback=_number)
+    ] = 0.5,
     generator: GeneratorOption = "embedded",
 ) -> None:
     """Find a direction in scored samples; its unit is one standard deviation of the score."""
@@ -98,7 +110,7 @@ def fit(
     rows = parse_layers(layers, network.num_ws)
     conditions = _names(condition)
     wanted = fitting.Wanted(attribute, None if rows is None else tuple(rows), conditions, component, features, overlap)
-    found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples), wanted)
+    found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples, digest), wanted)
     save_direction(out, found)
     figures = "".join(f", {name} {value:.3g}" for name, value in found.info.figures.items())
     print(f"{out}: one unit is {found.info.deviation:.3g} of {attribute}{figures}")
@@ -126,7 +138,7 @@ def train_mapper(
     names = _names(attributes)
     settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=_names(frozen), seed=seed)
     scorer = load_scorer(names)
-    learned_from = load_samples(samples)
+    learned_from = load_samples(samples, digest)
     known = f"generator {digest}, samples {learned_from.digest}, scores {names} by {scorer.digest}"
     state = RunFile(out.with_name(f".{out.name}.state"), known)
     advice = "run the same command again to go on from the last checkpoint"
@@ -233,7 +245,7 @@ def refine(
     region: Annotated[
         str, typer.Option(help="classes of the label map that may change; default: the attribute's")
     ] = "",
-    strength: Annotated[float, typer.Option(help="of the coarse edit, in its units")] = -2.0,
+    strength: Annotated[float, typer.Option(help="of the coarse edit, in its units", callback=_number)] = -2.0,
     pairs: Annotated[int, typer.Option(min=8, help="sampled faces that are edited")] = 64,
     generator: GeneratorOption = "embedded",
 ) -> None:
@@ -247,7 +259,7 @@ def refine(
     classes = _names(region)
     with progress(pairs, "pairs") as shown:
         found = fit_fine(
-            network, load_samples(samples), direction, strength, pairs, classes,
+            network, load_samples(samples, digest), direction, strength, pairs, classes,
             lambda done, total: shown.reach(pairs * done / total),
         )  # fmt: skip
     save_direction(out, found)
@@ -293,8 +305,10 @@ def optimise(
     attribute: Annotated[str, typer.Argument(help="the score to change, one with gradients")],
     samples: Annotated[Path, typer.Option(help="folder that `sample` made: tells the score's deviation")],
     out: Annotated[Path, typer.Option(help="the picture to write: before and after, people below each other")],
-    strength: Annotated[float, typer.Option(help="change of the score, in deviations")] = 1.5,
-    size: Annotated[float | None, typer.Option(min=0.1, max=10, help="grow (1.3) or shrink (0.7) the region")] = None,
+    strength: Annotated[float, typer.Option(help="change of the score, in deviations", callback=_number)] = 1.5,
+    size: Annotated[
+        float | None, typer.Option(min=0.1, max=10, help="grow (1.3) or shrink (0.7) the region", callback=_number)
+    ] = None,
     keep_shape: Annotated[bool, typer.Option("--keep-shape", help="hold the region's outline")] = False,
     steps: Annotated[int, typer.Option(min=4, help="steps a person")] = 200,
     count: Annotated[int, typer.Option(min=1, max=100, help="people")] = 4,
@@ -315,7 +329,7 @@ def optimise(
     from stylepairs.datagen.reconstruction.settings import OptimiserSettings
 
     network, digest = _generator(generator)
-    deviation = float(spread(load_samples(samples), [attribute])[0])
+    deviation = float(spread(load_samples(samples, digest), [attribute])[0])
     people = _people(network, digest, portraits, count, psi, seed)
     settings = OptimiserSettings.model_validate({"steps": steps - 1, "decay_steps": 1})
     wanted = mask_face_gan.Wanted(strength, size, keep_shape)
@@ -343,8 +357,7 @@ def _finite(text: str, between: str) -> list[float]:
 
 def _generator(source: str) -> tuple[Generator, str]:
     """The generator and the digest of the one whose latents it takes: its own, or that which it was adapted from."""
-    from stylepairs.datagen.latent.methods.adapted_generators import latents_digest
-    from stylepairs.datagen.stylegan.checkpoints import load_generator
+    from stylepairs.datagen.stylegan.checkpoints import latents_digest, load_generator
 
     network = load_generator(source)
     return network, latents_digest(source, network)

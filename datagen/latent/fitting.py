@@ -55,11 +55,9 @@ class Wanted:
 def fit(method: Method, generator: Generator, digest: str, samples: Samples, wanted: Wanted) -> Direction:
     """The direction of the method for the wanted attribute, its unit one deviation of the score over the samples.
 
-    generator: on the CPU, of the samples. Raises InputError: samples of another generator, unknown scores, a score that
-    the direction does not move.
+    generator: on the CPU, of the samples; digest: of whose latents they are. Raises InputError: unknown scores, a score
+    that does not vary or that the direction does not move.
     """
-    if samples.generator_digest != digest:
-        raise InputError("the samples are of another generator; name that one with --generator")
     w, score = samples.scored(wanted.attribute)
     scorer = load_scorer([wanted.attribute])
     ws = w[:CHANNEL_SAMPLES, None].expand(-1, generator.num_ws, -1)

@@ -24,6 +24,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 STRIPS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 ANIMATIONS = (".gif", ".webp", ".mp4")
 MAX_FRAMES = 3000
+GIF_TICKS = 100  # a second: its frames last whole ones, and browsers slow down those of a single one
 MAX_PIXELS = 400_000_000  # of all frames of a GIF or WebP, which are in memory together; an MP4 is written as it comes
 _BATCH = 8
 
@@ -72,7 +73,9 @@ def frames(
 
 
 def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames uint8 [H,W,3] as a loop: .gif, .webp or .mp4. Raises InputError."""
+    """Write frames uint8 [H,W,3] as a loop: .gif (of 50 a second at most), .webp or .mp4. Raises InputError."""
+    if path.suffix.lower() == ".gif" and fps > GIF_TICKS / 2:
+        raise InputError(f"{path}: a .gif shows {GIF_TICKS // 2} frames a second at most; write a .webp or .mp4")
     if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path}: must end in {', '.join(ANIMATIONS)}")
     make_folder(path.parent)
@@ -85,7 +88,10 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
         if len(kept) * picture.shape[0] * picture.shape[1] > MAX_PIXELS:
             raise InputError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels of frames; write an .mp4, or less")
     first, *others = kept
-    options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    tick = 1000 // GIF_TICKS if path.suffix.lower() == ".gif" else 1
+    ends = [round(1000 / tick * number / fps) * tick for number in range(len(kept) + 1)]
+    times = [end - begin for begin, end in itertools.pairwise(ends)]
+    options = {"save_all": True, "append_images": others, "duration": times, "loop": 0}
     kind = path.suffix[1:].upper()
     options |= {"quality": 85} if kind == "WEBP" else {}
     replace_file(path, lambda file: first.save(file, format=kind, **options))

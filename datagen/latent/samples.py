@@ -25,7 +25,7 @@ from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.shell.workers import Report, run_workers
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+from stylepairs.datagen.stylegan.checkpoints import latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ PART_SIZE = 512
 BATCH = 16  # images rendered together; fixed, so that their bits do not depend on how many there are
 SAMPLES_VERSION = 1  # raised whenever the same sampling would give other samples
 MAX_WIDTH = 1 << 14  # entries of a latent
+LEAST_SPREAD = 1e-6  # standard deviation of a score that says anything
 _W = "w"
 
 
@@ -75,13 +76,17 @@ class Samples:
         return digest.hexdigest()
 
     def scored(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents [M,C] and scores [M] of the samples that have this score. Raises InputError where it is unknown."""
+        """Latents [M,C] and scores [M] of the samples that have this score. Raises InputError where it is unknown or
+        does not vary."""
         if name not in self.scores:
             raise InputError(
                 f"score {name!r}: the samples have none{nearest(name, self.scores, ', '.join(self.scores))}"
             )
         known = self.scores[name].isfinite()
-        return self.w[known], self.scores[name][known]
+        w, score = self.w[known], self.scores[name][known]
+        if not float(score.std()) > LEAST_SPREAD:
+            raise InputError(f"{name}: does not vary over the samples; sample with a larger --psi, or more of them")
+        return w, score
 
 
 def sample(sampling: Sampling, out: Path, workers: int = 1, on_part: Callable[[int], None] = lambda rows: None) -> None:
@@ -97,8 +102,9 @@ def sample(sampling: Sampling, out: Path, workers: int = 1, on_part: Callable[[i
         run_workers(functools.partial(_prepare, sampling, out), missing, workers, on_part)
 
 
-def load_samples(folder: Path) -> Samples:
-    """All samples of a folder that are faces. Raises InputError for damaged parts and parts of different samplings."""
+def load_samples(folder: Path, digest: str | None = None) -> Samples:
+    """All samples of a folder that are faces. Raises InputError for damaged parts and parts of different samplings, and
+    where they are of another generator than that of `digest` (see `latents_digest`)."""
     import numpy as np
 
     paths = sorted(folder.glob("samples-*.parquet"))
@@ -107,6 +113,8 @@ def load_samples(folder: Path) -> Samples:
     tables, identities = zip(*(_read(path) for path in paths), strict=True)
     if any(identity != identities[0] for identity in identities[1:]):
         raise InputError(f"{folder}: its parts are of different samplings; sample into another folder")
+    if digest not in (None, identities[0]["generator_digest"]):
+        raise InputError(f"{folder}: these samples are of another generator; name that one with --generator")
     columns = {
         name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].column_names[1:]
     }
@@ -122,7 +130,7 @@ def _prepare(sampling: Sampling, out: Path, report: Report) -> Callable[[int], N
 
     fix_settings()
     generator = load_generator(sampling.generator)
-    digest = generator_digest(generator)
+    digest = latents_digest(sampling.generator, generator)
     use_channels_last(generator)
     generator.to(sampling.device)
     scorer = load_scorer(sampling.scores, sampling.device)
@@ -214,7 +222,7 @@ def _is_there(sampling: Sampling, out: Path, part: int) -> bool:
     table, identity = _read(path)
     if identity["seed"] != sampling.seed or identity["scores"] != list(sampling.scores):
         raise InputError(f"{out}: holds samples of other scores or another seed; choose another --out")
-    return bool(len(table) == sampling.rows(part))
+    return bool(len(table) >= sampling.rows(part))  # more, of an earlier and larger count, stay
 
 
 def _name(part: int) -> str:

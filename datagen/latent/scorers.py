@@ -62,10 +62,14 @@ class Scorer:
         """
         seen = self.reader.read(image)
         if torch.is_grad_enabled() and image.requires_grad:
-            for score in self.scores:
-                if not score.differentiable:
-                    raise InputError(f"{score.name}: has no gradient, which this method needs; give it as TorchScript")
+            self.check_gradients()
         return self.of_seen(image, seen)
+
+    def check_gradients(self) -> None:
+        """Raises InputError for a score that has none."""
+        for score in self.scores:
+            if not score.differentiable:
+                raise InputError(f"{score.name}: has no gradient, which this method needs; give it as TorchScript")
 
     def of_seen(self, image: torch.Tensor, seen: SeenFaces) -> torch.Tensor:
         """The same figures [N,K] of what `reader` has seen in the images."""

@@ -157,6 +157,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
 
 
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """What the header of a .safetensors file says beside its tensors. Raises Damaged."""
+    from safetensors import safe_open
+
+    with decoding(), open_regular(path):
+        pass
+    with decoding(), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_torch(path: Path) -> object:
     """What torch.save wrote, on the CPU, read without executing pickled code. Raises Damaged."""
     import torch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -17,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from stylepairs.datagen.shell.decode import Damaged, read_safetensors_metadata
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoint_files import read_content
@@ -28,6 +30,7 @@ from stylepairs.datagen.stylegan.safe_pickle import CheckpointError, printable
 from stylepairs.kernels.upfirdn2d import setup_filter
 
 EMBEDDED = "embedded"
+ADAPTED_FROM = "adapted_from"  # in a file's metadata: the digest of the generator whose latents it takes
 # The mean latent of a checkpoint without one: enough draws for an error of 1 % of W's spread, the same ones every time.
 MEAN_LATENT_SAMPLES = 10_000
 MEAN_LATENT_SEED = 123
@@ -125,6 +128,15 @@ def generator_digest(generator: Generator) -> str:
             digest.update(f"{key} {tuple(value.shape)} ".encode())
             digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def latents_digest(source: str | Path, generator: Generator) -> str:
+    """The digest of the generator whose latents a checkpoint takes: that which it was adapted from, else its own."""
+    try:
+        known = "" if source == EMBEDDED else read_safetensors_metadata(Path(source)).get(ADAPTED_FROM, "")
+    except Damaged:  # of another format
+        known = ""
+    return known if re.fullmatch("[0-9a-f]{64}", known) else generator_digest(generator)
 
 
 @torch.no_grad()

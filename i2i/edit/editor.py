@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 MIN_SCORE = 0.5
 # A face of which the network is less sure is left as it is; 0.5 is what training divides at.
 LEAST_CONFIDENCE = 0.5
+# Below this degree an edit fades out, so that none is nothing: to networks the degree is one hint among others.
+FADES_BELOW = 0.1
 _UNPARSED = torch.zeros(1, CROP_PX, CROP_PX, dtype=torch.uint8)
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
@@ -203,8 +205,10 @@ class Editor:
     def _pass(self, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[Edit]:
         """Faces through the network together: the edit of each, a batch of one."""
         device = next(self.model.parameters()).device
-        edit: Edit = self.model(*(torch.stack(each).to(device) for each in zip(*inputs, strict=True)))
-        edit = edit._replace(output=edit.output.clamp(-1, 1))
+        photo, region, degree, style = (torch.stack(each).to(device) for each in zip(*inputs, strict=True))
+        edit: Edit = self.model(photo, region, degree, style)
+        share = (degree / FADES_BELOW).clamp(max=1)[:, None, None, None]
+        edit = edit._replace(mask=share * edit.mask, output=photo.lerp(edit.output.clamp(-1, 1), share))
         return [type(edit)(*(tensor[index : index + 1] for tensor in edit)) for index in range(len(inputs))]
 
     def placed_faces(

@@ -141,6 +141,8 @@ def _photos(path: Path, out: Path) -> list[tuple[Path, Path]]:
 
     written = Path(os.path.realpath(out))
     files = [file for file in list_photos([path]) if written not in Path(os.path.realpath(file)).parents]
+    if not files:
+        raise InputError(f"{path}: all its files lie in {out}, where edits go; choose another --out")
     return [(file, file.relative_to(path).parent) for file in files]
 
 

@@ -167,7 +167,17 @@ class _Reader:
         self.stream.width, self.stream.height = width, height
         self.stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
         self.stream.codec_context.time_base = self.video.time_base
+        self._show_alike(turned=height != self.video.height)
         self.times: deque[int | None] = deque()
+
+    def _show_alike(self, turned: bool) -> None:
+        """Have the new stream say what the source's does of the shape of its pixels and of its colours."""
+        source, made = self.video.codec_context, self.stream.codec_context
+        for tag in ("colorspace", "color_range", "color_primaries", "color_trc"):
+            setattr(made, tag, getattr(source, tag))
+        shape = self.video.sample_aspect_ratio
+        if shape:
+            made.sample_aspect_ratio = 1 / shape if turned else shape
 
     def frames(self) -> Iterator[np.ndarray]:
         outs = dict(self.sound)
@@ -184,7 +194,10 @@ class _Reader:
     def write(self, pixels: np.ndarray) -> None:
         import av
 
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        said = self.stream.codec_context
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+            format=said.pix_fmt, dst_colorspace=said.colorspace, dst_color_range=said.color_range
+        )
         frame.pts, frame.time_base = self.times.popleft(), self.video.time_base
         self.made.mux(self.stream.encode(frame))
 

@@ -239,8 +239,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def unpaired_sample(self, index: int, refused_share: float, rng: np.random.Generator) -> Sample:
         """A portrait without a pair, asked for what some pair was, as far as it has room for it: its mask is where the
-        feature's sketch would edit, its target stays the photo. It is this portrait, or one drawn in its place, so that as good as refused_share
-        are refused by the sketch."""
+        feature's sketch would edit, its target stays the photo. It is this portrait, or one drawn in its place, so that
+        as good as refused_share are refused by the sketch."""
         assert self.unpaired is not None
         feature, wants_refusal = self.unpaired.feature, rng.random() < refused_share
         for _ in range(PORTRAIT_DRAWS):

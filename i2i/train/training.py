@@ -284,16 +284,15 @@ def without_last(count: int, edit: Edit, batch: Sample) -> tuple[Edit, Sample]:
 
 
 def placing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
-    """The weighted terms that say where an edit belongs, and whether; terms of weight 0 are left out."""
+    """The weighted terms that say where an edit belongs, and whether; of weight 0 the last alone."""
     weights, tight, applies, terms = run.settings.losses, batch["tight"], batch["applies"], {}
     if weights.mask:
         terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, tight, applies)
     if weights.spill:
         terms["spill"] = weights.spill * losses.spill_l1(edit.output, batch["photo"], tight, applies)
-    if weights.confidence:
-        sure = losses.confidence_cross_entropy(edit.confidence_logits, batch["applies"], refused_in_batch(run))
-        terms["confidence"] = weights.confidence * sure
-    return terms
+    # At weight 0, too: processes wait for each other's gradients of every parameter, and the head has no others.
+    sure = losses.confidence_cross_entropy(edit.confidence_logits, batch["applies"], refused_in_batch(run))
+    return terms | {"confidence": weights.confidence * sure}
 
 
 def refused_in_batch(run: Run) -> float:

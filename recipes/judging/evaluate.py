@@ -69,7 +69,7 @@ def pictures(folder: Path) -> dict[str, Path]:
 
 
 def mask_of(path: Path | None, target: torch.Tensor) -> torch.Tensor:
-    return torch.ones_like(target[:1]) if path is None else fitted(to_float(read_image(path))[:1] / 2 + 0.5, target)
+    return torch.ones_like(target[:1]) if path is None else (fitted(to_float(read_image(path))[:1], target) + 1) / 2
 
 
 def fitted(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

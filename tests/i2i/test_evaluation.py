@@ -12,8 +12,9 @@ from helpers.tiny_build import write_portraits
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.i2i import evaluation
-from stylepairs.i2i.edit.editor import Editor
+from stylepairs.i2i.edit.editor import Editor, Wanted
 from stylepairs.i2i.evaluation import frechet_distance, medians, portrait_figures
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -53,6 +54,24 @@ def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     assert summary["color_change"] == pytest.approx(0, abs=1e-3)
     assert "fid_pyramid" in summary
     assert 0.5 < summary["identity_pyramid-pooled"] <= 1.001
+
+
+def test_edits_that_one_portrait_refuses_do_not_cost_it_the_others(model: Glean, monkeypatch) -> None:
+    whole = evaluation.edit_figures
+
+    def refusing(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[evaluation.Row, torch.Tensor]:
+        if wanted.params.model_dump()["color"] == "blond":
+            raise SketchRefused(f"{before.name}: no blond")
+        return whole(editor, before, wanted)
+
+    monkeypatch.setattr(evaluation, "edit_figures", refusing)
+    portraits = [portrait_of("one", 1), portrait_of("two", 2)]
+    for colors in (["blond", "black"], ["black", "blond"]):
+        said: list[str] = []
+        params = [{"color": color} for color in colors]
+        rows, _ = portrait_figures(Editor(model, INFO), portraits, params, load_instruments("pyramid"), said.append)
+        assert [row["params"]["color"] for row in rows] == ["black", "black"]
+        assert said == ["one: no blond", "two: no blond"]
 
 
 def test_frechet_distance_is_zero_between_equal_sets_and_grows_with_noise() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,26 +16,17 @@ from stylepairs.datagen.latent.methods.style_eyes import ClipEyes, TrunkEyes, lo
 from stylepairs.datagen.latent.people import picture_of, sampled_people
 from stylepairs.datagen.portraits.portrait import resized_image
 from stylepairs.datagen.reconstruction.prior import WPrior
-from stylepairs.datagen.shell.decode import Damaged, read_safetensors
 from stylepairs.datagen.shell.durable import file_digest, make_folder
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
-from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.datagen.stylegan.checkpoints import (
+    ADAPTED_FROM,
+    generator_digest,
+    latents_digest,
+    load_generator,
+    save_generator,
+)
 
-ADAPTED_FROM = "adapted_from"
 LEAST_STYLE_PX = 32
-
-
-def latents_digest(source: str, generator: Generator) -> str:
-    """The digest of the generator whose latents a checkpoint takes: that which it was adapted from, else its own."""
-    if source.endswith(".safetensors"):
-        try:
-            known = read_safetensors(Path(source))[1].get(ADAPTED_FROM, "")
-        except Damaged as error:
-            raise InputError(f"{source}: cannot be read ({error})") from None
-        if re.fullmatch("[0-9a-f]{64}", known):
-            return known
-    return generator_digest(generator)
 
 
 def adapt_to_file(

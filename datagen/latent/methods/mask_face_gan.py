@@ -127,7 +127,8 @@ def edit(
     progress: Progress | None = None,
 ) -> list[tuple[Found, torch.Tensor]]:
     """Each person edited by the scorer's one attribute: what was found, and the picture [3,H,W], blended over the
-    person's own outside the regions. deviation: of the score."""
+    person's own outside the regions. deviation: of the score. Raises InputError for a score without gradients."""
+    scorer.check_gradients()
     score = scorer.scores[0]
     classes = [CLASS[name] for name in score.classes]
     own = [level[0, 0] for level in generator.noise_maps()]

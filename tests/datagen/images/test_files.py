@@ -259,6 +259,16 @@ def _modes() -> dict[str, Image.Image]:
     return plain | {"P": picture.quantize(64), "LAB": lab} | {mode: Image.fromarray(x) for mode, x in deep.items()}
 
 
+@pytest.mark.parametrize("mode", sorted(set(_modes()) - {"YCbCr"}))
+def test_a_turned_tiff_reads_alike_whether_packed_or_not(tmp_path: Path, mode: str) -> None:
+    photos = []
+    for packing in ("raw", "tiff_adobe_deflate"):
+        path = tmp_path / f"{packing}.tif"
+        _modes()[mode].save(path, tiffinfo={274: 6}, compression=packing)
+        photos.append(load_photo(path).pixels)
+    assert np.array_equal(*photos)
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("mode", sorted(_modes()))
 def test_a_tiff_of_any_mode_is_saved_in_any_format_as_it_was_read(tmp_path: Path, mode: str, orientation: int) -> None:

@@ -19,7 +19,6 @@ from stylepairs.datagen.encoders.settings import EncoderTraining
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo, save_direction
-from stylepairs.datagen.latent.methods.adapted_generators import latents_digest
 from stylepairs.datagen.latent.methods.domain_adaptation import (
     AdaptationSettings,
     RunningCodes,
@@ -31,10 +30,11 @@ from stylepairs.datagen.latent.methods.domain_adaptation import (
 from stylepairs.datagen.latent.methods.pivotal_tuning import tuned
 from stylepairs.datagen.latent.methods.style_eyes import ClipEyes, load_clip
 from stylepairs.datagen.latent.people import Person, sampled_people
+from stylepairs.datagen.latent.samples import load_samples
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 
@@ -169,6 +169,11 @@ def test_edits_of_the_first_generator_apply_to_the_adapted_one(generator, tmp_pa
     save_direction(file, Direction(offsets, DirectionInfo(method="test", generator_digest=digest)))
     run("edit", file, "--out", tmp_path / "strip.png", "--count", 1, "--generator", out)
     run("animate", f"{file}=0:1", "--out", tmp_path / "loop.gif", "--count", 1, "--seconds", 0.2, "--generator", out)
+    out.rename(tmp_path / "red.gen")  # the content decides, not the name
+    run("edit", file, "--out", tmp_path / "strip.png", "--count", 1, "--generator", tmp_path / "red.gen")
+    run("sample", "--out", tmp_path / "samples", "--count", 4, "--scores", "", "--generator", tmp_path / "red.gen")
+    assert load_samples(tmp_path / "samples").generator_digest == digest
+    (tmp_path / "red.gen").rename(out)
     # Adapted twice, it is still of the first one's latents.
     run("adapt", tmp_path / "style.png", "--out", tmp_path / "more.safetensors", "--steps", 1, "--generator", out)
     assert latents_digest(str(tmp_path / "more.safetensors"), load_generator(tmp_path / "more.safetensors")) == digest

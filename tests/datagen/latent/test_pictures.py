@@ -63,6 +63,21 @@ def test_an_animation_is_read_back_by_others(suffix, tmp_path):
         assert abs(float(one.mean()) - float(two.mean())) < 6
 
 
+def test_a_gif_takes_as_long_as_it_was_asked_to(tmp_path):
+    pictures = [np.full((32, 64, 3), 5 * index, np.uint8) for index in range(45)]
+    for fps in (15, 30, 50):
+        write_animation(tmp_path / "loop.gif", pictures, fps)
+        with Image.open(tmp_path / "loop.gif") as image:
+            times = []
+            for index in range(image.n_frames):
+                image.seek(index)
+                times.append(image.info["duration"])
+        assert sum(times) == pytest.approx(1000 * len(pictures) / fps, abs=10)
+        assert min(times) >= 20
+    with pytest.raises(InputError, match="50 frames a second at most"):
+        write_animation(tmp_path / "loop.gif", pictures, 60)
+
+
 def test_too_many_pixels_for_memory_are_refused_where_frames_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("stylepairs.datagen.latent.pictures.MAX_PIXELS", 3 * 32 * 64)
     endless = (np.zeros((32, 64, 3), np.uint8) for _ in range(10**9))

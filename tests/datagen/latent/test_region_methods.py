@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +113,12 @@ def test_mask_face_gan_moves_the_attribute_and_blends_the_rest(strength):
         assert float(moved) * strength > 0
         assert made.figures["attribute"] > 0.3  # 0.02 at the start
         assert torch.equal(picture[:, -8:], before[:, -8:])
+
+
+def test_mask_face_gan_refuses_a_score_without_gradients():
+    blind = replace(SCORER, scores=[replace(SCORER.scores[0], differentiable=False)])
+    with pytest.raises(InputError, match="has no gradient"):
+        mask_face_gan.edit(tiny_generator(), blind, 0.1, [], mask_face_gan.Wanted(1.0), OptimiserSettings())
 
 
 def test_divergence_is_zero_at_its_target_alone():

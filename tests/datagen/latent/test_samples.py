@@ -72,6 +72,24 @@ def test_more_samples_keep_the_first_ones(tmp_path):
     assert torch.equal(more.scores["brightness"][:4], first.scores["brightness"][:4])
 
 
+def test_fewer_samples_leave_those_that_are_there(tmp_path):
+    sample(sampling(10), tmp_path)
+    before = parts(tmp_path)
+    sample(sampling(3), tmp_path)
+    assert parts(tmp_path) == before
+
+
+def test_samples_know_whose_latents_they_are_and_which_scores_say_nothing(tmp_path):
+    sample(sampling(6), tmp_path)
+    found = load_samples(tmp_path)
+    assert torch.equal(load_samples(tmp_path, found.generator_digest).w, found.w)
+    with pytest.raises(InputError, match="of another generator"):
+        load_samples(tmp_path, "0" * 64)
+    found.scores["brightness"].fill_(0.5)
+    with pytest.raises(InputError, match="does not vary"):
+        found.scored("brightness")
+
+
 @pytest.mark.slow
 def test_two_workers_write_the_same_bytes_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "_prepare", small_parts.prepare)

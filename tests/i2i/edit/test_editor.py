@@ -89,6 +89,15 @@ def test_degree_zero_of_an_untrained_model_returns_the_photo(model: Glean) -> No
     assert np.array_equal(edit(photo, model, FakeAnalyser([(100, 100)]), degree=0), photo)
 
 
+def test_an_edit_fades_out_with_its_degree_and_of_none_the_photo_keeps_its_bits(brightening: Glean) -> None:
+    photo, changed = photo_of(200, 200), []
+    for degree in (0.0, 0.02, 0.06, 0.1, 1.0):
+        result = edit(photo, brightening, FakeAnalyser([(100, 100)]), degree=degree)
+        changed.append(np.abs(result.astype(int) - photo).sum())
+    assert changed[0] == 0
+    assert changed[0] < changed[1] < changed[2] < changed[3] <= changed[4]
+
+
 def test_photo_without_a_face_is_one_clear_line(model: Glean) -> None:
     with pytest.raises(InputError, match="no face found"):
         edit(photo_of(50, 50), model, FakeAnalyser([]))

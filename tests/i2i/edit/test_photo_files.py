@@ -88,6 +88,13 @@ def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None
     assert (out / "sub" / "deep" / "b.png").is_file()
 
 
+def test_a_folder_whose_photos_all_lie_where_edits_go_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "photos" / "a.png")
+    for out in (tmp_path / "photos", tmp_path):
+        with pytest.raises(InputError, match="choose another --out"):
+            jobs_of([tmp_path / "photos"], out, None)
+
+
 def test_link_to_itself_and_missing_photo_are_printable(tmp_path: Path, capsys) -> None:
     loop = tmp_path / "loop.jpg"
     loop.symlink_to(loop)

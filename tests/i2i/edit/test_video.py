@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,35 @@ def test_times_and_sound_are_kept_and_the_file_is_marked(brightening: Glean, tmp
     assert np.mean(after[1][10][40:50, 70:90]) - np.mean(before[1][10][40:50, 70:90]) > 20
     assert np.abs(np.mean(after[1][10][100:]) - np.mean(before[1][10][100:])) < 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.mp4"]
+
+
+@pytest.mark.parametrize("colors", [(1, 1), (5, 1), (1, 2)], ids=["bt709", "bt601", "bt709, full range"])
+def test_colours_and_shape_of_pixels_are_kept_and_said(
+    brightening: Glean, tmp_path: Path, colors: tuple[int, int]
+) -> None:
+    av = pytest.importorskip("av")
+    matrix, range_ = colors
+    with av.open(str(tmp_path / "a.mp4"), "w") as made:
+        video = made.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        said = video.codec_context
+        said.colorspace = said.color_primaries = said.color_trc = matrix
+        said.color_range, said.sample_aspect_ratio = range_, Fraction(4, 3)
+        for picture in clip(8):
+            picture[:40] = (60, 120, 200)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            made.mux(video.encode(frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=range_)))
+        made.mux(video.encode(None))
+    edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
+    seen = []
+    for name in ("a.mp4", "b.mp4"):
+        with av.open(str(tmp_path / name)) as source:
+            frame = list(source.decode(video=0))[4]
+            planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[2, 2:8].mean() for plane in frame.planes]
+            shape = source.streams.video[0].sample_aspect_ratio
+            seen.append((frame.colorspace, frame.color_range, shape, planes))
+    assert seen[0][:3] == seen[1][:3]
+    np.testing.assert_allclose(seen[0][3], seen[1][3], atol=2.5)
 
 
 def turn_on_its_side(path: Path) -> None:
