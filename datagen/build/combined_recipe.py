@@ -18,15 +18,16 @@ def load_combined_recipe(names_or_paths: Iterable[str], overrides: Iterable[str]
 
     Parameters are nested by feature: override them as "bangs.length=0.5". A portrait gets as many pairs as from the
     recipe with the most choices, drawn from all combinations. Gates hold together: a feature's own figures carry its
-    name, and of two bounds on a common figure the wider holds. All other settings are the first recipe's. Raises
-    InputError as load_recipe does.
+    name, and of two bounds on a common figure the wider holds. A recipe that does without an encoder decides for all.
+    All other settings are the first recipe's. Raises InputError as load_recipe does.
     """
     sections: dict[str, dict[str, Any]] = {}
     for name in names_or_paths:
         recipe = load_recipe(name, "datagen", BuildRecipe)
         # What nobody set stays so: an encoder's start has other values for it.
         section = recipe.model_dump(mode="json") | {
-            "inversion": recipe.inversion.model_dump(mode="json", exclude_unset=True)
+            "inversion": recipe.inversion.model_dump(mode="json", exclude_unset=True),
+            "reconstruction": recipe.reconstruction.model_dump(mode="json", exclude_unset=True),
         }
         feature = section["feature"]
         if feature in sections:
@@ -47,7 +48,9 @@ def _combined(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
         else section["pairs_per_portrait"]
         for section in sections.values()
     )
+    encoders = [section["encoder"] for section in sections.values()]
     return next(iter(sections.values())) | {
+        "encoder": "none" if "none" in encoders else encoders[0],
         "feature": "+".join(sections),
         "params": {feature: section["params"] for feature, section in sections.items()},
         "pairs_per_portrait": max(counts),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.latent.edits import edit_along
 from stylepairs.datagen.pairs.record import Pair
-from stylepairs.datagen.portraits.sketch import AnalysedPair
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings
@@ -37,7 +38,7 @@ PIXELS_IN_HAND = 16 * 1024**2
 
 
 def make_pairs(
-    recipe: BuildRecipe, wanted: Sequence[WantedPair], models: Models, seed: int, cache: Path, advance: Advance
+    recipe: BuildRecipe, wanted: Iterable[WantedPair], models: Models, seed: int, cache: Path, advance: Advance
 ) -> Iterator[Pair]:
     """The wanted pairs, in order, accepted or not. advance(x) reports x pairs' worth of work done (1 a pair in all).
 
@@ -48,8 +49,8 @@ def make_pairs(
     feature = load_feature(recipe.feature, run_files=True)
     analyser = PairAnalyser(models.instruments.analyser)
     together = max(1, PIXELS_IN_HAND // models.image_px**2)
-    for start in range(0, len(wanted), together):
-        pairs = [sketched(one, feature, models, recipe.sketch_detail) for one in wanted[start : start + together]]
+    coming = iter(wanted)
+    while pairs := [sketched(one, feature, models, recipe.sketch_detail) for one in islice(coming, together)]:
         _check_gate(recipe, pairs, feature, models)
         invert_pairs(recipe.inversion, pairs, models, cache, advance)
         reconstruct_pairs(recipe, pairs, models, advance)
@@ -66,7 +67,11 @@ def _check_gate(recipe: BuildRecipe, pairs: list[UnfinishedPair], feature: Featu
             portrait = pair.portrait
             images = quality.Images(portrait.image, portrait.image, portrait.image, pair.sketch.edit_mask)
             figures = quality.measure_pair(portrait, pair.sketch, images, None, models.instruments)
-            quality.check_gate(gate, figures | feature.measure(portrait, AnalysedPair(portrait, portrait), pair.params))
+            try:
+                figures |= feature.measure(portrait, AnalysedPair(portrait, portrait), pair.params)
+            except SketchRefused:  # see `finish_pair`
+                continue
+            quality.check_gate(gate, figures)
             return
 
 
@@ -105,6 +110,7 @@ def _cache(settings: InversionSettings, models: Models, folder: Path) -> Inversi
 
 def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: Models, advance: Advance) -> None:
     """Give every pair that is not refused its reconstruction; one call for each size of sketch."""
+    settings = recipe.reconstruction if models.start is None else recipe.reconstruction.near()
     by_size: dict[int, list[UnfinishedPair]] = {}
     for pair in pairs:
         if pair.sketch is not None and not pair.refused:
@@ -119,7 +125,7 @@ def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: 
             [pair.portrait for pair in group],
             [pair.inversion for pair in group if pair.inversion is not None],
             [pair.sketch for pair in group if pair.sketch is not None],
-            recipe.reconstruction,
+            settings,
         )
         report = _share(advance, (1 - INVERSION_SHARE) * len(group))
         results = reconstruct(problem, report) if models.edit is None else edit_along(problem, models.edit, report)

@@ -11,7 +11,7 @@ from stylepairs.datagen import __version__
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 # Raised whenever the same build would give other pairs.
-BUILD_VERSION = 16
+BUILD_VERSION = 17
 # Methods of a build: the mask-guided one, and before a direction's file.
 RECONSTRUCTION, LATENT = "reconstruction", "latent:"
 LATENT_VERSION = "3"  # raised whenever a latent edit would give other pairs
@@ -44,8 +44,9 @@ class BuildRecipe(BaseModel):
     `datagen latent fit` found, "latent:FILE#attribute" by a mapper, "latent:FILE@1.5" at this strength (then of
     `reconstruction` only the batch counts).
     encoder: where stage 0 starts, see `find_encoder`: "none", "auto" or a file that `datagen train-encoder` wrote.
-    inversion: of a latent edit with the generator's own noise maps, unless `noise_learning_rate` is set: they would
-    stay where they are while the face moves.
+    Of a latent edit nothing but a file counts, since an encoder's noise maps would stay where they are while the face
+    moves; for the same reason `inversion` leaves the generator's own as they are there, unless `noise_learning_rate`
+    is set.
     sketch_detail: share of the sketches' own detail that pairs get; 0 leaves all new shapes' detail to the generator.
     gate: {figure: {min: x, max: y}}.
     """
@@ -58,7 +59,7 @@ class BuildRecipe(BaseModel):
     perceptual: str = "auto"
     perceptual_weights: str | None = None
     method: str = Field(default=RECONSTRUCTION, pattern=rf"^({RECONSTRUCTION}|{LATENT}.+)$")
-    encoder: str = "none"
+    encoder: str = "auto"
     inversion: InversionSettings = InversionSettings.model_validate({})
     reconstruction: ReconstructionSettings = ReconstructionSettings.model_validate({})
     sketch_detail: float = Field(1.0, ge=0, le=1)
@@ -66,8 +67,12 @@ class BuildRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _noise_stays_with_moving_faces(self) -> BuildRecipe:
-        if self.method.startswith(LATENT) and "noise_learning_rate" not in self.inversion.model_fields_set:
+        if not self.method.startswith(LATENT):
+            return self
+        if "noise_learning_rate" not in self.inversion.model_fields_set:
             self.inversion = self.inversion.model_copy(update={"noise_learning_rate": 0.0})
+        if self.encoder == "auto":
+            self.encoder = "none"
         return self
 
 

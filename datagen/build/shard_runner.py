@@ -68,7 +68,8 @@ class ShardedPlan(abc.ABC):
             "reconstruction": SAME_BITS,
         }
         if models.start is not None:  # which settings nobody set shows in the pairs: those are a near start's
-            recipe = recipe.model_copy(update={"inversion": recipe.inversion.near()})
+            stages = {"inversion": recipe.inversion.near(), "reconstruction": recipe.reconstruction.near()}
+            recipe = recipe.model_copy(update=stages)
         return {
             "code_version": code_version(),
             "recipe": recipe.model_dump(mode="json", exclude=left_out),
@@ -231,7 +232,7 @@ def _check_folder(plan: ShardedPlan, models: Models, problem: str) -> None:
     if not is_regular(path):
         raise InputError(f"{plan.out}: has shards but no {shards.BUILD_FILE}; choose another --out")
     try:
-        present = read_json(path)
+        present = read_json(path, shards.MAX_BUILD_BYTES)
     except Damaged as error:
         raise InputError(f"{path}: cannot be read ({error}); choose another --out") from error
     others = sorted(_differences(present, plan.identity(models)))

@@ -99,7 +99,11 @@ def finish_pair(
     composed = compose(pair.portrait, result, sketch)
     images = quality.Images(result.generated_before, result.generated_after, composed.after, composed.mask)
     latents = result.ws_before, result.ws_after
-    pair.figures = figures_of(pair, sketch, images, latents, feature, models, analyser) | stage_figures(pair)
+    try:
+        pair.figures = figures_of(pair, sketch, images, latents, feature, models, analyser) | stage_figures(pair)
+    except SketchRefused as refusal:  # of a portrait with the other edits of a combination made
+        pair.refused = str(refusal)
+        return finish_pair(pair, recipe, seed, feature, models, analyser)
     _, reasons = quality.judge(pair.figures, recipe.gate)
     if not finite(composed.after):
         return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE], models.method), before=before)

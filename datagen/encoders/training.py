@@ -99,6 +99,8 @@ def train_to_file(
     begin: an encoder of the same generator and shape to go on from, in place of random weights. identity: see Teachers,
     and the digest of its file. The state lies beside `out` until the encoder is written. Raises InputError.
     """
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name the file to write")
     network = load_generator(generator)
     photos = torch.cat([load_photos(folder, network.config.img_resolution) for folder in portraits])
     digest = generator_digest(network)
@@ -157,7 +159,8 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
     photo = _photos(teachers, training, draw)
     adam = run.optimizers["adam"]
     adam.zero_grad()
-    loss, u = _accumulate(run, teachers, training, photo, free_rows(step / training.steps, run.encoder.config.num_ws))
+    free = free_rows(step / training.steps, run.encoder.config.num_ws)
+    loss, u = _accumulate(run, teachers, training, photo, free, draw)
     _reduce_gradients(run.encoder)
     torch.nn.utils.clip_grad_norm_(run.encoder.parameters(), 1.0)
     adam.step()
@@ -167,7 +170,12 @@ def training_step(run: Run, teachers: Teachers, training: EncoderTraining, step:
 
 
 def _accumulate(
-    run: Run, teachers: Teachers, training: EncoderTraining, photo: torch.Tensor, free: int
+    run: Run,
+    teachers: Teachers,
+    training: EncoderTraining,
+    photo: torch.Tensor,
+    free: int,
+    draw: torch.Generator,
 ) -> tuple[float, torch.Tensor]:
     """Add the gradients of each pass, each by itself, to the encoder's; their mean loss, and the last latents."""
     generator, perceptual, prior, encoder = teachers.generator, teachers.perceptual, teachers.prior, run.encoder
@@ -183,6 +191,9 @@ def _accumulate(
     total = 0.0
     for _ in range(encoder.config.passes):
         u, noise = encoder(photo, render, u, noise, free_rows=free)
+        judged = _judged(encoder, u, free)
+        if training.jitter:
+            u = u + training.jitter * torch.randn(u.shape, generator=draw).to(u.device)
         render = synthesise(generator, prior.unwhiten(u), noise, "auto")
         loss = inversion_loss(perceptual, render, photo, wanted, u, noise, objective)
         if training.noise:
@@ -190,14 +201,14 @@ def _accumulate(
         if training.offset_weight:
             loss = loss + training.offset_weight * offset_lengths(u)
         if run.critic is not None:
-            loss = loss + training.critic_weight * encoder_term(run.critic, _judged(encoder, u, free))
+            loss = loss + training.critic_weight * encoder_term(run.critic, judged)
         if teachers.identity is not None and person is not None:
             same = F.cosine_similarity(teachers.identity(identity_crop(render)), person, dim=1)
             loss = loss + training.identity_weight * (1 - same)
         loss.mean().backward()
         total += float(loss.detach().mean()) / encoder.config.passes
         u, noise, render = u.detach(), [level.detach() for level in noise], render.detach()
-    return total, _judged(encoder, u, free)
+    return total, judged.detach()
 
 
 def _judged(encoder: Encoder, u: torch.Tensor, free: int) -> torch.Tensor:

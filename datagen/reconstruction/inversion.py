@@ -60,7 +60,7 @@ def invert(
     """
     use_channels_last(generator)
     prior = prior or WPrior.fit(generator)
-    begins = [_begun(generator, perceptual, portrait, start) for portrait in portraits]
+    begins = [_begun(generator, perceptual, settings, start, portrait) for portrait in portraits]
     objective = partial(_objective, generator, perceptual, prior, settings)
     phases = phases_of(settings, generator.config.img_resolution)
     render_one = partial(rendered, generator, prior, settings)
@@ -74,7 +74,9 @@ def invert(
     ]
 
 
-def _begun(generator: Generator, perceptual: Perceptual, portrait: Portrait, start: StartOf | None) -> Start:
+def _begun(
+    generator: Generator, perceptual: Perceptual, settings: InversionSettings, start: StartOf | None, portrait: Portrait
+) -> Start:
     size_px = generator.config.img_resolution
     if portrait.size_px != size_px:
         raise ValueError(f"{portrait.name}: is {portrait.size_px} px, the generator {size_px} px; use portrait.resized")
@@ -91,7 +93,7 @@ def _begun(generator: Generator, perceptual: Perceptual, portrait: Portrait, sta
         photo = downsample(portrait.image, phase.size_px)
         return {"photo": photo} | features_of(perceptual, photo)
 
-    return Start(u, noise, targets)
+    return Start(settings.start_share * u, noise, targets)
 
 
 def _objective(

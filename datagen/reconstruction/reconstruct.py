@@ -99,7 +99,11 @@ def reconstruct(problem: Problem, progress: Progress | None = None) -> list[Reco
     # Decided here, once: asking a tensor in each step would make a GPU wait.
     any_lab = any(sketch.space == "lab" for sketch in problem.sketches)
     starts = [
-        Start(prior.whiten(inversion.ws), inversion.noise, partial(_targets, problem, index, any_lab))
+        Start(
+            settings.start_share * prior.whiten(inversion.ws),
+            inversion.noise,
+            partial(_targets, problem, index, any_lab),
+        )
         for index, (_, inversion, _) in enumerate(problem.cases)
     ]
     outcomes = optimise_in_phases(

@@ -81,6 +81,13 @@ def test_latent_edits_leave_the_noise_maps_to_the_generator_unless_asked():
     assert BuildRecipe.model_validate(asked).inversion.noise_learning_rate == 0.1
 
 
+def test_latent_edits_take_no_encoder_but_one_that_is_named():
+    assert BuildRecipe(feature="hair_color").encoder == "auto"
+    by_latent = {"feature": "hair_color", "method": "latent:any.safetensors"}
+    assert BuildRecipe.model_validate(by_latent).encoder == "none"
+    assert BuildRecipe.model_validate(by_latent | {"encoder": "start.safetensors"}).encoder == "start.safetensors"
+
+
 def test_all_pairs_can_have_one_strength_and_provenance_tells_it(tmp_path):
     path = direction_file(tmp_path)
     build_pairs(plan(tmp_path, recipe={"method": f"latent:{path}@-1.5"}))

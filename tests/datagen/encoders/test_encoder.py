@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from stylepairs.datagen.cli import app
@@ -153,6 +154,23 @@ def test_training_goes_on_from_an_earlier_encoder(train, trained, tmp_path, monk
     two = TRAINING.model_copy(update={"steps": 2})
     train(tmp_path / "run.ckpt", two, lambda step, loss: losses.append(loss), "on", trained[0])
     assert losses[1] < 0.5 * trained[1][1]  # the same photos; fresh noise maps are all spikes in their second step
+
+
+def test_a_folder_in_place_of_the_file_is_told_before_anything_is_loaded(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        training.train_to_file("none.pkl", [], tmp_path, TRAINING)
+    with pytest.raises(ValidationError, match="seed"):
+        EncoderTraining(seed=2**40)
+
+
+def test_jittered_latents_cost_more_the_farther_they_are_moved(train, tmp_path):
+    def first_loss(jitter):
+        losses = []
+        once = TRAINING.model_copy(update={"steps": 1, "jitter": jitter})
+        train(tmp_path / f"{jitter}.ckpt", once, lambda step, loss: losses.append(loss))
+        return losses[0]
+
+    assert first_loss(0.0) < first_loss(0.5) < first_loss(2.0)
 
 
 def test_untrained_encoder_keeps_the_latent_it_is_given():

@@ -176,4 +176,11 @@ def test_what_no_recipe_set_stays_unset_so_that_an_encoders_start_is_near():
     combined = load_combined_recipe(["hair_color", "bangs"])
     alone = load_combined_recipe(["hair_color"])
     assert combined.inversion.near().steps == alone.inversion.near().steps == NEAR["steps"]
+    assert combined.reconstruction.near() == alone.reconstruction.near() != alone.reconstruction
     assert load_combined_recipe(["hair_color", "bangs"], ["inversion.steps=77"]).inversion.near().steps == 77
+
+
+def test_a_recipe_that_does_without_an_encoder_decides_for_all_of_them():
+    assert load_combined_recipe(["hair_color", "bangs"]).encoder == "auto"
+    assert load_combined_recipe(["hair_color", "brows"]).encoder == "none"
+    assert load_combined_recipe(["hair_color", "brows"], ["encoder=auto"]).encoder == "auto"

@@ -14,7 +14,7 @@ from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Problem, Reconstruction, reconstruct
 from stylepairs.datagen.reconstruction.rendering import render
-from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, ReconstructionSettings
+from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 SIDE = 32
 STAGE0 = InversionSettings(steps=24, decay_steps=6, batch=2, learning_rate=0.1)
@@ -87,13 +87,16 @@ def test_inversion_from_a_found_start_is_nearer_after_a_few_steps(generator, per
         invert(generator, perceptual, portraits[:1], few, prior, start=lambda photo: (start(photo)[0][:1], []))
 
 
-def test_a_near_start_takes_few_steps_unless_told_otherwise():
-    near = InversionSettings.model_validate({"steps": 33}).near()
-    assert (near.steps, near.decay_steps, near.learning_rate) == (33, NEAR["decay_steps"], NEAR["learning_rate"])
-    assert near.near() == near
-    assert (
-        InversionSettings.model_validate({}).near().steps == NEAR["steps"] < InversionSettings.model_validate({}).steps
-    )
+def test_each_stage_begins_at_a_share_of_the_way_from_the_mean_latent(
+    generator, perceptual, portraits, inversions, prior
+):
+    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0, "start_share": 0.25}
+    stage0, stage1 = (settings.model_copy(update=still) for settings in (STAGE0, STAGE1))
+    given = prior.whiten(inversions[0].ws)
+    found = invert(generator, perceptual, portraits[:1], stage0, prior, start=lambda _: (given, inversions[0].noise))
+    torch.testing.assert_close(prior.whiten(found[0].ws), 0.25 * given, atol=0.02, rtol=0.02)
+    problem = Problem(generator, perceptual, prior, portraits[:1], inversions[:1], [paint_top(portraits[0])], stage1)
+    torch.testing.assert_close(prior.whiten(reconstruct(problem)[0].ws_after), 0.25 * given, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("noise_rate", [0.0, 0.02])

@@ -4,7 +4,6 @@ import pytest
 from pydantic import ValidationError
 
 from stylepairs.datagen.reconstruction.settings import (
-    NEAR,
     InversionSettings,
     OptimiserSettings,
     PhasedSettings,
@@ -55,12 +54,15 @@ def test_weights_are_finite_and_never_negative(settings):
         assert getattr(settings(**{name: 0}), name) == 0
 
 
-def test_a_near_start_changes_only_what_nobody_set():
-    near = InversionSettings(steps=40).near()
+@pytest.mark.parametrize("stage", [InversionSettings, ReconstructionSettings])
+def test_a_near_start_changes_only_what_nobody_set(stage):
+    near = stage(steps=40).near()
     assert near.steps == 40
-    assert {name: getattr(near, name) for name in NEAR if name != "steps"} == {
-        name: value for name, value in NEAR.items() if name != "steps"
-    }
+    changed = {name for name in stage.model_fields if getattr(near, name) != getattr(stage(steps=40), name)}
+    assert changed == set(stage.near_values) - {"steps"}
+    assert all(getattr(near, name) == stage.near_values[name] for name in changed)
+    assert near.near() == near
+    assert stage(start_share=0.9).near().start_share == 0.9
 
 
 def test_what_is_rendered_at_once_divides_the_batch():
