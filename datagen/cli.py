@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,7 +150,11 @@ def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> B
     if recipe is None and features is not None:
         from stylepairs.datagen.build.combined_recipe import load_combined_recipe
 
-        return load_combined_recipe([name.strip() for name in features.split(",")], overrides)
+        names = [name.strip() for name in features.split(",") if name.strip()]
+        if len(names) > 1:
+            return load_combined_recipe(names, overrides)
+        if names:
+            return load_recipe(names[0], "datagen", BuildRecipe, overrides)
     raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
 
 
@@ -358,9 +363,16 @@ def inspect(
 ) -> None:
     """Show pairs, rejections and figures on one HTML page that needs no network; brings the manifest up to date."""
     from stylepairs.datagen.pairs import inspection, shards
+    from stylepairs.datagen.shell.errors import InputError
 
-    shards.update_manifest(pairs)
+    note = ""
+    try:
+        shards.update_manifest(pairs)
+    except InputError as error:  # in a folder that may only be read; the tars say as much
+        note = f"the manifest stays as it is: {error}"
     shown = inspection.write_report(pairs, out, max_pairs, thumbnail)
+    if note:
+        print(note, file=sys.stderr)
     print(f"{out}: {shown} pairs shown")
 
 

@@ -29,7 +29,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord, parent_of
 from stylepairs.datagen.portraits.portrait import Portrait, bare_portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair
+from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 
@@ -103,10 +103,15 @@ class ChildMaker:
             analysed = analyser.before(pair.portrait)
         if not pair.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
-            asked = pair.params if child.t > 0 else self.feature.Params.model_validate(whole)
+            params_model = self.feature.Params
+            loose = params_model.model_validate(without_limits(whole, params_model))
             same = AnalysedPair(analysed.portrait, analysed.portrait)
-            gate = gate_for_share(recipe.gate, child.t, self.feature.measure(pair.portrait, same, asked))
-            recipe = recipe.model_copy(update={"gate": gate})
+            try:
+                unchanged = self.feature.measure(pair.portrait, same, pair.params if child.t > 0 else loose)
+                gate = gate_for_share(recipe.gate, child.t, unchanged)
+                recipe = recipe.model_copy(update={"gate": gate})
+            except SketchRefused as refusal:
+                pair.refused = str(refusal)
         made = finish_pair(pair, recipe, self.seed, self.feature, self.models, analyser)
         params = self.feature.Params.model_validate(wanted.params).model_dump(mode="json")
         made = replace(made, record=_record(replace(made.record, params=params), child, parents))

@@ -143,7 +143,7 @@ def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | Non
     """The recipe that a build was made with, as it noted it."""
     path = pairs / shards.BUILD_FILE
     try:
-        noted = _BuildNote.model_validate(read_json(path))
+        noted = _BuildNote.model_validate(read_json(path, shards.MAX_BUILD_BYTES))
     except (Damaged, ValidationError) as error:
         problem = f"cannot be read ({one_line(error)}); it tells the recipe of the pairs"
         raise InputError(f"{path}: {problem}, so build them again") from error

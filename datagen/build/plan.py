@@ -6,6 +6,7 @@ made, resumed and shared out is `shard_runner`'s.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -74,20 +75,21 @@ class BuildPlan(ShardedPlan):
 
     def identity(self, models: Models) -> dict[str, Any]:
         """See ShardedPlan."""
-        own_code = code_digest(self.recipe.feature)
+        own_code, named = code_digest(self.recipe.feature), named_files(self.recipe)
         return (
             self.common_identity(self.recipe, self.device, models)
             | {"portraits": self.inputs}
             | ({} if own_code is None else {"feature_code": own_code})
+            | ({"files": named} if named else {})
         )
 
     def make(self, jobs: range, models: Models, advance: Callable[[float], None]) -> Iterator[Pair]:
         """See ShardedPlan."""
         return make_pairs(self.recipe, self._wanted(jobs), models, self.seed, self.cache, advance)
 
-    def _wanted(self, jobs: range) -> list[WantedPair]:
+    def _wanted(self, jobs: range) -> Iterator[WantedPair]:
         files, photos = _portraits(self.portraits, _stamp(self.portraits))
-        choices, wanted = self.choices, []
+        choices = self.choices
         coming = ahead(files[name] for name in dict.fromkeys(self.names[job // self.per_portrait] for job in jobs))
         portrait = None
         for job in jobs:
@@ -96,8 +98,7 @@ class BuildPlan(ShardedPlan):
                 portrait = next(coming).load()
                 draws = draw(choices, self.recipe.pairs_per_portrait, self.seed, portrait.digest)
             source = photos.get(name, portrait.digest)
-            wanted.append(WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source))
-        return wanted
+            yield WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source)
 
 
 @functools.lru_cache(maxsize=1)
@@ -140,6 +141,31 @@ def plan_build(  # noqa: PLR0913 - all but three by name
         have = f"the choices in params have only {len(plan.choices)} combinations"
         raise InputError(f"pairs_per_portrait: {plan.per_portrait}, but {have}; lower it or add choices")
     return replace(plan, inputs=digest_portraits(files, photo_digests(portraits)))
+
+
+def named_files(recipe: BuildRecipe) -> dict[str, str]:
+    """What the recipe's parameters name -> the digest of what it holds: files, folders of prepared portraits, and
+    portraits in them. Raises InputError where a portrait's file is missing."""
+    named: dict[str, str] = {}
+    for key in load_feature(recipe.feature, run_files=True).file_params:
+        *path, name = key.split(".")
+        values = functools.reduce(lambda params, part: params.get(part, {}), path, recipe.params).get(name)
+        for text in values if isinstance(values, list) else [values]:
+            if isinstance(text, str) and (digest := _digest_of_named(Path(text))):
+                named[text] = digest
+    return named
+
+
+def _digest_of_named(path: Path) -> str | None:
+    """None for what is no file: a name like "bundled", or a polygon."""
+    with contextlib.suppress(OSError):  # too long for a path
+        if path.is_file():
+            return file_digest(path, "; name another")
+        for folder in (path, path.parent):
+            if (folder / "landmarks.npz").is_file():
+                files = [file for file in load_portraits(folder) if folder == path or file.name == path.name]
+                return digest_portraits(files, {})
+    return None
 
 
 def digest_portraits(files: Sequence[PortraitFile], photos: Mapping[str, str]) -> str:

@@ -77,6 +77,7 @@ _CLOSED = StrandStyle(lock_cover=3.0, lock_width=0.013, clumping=0.1, ragged=0.1
 _WISPY = StrandStyle(
     density=0.55, lock_cover=1.6, lock_width=0.012, clumping=0.75, ragged=0.38, root_shadow=0.0, closed=0.8
 )
+FILE_PARAMS = ("region",)
 
 
 class Params(FeatureParams):

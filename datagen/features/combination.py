@@ -50,7 +50,8 @@ def combine(features: dict[str, Feature]) -> Feature:
         degrees = [figures[figure_name(name, "degree")] for name in features]
         return figures | {"degree": sum(degrees) / len(degrees)}
 
-    return Feature(params_model, sketch, measure, settled)
+    named = tuple(f"{name}.{param}" for name, feature in features.items() for param in feature.file_params)
+    return Feature(params_model, sketch, measure, settled, file_params=named)
 
 
 def combined_sketch(portrait: Portrait, parts: list[Sketch]) -> Sketch:

@@ -56,6 +56,7 @@ from stylepairs.datagen.sketching.face.references import BUNDLED, draw_reference
 from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 from stylepairs.datagen.sketching.tools.warp import point_flow, warp_image
 
+FILE_PARAMS = ("reference", "references")
 # Eye corners, the nose's ridge and base, the upper lip: what lays one face over another, whatever its expression.
 _STABLE = [36, 39, 42, 45, 27, 28, 29, 30, 33, 51]
 _LOWER_FACE = [*range(2, 15), 35, 33, 31]  # jaw and the nose's base

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # names of features are listed without torch
 
 
 class FeatureFile(Protocol):
-    """What the file of a feature holds; besides, if it likes, `settled` (see `Feature`).
+    """What the file of a feature holds; besides, if it likes, `settled` and FILE_PARAMS (see `Feature.file_params`).
 
     Its functions may take its own `Params`, to which callers validate what they pass.
     """
@@ -44,6 +44,8 @@ class Feature:
     named; without such draws, params as they are. A pair's record holds these, so that measuring or augmenting it later
     draws nothing anew: there the portrait may look a little different. May raise SketchRefused.
     about: the file's docstring.
+    file_params: the parameters whose text may name a file, a folder of prepared portraits, or a portrait in one: where
+    these hold something else, a build is another.
     keeps_texture: whether a network's edit of it may be carried on over more of the photo than the network saw, as the
     photo's own texture stays under it.
     """
@@ -54,11 +56,19 @@ class Feature:
     settled: Callable[[Portrait, BaseModel], BaseModel] = _as_given
     about: str = ""
     keeps_texture: bool = True
+    file_params: tuple[str, ...] = ()
 
     @staticmethod
     def of(file: FeatureFile | ModuleType) -> Feature:
         """The feature that a file holds."""
-        return Feature(file.Params, file.sketch, file.measure, getattr(file, "settled", _as_given), file.__doc__ or "")
+        return Feature(
+            file.Params,
+            file.sketch,
+            file.measure,
+            getattr(file, "settled", _as_given),
+            file.__doc__ or "",
+            file_params=getattr(file, "FILE_PARAMS", ()),
+        )
 
 
 def asked_degree(params: BaseModel) -> float:

@@ -357,5 +357,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     values = np.asarray(image, np.float32)
-    top = 65535.0 if image.mode.startswith("I") else max(float(np.nan_to_num(values).max()), 1e-6)
+    brightest = float(np.nan_to_num(values).max())
+    top = max(brightest, 1e-6) if image.mode == "F" else max(brightest, 65535.0)
     return Image.fromarray(np.clip(np.nan_to_num(values) * (255 / top), 0, 255).astype(np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,18 @@ def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | 
     with folder_lock(out, "datagen export"):
         for name in EXPORTED:
             make_folder(out / name)
+        _remove_earlier(out, {record.id for record in records})
         lines = [json.dumps(_export(pairs, record, out), sort_keys=True) + "\n" for record in records]
         write_bytes(out / "index.jsonl", "".join(lines).encode())
     return len(records)
+
+
+def _remove_earlier(out: Path, ids: set[str]) -> None:
+    """Remove the pictures of an earlier export that this one has no pair for."""
+    for name in EXPORTED:
+        for path in (out / name).iterdir():
+            if re.fullmatch(r"[0-9]{6,12}\.png", path.name) and path.stem not in ids:
+                path.unlink()
 
 
 def _export(pairs: Path, record: PairRecord, out: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_
 
 MANIFEST = "manifest.parquet"
 BUILD_FILE = "build.json"  # what a build notes of itself
+MAX_BUILD_BYTES = 64 << 20  # with all choices of a recipe, a line each
 # Beside shards at a URL: the records of each, so that nobody has to fetch it for them.
 NOTES = ".records"
 
@@ -96,7 +97,12 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    return list(_records(_folder(directory), accepted_only, split))
+    records, seen = list(_records(_folder(directory), accepted_only, split)), dict[str, str]()
+    for record in records:
+        other = seen.setdefault(record.id, record.shard)
+        if other != record.shard:
+            raise InputError(f"{directory}: {other} and {record.shard} both hold a pair {record.id}; keep builds apart")
+    return records
 
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:

@@ -105,7 +105,7 @@ def _of_notes(notes: list[Progress]) -> Status:
 def _of_pairs(folder: Path, running: bool, error: str) -> Status:
     records = shards.read_index(folder, accepted_only=False) if shards.shard_paths(folder) else []
     try:
-        total = _BuildNote.model_validate(read_json(folder / shards.BUILD_FILE)).pairs
+        total = _BuildNote.model_validate(read_json(folder / shards.BUILD_FILE, shards.MAX_BUILD_BYTES)).pairs
     except (Damaged, ValidationError):
         total = None
     refused = Counter(kind for record in records for kind in record.reason_kinds)

@@ -95,6 +95,8 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
         raise InputError(
             f"{path}: {len(names)} names, points {points.shape}, transforms {moves.shape}; prepare it again"
         )
+    if not (np.isfinite(points).all() and np.isfinite(moves).all()):
+        raise InputError(f"{path}: a point or transform is no number; prepare it again")
     rows = zip(names, points, moves, strict=True)
     return sorted((PortraitFile(checked_name(n, path), folder, p, m) for n, p, m in rows), key=lambda file: file.name)
 

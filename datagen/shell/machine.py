@@ -28,7 +28,7 @@ def choose_device(name: str) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is to be had here; choose cpu or auto")
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    return f"cuda:{_of_launcher('LOCAL_RANK', 0) % torch.cuda.device_count()}"
 
 
 def own_gpus(device: str) -> int:
@@ -42,18 +42,23 @@ def default_workers(device: str) -> int:
     """One a GPU; on a CPU one a processor, shared with the other ranks of this machine."""
     if device != "cpu":
         return max(1, own_gpus(device))
-    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cpus() // max(1, _of_launcher("LOCAL_WORLD_SIZE", 1)))
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's place among those that torchrun or accelerate started; (0, 1) when it is alone."""
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise InputError(f"RANK and WORLD_SIZE in the environment must be whole numbers ({error})") from error
+    rank, world = _of_launcher("RANK", 0), _of_launcher("WORLD_SIZE", 1)
     if not 0 <= rank < world:
         raise InputError(f"RANK {rank} is not below WORLD_SIZE {world}")
     return rank, world
+
+
+def _of_launcher(name: str, alone: int) -> int:
+    """A number that a launcher puts into the environment; where there is none, `alone`."""
+    text = os.environ.get(name, str(alone))
+    if not text.strip().isdecimal():
+        raise InputError(f"{name} in the environment must be a whole number, not {text!r}")
+    return int(text)
 
 
 def available_cpus() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from helpers import tiny_build
 from stylepairs.datagen import cli
 from stylepairs.datagen.build import models, shard_runner
 from stylepairs.datagen.shell.command_line import Progress, progress
+from stylepairs.datagen.shell.errors import InputError
 
 RECIPE = """
 datagen:
@@ -79,6 +81,45 @@ def test_export_writes_the_pixels_of_the_pairs(datagen, tmp_path, synthetic_pair
         with Image.open(tmp_path / "plain" / name / "000003.png") as image:
             np.testing.assert_array_equal(np.asarray(image), getattr(pair, name))
     assert not (tmp_path / "plain" / "before" / "000002.png").exists()
+
+
+def test_an_export_leaves_no_pictures_of_an_earlier_one_and_no_pair_takes_anothers_name(
+    datagen, tmp_path, synthetic_pairs
+):
+    synthetic_pairs(tmp_path / "pairs", count=6)
+    assert datagen("export pairs --out plain --all")[1] == "plain: 6 pairs\n"
+    (tmp_path / "plain" / "before" / "mine.png").write_bytes(b"")
+    assert datagen("export pairs --out plain")[1] == "plain: 4 pairs\n"
+    rows = [json.loads(line) for line in (tmp_path / "plain" / "index.jsonl").read_text().splitlines()]
+    there = {path.name for path in (tmp_path / "plain" / "before").iterdir()}
+    assert there == {f"{row['id']}.png" for row in rows} | {"mine.png"}
+    tar = next((tmp_path / "pairs").glob("*.tar"))
+    shutil.copy(tar, tmp_path / "pairs" / "pairs-00077.tar")
+    code, _, error = datagen("export pairs --out plain")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "both hold a pair" in error
+
+
+def test_a_folder_that_may_only_be_read_is_inspected(datagen, tmp_path, synthetic_pairs, monkeypatch):
+    from stylepairs.datagen.pairs import shards
+
+    def full(_):
+        raise InputError("pairs/manifest.parquet: cannot be written (Permission denied)")
+
+    synthetic_pairs(tmp_path / "pairs", count=2)
+    monkeypatch.setattr(shards, "update_manifest", full)
+    code, out, error = datagen("inspect pairs --out page.html")
+    assert (code, out) == (0, "page.html: 2 pairs shown\n")
+    assert "the manifest stays as it is: pairs/manifest.parquet: cannot be written" in error
+
+
+def test_one_feature_of_several_is_its_recipe(datagen):
+    code, _, error = datagen("build --features mine.yaml --portraits faces --out pairs --set colr=red")
+    assert code == 2
+    assert "did you mean 'color'" in error
+    code, _, error = datagen("build --features , --portraits faces --out pairs")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "name either a recipe" in error
 
 
 def test_set_limit_and_cache_reach_the_build(datagen, tmp_path):

@@ -76,16 +76,14 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True)
 class Looker:
-    """Prepares what looks at photos, in this or another process. threads: that torch may use there; None: as it is."""
+    """Prepares what looks at photos, in this or another process, with one thread of torch: sums depend on how many."""
 
     settings: Settings
-    threads: int | None
 
     def __call__(self, report: Report) -> Callable[[Photo], None]:
-        if self.threads is not None:
-            import torch
+        import torch
 
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)
         analyser = load_analyser(self.settings.landmarks, self.settings.parser)
 
         def look(photo: Photo) -> None:
@@ -152,6 +150,11 @@ def _find(photo: np.ndarray, settings: Settings, analyser: FaceAnalyser) -> tupl
         candidate = f"largest candidate {best:.2f} < {settings.min_score:g}" if found else "no candidate"
         raise _Unusable(f"no face found ({candidate}); pass --min-score or crop closer")
     return faces, found.passed_over if isinstance(found, Faces) else 0
+
+
+def whole_key(path: Path) -> str:
+    """`photo_key` of the whole path: the same from wherever a photo is named."""
+    return photo_key(path if isinstance(path, Staged) else Path(os.path.abspath(path)))
 
 
 def photo_key(path: Path) -> str:

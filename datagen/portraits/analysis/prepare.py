@@ -18,12 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
-from stylepairs.datagen.portraits.analysis.looking import Looker, Photo, Row, Seen, Settings, photo_key
+from stylepairs.datagen.portraits.analysis.looking import Looker, Photo, Row, Seen, Settings, photo_key, whole_key
 from stylepairs.datagen.portraits.folders import checked_name
 from stylepairs.datagen.shell.decode import Damaged, decode_json
 from stylepairs.datagen.shell.durable import make_folder, write_bytes
 from stylepairs.datagen.shell.errors import InputError, printable
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.machine import settings_put_back
 from stylepairs.datagen.shell.progress_file import ProgressFile, progress_file
 from stylepairs.datagen.shell.regular import is_regular, read_regular
 from stylepairs.datagen.shell.storage.staged import Staged, drop, place, publish
@@ -92,9 +93,9 @@ def prepare_photos(  # noqa: PLR0913 - two of them by name
     with folder_lock(out, "datagen prepare"), progress_file(out, "datagen prepare", "photos", len(files)) as noted:
         made = _Made(_Journal(out, settings), files, noted, progress)
         known = _digests_of_complete(made.journal)
-        looked_at = [Photo(number, path, known.get(photo_key(path), "")) for number, path in enumerate(files)]
-        alone = run is run_workers and (workers or 1) <= 1
-        run(Looker(settings, None if alone else 1), looked_at, workers, made.take)
+        looked_at = [Photo(number, path, known.get(whole_key(path), "")) for number, path in enumerate(files)]
+        with settings_put_back():
+            run(Looker(settings), looked_at, workers, made.take)
         return _conclude(files, out, made)
 
 
@@ -118,7 +119,7 @@ class _Made:
     def _keep(self, seen: Seen, path: Path) -> None:
         key = photo_key(path)
         if seen.unusable:
-            self.journal.drop(key)
+            self.journal.drop(whole_key(path))
             self.skipped.append((key, seen.unusable))
             self.noted.add(1, refused={re.sub(r"[0-9.]+", "…", seen.unusable): 1})
             # Other files that lie among photos are no news.
@@ -182,6 +183,9 @@ class _Journal:
             raise InputError(
                 f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
             )
+        if not entries and is_regular(out / "landmarks.npz"):
+            advice = "copy it there, too, or choose another --out"
+            raise InputError(f"{out}: holds portraits that no {_JOURNAL} knows; {advice}")
         photos = dict(map(self._checked, entries[1:]))
         self.photos = {photo: rows for photo, rows in photos.items() if rows}
         # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
@@ -238,15 +242,17 @@ class _Journal:
             raise self._damaged(f"entry of photo {entry.get('photo')!r:.80}") from None
         for row in checked.portraits:
             checked_name(row.name, self.path)  # it must not lead out of the folder
-        return checked.photo, checked.portraits
+        # Journals named photos as they were typed once.
+        typed = "://" not in checked.photo and os.path.exists(checked.photo)
+        return os.path.abspath(checked.photo) if typed else checked.photo, checked.portraits
 
     def _damaged(self, what: str) -> InputError:
-        return InputError(f"{self.path}: damaged ({what}); delete it to prepare every photo again")
+        return InputError(f"{self.path}: damaged ({what}); prepare the photos into another --out")
 
 
 def _write_portraits(path: Path, seen: Seen, journal: _Journal) -> None:
     """Name the portraits of a photo, write them, and note them."""
-    key, out = photo_key(path), journal.path.parent
+    key, out = whole_key(path), journal.path.parent
     journal.drop(key)
     rows = []
     names = journal.free_names(path, seen.digest, len(seen.pictures))
@@ -313,6 +319,6 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
                 continue
             entry = None
         if not isinstance(entry, dict):
-            raise InputError(f"{path}: damaged (line {number}); delete it to prepare every photo again")
+            raise InputError(f"{path}: damaged (line {number}); prepare the photos into another --out")
         entries.append(entry)
     return entries

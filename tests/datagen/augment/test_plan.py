@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 
 from stylepairs.datagen import cli
 from stylepairs.datagen.augment import interpolation
+from stylepairs.datagen.augment import plan as augment_plan
 from stylepairs.datagen.augment.likeness import Likeness, choose_couples, distances, stacked
 from stylepairs.datagen.augment.making import Child
 from stylepairs.datagen.augment.plan import AugmentPlan, plan_augmentation
 from stylepairs.datagen.build import models
 from stylepairs.datagen.build.settings import Threshold
 from stylepairs.datagen.build.shard_runner import BuildEvent, build_pairs
+from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord
+from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train.data import read_records
@@ -319,6 +322,34 @@ def test_mixed_parameters_average_fractions_and_keep_the_rest():
     assert interpolation.with_share(mixed, 0.5)["bangs"]["intensity"] == 0.25
     assert interpolation.kind_of(one) == interpolation.kind_of(other)
     assert interpolation.kind_of(one) != interpolation.kind_of(one | {"bangs": {"length": 0.2, "seed": 4}})
+
+
+@pytest.mark.parametrize(
+    ("name", "param"), [("hairline", "shift"), ("eyes", "size"), ("smile", "smile"), ("face_shape", "jaw")]
+)
+def test_half_of_a_raising_and_half_of_a_lowering_are_not_mixed(name, param):
+    model = load_feature(name).Params
+    more, less, half = (model(**{param: value}).model_dump(mode="json") for value in (0.1, -0.1, 0.05))
+    assert interpolation.kind_of(more) == interpolation.kind_of(half) != interpolation.kind_of(less)
+    model.model_validate(interpolation.mixed_params([more, half]))
+
+
+def test_no_edit_of_a_parent_at_its_limit_does_not_end_the_augmentation(tmp_path, monkeypatch):
+    folder = tmp_path / "pairs"
+    tiny_pairs.write_pairs(folder, limits={"min_hair_share": 0.9})
+    measured = []
+
+    def strict(portrait, seen, params):
+        measured.append(params.min_hair_share)
+        if params.min_hair_share > 0:
+            raise SketchRefused(f"{portrait.name}: too little hair")
+        return own.measure(portrait, seen, params)
+
+    own, whole = load_feature("hair_color"), augment_plan.load_feature
+    monkeypatch.setattr(augment_plan, "load_feature", lambda *a, **k: replace(whole(*a, **k), measure=strict))
+    assert build_pairs(plan(folder, tmp_path / "more", steps=(0.0,))).complete
+    assert measured
+    assert set(measured) == {0.0}
 
 
 @settings(max_examples=20, deadline=None)

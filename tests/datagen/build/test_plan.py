@@ -411,6 +411,11 @@ def test_rank_comes_from_the_launcher(monkeypatch):
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(InputError, match="not below"):
         machine.rank_and_world()
+    monkeypatch.setenv("RANK", "two")
+    with pytest.raises(InputError, match="RANK in the environment must be a whole number"):
+        machine.rank_and_world()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    assert machine.default_workers("cpu") >= 1
 
 
 def test_threads_and_cuda_switches_are_fixed_for_the_build_and_put_back(tmp_path, monkeypatch):

@@ -259,6 +259,14 @@ def _modes() -> dict[str, Image.Image]:
     return plain | {"P": picture.quantize(64), "LAB": lab} | {mode: Image.fromarray(x) for mode, x in deep.items()}
 
 
+@pytest.mark.parametrize("brightest", [40_000, 65_535, 2**31 - 2**8])
+def test_integer_greys_are_scaled_by_sixteen_bits_or_what_they_hold(tmp_path: Path, brightest: int) -> None:
+    values = np.linspace(0, brightest, 256).reshape(16, 16).astype(np.int32)
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    wanted = np.linspace(0, 255 * min(1, brightest / 65535), 256).reshape(16, 16)
+    assert np.abs(load_photo(tmp_path / "grey.tif").pixels[..., 0] - wanted).max() <= 1.01
+
+
 @pytest.mark.parametrize("mode", sorted(set(_modes()) - {"YCbCr"}))
 def test_a_turned_tiff_reads_alike_whether_packed_or_not(tmp_path: Path, mode: str) -> None:
     photos = []

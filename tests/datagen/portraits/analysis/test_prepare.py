@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -220,6 +221,44 @@ def test_lists_name_no_removed_files_where_the_last_photo_became_unusable(tmp_pa
     assert rows(out / "index.jsonl") == []
     with pytest.raises(InputError, match="0 names"):
         load_portraits(out)
+
+
+def test_the_threads_of_the_caller_do_not_show_and_are_put_back(tmp_path: Path) -> None:
+    path, threads, made = write_photo(tmp_path / "a.png"), torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            prepare_photos([path], tmp_path / str(count), size_px=64)
+            assert torch.get_num_threads() == count
+            made.append({file.name: file.read_bytes() for file in (tmp_path / str(count)).rglob("*.png")})
+    finally:
+        torch.set_num_threads(threads)
+    assert made[0] == made[1]
+
+
+def test_portraits_that_no_journal_knows_are_not_written_over(tmp_path: Path) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    prepare_photos([path], out, size_px=64)
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns(".*"))
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"no \.prepared\.jsonl knows"):
+        prepare_photos([write_photo(tmp_path / "other" / "a.png")], copy, size_px=64)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_photo_is_the_same_from_wherever_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    for place, faces in (("one", 1), ("two", 2)):
+        write_photo(tmp_path / place / "photos" / "x.png", faces=faces)
+        monkeypatch.chdir(tmp_path / place)
+        found = prepare_photos([Path("photos")], out, size_px=64)
+    assert len(found.portraits) == 3
+    again = prepare_photos([tmp_path / "one" / "photos", Path("photos")], out, size_px=64)
+    assert again.portraits == found.portraits
+    journal = out / ".prepared.jsonl"
+    journal.write_text(journal.read_text().replace(str(tmp_path / "two") + "/", ""))  # as it was kept once
+    assert prepare_photos([Path("photos")], out, size_px=64).portraits == found.portraits
 
 
 def test_a_journal_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
