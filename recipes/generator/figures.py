@@ -30,7 +30,10 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512
 BROUGHT_BACK = 12  # portraits, evenly over a folder
-HOW = {"W+ and noise": InversionSettings(), "W+ alone": InversionSettings(noise_learning_rate=0.0)}
+HOW = {
+    "W+ and noise": InversionSettings.model_validate({}),
+    "W+ alone": InversionSettings.model_validate({"noise_learning_rate": 0.0}),
+}
 
 Pooled = Callable[[torch.Tensor], torch.Tensor]
 
