@@ -29,6 +29,7 @@ from stylepairs.datagen.images.colors import parse_color
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.shell.decode import Damaged, read_json
+from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.workers import Engine, run_workers
 
@@ -152,6 +153,10 @@ def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | Non
         raise InputError(f"{pairs}: holds augmented pairs; augment the build that they were made from")
     if "perceptual_weights" in noted.instruments and perceptual_weights is None:
         raise InputError(f"{pairs}: was built with a file of perceptual weights; name it with --perceptual-weights")
+    if perceptual_weights is not None:
+        digest = file_digest(Path(perceptual_weights), "; name the build's")
+        if noted.instruments.get("perceptual_weights", digest) != digest:
+            raise InputError(f"{perceptual_weights}: are not the perceptual weights that {pairs} was built with")
     if is_own_file(recipe.feature) and own_feature is None:
         raise InputError(f"{pairs}: made by the feature file {recipe.feature}; name it with --own-feature")
     if own_feature is not None and (noted.feature_code is None or code_digest(str(own_feature)) != noted.feature_code):

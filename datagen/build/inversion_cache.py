@@ -62,7 +62,8 @@ class InversionCache:
             return None
         finally:
             drop(path)
-        if metadata.get("sha256") != _digest(stored) or not {"ws", "image"} <= set(stored):
+        known = all(tensor.dtype in (torch.float16, torch.float32) for tensor in stored.values())
+        if not known or metadata.get("sha256") != _digest(stored) or not {"ws", "image"} <= set(stored):
             return None
         tensors = {name: tensor.float().to(portrait.image.device) for name, tensor in stored.items()}
         noise = [tensors[name] for name in sorted(tensors) if name.startswith("noise.")]

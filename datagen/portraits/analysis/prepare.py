@@ -188,6 +188,7 @@ class _Journal:
             raise InputError(f"{out}: holds portraits that no {_JOURNAL} knows; {advice}")
         photos = dict(map(self._checked, entries[1:]))
         self.photos = {photo: rows for photo, rows in photos.items() if rows}
+        self._taken = {row.name.casefold() for rows in self.photos.values() for row in rows}
         # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
         kept = [_Entry(photo=photo, portraits=rows).model_dump() for photo, rows in self.photos.items()]
         _write_lines(self.path, [head, *kept])
@@ -201,23 +202,24 @@ class _Journal:
             return
         # Noted after the files are gone: a run killed in between finds the entry, and removes the rest of them.
         for row in self.photos.pop(photo):
+            self._taken.discard(row.name.casefold())
             for kind in _KINDS:
                 (self.path.parent / kind / f"{row.name}.png").unlink(missing_ok=True)
         self._append(photo, [])
 
     def add(self, photo: str, rows: list[Row]) -> None:
         self.photos[photo] = rows
+        self._taken |= {row.name.casefold() for row in rows}
         self._append(photo, rows)
 
     def free_names(self, path: Path, digest: str, count: int) -> list[str]:
         """The stem where it is free, else with the photo's digest: the same for every rerun."""
-        taken = {row.name.casefold() for row in self.rows()}
         stem = re.sub(r"[^\w.-]+", "_", path.stem).strip(".") or "photo"
         stem = stem.encode()[:120].decode(errors="ignore")
         for attempt in range(len(self.photos) + 2):
             base = stem if attempt == 0 else f"{stem}-{digest[:8]}" + (f"-{attempt}" if attempt > 1 else "")
             names = [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
-            if not taken & {name.casefold() for name in names}:
+            if self._taken.isdisjoint(name.casefold() for name in names):
                 return names
         raise AssertionError("more names taken than photos prepared")
 

@@ -241,6 +241,11 @@ def test_a_folder_without_a_build_is_one_clear_line(pairs, tmp_path):
     (copy / "pairs-00000.tar").write_bytes((pairs / "pairs-00000.tar").read_bytes())
     with pytest.raises(InputError, match=r"build\.json: cannot be read .* build them again"):
         plan(copy, tmp_path / "more")
+    noted = {"recipe": {"feature": "hair_color"}, "instruments": {"perceptual_weights": "0" * 64}}
+    (copy / "build.json").write_text(json.dumps(noted))
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"other\.pth: are not the perceptual weights that"):
+        plan(copy, tmp_path / "more", perceptual_weights=str(tmp_path / "other.pth"))
     (copy / "build.json").write_text(json.dumps({"recipe": {"feature": "hair_color"}, "instruments": {}}))
     assert plan(copy, tmp_path / "more").job_count == 18
 

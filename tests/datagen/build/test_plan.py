@@ -187,7 +187,8 @@ def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figu
     assert cache.load(portrait) is None
 
 
-def test_a_cached_inversion_with_a_sound_digest_and_no_latent_counts_as_absent(tmp_path):
+@pytest.mark.parametrize("numbers", [torch.float32, torch.bfloat16])
+def test_a_cached_inversion_without_a_latent_or_of_foreign_numbers_counts_as_absent(tmp_path, numbers):
     from safetensors.torch import save_file
 
     tiny_build.write_portraits(tmp_path, 1)
@@ -195,7 +196,8 @@ def test_a_cached_inversion_with_a_sound_digest_and_no_latent_counts_as_absent(t
     cache, tensors = InversionCache(tmp_path, "f" * 64, {}, {}), {"image": torch.zeros(3, 4, 4)}
     path = cache.path(portrait)
     path.parent.mkdir()
-    save_file(tensors, path, {"figures": '{"psnr": 25.0}', "sha256": inversion_cache._digest(tensors)})
+    stored = {"figures": '{"psnr": 25.0}', "sha256": inversion_cache._digest(tensors)}
+    save_file({name: tensor.to(numbers) for name, tensor in tensors.items()}, path, stored)
     assert cache.load(portrait) is None
 
 
