@@ -99,8 +99,8 @@ def without_limits(params: Mapping[str, Any], model: type[BaseModel]) -> dict[st
 
 
 def kind_of(params: Mapping[str, Any]) -> str:
-    """What two pairs' parameters must have in common to be mixed: all that is no fraction, and of
-    fractions whether they take away: half of a raising and half of a lowering is no edit."""
+    """What two pairs' parameters must have in common to be mixed: all that is no fraction, and of fractions
+    whether they take away: half of a raising and half of a lowering is no edit."""
     return json.dumps(_without_fractions(params), sort_keys=True)
 
 
@@ -162,11 +162,10 @@ def _moved(bounds: Threshold, share: float, own: float) -> Threshold:
 
 
 def _without_fractions(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_fractions(value)
-        if isinstance(value, Mapping)
-        else ("less" if value < 0 else "")
-        if isinstance(value, float)
-        else value
-        for name, value in params.items()
-    }
+    return {name: _kind(value) for name, value in params.items()}
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _without_fractions(value)
+    return value if not isinstance(value, float) else "less" if value < 0 else ""

@@ -25,7 +25,7 @@ from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.shell.workers import Report, run_workers
-from stylepairs.datagen.stylegan.checkpoints import latents_digest, load_generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def _prepare(sampling: Sampling, out: Path, report: Report) -> Callable[[int], N
     generator.to(sampling.device)
     scorer = load_scorer(sampling.scores, sampling.device)
     identity = _identity(sampling, digest, scorer.digest)
+    if generator_digest(generator) != digest:  # an adapted one: its images score otherwise
+        identity["rendered_by"] = generator_digest(generator)
     for path in sorted(out.glob("samples-*.parquet"))[:1]:
         if _read(path)[1] != identity:
             raise InputError(f"{out}: holds samples of another generator, scores or seed; choose another --out")
