@@ -72,8 +72,8 @@ Named = tuple[dict[str, Any], Sample]
 def judge_pairs(editors: Mapping[str, Editor], pairs: Path, by: Instruments, limit: int | None = None) -> Compared:
     """Each editor on the accepted held-out pairs that all of them know, against the pairs' after pictures.
 
-    Models that decide alone where to edit get the photo, degree and style alone; others the pair's region, too. Gives
-    the judged, and photos and targets for a sheet. Raises InputError where no pair is left.
+    All get photo, degree and style alone, and decide where to edit. Gives the judged, and photos and targets for a
+    sheet. Raises InputError where no pair is left.
     """
     records = [
         record

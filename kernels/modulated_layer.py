@@ -277,7 +277,7 @@ _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _prepared(layer: _Layer) -> _Prepared:
-    """Kept for each weight until it or the bias changes."""
+    """Kept for each weight until it or the bias changes; torch counts no change that is made through `.data`."""
     weight, bias = layer.weight, layer.bias
     if weight.is_inference() or bias.is_inference():  # these have no version to tell a change by
         return _prepare(layer)

@@ -37,7 +37,7 @@ STATE_FORMAT = "stylepairs-i2i-state-2"
 
 # Of tensors in these files; with others (floats of 8 bits, complex numbers) nothing here could go on.
 _TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
-_ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
+ADVICE = "remove it; `i2i train` goes on from the checkpoint before it"
 
 Tensors = dict[str, torch.Tensor]
 Trained = Glean | Plain
@@ -197,11 +197,11 @@ def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: StateDe
 
 def load_state(path: Path) -> tuple[Tensors, StateDetails]:
     """What `save_state` wrote. Raises InputError where it is something else or damaged."""
-    tensors, metadata = _read(path, (STATE_FORMAT,), "the state of a training run of this version")
+    tensors, metadata = _read(path, (STATE_FORMAT,), f"the state of a training run of this version; {ADVICE}")
     try:
         return tensors, StateDetails.model_validate_json(metadata.get("details", ""))
     except ValueError as error:
-        raise InputError(f"{path}: damaged, it does not say its step; {_ADVICE}") from error
+        raise InputError(f"{path}: damaged, it does not say its step; {ADVICE}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
@@ -261,7 +261,7 @@ def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dic
     # Files of earlier versions have no digest.
     digest = metadata.pop("digest", None)
     if digest is not None and digest != _digest(tensors, metadata):
-        raise InputError(f"{path}: damaged, it is not what was written; {_ADVICE}")
+        raise InputError(f"{path}: damaged, it is not what was written; {ADVICE}")
     bad = not_finite(tensors)
     if bad:
         raise InputError(f"{path}: numbers that are not finite in {bad[0]}; the training that wrote it had failed")

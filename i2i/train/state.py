@@ -80,5 +80,5 @@ def resume(run: Run, out: Path) -> None:
         if parts["critic_optimizer"]:  # empty before adversarial training has begun
             checkpoints.load_optimizer(run.critic_optimizer, parts["critic_optimizer"])
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not the whole state of this run; remove it and start again") from error
+        raise InputError(f"{path}: not the whole state of this run; {checkpoints.ADVICE}") from error
     run.step, run.best = details.step, details.best

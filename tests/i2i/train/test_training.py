@@ -214,6 +214,12 @@ def test_a_flipped_bit_in_a_state_or_a_model_is_noticed(finished: Path, pairs: P
         train(settings(steps=4, losses={"adversarial": 0.0}), pairs, finished)
     with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
         checkpoints.load_model(finished)
+    state = finished / checkpoints.STATE_FILE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(
+        InputError, match=r"state\.safetensors: damaged or not .* goes on from the checkpoint before it"
+    ):
+        train(settings(steps=4, losses={"adversarial": 0.0}), pairs, finished)
 
 
 @pytest.mark.parametrize("part", ["model.encoder.stem.weight", "average.", "optimizer.0.", "discriminator."])
