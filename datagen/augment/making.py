@@ -104,10 +104,10 @@ class ChildMaker:
         if not pair.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
             params_model = self.feature.Params
-            loose = params_model.model_validate(without_limits(whole, params_model))
+            asked = pair.params if child.t > 0 else params_model.model_validate(without_limits(whole, params_model))
             same = AnalysedPair(analysed.portrait, analysed.portrait)
             try:
-                unchanged = self.feature.measure(pair.portrait, same, pair.params if child.t > 0 else loose)
+                unchanged = self.feature.measure(pair.portrait, same, asked)
                 gate = gate_for_share(recipe.gate, child.t, unchanged)
                 recipe = recipe.model_copy(update={"gate": gate})
             except SketchRefused as refusal:

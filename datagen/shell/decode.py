@@ -149,22 +149,25 @@ def tar_members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a .safetensors file, on the CPU, and its metadata. Raises Damaged."""
-    from safetensors import safe_open
-
-    with decoding(), open_regular(path):  # the library would wait for a pipe
-        pass
-    with decoding(), safe_open(path, framework="pt") as file:
+    with _safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
 
 
 def read_safetensors_metadata(path: Path) -> dict[str, str]:
     """What the header of a .safetensors file says beside its tensors. Raises Damaged."""
+    with _safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """A .safetensors file, open; what goes wrong while it is read is Damaged."""
     from safetensors import safe_open
 
-    with decoding(), open_regular(path):
+    with decoding(), open_regular(path):  # the library would wait for a pipe
         pass
     with decoding(), safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        yield file
 
 
 def read_torch(path: Path) -> object:

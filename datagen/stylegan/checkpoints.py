@@ -133,7 +133,7 @@ def generator_digest(generator: Generator) -> str:
 def latents_digest(source: str | Path, generator: Generator) -> str:
     """The digest of the generator whose latents a checkpoint takes: that which it was adapted from, else its own."""
     try:
-        known = "" if source == EMBEDDED else read_safetensors_metadata(Path(source)).get(ADAPTED_FROM, "")
+        known = read_safetensors_metadata(_path(source)).get(ADAPTED_FROM, "")
     except Damaged:  # of another format
         known = ""
     return known if re.fullmatch("[0-9a-f]{64}", known) else generator_digest(generator)

@@ -22,7 +22,7 @@ from PIL import Image
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.stylegan.checkpoints import load_generator
@@ -150,15 +150,10 @@ def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:
 def bring_back(generator: Generator, images: torch.Tensor, settings: InversionSettings) -> tuple[float, float]:
     """Mean PSNR in dB and perceptual distance of portraits uint8 [M,3,R,R] after stage 0 of a build."""
     perceptual = load_perceptual()
-    figures = [one.figures for one in invert(generator, perceptual, [_bare(image) for image in images], settings)]
+    portraits = [bare_portrait("", image.float() / 127.5 - 1) for image in images]
+    figures = [one.figures for one in invert(generator, perceptual, portraits, settings)]
     decibel, distance = ([found[name] for found in figures] for name in ("psnr", f"perceptual_{perceptual.name}"))
     return statistics.mean(decibel), statistics.mean(distance)
-
-
-def _bare(image: torch.Tensor) -> Portrait:
-    """A portrait of which stage 0 reads the image [3,R,R] alone."""
-    nowhere = torch.zeros(image.shape[-2:])
-    return Portrait("", image.float() / 127.5 - 1, nowhere.byte(), nowhere[None], torch.zeros(68, 2), "")
 
 
 if __name__ == "__main__":
