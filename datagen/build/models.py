@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,12 +19,14 @@ from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.latent.edits import PairEdit, load_pair_edit
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, load_analyser
 from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.reconstruction.settings import PhasedSettings
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 _AGAIN = "; make it again"
+_Stage = TypeVar("_Stage", bound=PhasedSettings)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Models:
     digests: Mapping[str, str] = field(default_factory=dict)
     edit: PairEdit | None = None
     method: str = ""
+
+    def begun(self, settings: _Stage) -> _Stage:
+        """The settings of a stage as this build begins it: at the mean latent, or where an encoder starts."""
+        return settings if self.start is None else settings.near()
 
     @property
     def image_px(self) -> int:

@@ -79,10 +79,8 @@ def invert_pairs(
     settings: InversionSettings, pairs: list[UnfinishedPair], models: Models, folder: Path, advance: Advance
 ) -> None:
     """Give every pair its inversion: from the cache, or made now and kept there."""
-    start = None
-    if models.start is not None:
-        settings = settings.near()
-        start = partial(models.start, precision=settings.precision)
+    settings = models.begun(settings)
+    start = None if models.start is None else partial(models.start, precision=settings.precision)
     cache = _cache(settings, models, folder)
     portraits = {pair.portrait.name: pair.portrait for pair in pairs if not pair.refused}
     inversions = {name: cache.load(portrait) for name, portrait in portraits.items()}
@@ -110,7 +108,7 @@ def _cache(settings: InversionSettings, models: Models, folder: Path) -> Inversi
 
 def reconstruct_pairs(recipe: BuildRecipe, pairs: list[UnfinishedPair], models: Models, advance: Advance) -> None:
     """Give every pair that is not refused its reconstruction; one call for each size of sketch."""
-    settings = recipe.reconstruction if models.start is None else recipe.reconstruction.near()
+    settings = models.begun(recipe.reconstruction)
     by_size: dict[int, list[UnfinishedPair]] = {}
     for pair in pairs:
         if pair.sketch is not None and not pair.refused:

@@ -67,9 +67,9 @@ class ShardedPlan(abc.ABC):
             "inversion": SAME_BITS,
             "reconstruction": SAME_BITS,
         }
-        if models.start is not None:  # which settings nobody set shows in the pairs: those are a near start's
-            stages = {"inversion": recipe.inversion.near(), "reconstruction": recipe.reconstruction.near()}
-            recipe = recipe.model_copy(update=stages)
+        # Which settings nobody set shows in the pairs: those are a near start's.
+        stages = {name: models.begun(getattr(recipe, name)) for name in ("inversion", "reconstruction")}
+        recipe = recipe.model_copy(update=stages)
         return {
             "code_version": code_version(),
             "recipe": recipe.model_dump(mode="json", exclude=left_out),
