@@ -81,6 +81,7 @@ def main() -> int:
 
 def candidate(pair: Pair, feature: Any, models: Models, sketch_detail: float) -> Candidate:
     """A stored pair as it was before it was judged, but for its portrait, which is analysed anew."""
+    pair = pair.portrait_first()
     assert pair.before is not None
     person = person_between([pair], models.instruments.prior, models.device)
     width = 4

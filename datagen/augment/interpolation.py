@@ -37,7 +37,9 @@ class Person:
 
 
 def person_between(pairs: Sequence[Pair], prior: WPrior, device: str) -> Person:
-    """The person of one pair, or the one half way between several. Raises InputError for pairs without latents."""
+    """The person of one pair, or the one half way between several, as the portrait shows them. Raises InputError for
+    pairs without latents."""
+    pairs = [pair.portrait_first() for pair in pairs]
     for pair in pairs:
         if pair.before is None or pair.w_before is None or pair.w_after is None or pair.noise is None:
             raise InputError(f"{pair.record.shard}: pair {pair.record.id} has no latents; build it again")

@@ -33,7 +33,7 @@ from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 
-_PARTS = ("before", "latents", "noise")
+_PARTS = ("before", "after", "latents", "noise")
 People = dict[tuple[str, ...], Person]
 
 

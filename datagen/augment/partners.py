@@ -20,6 +20,8 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import fix_settings, settings_put_back
 from stylepairs.datagen.shell.workers import Engine, run_workers
 
+_PARTS = ("before", "after", "latents")
+
 
 @dataclass(frozen=True)
 class ParentPairs:
@@ -64,7 +66,7 @@ class ParentPairs:
         models = self.load_models()
 
         def look(id: str) -> None:
-            pair = shards.load_pair(self.pairs, self.records[id], ("before", "latents"))
+            pair = shards.load_pair(self.pairs, self.records[id], _PARTS).portrait_first()
             if pair.before is None or pair.w_before is None:
                 raise InputError(f"{pair.record.shard}: pair {id} has no latents; build it again")
             digest = pair.record.portrait_digest

@@ -107,7 +107,7 @@ def finish_pair(
     _, reasons = quality.judge(pair.figures, recipe.gate)
     if not finite(composed.after):
         return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE], models.method), before=before)
-    return with_latents(
+    made = with_latents(
         Pair(
             record_of(pair, recipe, seed, models.digest, reasons, models.method),
             before=before,
@@ -117,6 +117,7 @@ def finish_pair(
         ),
         result,
     )
+    return made.turned() if sketch.backwards else made
 
 
 def with_latents(pair: Pair, result: Reconstruction) -> Pair:
@@ -181,8 +182,13 @@ def record_of(
 
 
 def _degree(pair: UnfinishedPair) -> float:
-    """The degree that the feature measured, else the one that was asked for, in [0,1]."""
+    """The degree that the feature measured, else the one that was asked for, in [0,1].
+
+    Of a pair that runs backwards all or nothing: all that was taken away comes back, however much it was.
+    """
     asked = asked_degree(pair.params)
+    if pair.sketch is not None and pair.sketch.backwards:
+        return float(asked > 0)
     measured = pair.figures.get("degree", asked)
     return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
 

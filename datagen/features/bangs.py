@@ -45,7 +45,7 @@ from stylepairs.datagen.sketching.hair.foreheads import (
     usual_hairline,
 )
 from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, fringe_gaps, hat_share, styled_fringe
-from stylepairs.datagen.sketching.hair.hairness import hairness
+from stylepairs.datagen.sketching.hair.hair_and_skin import hairness
 from stylepairs.datagen.sketching.hair.strands import (
     HairPalette,
     contrast_likeness,

@@ -34,7 +34,10 @@ def combine(features: dict[str, Feature]) -> Feature:
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
         parts, current = [], portrait
         for name, feature in features.items():
-            parts.append(feature.sketch(current, getattr(params, name)))
+            part = feature.sketch(current, getattr(params, name))
+            if part.backwards:
+                raise SketchRefused(f"{portrait.name}: a pair of {name} that runs backwards cannot be combined")
+            parts.append(part)
             current = parts[-1].applied_to(current)
         return combined_sketch(portrait, parts)
 

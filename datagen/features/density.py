@@ -1,23 +1,24 @@
 """Density: hair filled up where scalp shows through, at the parting, the crown and the temples.
 
-Scalp is told from hair by colour: the direction in Lab that best parts the forehead's skin from the person's dense hair
-(Fisher's linear discriminant, 1936), zero at the colour of the dense hair nearby, so that grey sides are hair too.
-Where it shows between hairline and outline, its share of the colour is taken out, which leaves the strands that are
-there in place, and strands of the own hair are painted over it.
+Few people have thin hair, so pairs are also made from those with dense hair: theirs is thinned out, scalp between
+strands, and the pair runs backwards, from the thinned picture to the photo.
 
-Figures of `measure`:
-  scalp_before   share of the area between hairline and outline that shows scalp (soft count), in the photo
-  scalp_after    the same in the after image, by the photo's colours; lower is better
+Where scalp shows between hairline and outline (`sketching.hair.hair_and_skin`), its share of the colour is taken out,
+which leaves the strands that are there in place, and strands of the own hair are painted over it.
+
+Figures of `measure` (edited: the after half, of a pair that runs backwards the before half):
+  scalp_before   share of the area between hairline and outline that shows scalp (soft count), in the before half
+  scalp_after    the same in the after half, by the photo's colours; lower is better
   scalp_removed  share of the visible scalp that is gone, 1 all of it
-  texture_kept   local contrast of the filled places, after / sketch; 0 is flat paint
-  fill_delta_e   CIEDE2000 between after and sketch over the filled places, both at the scale of locks
-  degree         scalp gone as a share of what the full change takes away; 0 none, 1 all; NaN where nothing is thin
+  texture_kept   local contrast of the edited places, edited half / sketch; 0 is flat paint
+  fill_delta_e   CIEDE2000 between edited half and sketch over the edited places, both at the scale of locks
+  degree         how far the colour of the edited places went from the photo's to the full sketch's; 0 not at all,
+                 1 wholly; NaN where the full sketch takes nothing away
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,29 +30,15 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.hair.hairline_curve import (
-    ANGLES,
-    Hairline,
-    find_hairline,
-    refuse_unclear_hairline,
-    smoothed,
-)
-from stylepairs.datagen.sketching.hair.rays import pixels_polar
+from stylepairs.datagen.sketching.hair.hair_and_skin import Scalp, find_scalp, hair_area, pixels_by_line
+from stylepairs.datagen.sketching.hair.hairline_curve import Hairline, find_hairline, refuse_unclear_hairline
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, inner_contrast
 
-# Of the side: how softly the area begins at the hairline, which is to stay as it is, and ends at the outline.
-_LINE_SOFTNESS, _OUTLINE_SOFTNESS = 0.028, 0.012
-# Scalp counts from this share on, and wholly from that one: between strands there is always some shade of skin.
-_SHOWS, _BARE = 0.2, 0.5
 # Of the side: up to here from the hairline thin hair is looked for, fading out at the second; further away only
 # partings and what the analyser takes for thin, because light locks and shine look like skin.
 _FRONTAL, _BEYOND = 0.04, 0.09
-# Scalp is red besides being light: from this share of the way to the skin's a* on a place counts wholly.
-_REDNESS = 0.4
-# Of the side: how far dense hair speaks for the colour of the hair around it.
-_NEARBY = 0.06
 # How opaque the painted strands lie over fully bare scalp.
 _STRANDS_OVER = 0.45
 # Of the side: how long they are; what is narrower than twice this is a parting.
@@ -59,24 +46,45 @@ _STRAND_LENGTH, _PARTING = 0.07, 0.02
 # Angles from straight up at which the crown passes into the temples, and the width of that passage.
 _TEMPLE, _PASSAGE = np.radians(40.0), np.radians(8.0)
 _BAND = 0.02
-# Mean share of scalp that the full change has to take away from its places, or no degree of it is told.
+# Mean share of scalp by which the full change has to differ in its places, or no degree of it is told.
 _LEAST_CHANGE = 0.02
+# Of the side: how softly thinned hair begins at the hairline; how far up from there scalp shows, at least and at most.
+_THIN_SOFTNESS, _THIN_REACH = 0.012, (0.08, 0.16)
+# Angle from straight up at which thinned hair is dense again, and over which it becomes so.
+_THIN_TO, _THIN_FADE = np.radians(66.0), np.radians(22.0)
+# Of the side: half the width of a parting laid in dense hair; how far to the sides of the middle it may lie.
+_LAID_PARTING, _PARTING_TO = 0.012, np.radians(25.0)
+# The strands that thinned hair is left with: finer than locks, so that scalp shows in lines between them.
+_LEFT_STRANDS = StrandStyle(
+    density=0.65, length=0.1, lock_width=0.008, strand_width=0.0022, lock_cover=2.0, clumping=0.5
+)
+# How much scalp shows through strands and, beyond that, between them; never more than _MOST.
+_THROUGH, _BETWEEN, _MOST = 0.35, 1.1, 0.75
+# Lightness by which scalp between strands is darker than the forehead.
+_SCALP_SHADE = 4.0
+# Mean CIEDE2000 by which thinning has to change its places: less could not be told from the photo.
+_LEAST_THINNING = 3.0
 
 Area = Literal["parting", "crown", "temples", "all"]
+MadeFrom = Literal["thin", "dense", "either"]
 
 
 class Params(FeatureParams):
     """What to fill and how far.
 
     areas: the parting (narrow gaps away from the hairline), the crown (over the forehead), the temples, or all.
-    strength: share of the visible scalp that is to go. intensity: the degree, 0 no change, 1 all of it. seed: of the
+    made_from: people with thin hair, which is filled up; with dense hair, which is thinned out for a pair that runs
+    backwards; or either, thin hair first.
+    strength: share of the visible scalp that is to go; of dense hair, of the scalp that thinning may show.
+    intensity: the degree, 0 no change, 1 all of it. seed: of the
     strands. Refused are portraits with a hat; whose hairline is found on less than min_found of the front or ragged by
-    more than max_ragged eye distances; whose hair and skin differ by less than min_separation (Mahalanobis); that show
-    scalp on less than min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair
-    to thicken.
+    more than max_ragged eye distances. Thin hair is refused whose colour differs from the skin's by less than
+    min_separation (Mahalanobis); that shows scalp on less than min_scalp of the area, so that nothing is thin, or more
+    than max_scalp, so that there is no hair to thicken. Dense hair is refused on which thinning would hardly show.
     """
 
     areas: Area = "all"
+    made_from: MadeFrom = "thin"
     strength: float = Field(1.0, gt=0, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = 0
@@ -88,45 +96,35 @@ class Params(FeatureParams):
     max_scalp: float = Field(0.35, ge=0, le=1)
 
 
-@dataclass(frozen=True)
-class Scalp:
-    """How scalp is told from hair in a portrait: area [1,H,W] between hairline and outline; hair [3,H,W] colour of the
-    dense hair nearby and skin [3], in Lab; axis [3] from one to the other, to be multiplied with colours; separation:
-    Mahalanobis distance of the two."""
-
-    area: torch.Tensor
-    hair: torch.Tensor
-    skin: torch.Tensor
-    axis: torch.Tensor
-    separation: float
-
-    def share(self, lab: torch.Tensor) -> torch.Tensor:
-        """The share of scalp [1,H,W] in colours lab [3,H,W], 0 dense hair, 1 skin, over a strand's width."""
-        away = self.skin[:, None, None] - self.hair
-        axis = self.axis[:, None, None]
-        whole = (away * axis).sum(0, keepdim=True).clamp_min(0.25 * self.separation**2)
-        return blurred((((lab - self.hair) * axis).sum(0, keepdim=True) / whole).clamp(0, 1), 0.008)
-
-    def shows(self, lab: torch.Tensor) -> torch.Tensor:
-        """Where scalp shows within the area [1,H,W], 0 to 1."""
-        return self.area * ((self.share(lab) - _SHOWS) / (_BARE - _SHOWS)).clamp(0, 1)
-
-    def redness(self, lab: torch.Tensor) -> torch.Tensor:
-        """Where a* is as much the skin's as scalp would make it [1,H,W], 0 to 1: fair locks and shine are not."""
-        whole = (self.skin[1] - self.hair[1:2]).clamp_min(2.0)
-        return (blurred((lab[1:2] - self.hair[1:2]) / whole, 0.012) / _REDNESS).clamp(0, 1)
+def settled(portrait: Portrait, params: Params) -> Params:
+    """The parameters with `made_from` thin or dense, as the portrait's hair is."""
+    if params.made_from != "either":
+        return params
+    line = find_hairline(portrait)
+    scalp = find_scalp(portrait, line)
+    shown = _shown(scalp, _thin_places(portrait, line, scalp, params))
+    # Where hair cannot be told from scalp, what seems to show is none.
+    thin = scalp.separation >= params.min_separation and shown >= params.min_scalp
+    return params.model_copy(update={"made_from": "thin" if thin else "dense"})
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
-    """The portrait with its thin places filled.
+    """The portrait with its thin places filled, or with dense hair thinned out.
 
-    Raises SketchRefused where nothing is thin, or hair cannot be told from scalp.
+    Raises SketchRefused where nothing is thin, hair cannot be told from scalp, or thinning would not show.
     """
+    params = settled(portrait, params)
     line = find_hairline(portrait)
     scalp = find_scalp(portrait, line)
-    place = _thin_places(portrait, line, scalp, params)
-    _refuse_unusable(portrait, line, scalp, place, params)
-    image = _filled(portrait, scalp, place, params)
+    _refuse_hat(portrait)
+    refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
+    place = _places(portrait, line, scalp, params)
+    image = _edited(portrait, scalp, place, params)
+    backwards = params.made_from == "dense"
+    if backwards:
+        _refuse_invisible_thinning(portrait, scalp, place, params)
+    else:
+        _refuse_unusable(portrait, scalp, place, params)
     mask = torch.maximum(feather(dilate((place > 0.05).float(), 0.008), 0.008), place).clamp(0, 1)
     return Sketch(
         image=torch.where(mask > 0, image, portrait.image),
@@ -134,101 +132,50 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         keep_mask=1 - feather(dilate((mask > 0.05).float(), _BAND), _BAND / 2),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
-        label=torch.where(place[0] > 0.5, torch.full_like(portrait.label, CLASS["hair"]), portrait.label),
-        hair=torch.maximum(portrait.hair, params.intensity * params.strength * place),
+        label=None if backwards else portrait.label.masked_fill(place[0] > 0.5, CLASS["hair"]),
+        hair=None if backwards else torch.maximum(portrait.hair, params.intensity * params.strength * place),
+        backwards=backwards,
     )
 
 
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How much scalp is left and what it cost: the figures of the file's docstring."""
     portrait = portrait.resized(seen.before.size_px)
+    params = settled(portrait, params)
     line = find_hairline(portrait)
     scalp = find_scalp(portrait, line)
-    place = _thin_places(portrait, line, scalp, params)
-    full = _filled(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
+    place = _places(portrait, line, scalp, params)
+    full = _edited(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
     asked = portrait.image.lerp(full, params.intensity)
-    before, after, goal, wanted = (srgb_to_lab(x) for x in (seen.before.image, seen.after.image, full, asked))
+    photo, edited, goal, wanted = (srgb_to_lab(x) for x in (seen.before.image, seen.after.image, full, asked))
     area = scalp.area.sum().clamp_min(1e-6)
-    shown = [float((scalp.shows(lab) * (place > 0)).sum() / area) for lab in (before, after, goal)]
+    before, after = (edited, photo) if params.made_from == "dense" else (photo, edited)
+    shown = [float((scalp.shows(lab) * (place > 0)).sum() / area) for lab in (before, after)]
     weight = place / place.sum().clamp_min(1e-6)
     # The degree takes the share itself, not where it passes a threshold: it is straight in the colour.
-    raw = [float((scalp.share(lab) * weight).sum()) for lab in (before, after, goal)]
-    contrast = [inner_contrast(lab, place) for lab in (after, wanted)]
-    apart = delta_e_2000(blurred(after, LOCKS), blurred(wanted, LOCKS))[None]
+    raw = [float((scalp.share(lab) * weight).sum()) for lab in (photo, edited, goal)]
+    contrast = [inner_contrast(lab, place) for lab in (edited, wanted)]
+    apart = delta_e_2000(blurred(edited, LOCKS), blurred(wanted, LOCKS))[None]
     return {
         "scalp_before": shown[0],
         "scalp_after": shown[1],
         "scalp_removed": 1 - shown[1] / max(shown[0], 1e-6),
         "texture_kept": contrast[0] / max(contrast[1], 1e-3),
         "fill_delta_e": float((apart * weight).sum()),
-        "degree": (raw[0] - raw[1]) / (raw[0] - raw[2]) if raw[0] - raw[2] > _LEAST_CHANGE else math.nan,
+        "degree": (raw[0] - raw[1]) / (raw[0] - raw[2]) if abs(raw[0] - raw[2]) > _LEAST_CHANGE else math.nan,
     }
 
 
-def find_scalp(portrait: Portrait, line: Hairline) -> Scalp:
-    """What tells scalp from hair in this portrait, learned from its forehead and its dense hair.
-
-    Raises SketchRefused where there is too little of either.
-    """
-    lab = srgb_to_lab(portrait.image)
-    if not line.found.any():
-        raise SketchRefused(f"{portrait.name}: no hairline is found; bald, or hidden")
-    area, forehead = _area(portrait, line), _forehead(portrait, line)
-    inside = (area * portrait.hair > 0.8)[0]
-    least = 2e-4 * inside.numel()
-    if forehead.sum() < least or inside.sum() < least:
-        raise SketchRefused(f"{portrait.name}: too little forehead or hair to tell one from the other")
-    skin, hair = lab[:, forehead], lab[:, inside]
-    # Twice: what shows scalp itself is no example of dense hair.
-    for _ in range(2):
-        axis, separation = _discriminant(skin, hair)
-        share = axis @ (hair - hair.mean(1, keepdim=True)) / separation**2
-        hair = hair[:, share <= torch.quantile(share, 0.85)]
-    axis, separation = _discriminant(skin, hair)
-    typical = hair.mean(1)[:, None, None]
-    share = (axis[:, None, None] * (lab - typical)).sum(0, keepdim=True) / separation**2
-    dense = (area * portrait.hair) * (1 - share / 0.5).clamp(0, 1)
-    # A little of the typical colour everywhere, for places with no dense hair around them.
-    near = (blurred(lab * dense, _NEARBY) + 0.02 * typical) / (blurred(dense, _NEARBY) + 0.02)
-    return Scalp(area, near, skin.mean(1), axis, separation)
+def _places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
+    """Where the edit is made, and how strongly [1,H,W], 0 to 1."""
+    places = _places_to_thin if params.made_from == "dense" else _thin_places
+    return places(portrait, line, scalp, params)
 
 
-def _discriminant(skin: torch.Tensor, hair: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Fisher's axis [3] of colours [3,N], scaled so that axis . (skin - hair) is distance^2; the distance."""
-    # Four units of Lab are no difference between a person's hair and skin.
-    spread = 0.5 * torch.cov(skin) + 0.5 * torch.cov(hair) + 4.0 * torch.eye(3).to(skin)
-    apart = skin.mean(1) - hair.mean(1)
-    axis = torch.linalg.solve(spread, apart)
-    return axis, max(float(axis @ apart), 1e-6) ** 0.5
-
-
-def _polar(line: Hairline, portrait: Portrait) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Angle and radius of every pixel, and brow, line and outline at its angle; [H,W] each."""
-    known = line.filled()
-    angle, radius = (values.cpu().numpy() for values in pixels_polar(line.frame, portrait))
-    brow, at, outline = (
-        np.interp(angle, ANGLES, smoothed(values, np.radians(3))) for values in (known.brow, known.line, known.outline)
-    )
-    return angle, radius, brow, at, outline
-
-
-def _area(portrait: Portrait, line: Hairline) -> torch.Tensor:
-    """Between hairline and outline [1,H,W], soft at both, where the analyser sees hair, be it thin."""
-    size_px = portrait.size_px
-    angle, radius, _, at, outline = _polar(line, portrait)
-    above = np.clip((radius - at) / (_LINE_SOFTNESS * size_px), 0, 1)
-    below = np.clip((outline - radius) / (_OUTLINE_SOFTNESS * size_px), 0, 1)
-    inside = torch.from_numpy(above * below * (np.abs(angle) <= ANGLES[-1])).to(portrait.image)[None]
-    return inside * ((blurred(portrait.hair, 0.012) - 0.25) / 0.35).clamp(0, 1)
-
-
-def _forehead(portrait: Portrait, line: Hairline) -> torch.Tensor:
-    """Bare skin between brows and hairline, bool [H,W]."""
-    size_px = portrait.size_px
-    angle, radius, brow, at, _ = _polar(line, portrait)
-    between = (radius > brow) & (radius < at - 0.02 * size_px) & (np.abs(angle) <= np.radians(50))
-    skin = (portrait.label == CLASS["skin"]) & (portrait.hair[0] < 0.1)
-    return torch.from_numpy(between).to(skin.device) & skin
+def _edited(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> torch.Tensor:
+    """The portrait's image with hair filled up, or thinned out, at `place`."""
+    full = (_thinned if params.made_from == "dense" else _filled)(portrait, scalp, place, params)
+    return portrait.image.lerp(full.clamp(-1, 1), params.intensity * params.strength)
 
 
 def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
@@ -239,17 +186,40 @@ def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Param
         # What an opening of the parting's width takes away is narrower than it; a parting is no hairline.
         shows = scalp.shows(lab)
         shows = (shows - dilate(dilate(shows, -_PARTING), _PARTING)).clamp_min(0) * (scalp.area >= 1)
-    elif params.areas != "all":
-        angle, *_ = _polar(line, portrait)
-        temple = np.clip((np.abs(angle) - _TEMPLE) / _PASSAGE + 0.5, 0, 1)
-        shows = shows * torch.from_numpy(temple if params.areas == "temples" else 1 - temple).to(shows)
+    else:
+        shows = shows * _in_areas(portrait, line, params)
     return blurred(shows, 0.004) * (scalp.area > 0)
+
+
+def _places_to_thin(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
+    """Where dense hair is to show scalp, and how much [1,H,W]: most at the hairline, none at its ends."""
+    rng = _rng(portrait, params)
+    reach, parting = rng.uniform(*_THIN_REACH), rng.uniform(-_PARTING_TO, _PARTING_TO)
+    angle, radius, _, at, _ = pixels_by_line(line, portrait)
+    if params.areas == "parting":
+        beside = radius * np.abs(np.sin(angle - parting)) / portrait.size_px
+        share = np.clip(2 * (1 - beside / _LAID_PARTING), 0, 1) * (np.abs(angle - parting) < np.pi / 2)
+        area = scalp.area
+    else:
+        depth = np.clip(1 - (radius - at) / (reach * portrait.size_px), 0, 1)
+        share = depth * np.clip((_THIN_TO - np.abs(angle)) / _THIN_FADE, 0, 1)
+        area = hair_area(portrait, line, _THIN_SOFTNESS, before=_THIN_SOFTNESS) * _in_areas(portrait, line, params)
+    return torch.from_numpy(share).to(area)[None] * area
+
+
+def _in_areas(portrait: Portrait, line: Hairline, params: Params) -> torch.Tensor:
+    """The crown or the temples [1,H,W], soft where they meet; everything for all."""
+    if params.areas not in {"crown", "temples"}:
+        return torch.ones_like(portrait.hair)
+    angle, *_ = pixels_by_line(line, portrait)
+    temple = np.clip((np.abs(angle) - _TEMPLE) / _PASSAGE + 0.5, 0, 1)
+    return torch.from_numpy(temple if params.areas == "temples" else 1 - temple).to(portrait.hair)[None]
 
 
 def _plausible(portrait: Portrait, line: Hairline) -> torch.Tensor:
     """Where scalp is to be expected [1,H,W]: near the hairline, and wherever the matte is thin."""
     size_px = portrait.size_px
-    _, radius, _, at, _ = _polar(line, portrait)
+    _, radius, _, at, _ = pixels_by_line(line, portrait)
     near = np.clip((_BEYOND - (radius - at) / size_px) / (_BEYOND - _FRONTAL), 0, 1)
     thin = ((0.95 - blurred(portrait.hair, 0.006)) / 0.3).clamp(0, 1)
     return torch.maximum(torch.from_numpy(near).to(thin)[None], thin)
@@ -259,24 +229,46 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
     """The portrait's image with the scalp's share of colour taken out at `place`, and strands over it."""
     lab = srgb_to_lab(portrait.image)
     toned = lab_to_srgb(lab + (1.2 * place).clamp(max=1) * scalp.share(lab) * (scalp.hair - scalp.skin[:, None, None]))
-    rng = random_generator("density", params.seed, portrait.digest)
-    strands, alpha = grow_hair(portrait, place, own_flow(portrait), StrandStyle(length=_STRAND_LENGTH), rng)
-    full = toned.lerp(strands, (_STRANDS_OVER * alpha * place).expand_as(toned))
-    return portrait.image.lerp(full.clamp(-1, 1), params.intensity * params.strength)
+    style = StrandStyle(length=_STRAND_LENGTH)
+    strands, alpha = grow_hair(portrait, place, own_flow(portrait), style, _rng(portrait, params))
+    return toned.lerp(strands, (_STRANDS_OVER * alpha * place).expand_as(toned))
 
 
-def _refuse_unusable(portrait: Portrait, line: Hairline, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
-    name = portrait.name
+def _thinned(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> torch.Tensor:
+    """The portrait's image with scalp between the strands at `place`, whose own light and shade stay."""
+    lab = srgb_to_lab(portrait.image)
+    grown = dilate((place > 0).float(), 0.02)
+    _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
+    share = (place * (_THROUGH + _BETWEEN * blurred(1 - alpha, 0.0025))).clamp(max=_MOST)
+    skin = scalp.skin - torch.tensor([_SCALP_SHADE, 0.0, 0.0]).to(scalp.skin)
+    # What is skin already, at the hairline, gets no lighter.
+    return lab_to_srgb(lab + share * (1 - scalp.mixed(lab)) * (skin[:, None, None] - scalp.hair))
+
+
+def _rng(portrait: Portrait, params: Params) -> np.random.Generator:
+    return random_generator("density", params.seed, portrait.digest)
+
+
+def _shown(scalp: Scalp, place: torch.Tensor) -> float:
+    """The share of the hair on which scalp shows."""
+    return float(place.sum() / scalp.area.sum().clamp_min(1e-6))
+
+
+def _refuse_hat(portrait: Portrait) -> None:
     hat = float((portrait.label == CLASS["hat"]).float().mean())
     if hat > 0.005:
-        raise SketchRefused(f"{name}: a hat covers {100 * hat:.1f} % of the crop; the hair is hidden")
-    refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
+        raise SketchRefused(f"{portrait.name}: a hat covers {100 * hat:.1f} % of the crop; the hair is hidden")
+
+
+def _refuse_unusable(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
+    """Raises SketchRefused for hair that there is nothing to fill in, or too much."""
+    name = portrait.name
     if scalp.separation < params.min_separation:
         raise SketchRefused(
             f"{name}: hair and skin are {scalp.separation:.1f} apart (min_separation {params.min_separation:g}); "
             "scalp cannot be told from hair"
         )
-    shown = float(place.sum() / scalp.area.sum().clamp_min(1e-6))
+    shown = _shown(scalp, place)
     if shown < params.min_scalp:
         raise SketchRefused(
             f"{name}: scalp shows on {100 * shown:.1f} % of the hair ({params.areas}; min_scalp "
@@ -286,4 +278,16 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, scalp: Scalp, place: to
         raise SketchRefused(
             f"{name}: scalp shows on {100 * shown:.0f} % of the hair (max_scalp {100 * params.max_scalp:g} %); "
             "too little hair to thicken"
+        )
+
+
+def _refuse_invisible_thinning(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
+    """Raises SketchRefused where hair looks like skin, or there is hardly any to thin out."""
+    full = _edited(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
+    change = delta_e_2000(srgb_to_lab(portrait.image), srgb_to_lab(full))[None]
+    seen = float((change * place).sum() / place.sum().clamp_min(1e-6))
+    if seen < _LEAST_THINNING:
+        raise SketchRefused(
+            f"{portrait.name}: thinned out, its hair would change by CIEDE2000 {seen:.1f} "
+            f"({_LEAST_THINNING:g} needed); scalp would not show in it"
         )

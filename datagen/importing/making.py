@@ -119,6 +119,8 @@ class Importer:
         unfinished.wanted = WantedPair(id, portrait, pictures.params, source)
         unfinished.params = self.feature.settled(portrait, params)
         sketch = self.feature.sketch(portrait, unfinished.params)
+        if sketch.backwards:
+            raise SketchRefused(f"{pictures.name}: its before shows nothing for {self.recipe.feature} to change")
         given = None if mask is None else mask_in_crop(mask, before, move, self.size_px).to(self.models.device)
         return lay_over(portrait, move, (before, after), given, sketch, analyser), unfinished
 

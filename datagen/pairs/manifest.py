@@ -134,6 +134,7 @@ def schema_of(figures: Sequence[str]) -> pa.Schema:
             *((name, pa.string()) for name in texts),
             ("degree", pa.float64()),
             ("accepted", pa.bool_()),
+            ("backwards", pa.bool_()),
             ("reasons", pa.list_(pa.string())),
             ("seed", pa.int64()),
             ("parents", pa.list_(pa.struct([(name, pa.string()) for name in Parent.__annotations__]))),

@@ -20,7 +20,7 @@ VAL_PERCENT = 10
 # Of a record in a shard's JSON: how the pair was made, nested there under this name.
 PROVENANCE = (
     "portrait", "portrait_digest", "source_digest", "generator_digest", "seed", "code_version", "split", "method",
-    "parents", "origin",
+    "backwards", "parents", "origin",
 )  # fmt: skip
 # Of a record, but not in the JSON: where the pair lies.
 _PLACE = ("id", "shard", "parts")
@@ -45,9 +45,10 @@ class PairRecord:
     """What is known of a pair besides its pixels; pydantic's ValidationError where a value cannot be.
 
     figures: None where a figure was not finite. source_digest: of the photo that the portrait was cut from; "" where it
-    is not known; of several, "a+b". method: how the edit was made in the generator, "" for reconstruction. parents: of
-    an augmented pair, those that it was made from. origin: of an imported one, its files and what was done to lay them
-    over each other; of one whose hair was recoloured, the colour. parts: name -> (offset, bytes) in the shard.
+    is not known; of several, "a+b". method: how the edit was made in the generator, "" for reconstruction. backwards:
+    the before half was edited, and the after half is the portrait. parents: of an augmented pair, those that it was
+    made from. origin: of an imported one, its files and what was done to lay them over each other; of one whose hair
+    was recoloured, the colour. parts: name -> (offset, bytes) in the shard.
     """
 
     id: PairId
@@ -65,6 +66,7 @@ class PairRecord:
     split: Literal["train", "val"]
     source_digest: _Text = ""
     method: _Text = ""
+    backwards: bool = False
     parents: list[Parent] = field(default_factory=list)
     origin: Annotated[dict[_Text, _Text], Field(max_length=32)] = field(default_factory=dict)
     shard: ShardName = ""
@@ -95,6 +97,26 @@ class Pair:
     w_after: np.ndarray | None = None
     noise: list[np.ndarray] | None = None
 
+    def turned(self) -> Pair:
+        """The pair the other way round."""
+        record = dataclasses.replace(self.record, backwards=not self.record.backwards)
+        return Pair(
+            record,
+            self.after,
+            self.before,
+            self.mask,
+            self.sketch,
+            self.generated_after,
+            self.generated_before,
+            self.w_after,
+            self.w_before,
+            self.noise,
+        )
+
+    def portrait_first(self) -> Pair:
+        """The pair with its portrait as the before half, as it was made."""
+        return self.turned() if self.record.backwards else self
+
 
 RECORD = TypeAdapter(PairRecord)
 OBJECT = TypeAdapter(dict[str, Any])
@@ -112,7 +134,7 @@ def encode_record(record: PairRecord) -> bytes:
     """The JSON that a shard holds of a pair."""
     known = {name: value for name, value in asdict(record).items() if name not in _PLACE}
     provenance = {name: known.pop(name) for name in PROVENANCE}
-    for name in ("method", "parents", "origin"):  # most pairs have none
+    for name in ("method", "backwards", "parents", "origin"):  # most pairs have none
         if not provenance[name]:
             del provenance[name]
     return json.dumps(known | {"provenance": provenance}, sort_keys=True, allow_nan=False).encode()

@@ -24,7 +24,7 @@ from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
@@ -192,6 +192,8 @@ class Editor:
         and the feature's sketch. Raises SketchRefused (an InputError) when the feature does not apply to it.
         """
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
+        if sketch.backwards:
+            raise SketchRefused(f"{portrait.name}: {self.info.feature} makes a before half of it; nothing to edit")
         return self._pass([self._inputs(portrait, wanted)])[0], sketch
 
     def _inputs(self, face: Portrait, wanted: Wanted) -> tuple[torch.Tensor, ...]:

@@ -249,7 +249,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             params = validate_params(feature.Params, record.params, f"{self.pairs}")
             try:
                 params = feature.settled(portrait, params)
-                mask = region_mask(feature.sketch(portrait, params).edit_mask)
+                sketch = feature.sketch(portrait, params)
+                # Of a pair that runs backwards the portrait is what comes out: there is nothing left to edit.
+                mask = None if sketch.backwards else region_mask(sketch.edit_mask)
             except SketchRefused:
                 mask = None
             if (mask is None) == wants_refusal:

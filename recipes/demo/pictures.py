@@ -44,7 +44,7 @@ FEATURES = {
     "bangs": Shown(("params.style=full", "params.length=0.8"), (5, 15, 47)),
     "hairline": Shown(("params.shift=-0.3", "params.corners=0.0"), (8, 18, 25)),
     "fluffiness": Shown(("params.volume=0.12", "params.where=both"), (5, 1, 41)),
-    "density": Shown((), (38, 51, 12)),
+    "density": Shown(("params.made_from=thin",), (38, 51, 12)),
     "facial_features": Shown(("params.parts=eyes",), (5, 41, 27)),
     "face_shape": Shown(("params.jaw=0.2",), (5, 8, 31)),
     "eyes": Shown(("params.size=0.25", "params.crease=0.0"), (15, 25, 27)),

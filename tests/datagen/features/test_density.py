@@ -16,6 +16,7 @@ from stylepairs.datagen.features import density
 from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.sketching.hair.hair_and_skin import find_scalp
 from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
 
 OWN_FIGURES = ("scalp_removed", "texture_kept", "fill_delta_e", "degree")
@@ -36,7 +37,7 @@ def test_more_scalp_is_seen_where_more_shows(scalp):
     thin, thinner = head(96, scalp=scalp - 0.2), head(96, scalp=scalp)
     shown = []
     for portrait in (thin, thinner):
-        found = density.find_scalp(portrait, find_hairline(portrait))
+        found = find_scalp(portrait, find_hairline(portrait))
         shown.append(float(found.shows(srgb_to_lab(portrait.image)).sum()))
     assert shown[1] > shown[0]
 
@@ -117,6 +118,61 @@ def test_of_dense_hair_no_degree_is_told_whatever_becomes_of_it():
     """It was thousands: the matrix of what else an edit changes showed a recoloured head as filled up."""
     portrait = head()
     assert np.isnan(figures(portrait, (portrait.image * 0.8).clamp(-1, 1))["degree"])
+
+
+DENSE = density.Params(made_from="dense")
+
+
+@pytest.mark.parametrize("areas", ["all", "crown", "temples", "parting"])
+def test_dense_hair_is_thinned_out_for_a_pair_that_runs_backwards(areas):
+    portrait, params = head(), DENSE.model_copy(update={"areas": areas})
+    sketch = density.sketch(portrait, params)
+    assert sketch.backwards
+    outside = (sketch.edit_mask == 0).expand(3, -1, -1)
+    assert torch.equal(sketch.image[outside], portrait.image[outside])
+    scalp = find_scalp(portrait, find_hairline(portrait))
+    shown, before = (scalp.shows(srgb_to_lab(image)).sum() for image in (sketch.image, portrait.image))
+    assert shown > before + 5
+    found = density.measure(portrait, AnalysedPair(portrait, sketch.applied_to(portrait)), params)
+    assert found["scalp_before"] > 3 * found["scalp_after"]
+    assert passes(found), found
+    assert found["degree"] == pytest.approx(1, abs=0.05)
+    # It is no lighter than skin, and strands are left in it.
+    changed = (portrait.image != sketch.image).any(0) & (portrait.hair[0] > 0.9)
+    assert sketch.image[0, changed].max() <= head(line=OUTLINE + 0.02).image[0].max()
+    assert sketch.image[0, changed].std() > 0.5 * portrait.image[0, changed].std()
+
+
+def test_a_photo_left_as_it_is_does_not_pass_as_thinned_out():
+    portrait = head()
+    found = figures(portrait, portrait.image, DENSE)
+    assert found["degree"] == pytest.approx(0, abs=1e-6)
+    assert not passes(found)
+
+
+def test_the_degree_rises_with_how_far_hair_is_thinned_out():
+    portrait = head()
+    degrees = [
+        figures(portrait, density.sketch(portrait, DENSE.model_copy(update={"intensity": t})).image, DENSE)["degree"]
+        for t in (0.3, 0.6, 1)
+    ]
+    assert degrees == pytest.approx([0.3, 0.6, 1], abs=0.1)
+
+
+def test_either_is_settled_by_the_portrait_s_hair():
+    either = density.Params(made_from="either")
+    thin, dense = head(scalp=0.7), head()
+    assert density.settled(thin, either).made_from == "thin"
+    assert density.settled(dense, either).made_from == "dense"
+    assert not density.sketch(thin, either).backwards
+    assert density.sketch(dense, either).backwards
+    for decided in (density.Params(), DENSE):
+        assert density.settled(thin, decided) == decided
+
+
+def test_hair_in_the_colour_of_skin_is_not_thinned_out():
+    with pytest.raises(SketchRefused, match="scalp would not show"):
+        density.sketch(head(hair=np.array([0.45, 0.1, -0.1])), DENSE)
 
 
 def test_params_say_what_is_wrong():

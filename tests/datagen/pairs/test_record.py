@@ -32,6 +32,9 @@ def test_the_json_of_a_pair_is_the_same_text_and_reads_back() -> None:
     assert child.parents[0] == Parent("000007", "d", "s")
     assert json.loads(encode_record(child))["provenance"]["parents"] == [asdict(parent) for parent in child.parents]
     assert decode_record(encode_record(child), "000007", child.shard, child.parts) == child
+    turned = replace(RECORD, backwards=True)
+    assert json.loads(encode_record(turned))["provenance"]["backwards"] is True
+    assert decode_record(encode_record(turned), "000007", turned.shard, turned.parts) == turned
 
 
 def test_json_of_older_and_newer_versions_loads() -> None:

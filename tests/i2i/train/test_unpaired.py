@@ -81,6 +81,19 @@ def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portr
         assert not sample["mask"].any()
 
 
+def test_whom_a_pair_that_runs_backwards_could_be_made_of_has_nothing_to_edit(pairs: Path, portraits: Path) -> None:
+    data = dataset(pairs, portraits, refused_share=1.0)
+    assert data.unpaired is not None
+    turned = replace(
+        data.unpaired.feature,
+        sketch=lambda *of: replace(hair_color.sketch(*of), backwards=True),  # type: ignore[arg-type]
+    )
+    data.unpaired = replace(data.unpaired, feature=turned)
+    sample = data[0, len(data)]
+    assert sample["applies"] == 0
+    assert torch.equal(sample["photo"], sample["target"])
+
+
 def test_photo_and_mask_move_together(pairs: Path, portraits: Path) -> None:
     plain, flipped = dataset(pairs, portraits), dataset(pairs, portraits, flip_share=1.0)
     one, two = plain[0, len(plain)], flipped[0, len(plain)]
