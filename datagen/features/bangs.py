@@ -109,7 +109,7 @@ class Params(FeatureParams):
     min_hair_above: float = Field(0.5, ge=0, le=1)
     min_hair: float = Field(0.37, ge=0)
     max_short_curl: float = Field(0.5, ge=0, le=1)
-    max_covered: float = Field(0.6, ge=0, le=1)
+    max_covered: float = Field(0.7, ge=0, le=1)
     min_fringe: float = Field(0.08, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
     sketch_detail: float = Field(1.0, ge=0, le=1)

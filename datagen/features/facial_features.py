@@ -24,7 +24,7 @@ Figures of `measure`, all over the parts that were asked for:
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -76,7 +76,8 @@ _BAND, _SEEN_SCALE = 0.02, 0.01
 class Params(FeatureParams):
     """Which parts are taken, and from whom.
 
-    parts: any of brows, eyes, nose, mouth, as "eyes,mouth" or a tuple; "all" for the four. reference: a photo file or
+    parts: any of brows, eyes, nose, mouth, as "eyes,mouth" or a tuple; "all" for the four. hidden: whether a portrait
+    that hides one of them is refused, or that part left out where others can be seen. reference: a photo file or
     FOLDER/NAME of a prepared portrait; None: drawn from `references`, a folder of prepared portraits ("bundled":
     those that come with the package), among those nearest in pose, skin tone and sharpness; another `seed` draws
     another. adopt: share of the reference's shape, 0 its look only, 1 all. intensity: the degree, 0 own, 1 wanted.
@@ -84,6 +85,7 @@ class Params(FeatureParams):
     """
 
     parts: str = "eyes"
+    hidden: Literal["refuse", "leave_out"] = "refuse"
     reference: str | None = None
     references: str = BUNDLED
     adopt: float = Field(1.0, ge=0, le=1)
@@ -111,7 +113,9 @@ class Params(FeatureParams):
 
 
 def settled(portrait: Portrait, params: Params) -> Params:
-    """The parameters with the reference that they draw for this portrait named. Raises as `sketch` does."""
+    """The parameters with the parts that are seen, and the reference that they draw for this portrait, named. Raises as
+    `sketch` does."""
+    params = _of_seen(portrait, params)
     if params.reference is not None:
         return params
     _refuse_hidden(portrait, params)
@@ -125,12 +129,14 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     Raises SketchRefused where a part is hidden, in the portrait or in every reference that is like it, and InputError
     where `reference` or `references` name nothing that can be used.
     """
+    params = _of_seen(portrait, params)
     _refuse_hidden(portrait, params)
     return _edited(portrait, chosen_reference(portrait, params), params, params.intensity)
 
 
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How near the parts came to the reference's, and what it cost: the figures of the file's docstring."""
+    params = _of_seen(portrait, params)
     reference = chosen_reference(portrait, params)
     full = _edited(portrait, reference, params, 1.0)
     mask = full.edit_mask
@@ -180,6 +186,14 @@ def chosen_reference(portrait: Portrait, params: Params) -> Portrait:
             f"{portrait.name}: no portrait of {params.references} is like it and shows its {params.parts}"
         )
     return drawn.to(portrait.image.device)
+
+
+def _of_seen(portrait: Portrait, params: Params) -> Params:
+    """The parameters without the parts that are to be left out; as they are where nothing of them would be left."""
+    if params.hidden == "refuse":
+        return params
+    seen = [part for part in params.names if not hidden_part(portrait, (part,))]
+    return params.model_copy(update={"parts": ",".join(seen) or params.parts, "hidden": "refuse"})
 
 
 def _refuse_hidden(portrait: Portrait, params: Params) -> None:

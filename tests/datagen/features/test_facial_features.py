@@ -228,6 +228,27 @@ def test_reference_of_a_pair_can_be_told(portrait, folder):
     assert ids[0] == int(digest[:12], 16) != ids[1]
 
 
+def test_hidden_parts_are_left_out_where_others_are_seen(portrait, folder):
+    hair = portrait.hair.clone()
+    left, right = portrait.points68[36:48, 0].min(), portrait.points68[36:48, 0].max()
+    top, bottom = portrait.points68[36:48, 1].min(), portrait.points68[36:48, 1].max()
+    hair[:, int(top) - 2 : int(bottom) + 3, int(left) - 2 : int(right) + 3] = 1
+    over = replace(portrait, hair=hair, digest="over")
+    asked = facial_features.Params(parts="eyes,mouth", references=folder)
+    with pytest.raises(SketchRefused, match="eyes are hidden"):
+        facial_features.settled(over, asked)
+    lenient = asked.model_copy(update={"hidden": "leave_out"})
+    settled = facial_features.settled(over, lenient)
+    assert (settled.parts, settled.hidden) == ("mouth", "refuse")
+    alone = facial_features.sketch(over, settled)
+    assert torch.equal(facial_features.sketch(over, lenient).image, alone.image)
+    kept = AnalysedPair(over, alone.applied_to(over))
+    assert facial_features.measure(over, kept, lenient) == facial_features.measure(over, kept, settled)
+    assert facial_features.settled(portrait, lenient).parts == "eyes,mouth"
+    with pytest.raises(SketchRefused, match="eyes are hidden"):
+        facial_features.settled(over, lenient.model_copy(update={"parts": "eyes"}))
+
+
 def test_hidden_parts_are_refused(portrait, folder):
     fringe = torch.zeros(1, SIZE, SIZE)
     fringe[:, : int(portrait.points68[37, 1]) + 3] = 1
