@@ -13,6 +13,8 @@ Figures of `measure` (of the brows asked for):
   line_error      |line_shift - the wanted one|
   hair_gain       brow hair after / before - 1, by darkness (or lightness) against the skin
   hair_reached    that darkness gained / the wanted one; 1 where none was asked for
+  hair_error      |that gained - the wanted one| / the wanted one, or a quarter of what the brow had where less was
+                  wanted: of dense brows little is, and what is missing of it does not show; 0 where none was asked for
   asymmetry       |degree of the right brow - that of the left|; 0 for one side
   skin_delta_e    mean CIEDE2000 on the skin around, after against the warped photo; 0 is perfect
   detail_kept     fine texture of the brows after / that of the sketch's warped photo
@@ -58,6 +60,8 @@ _HAIR_LENGTH, _EDGE_SOFTNESS = 0.16, 0.05
 # Share of the region that hairs of density 1 hide; how much less of that falls on hair that is there; how much farther
 # from the skin's colour than the brow as a whole a hair is.
 _FULL_COVER, _OWN_KEPT, _HAIR_DEPTH = 0.9, 0.4, 0.35
+# Of a brow's own darkness: a gain that errors are shares of at least.
+_LEAST_HAIR = 0.25
 # A brow whose matte holds less than this share of the label's is not to be told from the skin.
 _MIN_FOUND = 0.3
 _MAX_HIDDEN = 0.3
@@ -188,6 +192,7 @@ def _measured_side(portrait: Portrait, seen: AnalysedPair, side: Side, params: P
         "line_error": abs(shift - wanted_shift),
         "hair_gain": gained,
         "hair_reached": gained / asked if asks_for_hair and abs(asked) > 1e-3 else 1.0,
+        "hair_error": abs(gained - asked) / max(abs(asked), _LEAST_HAIR) if asks_for_hair else 0.0,
         "skin_delta_e": float(mean_of(change, around)),
         "detail_kept": detail_ratio(edited(found.degree), after, (hair > 0.3).float()),
     }

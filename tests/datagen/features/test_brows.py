@@ -59,6 +59,10 @@ def test_degree_follows_the_edit_and_not_what_was_asked_for(portrait, asked):
     assert found[1.0]["explained"] > 0.6
     assert found[1.0]["skin_delta_e"] < 0.5
     assert found[1.0]["hair_reached"] == pytest.approx(1, abs=0.1)
+    assert found[1.0]["hair_error"] < 0.1
+    if asked.get("density") or asked.get("shade"):
+        assert found[0.0]["hair_reached"] == pytest.approx(0, abs=0.1)
+        assert found[0.5]["hair_error"] > found[1.0]["hair_error"]
     assert found[1.0]["asymmetry"] < 0.1
 
 
