@@ -1,9 +1,10 @@
 """How good a generator is: kernel distance (KID, Binkowski et al. 2018) of its samples to held-out portraits, and how
 well it brings those back: by stage 0 of a build, and with the generator's own noise maps left as they are.
 
-    python recipes/generator/figures.py WEIGHTS... --portraits DIR...
+    python recipes/generator/figures.py WEIGHTS... --portraits DIR... [--trained-on DIR... --shares SHARE...]
 
-prints a row of a table for each WEIGHTS (safetensors in the embedded format). Kernel distances are on
+prints a row of a table for each WEIGHTS (safetensors in the embedded format), and, with --trained-on, one for photos of
+these folders in these shares, which no generator of them can be expected to be nearer than. Kernel distances are on
 EfficientNet-Lite0 features, which the training's losses see too, and on those of the embedded landmark network, which
 no loss sees.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
 SAMPLES = 512
+PHOTO_PX = 128  # of the photos drawn
 BROUGHT_BACK = 12  # portraits, evenly over a folder
 HOW = {
     "W+ and noise": InversionSettings.model_validate({}),
@@ -40,19 +42,28 @@ Pooled = Callable[[torch.Tensor], torch.Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, nargs="+", help="generators in the embedded format")
+    parser.add_argument("weights", type=Path, nargs="*", help="generators in the embedded format")
     parser.add_argument("--portraits", type=Path, nargs="+", required=True, help="held-out folders with aligned/")
+    parser.add_argument(
+        "--trained-on", type=Path, nargs="+", default=[], help="folders with aligned/ to draw photos of"
+    )
+    parser.add_argument("--shares", type=float, nargs="+", help="how often each of them is drawn")
     parser.add_argument("--count", type=int, default=BROUGHT_BACK, help="portraits of each folder to bring back")
     args = parser.parse_args()
     folders = [f"{folder.parent.name}/{folder.name}" for folder in args.portraits]
     figures = [f"kernel distance {name}: features, landmarks" for name in ("all", *folders)]
     figures += [f"{name}: {how}" for name in folders for how in HOW]
     print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
+    both = {"features": pooled_features(), "landmarks": pooled_landmarks()}
+    if args.trained_on:
+        sets = {folder: Portraits([folder], PHOTO_PX).images for folder in args.portraits}
+        photos = drawn([Portraits([folder], PHOTO_PX).images for folder in args.trained_on], args.shares)
+        cells = _cells(distances_of(photos, sets, both)) + ["" for _ in folders for _ in HOW]
+        print("| photos | " + " | ".join(cells) + " |", flush=True)
     for path in args.weights:
         generator = load_generator(path).eval().requires_grad_(False)
         sets = {folder: Portraits([folder], generator.config.img_resolution).images for folder in args.portraits}
-        distances = kernel_distances(generator, sets, {"features": pooled_features(), "landmarks": pooled_landmarks()})
-        cells = [f"{a:.0f}, {b:.0f}" for a, b in zip(*[iter(distances.values())] * 2, strict=True)]
+        cells = _cells(kernel_distances(generator, sets, both))
         for images in sets.values() if args.count else []:
             chosen = images[torch.linspace(0, len(images) - 1, args.count).long()]
             cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, how)) for how in HOW.values()]
@@ -66,15 +77,32 @@ def kernel_distances(
 
     features None: `pooled_features` alone.
     """
-    features = {"features": pooled_features()} if features is None else features
+    return distances_of(samples(generator), sets, {"features": pooled_features()} if features is None else features)
+
+
+def distances_of(
+    fakes: torch.Tensor, sets: Mapping[Path, torch.Tensor], features: Mapping[str, Pooled]
+) -> dict[str, float]:
+    """As `kernel_distances`, of images [N,3,R,R] in [-1,1]."""
     named = {"all": torch.cat(list(sets.values()))}
     named |= {f"{folder.parent.name}/{folder.name}": images for folder, images in sets.items()}
-    fakes = samples(generator)
     return {
         f"{which}: {name}": kernel_distance(fakes, images, pooled)
         for which, images in named.items()
         for name, pooled in features.items()
     }
+
+
+def drawn(folders: Sequence[torch.Tensor], shares: Sequence[float] | None, count: int = SAMPLES) -> torch.Tensor:
+    """Photos [count,3,R,R] in [-1,1] of folders uint8 [M,3,R,R] in these shares (None: as they are large), none twice."""
+    generator = torch.Generator().manual_seed(2)
+    wanted = torch.tensor([len(images) for images in folders] if shares is None else shares, dtype=torch.float64)
+    counts = (count * wanted / wanted.sum()).round().int().tolist()
+    parts = [
+        images[torch.randperm(len(images), generator=generator)[:number]]
+        for images, number in zip(folders, counts, strict=True)
+    ]
+    return torch.cat(parts).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -154,6 +182,10 @@ def bring_back(generator: Generator, images: torch.Tensor, settings: InversionSe
     figures = [one.figures for one in invert(generator, perceptual, portraits, settings)]
     decibel, distance = ([found[name] for found in figures] for name in ("psnr", f"perceptual_{perceptual.name}"))
     return statistics.mean(decibel), statistics.mean(distance)
+
+
+def _cells(distances: Mapping[str, float]) -> list[str]:
+    return [f"{a:.0f}, {b:.0f}" for a, b in zip(*[iter(distances.values())] * 2, strict=True)]
 
 
 if __name__ == "__main__":

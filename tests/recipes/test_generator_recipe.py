@@ -301,6 +301,18 @@ def test_polynomial_mmd_is_near_zero_for_equal_distributions_and_grows_with_dist
     assert abs(polynomial_mmd(a, b)) < 0.1 < polynomial_mmd(a, b + 1)
 
 
+def test_photos_are_drawn_in_the_shares_of_their_folders_and_none_twice():
+    from figures import drawn
+
+    few, many = (
+        torch.arange(first, first + n, dtype=torch.uint8).view(-1, 1, 1, 1) for first, n in ((0, 40), (100, 90))
+    )
+    photos = ((drawn([few, many], [0.25, 0.75], 80) + 1) * 127.5).round().flatten().int().tolist()
+    assert len(set(photos)) == len(photos) == 80
+    assert sum(value < 40 for value in photos) == 20
+    assert len(drawn([few, many], None, 13)) == 13
+
+
 def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
     from figures import HOW, bring_back
 
