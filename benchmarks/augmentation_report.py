@@ -162,7 +162,7 @@ def people_report(pairs: Sequence[Pair]) -> dict[str, object]:
 
 def degree_sheet(pairs: Sequence[Pair]) -> np.ndarray:
     rows = collections.defaultdict(list)
-    for pair in pairs:
+    for pair in (pair.portrait_first() for pair in pairs):
         rows[pair.record.parents[0].id].append(pair)
     chosen = evenly(list(rows.values()), ROWS_SHOWN)
     return np.concatenate([np.concatenate([cell(row[0].before, CELL_PX), *map(framed, row)], axis=1) for row in chosen])

@@ -26,6 +26,8 @@ _MOST_LIGHTER = 38.0
 _CONTRAST_RANGE, _DARKEST = (0.7, 1.5), 12.0
 # Hair of one colour varies little in it.
 _KEPT_CHROMA = 0.35
+# A matte under this is no hair that an edit could take away.
+_HAZE = 0.05
 
 
 def drawn_color(colors: Sequence[str], seed: int, id: str) -> str:
@@ -39,13 +41,20 @@ def recolored(
     """The portrait, and both generated pictures, with hair of that colour (as in the photo's light); sketch: of the
     portrait as it is, which says where hair is afterwards. The latents no longer fit."""
     before = hair_matte(portrait)
-    after = torch.maximum(before, hair_matte(sketch.applied_to(portrait)))
+    after = torch.maximum(before, hair_matte(sketch.applied_to(portrait))) * _hair_left(portrait, sketch)
     paint = _painter(portrait, before, color)
     generated = paint(result.generated_before, before), paint(result.generated_after, after)
     return (
         replace(portrait, image=paint(portrait.image, before)),
         replace(result, generated_before=generated[0], generated_after=generated[1]),
     )
+
+
+def _hair_left(portrait: Portrait, sketch: Sketch) -> torch.Tensor:
+    """The share of the portrait's hair that the edit leaves [1,H,W]; 1 where it takes none away."""
+    if sketch.hair is None:
+        return torch.ones_like(portrait.hair)
+    return torch.where(portrait.hair > _HAZE, (sketch.hair / portrait.hair.clamp_min(_HAZE)).clamp(max=1), 1.0)
 
 
 def _painter(

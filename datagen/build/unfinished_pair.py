@@ -184,11 +184,11 @@ def record_of(
 def _degree(pair: UnfinishedPair) -> float:
     """The degree that the feature measured, else the one that was asked for, in [0,1].
 
-    Of a pair that runs backwards all or nothing: all that was taken away comes back, however much it was.
+    Of a pair that runs backwards always 1: all that is missing comes back, however much it was.
     """
-    asked = asked_degree(pair.params)
     if pair.sketch is not None and pair.sketch.backwards:
-        return float(asked > 0)
+        return 1.0
+    asked = asked_degree(pair.params)
     measured = pair.figures.get("degree", asked)
     return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
 

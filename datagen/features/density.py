@@ -46,6 +46,8 @@ _STRAND_LENGTH, _PARTING = 0.07, 0.02
 # Angles from straight up at which the crown passes into the temples, and the width of that passage.
 _TEMPLE, _PASSAGE = np.radians(40.0), np.radians(8.0)
 _BAND = 0.02
+# The intensity from which on the edit is shown whole; at 0 nothing is edited.
+_APPEARS = 0.1
 # Mean share of scalp by which the full change has to differ in its places, or no degree of it is told.
 _LEAST_CHANGE = 0.02
 # Of the side: how softly thinned hair begins at the hairline; how far up from there scalp shows, at least and at most.
@@ -80,7 +82,8 @@ class Params(FeatureParams):
     strands. Refused are portraits with a hat; whose hairline is found on less than min_found of the front or ragged by
     more than max_ragged eye distances. Thin hair is refused whose colour differs from the skin's by less than
     min_separation (Mahalanobis); that shows scalp on less than min_scalp of the area, so that nothing is thin, or more
-    than max_scalp, so that there is no hair to thicken. Dense hair is refused on which thinning would hardly show.
+    than max_scalp, so that there is no hair to thicken. Dense hair is refused on which thinning would hardly show, and
+    whose colour differs from the skin's by less than min_dense_separation.
     """
 
     areas: Area = "all"
@@ -92,6 +95,7 @@ class Params(FeatureParams):
     min_found: float = Field(0.9, gt=0, le=1)
     max_ragged: float = Field(0.05, ge=0)
     min_separation: float = Field(6.0, ge=0)
+    min_dense_separation: float = Field(5.0, ge=0)
     min_scalp: float = Field(0.04, ge=0, le=1)
     max_scalp: float = Field(0.35, ge=0, le=1)
 
@@ -126,6 +130,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     else:
         _refuse_unusable(portrait, scalp, place, params)
     mask = torch.maximum(feather(dilate((place > 0.05).float(), 0.008), 0.008), place).clamp(0, 1)
+    mask = mask * min(1.0, params.intensity / _APPEARS)
     return Sketch(
         image=torch.where(mask > 0, image, portrait.image),
         edit_mask=mask,
@@ -133,7 +138,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
         label=None if backwards else portrait.label.masked_fill(place[0] > 0.5, CLASS["hair"]),
-        hair=None if backwards else torch.maximum(portrait.hair, params.intensity * params.strength * place),
+        hair=_hair_left(portrait, place, params),
         backwards=backwards,
     )
 
@@ -237,12 +242,25 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
 def _thinned(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> torch.Tensor:
     """The portrait's image with scalp between the strands at `place`, whose own light and shade stay."""
     lab = srgb_to_lab(portrait.image)
-    grown = dilate((place > 0).float(), 0.02)
-    _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
-    share = (place * (_THROUGH + _BETWEEN * blurred(1 - alpha, 0.0025))).clamp(max=_MOST)
+    share = _scalp_between(portrait, place, params)
     skin = scalp.skin - torch.tensor([_SCALP_SHADE, 0.0, 0.0]).to(scalp.skin)
     # What is skin already, at the hairline, gets no lighter.
     return lab_to_srgb(lab + share * (1 - scalp.mixed(lab)) * (skin[:, None, None] - scalp.hair))
+
+
+def _scalp_between(portrait: Portrait, place: torch.Tensor, params: Params) -> torch.Tensor:
+    """How much scalp is to show between the strands of dense hair [1,H,W]."""
+    grown = dilate((place > 0).float(), 0.02)
+    _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
+    return (place * (_THROUGH + _BETWEEN * blurred(1 - alpha, 0.0025))).clamp(max=_MOST)
+
+
+def _hair_left(portrait: Portrait, place: torch.Tensor, params: Params) -> torch.Tensor:
+    """The matte after the edit [1,H,W]: more hair where it was filled up, less where it was thinned out."""
+    share = params.intensity * params.strength
+    if params.made_from == "dense":
+        return portrait.hair * (1 - share * _scalp_between(portrait, place, params))
+    return torch.maximum(portrait.hair, share * place)
 
 
 def _rng(portrait: Portrait, params: Params) -> np.random.Generator:
@@ -260,14 +278,18 @@ def _refuse_hat(portrait: Portrait) -> None:
         raise SketchRefused(f"{portrait.name}: a hat covers {100 * hat:.1f} % of the crop; the hair is hidden")
 
 
+def _refuse_alike(portrait: Portrait, scalp: Scalp, limit: str, least: float) -> None:
+    if scalp.separation < least:
+        raise SketchRefused(
+            f"{portrait.name}: hair and skin are {scalp.separation:.1f} apart ({limit} {least:g}); "
+            "scalp cannot be told from hair"
+        )
+
+
 def _refuse_unusable(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
     """Raises SketchRefused for hair that there is nothing to fill in, or too much."""
     name = portrait.name
-    if scalp.separation < params.min_separation:
-        raise SketchRefused(
-            f"{name}: hair and skin are {scalp.separation:.1f} apart (min_separation {params.min_separation:g}); "
-            "scalp cannot be told from hair"
-        )
+    _refuse_alike(portrait, scalp, "min_separation", params.min_separation)
     shown = _shown(scalp, place)
     if shown < params.min_scalp:
         raise SketchRefused(
@@ -283,6 +305,7 @@ def _refuse_unusable(portrait: Portrait, scalp: Scalp, place: torch.Tensor, para
 
 def _refuse_invisible_thinning(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
     """Raises SketchRefused where hair looks like skin, or there is hardly any to thin out."""
+    _refuse_alike(portrait, scalp, "min_dense_separation", params.min_dense_separation)
     full = _edited(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
     change = delta_e_2000(srgb_to_lab(portrait.image), srgb_to_lab(full))[None]
     seen = float((change * place).sum() / place.sum().clamp_min(1e-6))

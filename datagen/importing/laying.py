@@ -39,13 +39,24 @@ _NEAR = 0.015
 @dataclass(frozen=True)
 class Pictures:
     """The files of one pair; mask None: where they differ is looked for. params: what the edit was, as the feature
-    names it."""
+    names it. backwards: the before was edited, and the after is the portrait."""
 
     name: str
     before: Path
     after: Path
     mask: Path | None
     params: dict[str, Any]
+    backwards: bool = False
+
+    @property
+    def portrait(self) -> Path:
+        """The picture that was not edited."""
+        return self.after if self.backwards else self.before
+
+    @property
+    def edited(self) -> Path:
+        """The other one."""
+        return self.before if self.backwards else self.after
 
 
 @dataclass(frozen=True)
@@ -138,9 +149,9 @@ def reach(portrait: Portrait, sketch: Sketch, given: torch.Tensor | None) -> np.
 def read_pair(pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
     """before, after, mask (uint8 [H,W], None: none is given) and the sha256 of the before's file. SketchRefused."""
     try:
-        before, after = read_image(pictures.before), read_image(pictures.after)
+        before, after = read_image(pictures.portrait), read_image(pictures.edited)
         mask = None if pictures.mask is None else read_image(pictures.mask).max(-1)
-        return before, after, mask, file_digest(pictures.before)
+        return before, after, mask, file_digest(pictures.portrait)
     except InputError as error:
         raise SketchRefused(str(error)) from error
 

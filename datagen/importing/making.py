@@ -91,10 +91,11 @@ class Importer:
             group = enumerate(pictures[start : start + together], first + start)
             made = [self._pair(shards.pair_id(number), one, analyser) for number, one in group]
             self._find_latents([unfinished for pair, unfinished in made if pair.record.accepted], advance)
-            for pair, unfinished in made:
+            for one, (pair, unfinished) in zip(pictures[start : start + together], made, strict=True):
                 if unfinished.reconstruction is None:
                     advance(1)
-                yield self._finished(pair, unfinished)
+                finished = self._finished(pair, unfinished)
+                yield finished.turned() if one.backwards and finished.after is not None else finished
 
     def _pair(self, id: str, pictures: Pictures, analyser: PairAnalyser) -> tuple[Pair, UnfinishedPair]:
         params = self.feature.Params.model_validate(pictures.params)
@@ -119,7 +120,7 @@ class Importer:
         unfinished.wanted = WantedPair(id, portrait, pictures.params, source)
         unfinished.params = self.feature.settled(portrait, params)
         sketch = self.feature.sketch(portrait, unfinished.params)
-        if sketch.backwards:
+        if sketch.backwards and not pictures.backwards:
             raise SketchRefused(f"{pictures.name}: its before shows nothing for {self.recipe.feature} to change")
         given = None if mask is None else mask_in_crop(mask, before, move, self.size_px).to(self.models.device)
         return lay_over(portrait, move, (before, after), given, sketch, analyser), unfinished

@@ -128,11 +128,19 @@ def plan_import(  # noqa: PLR0913 - all but four by name
         raise InputError(f"{masks}: has no mask named {printable(missing[0])} ({len(missing)} are missing)")
     model = load_feature(recipe.feature, run_files=True).Params
     own = {} if listed is None else _listed(listed, names)
-    told = {name: dict(recipe.params) | dict(params or {}) | own.get(name, {}) for name in names}
+    everybody = merged(recipe.params, params or {})
     pictures = tuple(
-        Pictures(name, befores[name], afters[name], drawn.get(name), _one_choice(model, told[name])) for name in names
+        Pictures(
+            name,
+            befores[name],
+            afters[name],
+            drawn.get(name),
+            _one_choice(model, merged(everybody, own[name].params) if name in own else everybody),
+            name in own and own[name].backwards,
+        )
+        for name in names
     )
-    recipe = recipe.model_copy(update={"params": dict(recipe.params) | dict(params or {})})
+    recipe = recipe.model_copy(update={"params": everybody})
     cache = cache or out.parent / ".stylepairs-cache"
     plan = ImportPlan(
         recipe, pictures, out, cache, _digest(pictures), size_px, generator, made_by, seed, shard_size, device
@@ -161,20 +169,30 @@ def pictures_in(place: Path) -> dict[str, Path]:
     return found
 
 
+def merged(params: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with others in their place, those of a combination's parts one by one."""
+    found = dict(params)
+    for name, value in other.items():
+        own = found.get(name)
+        found[name] = merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
 class _Row(BaseModel):
     """A line of the list: the pair's name, or its id as `datagen export` writes it."""
 
     name: str | None = None
     id: str | None = None
     params: Annotated[dict[str, Any], Field(max_length=64)]
+    backwards: bool = False
 
 
-def _listed(path: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+def _listed(path: Path, names: list[str]) -> dict[str, _Row]:
     try:
         rows = [_Row.model_validate(row) for row in read_json_lines(path)]
     except (Damaged, ValidationError) as error:
         raise InputError(f"{path}: must be JSON lines with name and params ({one_line(error)})") from error
-    found = {row.name or row.id or "": row.params for row in rows}
+    found = {row.name or row.id or "": row for row in rows}
     known = set(names)
     if not found.keys() & known:
         first = next(iter(found), "")
@@ -200,5 +218,6 @@ def _digest(pictures: tuple[Pictures, ...]) -> str:
     digest = hashlib.sha256()
     for one in pictures:
         files = [file_digest(path) for path in (one.before, one.after, one.mask) if path is not None]
-        digest.update(json.dumps([one.name, files, one.params], sort_keys=True, default=str).encode())
+        told = [one.name, files, one.params, *(["backwards"] if one.backwards else [])]
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()

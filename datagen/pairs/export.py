@@ -51,4 +51,5 @@ def _export(pairs: Path, record: PairRecord, out: Path) -> dict[str, Any]:
     kept = (
         "id", "feature", "params", "degree", "accepted", "reasons", "figures", "portrait", "portrait_digest", "split",
     )  # fmt: skip
-    return {name: getattr(record, name) for name in kept} | {"files": files}
+    turned = {"backwards": True} if record.backwards else {}
+    return {name: getattr(record, name) for name in kept} | turned | {"files": files}

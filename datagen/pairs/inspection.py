@@ -184,6 +184,8 @@ def _card(pairs: Path, record: PairRecord, thumbnail_px: int) -> str:
     figures = "".join(_figure_row(html.escape(name), value) for name, value in sorted(record.figures.items()))
     text = html.escape(f"{record.id} {record.portrait} {params} {' '.join(record.reasons)}".lower())
     facts = f"{params}; degree {record.degree:.2f}; {record.split}"
+    if record.backwards:
+        facts += "; runs backwards, from the edit (whose sketch this is) to the portrait"
     if record.parents:
         facts += f"; made of {' and '.join(parent.id for parent in record.parents)}"
     state = "accepted" if record.accepted else "rejected"

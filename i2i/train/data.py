@@ -191,6 +191,13 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
     ):
         self.pairs, self.records, self.refused, self.size_px = pairs, records, refused, size_px
         self.unpaired = unpaired
+        # Of a pair that runs backwards the portrait is the outcome: it tells nothing of where to edit another.
+        self.told = [] if unpaired is None else [row for row, record in enumerate(records) if not record.backwards]
+        if unpaired is not None and not self.told:
+            raise InputError(
+                f"{pairs}: all pairs run backwards, so that portraits without pairs cannot be asked for what they "
+                "were; leave --portraits out"
+            )
         self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
         if settings is not None and kinds is not None and has_sides(kinds):
@@ -244,14 +251,12 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         assert self.unpaired is not None
         feature, wants_refusal = self.unpaired.feature, rng.random() < refused_share
         for _ in range(PORTRAIT_DRAWS):
-            record = self.records[int(rng.integers(len(self.records)))]
+            record = self.records[self.told[int(rng.integers(len(self.told)))]]
             portrait = self.unpaired.files[index].load().resized(self.size_px)
             params = validate_params(feature.Params, record.params, f"{self.pairs}")
             try:
                 params = feature.settled(portrait, params)
-                sketch = feature.sketch(portrait, params)
-                # Of a pair that runs backwards the portrait is what comes out: there is nothing left to edit.
-                mask = None if sketch.backwards else region_mask(sketch.edit_mask)
+                mask = region_mask(feature.sketch(portrait, params).edit_mask)
             except SketchRefused:
                 mask = None
             if (mask is None) == wants_refusal:

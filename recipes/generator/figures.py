@@ -94,7 +94,7 @@ def distances_of(
 
 
 def drawn(folders: Sequence[torch.Tensor], shares: Sequence[float] | None, count: int = SAMPLES) -> torch.Tensor:
-    """Photos [count,3,R,R] in [-1,1] of folders uint8 [M,3,R,R] in these shares (None: as they are large), none twice."""
+    """Photos [count,3,R,R] in [-1,1] of folders uint8 [M,3,R,R], in these shares (None: by their sizes), none twice."""
     generator = torch.Generator().manual_seed(2)
     wanted = torch.tensor([len(images) for images in folders] if shares is None else shares, dtype=torch.float64)
     counts = (count * wanted / wanted.sum()).round().int().tolist()

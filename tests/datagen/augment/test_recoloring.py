@@ -52,6 +52,18 @@ def mean_lab(image: torch.Tensor, rows: slice) -> torch.Tensor:
     return srgb_to_lab(image)[:, rows].mean((1, 2))
 
 
+def test_skin_from_which_the_edit_took_the_hair_keeps_its_color():
+    fringed, image = head_of("brown", FRINGE.stop)
+    bare, image_bare = head_of("brown", TOP.stop)
+    mask = fringed.hair - bare.hair
+    sketch = Sketch(image_bare, mask, 1 - mask, 16, label=bare.label, hair=bare.hair)
+    nothing = torch.zeros(1, 1)
+    _, after = recolored(fringed, sketch, Reconstruction(nothing, nothing, [], image, image_bare, {}), "blond")
+    inside = slice(FRINGE.start + 2, FRINGE.stop)
+    torch.testing.assert_close(after.generated_after[:, inside], image_bare[:, inside], rtol=0, atol=0.02)
+    assert float(mean_lab(after.generated_after, slice(0, 16))[0]) > float(mean_lab(image_bare, slice(0, 16))[0]) + 15
+
+
 @pytest.mark.parametrize("color", ["grey", "auburn"])
 def test_hair_of_both_pictures_has_the_color_and_all_else_stays(color):
     portrait, sketch, result = edited("brown")

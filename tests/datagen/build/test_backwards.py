@@ -95,7 +95,7 @@ def test_augmented_pairs_run_backwards_too(tmp_path: Path) -> None:
         t = child.record.figures["augmentation_t"]
         parent = parents[child.record.parents[0].id]
         np.testing.assert_array_equal(child.after, parent.after)
-        assert child.record.degree == float(t > 0)
+        assert child.record.degree == 1.0
         w0, w1 = (w.astype(np.float32) for w in (parent.w_after, parent.w_before))
         np.testing.assert_allclose(child.w_before.astype(np.float32), w0 + t * (w1 - w0), atol=2e-3)
 

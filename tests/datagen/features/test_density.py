@@ -137,6 +137,8 @@ def test_dense_hair_is_thinned_out_for_a_pair_that_runs_backwards(areas):
     assert found["scalp_before"] > 3 * found["scalp_after"]
     assert passes(found), found
     assert found["degree"] == pytest.approx(1, abs=0.05)
+    assert (sketch.hair <= portrait.hair).all()
+    assert sketch.hair[0, (portrait.image != sketch.image).any(0)].mean() < portrait.hair.max() - 0.1
     # It is no lighter than skin, and strands are left in it.
     changed = (portrait.image != sketch.image).any(0) & (portrait.hair[0] > 0.9)
     assert sketch.image[0, changed].max() <= head(line=OUTLINE + 0.02).image[0].max()
@@ -171,8 +173,19 @@ def test_either_is_settled_by_the_portrait_s_hair():
 
 
 def test_hair_in_the_colour_of_skin_is_not_thinned_out():
+    alike = head(hair=np.array([0.45, 0.1, -0.1]))
+    with pytest.raises(SketchRefused, match=r"apart \(min_dense_separation 5\)"):
+        density.sketch(alike, DENSE)
     with pytest.raises(SketchRefused, match="scalp would not show"):
-        density.sketch(head(hair=np.array([0.45, 0.1, -0.1])), DENSE)
+        density.sketch(alike, DENSE.model_copy(update={"min_dense_separation": 0.0}))
+
+
+@pytest.mark.parametrize("portrait, params", [(head(scalp=0.7), density.Params()), (head(), DENSE)])
+def test_of_intensity_0_nothing_is_edited(portrait, params):
+    sketch = density.sketch(portrait, params.model_copy(update={"intensity": 0.0}))
+    assert not sketch.edit_mask.any()
+    assert torch.equal(sketch.image, portrait.image)
+    assert (sketch.keep_mask == 1).all()
 
 
 def test_params_say_what_is_wrong():

@@ -81,17 +81,21 @@ def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portr
         assert not sample["mask"].any()
 
 
-def test_whom_a_pair_that_runs_backwards_could_be_made_of_has_nothing_to_edit(pairs: Path, portraits: Path) -> None:
-    data = dataset(pairs, portraits, refused_share=1.0)
-    assert data.unpaired is not None
-    turned = replace(
-        data.unpaired.feature,
-        sketch=lambda *of: replace(hair_color.sketch(*of), backwards=True),  # type: ignore[arg-type]
-    )
-    data.unpaired = replace(data.unpaired, feature=turned)
-    sample = data[0, len(data)]
-    assert sample["applies"] == 0
-    assert torch.equal(sample["photo"], sample["target"])
+def test_only_pairs_that_do_not_run_backwards_tell_what_a_portrait_is_asked_for(pairs: Path, portraits: Path) -> None:
+    unpaired = unpaired_portraits([portraits], "hair_color")
+    records = read_records(pairs, "train")
+    wanted = replace(records[1], params=records[1].params | {"color": "#102030"})
+    mixed = [wanted, *(replace(record, backwards=True) for record in records)]
+    still = DataSettings(**STILL)
+    data = PairDataset(pairs, mixed, 32, "color", (6, 8), "", still, unpaired=unpaired)
+    usual = PairDataset(pairs, [wanted], 32, "color", (6, 8), "", still, unpaired=unpaired)
+    for epoch in range(4):
+        asked, told = data[epoch, len(data)], usual[epoch, len(usual)]
+        assert torch.equal(asked["style"], told["style"])
+    turned = [replace(record, backwards=True) for record in records]
+    with pytest.raises(InputError, match=r"all pairs run backwards.*leave --portraits out"):
+        PairDataset(pairs, turned, 32, "color", (6, 8), "", still, unpaired=unpaired)
+    PairDataset(pairs, turned, 32, "color", (6, 8), "", still)
 
 
 def test_photo_and_mask_move_together(pairs: Path, portraits: Path) -> None:
