@@ -78,6 +78,7 @@ def prepare(
     # On a CPU everywhere, as the bytes depend on it.
     here = 1 if engine == "local" and workers is None else workers
     with (
+        advice_if_interrupted("what is prepared is kept: run the same command again to go on"),
         engine_of(engine, address, "cpu", here) as place,
         progress(len(list_photos(photos, out)), "photos") as shown,
     ):

@@ -164,7 +164,8 @@ def _apply(settings: dict[str, Any], override: str, section: str, model: type[Ba
         path = ["params", *path]
     if path[0] not in model.model_fields:
         known = [*model.model_fields, *map(str, params if isinstance(params, dict) else ())]
-        raise InputError(f"--set {shown}: {section} has no key {_brief(path[0])}{nearest(path[0], known)}")
+        own = "; a parameter that the recipe leaves out is set as params.NAME" if "params" in model.model_fields else ""
+        raise InputError(f"--set {shown}: {section} has no key {_brief(path[0])}{nearest(path[0], known)}{own}")
     node = settings
     for name in path[:-1]:
         child = node.get(name)

@@ -465,9 +465,24 @@ def main() -> None:
     parser.add_argument("--style", default="", help="the style code, numbers with commas; none for a model without")
     parser.add_argument("--degree", type=float, default=1.0)
     arguments = parser.parse_args()
-    pixels, image = load(arguments.photo)
-    style = np.array([float(value) for value in arguments.style.split(",") if value])
-    save(arguments.out, OnnxEditor(arguments.editor)(pixels, style, arguments.degree), image)
+    if not 0 <= arguments.degree <= 1:
+        parser.error(f"--degree {arguments.degree:g}: must be a number from 0 to 1")
+    try:
+        style = np.array([float(value) for value in arguments.style.split(",") if value])
+    except ValueError:
+        parser.error(f"--style {arguments.style}: must be numbers with commas, a code that docs/export.md describes")
+    for path in (arguments.editor, arguments.photo):
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
+    editor = OnnxEditor(arguments.editor)
+    wanted = editor.editor.about.get("style_channels", 0)
+    if len(style) != wanted:
+        parser.error(f"--style: this model takes {wanted} numbers, {len(style)} are given")
+    try:
+        pixels, image = load(arguments.photo)
+    except OSError as error:
+        parser.error(f"{arguments.photo}: cannot be read as a photo ({error})")
+    save(arguments.out, editor(pixels, style, arguments.degree), image)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stylepairs.datagen.shell.command_line import at_urls, run_app
+from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import local_place
 from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
@@ -66,7 +66,8 @@ def train(
         raise InputError(f"{recipe}: learns from a folder of pairs; give --pairs FOLDER")
     from stylepairs.i2i.train.training import train as run_training
 
-    run_training(settings, data, out, print_on_main, feature, portraits)
+    with advice_if_interrupted("the last checkpoint is kept: run the same command again to go on"):
+        run_training(settings, data, out, print_on_main, feature, portraits)
 
 
 @app.command()
@@ -148,10 +149,12 @@ def demo(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 7860,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Serve a local page: drop a photo, choose edit and degree, paint where, compare, download."""
     from stylepairs.i2i.page import serve
 
+    run_own_feature(own_feature)
     serve(runs or [], port, device)
 
 
@@ -171,6 +174,10 @@ def export(
     from stylepairs.i2i.models.export import export as write_graph
 
     model, info = load_model(run)
+    if int8 is not None:
+        from stylepairs.i2i.train.data import one_feature, read_records
+
+        one_feature(read_records(int8, "train"), int8, info.feature)
     write_graph(model, info, out)
     print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
     if int8 is not None:
@@ -275,7 +282,10 @@ def judge_on_portraits(
     for run, editor in editors.items():
         rows, summary = portrait_figures(editor, files, params, by, say=print)
         if not rows:
-            raise InputError(f"{portraits}: no portrait could be edited, so there is nothing to measure")
+            raise InputError(
+                f"{portraits}: no portrait could be edited, so there is nothing to measure; name others, or pairs that "
+                "were held out (--pairs)"
+            )
         cost = network_cost(editor)
         summary |= {name: each.value for name, each in cost.items() if each.value == each.value}
         named = f"{run}: " if len(editors) > 1 else ""

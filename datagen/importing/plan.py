@@ -203,14 +203,25 @@ def _listed(path: Path, names: list[str]) -> dict[str, _Row]:
 def _one_choice(model: type[BaseModel], params: dict[str, Any]) -> dict[str, Any]:
     """The parameters of one pair, which leave no choice. Raises InputError."""
     choices = combinations(params)
+    validate_params(model, choices[0], "--params")
     if len(choices) > 1:
-        open_ones = [name for name, value in params.items() if len(combinations({name: value})) > 1]
+        open_ones = open_choices(params)
         raise InputError(
             f"params: the recipe leaves {', '.join(open_ones)} open; say what the pairs have: --params "
             f"{open_ones[0]}=..., or --listed FILE for each"
         )
-    validate_params(model, choices[0], "--params")
     return choices[0]
+
+
+def open_choices(params: Mapping[str, Any]) -> list[str]:
+    """The parameters that have several values to choose from, those of a combination's parts as "bangs.style"."""
+    found = []
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            found += [f"{name}.{inner}" for inner in open_choices(value)]
+        elif len(combinations({name: value})) > 1:
+            found.append(name)
+    return found
 
 
 def _digest(pictures: tuple[Pictures, ...]) -> str:

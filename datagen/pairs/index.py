@@ -105,6 +105,13 @@ class PairIndex(Sequence[PairRecord]):
             return list(values)
         return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
 
+    def backwards(self) -> np.ndarray:
+        """Which of these records run backwards, bool [N]; none of a manifest that does not know the word yet."""
+        if "backwards" not in self._table.column_names:
+            return np.zeros(len(self), bool)
+        found: np.ndarray = self._numpy(self._table["backwards"])[self._rows]
+        return found
+
     def places(self) -> Iterator[tuple[Any, ...]]:
         """(id, portrait_digest, generator_digest, params, seed, shard, parts) of every record, not checked further."""
         known: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import reason_kind
-from stylepairs.datagen.portraits.folders import load_portraits
+from stylepairs.datagen.portraits.folders import PORTRAITS_FILE, load_portraits
 from stylepairs.datagen.shell.decode import Damaged, read_json, read_json_lines
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.lock import is_held
@@ -79,7 +79,7 @@ def status_of(folder: Path) -> Status:
     error = next((note.error for note in notes if note.error), "")
     if (folder / shards.BUILD_FILE).exists() or shards.shard_paths(folder):
         return _of_pairs(folder, running, error)
-    if (folder / "landmarks.npz").exists() or (folder / "skipped.jsonl").exists():
+    if (folder / PORTRAITS_FILE).exists() or (folder / "skipped.jsonl").exists():
         return _of_portraits(folder, running, error, whole=not notes)
     if notes:
         return Status(notes[0].unit, 0, round(sum(note.total for note in notes)), 0, running=running, error=error)
@@ -115,7 +115,7 @@ def _of_pairs(folder: Path, running: bool, error: str) -> Status:
 
 def _of_portraits(folder: Path, running: bool, error: str, whole: bool) -> Status:
     # The lists are written at the end; a run that was killed since has left its note.
-    portraits = len(load_portraits(folder)) if (folder / "landmarks.npz").exists() else 0
+    portraits = len(load_portraits(folder)) if (folder / PORTRAITS_FILE).exists() else 0
     refused: Mapping[str, int] = {}
     path = folder / "skipped.jsonl"
     if path.exists():

@@ -22,6 +22,7 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.regular import is_regular
 from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched
 
+PORTRAITS_FILE = "landmarks.npz"  # what makes a folder one of prepared portraits
 _MAX_NAME_BYTES = 200
 
 
@@ -82,7 +83,7 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
 
     Raises InputError for a folder that holds none.
     """
-    path = folder / "landmarks.npz"
+    path = folder / PORTRAITS_FILE
     if not is_regular(path):
         raise InputError(
             f"{folder}: no prepared portraits (no landmarks.npz); run datagen prepare PHOTOS --out {folder}"

@@ -82,7 +82,8 @@ def edit_file(
     """Edit one photo file into `target` (format by its suffix), upright, as its file stored it: in its depth, mode,
     profile and transparency, as far as the format can hold them, with its metadata.
 
-    provenance: the file says that a generative model edited it (`stylepairs.i2i.edit.provenance`). Raises InputError
+    provenance: the file says that a generative model edited it (`stylepairs.i2i.edit.provenance`), unless nothing of it
+    was changed. Raises InputError
     (one line that begins with the photo's name) for an unreadable photo, one without a face, or one with none that the
     edit applies to.
     """
@@ -97,7 +98,7 @@ def edit_file(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     result = stored.fitting(stored.with_edit(photo, before, edited.pixels), target.suffix.lower())
-    save_photo(target, marked(result) if provenance else result)
+    save_photo(target, marked(result) if provenance and edited.mask.any() else result)
     return replace(edited, notes=(*edited.notes, *result.notes))
 
 

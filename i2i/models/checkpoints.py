@@ -195,11 +195,23 @@ def save_state(path: Path, tensors: Mapping[str, torch.Tensor], details: StateDe
     _write(path, tensors, {"format": STATE_FORMAT, "details": details.model_dump_json()})
 
 
+_STATE = f"the state of a training run of this version; {ADVICE}"
+
+
 def load_state(path: Path) -> tuple[Tensors, StateDetails]:
     """What `save_state` wrote. Raises InputError where it is something else or damaged."""
-    tensors, metadata = _read(path, (STATE_FORMAT,), f"the state of a training run of this version; {ADVICE}")
+    tensors, metadata = _read(path, (STATE_FORMAT,), _STATE)
+    return tensors, _details(path, metadata)
+
+
+def step_of_state(path: Path) -> int:
+    """The step of a state, of which no tensor is read. Raises InputError as `load_state`."""
+    return _details(path, _metadata(path, (STATE_FORMAT,), _STATE)).step
+
+
+def _details(path: Path, metadata: Mapping[str, str]) -> StateDetails:
     try:
-        return tensors, StateDetails.model_validate_json(metadata.get("details", ""))
+        return StateDetails.model_validate_json(metadata.get("details", ""))
     except ValueError as error:
         raise InputError(f"{path}: damaged, it does not say its step; {ADVICE}") from error
 
@@ -246,13 +258,22 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
     replace_file(path, lambda file: file.write(data))
 
 
-def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dict[str, str]]:
+def _metadata(path: Path, formats: tuple[str, ...], what: str) -> dict[str, str]:
     try:
         fetch(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") not in formats:
-                raise InputError(f"{path}: not {what}")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or not {what}") from error
+    if metadata.get("format") not in formats:
+        raise InputError(f"{path}: not {what}")
+    return metadata
+
+
+def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dict[str, str]]:
+    metadata = _metadata(path, formats, what)
+    try:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not {what}") from error

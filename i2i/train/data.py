@@ -66,6 +66,12 @@ def read_records(pairs: Path, split: str) -> Sequence[PairRecord]:
     else:
         records = [record for record in index if record.accepted and record.split == split]
     if not records and split == "train":
+        held_out = len(read_records(pairs, "val"))
+        if held_out:
+            raise InputError(
+                f"{pairs}: all {held_out} accepted pairs are of photos that are held out (a tenth, by their bytes); "
+                "build pairs of more photos"
+            )
         raise InputError(
             f"{pairs}: no accepted pair to train on; `datagen inspect {pairs}` shows why pairs were rejected"
         )
@@ -104,6 +110,13 @@ def pair_sides(pairs: Path, style: Style, held_out_count: int) -> Sides:
     return Sides(records, known, kinds, read_refused(pairs, "train"), unseen)
 
 
+def run_backwards(records: Sequence[PairRecord]) -> np.ndarray:
+    """Which of the records are of pairs that run backwards, bool [N]."""
+    if isinstance(records, PairIndex):
+        return records.backwards()
+    return np.array([record.backwards for record in records], bool)
+
+
 def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
     """The different values of a field among the records; of parameters perhaps some more than once."""
     if isinstance(records, PairIndex):
@@ -115,7 +128,8 @@ def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
 def calibration_inputs(
     pairs: Path, size_px: int, style: Style, kinds: Kinds, count: int = 48
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What an exported editor is given of so many training pairs, by its inputs' names, without a region."""
+    """What an exported editor is given of so many training pairs, by its inputs' names, without a region. Raises
+    InputError for pairs without what the editor is told."""
     for record in evenly_spaced(read_records(pairs, "train"), count):
         sample = plain_sample(load_pair(pairs, record, ("before", "after", "mask")), size_px, style, kinds)
         sample["region"] = torch.ones_like(sample["region"])
@@ -192,8 +206,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         self.pairs, self.records, self.refused, self.size_px = pairs, records, refused, size_px
         self.unpaired = unpaired
         # Of a pair that runs backwards the portrait is the outcome: it tells nothing of where to edit another.
-        self.told = [] if unpaired is None else [row for row, record in enumerate(records) if not record.backwards]
-        if unpaired is not None and not self.told:
+        self.told = np.arange(0) if unpaired is None else np.flatnonzero(~run_backwards(records))
+        if unpaired is not None and not len(self.told):
             raise InputError(
                 f"{pairs}: all pairs run backwards, so that portraits without pairs cannot be asked for what they "
                 "were; leave --portraits out"

@@ -141,6 +141,7 @@ def claim_folder(
         differing = list(_differences(found, run))
         if differing:
             raise InputError(f"{out}: holds another run ({'; '.join(differing)}); choose another --out")
+        refuse_fewer_steps(out, run.settings["steps"])
         steps = found.settings.get("steps"), run.settings["steps"]
         if steps[0] != steps[1]:
             say(f"{out}: was to end at step {steps[0]}, now ends at step {steps[1]}")
@@ -148,6 +149,16 @@ def claim_folder(
     if main:
         text = json.dumps(run.model_dump(), indent=2)
         replace_file(path, lambda file: file.write(text.encode()))
+
+
+def refuse_fewer_steps(out: Path, steps: int) -> None:
+    """Raises InputError where the folder's run has made more steps than these."""
+    path = newest_state(out)
+    if path is None:
+        return
+    done = checkpoints.step_of_state(path)
+    if done > steps:
+        raise InputError(f"{path}: is at step {done}, further than steps {steps}; raise steps")
 
 
 def read_description(path: Path) -> RunDescription:

@@ -97,6 +97,7 @@ def test_a_file_that_is_no_recipe_is_one_clear_line(recipe, text, expected):
         ("steps", "must be key=value"),
         ("=3", "must be key=value"),
         ("colour=red", "has no key 'colour'; did you mean 'color'?"),
+        ("min_share=0.1", "has no key 'min_share'; a parameter that the recipe leaves out is set as params.NAME"),
         ("inversion.steps=[", "the value is not YAML"),
         ("feature.name=x", "'feature' is not a mapping"),
         ("inversion.step=3", "datagen.inversion.step: unknown key; did you mean 'steps'?"),

@@ -149,3 +149,20 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
         assert difference[changed].mean() < 0.5
         assert np.percentile(difference[changed], 99) <= 4
         assert (difference[~changed] > 0).sum() < 3e-3 * photo.size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--degree", "5"], "--degree 5: must be a number from 0 to 1"),
+        (["--style=red"], "--style red: must be numbers with commas"),
+        ([], "editor.onnx: no such file"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(options: list[str], message: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    arguments = [str(tmp_path / "editor.onnx"), str(tmp_path / "photo.jpg"), str(tmp_path / "out.png"), *options]
+    done = subprocess.run([sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
 from stylepairs.datagen.portraits.analysis.looking import Looker, Photo, Row, Seen, Settings, photo_key, whole_key
-from stylepairs.datagen.portraits.folders import checked_name
+from stylepairs.datagen.portraits.folders import PORTRAITS_FILE, checked_name
 from stylepairs.datagen.shell.decode import Damaged, decode_json
 from stylepairs.datagen.shell.durable import make_folder, write_bytes
 from stylepairs.datagen.shell.errors import InputError, printable
@@ -37,7 +37,7 @@ _MAX_JOURNAL_BYTES = 2 << 30  # half a million portraits
 _KINDS = ("aligned", "label", "hair")
 # Of a journal at a URL: photos of so many seconds are done again after a kill.
 _PUBLISHED_S = 20.0
-_LISTS = ("landmarks.npz", "index.jsonl", "skipped.jsonl")
+_LISTS = (PORTRAITS_FILE, "index.jsonl", "skipped.jsonl")
 Progress = Callable[[int, int, str], None]
 
 
@@ -138,9 +138,11 @@ def _conclude(files: list[Path], out: Path, made: _Made) -> Prepared:
     skipped, rows = made.skipped, made.journal.rows()
     made.journal.publish()
     _write_lines(out / "skipped.jsonl", ({"photo": photo, "reason": reason} for photo, reason in skipped))
-    if rows or is_regular(out / "landmarks.npz"):
+    if rows or is_regular(out / PORTRAITS_FILE):
         _write_index(out, rows)
     if len(skipped) == len(files):
+        if not rows:
+            made.journal.path.unlink(missing_ok=True)  # nothing was prepared: other settings may follow
         photo, reason = skipped[0]
         count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
         raise InputError(printable(f"{photo}: {reason}{count}"))
@@ -183,7 +185,7 @@ class _Journal:
             raise InputError(
                 f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
             )
-        if not entries and is_regular(out / "landmarks.npz"):
+        if not entries and is_regular(out / PORTRAITS_FILE):
             advice = "copy it there, too, or choose another --out"
             raise InputError(f"{out}: holds portraits that no {_JOURNAL} knows; {advice}")
         photos = dict(map(self._checked, entries[1:]))
@@ -292,7 +294,7 @@ def _write_index(out: Path, rows: list[Row]) -> None:
         points68=np.array([row.points68 for row in rows], np.float32).reshape(-1, 68, 2),
         source_to_aligned=np.array([row.source_to_aligned for row in rows], np.float64).reshape(-1, 2, 3),
     )
-    write_bytes(out / "landmarks.npz", buffer.getvalue())
+    write_bytes(out / PORTRAITS_FILE, buffer.getvalue())
     _write_lines(out / "index.jsonl", (row.model_dump(exclude={"points68", "source_to_aligned"}) for row in rows))
 
 

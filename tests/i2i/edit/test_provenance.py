@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.dom import minidom
 
@@ -117,3 +118,12 @@ def test_a_second_edit_adds_no_second_mark(tmp_path: Path) -> None:
     photo = marked(load_photo(write(tmp_path / "p", "png")))
     again = marked(photo)
     assert (again.xmp, again.exif) == (photo.xmp, photo.exif)
+
+
+def test_a_photo_of_which_nothing_was_changed_is_not_marked(tmp_path: Path) -> None:
+    def untouched(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
+        return replace(brighter(photo, params, min_score), pixels=photo, mask=np.zeros(photo.shape[:2], np.float16))
+
+    photo, target = write(tmp_path / "photo", "jpg"), tmp_path / "out.jpg"
+    edit_file(untouched, photo, target, {})
+    assert b"digitalCapture" in load_photo(target).xmp

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from stylepairs.datagen.pairs.shards import read_index
+from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
 from stylepairs.i2i.train import augment
@@ -303,3 +304,13 @@ def test_shares_are_kept(pairs: Path) -> None:
     assert 10 <= degrees.count(0.0) <= 32
     assert 28 <= degrees.count(1.0) <= 52
     assert all(sample["ws_valid"] == (sample["degree"] == 1) for sample in samples)
+
+
+def test_pairs_that_are_all_held_out_are_told(pairs: Path, tmp_path: Path) -> None:
+    kept = [replace(pair, record=replace(pair.record, split="val")) for pair in read_pairs(pairs)]
+    held = tmp_path / "held"
+    held.mkdir()
+    write_shard(held / "pairs-00000.tar", kept)
+    write_manifest(held)
+    with pytest.raises(InputError, match=rf"all {len(kept)} accepted pairs are of photos that are held out"):
+        read_records(held, "train")

@@ -259,8 +259,10 @@ def test_a_run_can_be_prolonged(finished: Path, pairs: Path, settings: Make) -> 
     assert f"{finished}: was to end at step 2, now ends at step 5" in said
     assert checkpoints.load_state(finished / checkpoints.STATE_FILE)[1].step == 5
     assert json.loads((finished / "run.json").read_text())["settings"]["steps"] == 5
+    told = (finished / "run.json").read_bytes()
     with pytest.raises(InputError, match="is at step 5, further than steps 3"):
         train(settings(steps=3, losses={"adversarial": 0.0}), pairs, finished)
+    assert (finished / "run.json").read_bytes() == told
 
 
 def test_two_trainings_into_one_folder_do_not_mix(tmp_path: Path, pairs: Path, settings: Make) -> None:

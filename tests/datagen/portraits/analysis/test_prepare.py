@@ -114,6 +114,7 @@ def test_no_usable_photo_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nobody\.png: no face found") as error:
         prepare_photos([path], tmp_path / "out")
     assert "\n" not in str(error.value)
+    prepare_photos([write_photo(tmp_path / "somebody.png")], tmp_path / "out", size_px=64)  # nothing holds it to 256
 
 
 @pytest.mark.parametrize("bad", ["missing", "folder"])
