@@ -40,6 +40,7 @@ from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, por
 RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
 _PARTS = ("before", "after", "mask")
 SHEET_ROWS = 8
+_UNMASKED = 0.5 / 255  # of a mask: less is rounding, of one that was resized
 _TIMED_PASSES = 9
 _PANELS, _LABEL = 3, 28  # of the plot: side by side, and letters of a run's name
 
@@ -201,7 +202,7 @@ def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tenso
     features = by.perceptual.features(image[None]), by.perceptual.features(target[None])
     found = {f"perceptual_{by.perceptual.name}": float(perceptual_distance(*features, mask[None])[0]),
              f"identity_{by.identity.name}": by.identity.likeness(image, target)}  # fmt: skip
-    for where, part in (("inside", mask), ("outside", (mask == 0).float())):
+    for where, part in (("inside", mask), ("outside", (mask < _UNMASKED).float())):
         if float(part.sum()) > 1:
             found[f"psnr_{where}_db"] = float(min(psnr_db(image, target, part), 100.0))
             found[f"ssim_{where}"] = float((similar[0] * part).sum() / (part.sum() * similar.shape[1]))

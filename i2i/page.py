@@ -59,7 +59,8 @@ class Page:
         edited = editor(before, params, degree=degree, region=region_of_layers(painted, before.shape[:2]))
         suffix = _SUFFIXES.get(Path(path).suffix.lower(), ".png")
         result = stored.fitting(stored.with_edit(photo, before, edited.pixels), suffix)
-        target = self.out / f"{Path(path).stem[:80]}_{name}_{next(self.count)}{suffix}"
+        stem = Path(path).stem.encode()[:80].decode(errors="ignore")  # file names are counted in bytes
+        target = self.out / f"{stem}_{name}_{next(self.count)}{suffix}"
         save_photo(target, marked(result))
         self.kept.append(target)
         if len(self.kept) > KEPT_DOWNLOADS:

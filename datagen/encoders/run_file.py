@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,11 @@ from stylepairs.datagen.shell.errors import InputError, one_line
 
 Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, torch.optim.Adam]
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,13 @@ class RunFile:
         self.path.unlink(missing_ok=True)
 
     def write(self, modules: Modules, optimizers: Optimizers, settings: str, step: int) -> None:
-        """Replace it by the run after `step` steps."""
+        """Replace it by the run after `step` steps. Raises InputError, and leaves it, where the run has gone astray."""
         tensors = {f"{name}/{key}": x for name, module in modules.items() for key, x in module.state_dict().items()}
+        if not all_finite(tensors.values()):
+            raise InputError(
+                f"{self.path}: after {step} steps the weights are not finite; the last good state is kept, lower the "
+                "learning rate or remove it to start over"
+            )
         for name, optimizer in optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}

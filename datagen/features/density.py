@@ -79,10 +79,11 @@ class Params(FeatureParams):
     backwards; or either, thin hair first.
     strength: share of the visible scalp that is to go; of dense hair, of the scalp that thinning may show. intensity:
     the degree, 0 no change, 1 all of it. seed: of the strands. Refused are portraits with a hat; whose hairline is
-    found on less than min_found of the front or ragged by more than max_ragged eye distances. Thin hair is refused whose colour differs from the skin's by less than
-    min_separation (Mahalanobis); that shows scalp on less than min_scalp of the area, so that nothing is thin, or more
-    than max_scalp, so that there is no hair to thicken. Dense hair is refused on which thinning would hardly show, and
-    whose colour differs from the skin's by less than min_dense_separation.
+    found on less than min_found of the front or ragged by more than max_ragged eye distances. Thin hair is refused
+    whose colour differs from the skin's by less than min_separation (Mahalanobis); that shows scalp on less than
+    min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair to thicken. Dense
+    hair is refused on which thinning would hardly show, and whose colour differs from the skin's by less than
+    min_dense_separation.
     """
 
     areas: Area = "all"

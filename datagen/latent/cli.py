@@ -106,6 +106,7 @@ def fit(
     if method not in fitting.METHODS:
         known = "there are: " + ", ".join(fitting.METHODS)
         raise InputError(f"method {method!r}: unknown{nearest(method, fitting.METHODS, known)}")
+    _to_write(out, (".safetensors", ".npy"))
     network, digest = _generator(generator)
     rows = parse_layers(layers, network.num_ws)
     conditions = _names(condition)
@@ -133,18 +134,22 @@ def train_mapper(
     from stylepairs.datagen.latent.methods import latent_mapper
     from stylepairs.datagen.latent.samples import load_samples
     from stylepairs.datagen.latent.scorers import load_scorer
+    from stylepairs.datagen.stylegan.checkpoints import generator_digest
 
+    _to_write(out, (".safetensors",))
     network, digest = _generator(generator)
     names = _names(attributes)
     settings = latent_mapper.MapperSettings(steps=steps, batch=batch, frozen=_names(frozen), seed=seed)
     scorer = load_scorer(names)
     learned_from = load_samples(samples, digest)
-    known = f"generator {digest}, samples {learned_from.digest}, scores {names} by {scorer.digest}"
+    perceptual = load_perceptual("auto")
+    known = f"generator {generator_digest(network)}, samples {learned_from.digest}, scores {names} by {scorer.digest}"
+    known += f", perceptual {perceptual.name}"
     state = RunFile(out.with_name(f".{out.name}.state"), known)
     advice = "run the same command again to go on from the last checkpoint"
     with advice_if_interrupted(advice), progress(steps, "steps") as shown:
         mapper = latent_mapper.train_mapper(
-            network, digest, learned_from, scorer, load_perceptual("auto"), settings, state,
+            network, digest, learned_from, scorer, perceptual, settings, state,
             lambda step, loss: shown.reach(step, f"loss {loss:.3f}"),
         )  # fmt: skip
     latent_mapper.save_mapper(out, mapper)
@@ -171,9 +176,10 @@ def edit(
 
     from stylepairs.datagen.latent.edits import load_edit
     from stylepairs.datagen.latent.people import noise_fixed
-    from stylepairs.datagen.latent.pictures import write_strip
+    from stylepairs.datagen.latent.pictures import STRIPS, write_strip
     from stylepairs.datagen.shell.errors import InputError
 
+    _to_write(out, tuple(STRIPS))
     try:
         steps = _finite(strengths, ",")
     except ValueError:
@@ -210,14 +216,16 @@ def animate(
 ) -> None:
     """Write a loop that goes along edits and back, eased at its ends: smile=-1:2, turn and hair at once."""
     from stylepairs.datagen.latent import pictures
-    from stylepairs.datagen.latent.edits import load_edit
+    from stylepairs.datagen.latent.edits import edit_and_attribute, load_edit
     from stylepairs.datagen.shell.errors import InputError
 
+    _to_write(out, pictures.ANIMATIONS)
+    pictures.check_rate(out, fps)
     network, digest = _generator(generator)
     motions = []
     for index, text in enumerate(edits):
         place, _, ends = text.rpartition("=")
-        name, _, attribute = place.partition("#")
+        name, attribute = edit_and_attribute(place)
         try:
             low, high = _finite(ends, ":")
         except ValueError:
@@ -254,6 +262,7 @@ def refine(
     from stylepairs.datagen.latent.fitting import refine as fit_fine
     from stylepairs.datagen.latent.samples import load_samples
 
+    _to_write(out, (".safetensors", ".npy"))
     network, digest = _generator(generator)
     direction = load_direction(coarse, network, digest)
     classes = _names(region)
@@ -263,7 +272,10 @@ def refine(
             lambda done, total: shown.reach(pairs * done / total),
         )  # fmt: skip
     save_direction(out, found)
-    print(f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, from {pairs} pairs")
+    print(
+        f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, "
+        f"from {found.info.figures['pairs']:.0f} pairs"
+    )
 
 
 @latent.command()
@@ -289,6 +301,7 @@ def adapt(
     from stylepairs.datagen.latent.methods.domain_adaptation import AdaptationSettings
     from stylepairs.datagen.recipe import validate_settings
 
+    _to_write(out, (".safetensors",))
     known = {"steps": steps, "seed": seed}
     settings = validate_settings("adapt", known, "settings", AdaptationSettings, overrides or [])
     advice = "run the same command again to go on from the last checkpoint"
@@ -323,11 +336,17 @@ def optimise(
     from stylepairs.datagen.latent.fitting import spread
     from stylepairs.datagen.latent.methods import mask_face_gan
     from stylepairs.datagen.latent.people import picture_of
-    from stylepairs.datagen.latent.pictures import write_strip
+    from stylepairs.datagen.latent.pictures import STRIPS, write_strip
     from stylepairs.datagen.latent.samples import load_samples
     from stylepairs.datagen.latent.scorers import load_scorer
     from stylepairs.datagen.reconstruction.settings import OptimiserSettings
+    from stylepairs.datagen.shell.errors import InputError
 
+    _to_write(out, tuple(STRIPS))
+    scorer = load_scorer([attribute])
+    scorer.check_gradients()
+    if not scorer.scores[0].classes and (size is not None or keep_shape):
+        raise InputError(f"--size, --keep-shape: {attribute} has no region of its own")
     network, digest = _generator(generator)
     deviation = float(spread(load_samples(samples, digest), [attribute])[0])
     people = _people(network, digest, portraits, count, psi, seed)
@@ -335,11 +354,24 @@ def optimise(
     wanted = mask_face_gan.Wanted(strength, size, keep_shape)
     with progress(len(people), "people") as shown:
         found = mask_face_gan.edit(
-            network, load_scorer([attribute]), deviation, people, wanted, settings, lambda done, _: shown.reach(done)
+            network, scorer, deviation, people, wanted, settings, lambda done, _: shown.reach(done)
         )
     pairs = zip(people, found, strict=True)
     write_strip(out, [torch.stack([picture_of(network, person), picture]) for person, (_, picture) in pairs])
     print(f"{out}: {len(people)} people, {attribute} by {strength:g} deviations")
+
+
+def _to_write(out: Path, suffixes: tuple[str, ...]) -> None:
+    """Make the folder of a file that is to be written, before the work. Raises InputError for a name of another kind,
+    or a folder's."""
+    from stylepairs.datagen.shell.durable import make_folder
+    from stylepairs.datagen.shell.errors import InputError
+
+    if out.suffix.lower() not in suffixes:
+        raise InputError(f"{out}: must end in {', '.join(suffixes)}")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name the file to write")
+    make_folder(out.parent)
 
 
 def _names(text: str) -> tuple[str, ...]:

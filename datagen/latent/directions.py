@@ -140,7 +140,7 @@ def calibrated(
 
 def save_direction(path: Path, direction: Direction) -> None:
     """Write `.safetensors` with the metadata inside; a `.npy` in the public format of boundaries, [1,C] or [1,L,C], of
-    unit length in each row. Raises InputError."""
+    unit length in the root mean square over the rows. Raises InputError."""
     if path.suffix == ".npy":
         _save_boundary(path, direction)
         return
@@ -188,7 +188,9 @@ def read_described(path: Path, kind: str, description: type[Info], digest: str) 
 
 
 def _save_boundary(path: Path, direction: Direction) -> None:
-    rows = direction.offsets / direction.offsets.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    if direction.styles:
+        raise InputError(f"{path}: channels of styles are no boundary; write a .safetensors")
+    rows = direction.offsets / direction.offsets.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
     alike = bool(torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6))
     array = (rows[:1] if alike else rows[None]).numpy()
     replace_file(path, lambda file: np.save(file, array, allow_pickle=False))

@@ -62,14 +62,21 @@ class PairEdit:
         return prior.held(ws, self.edit.move(ws, strength))
 
 
+def edit_and_attribute(place: str) -> tuple[str, str]:
+    """File and attribute of "FILE#attribute"; of "FILE", which may have a # in its path, no attribute."""
+    name, sign, attribute = place.rpartition("#")
+    return (name, attribute) if sign and "/" not in attribute and not Path(place).exists() else (place, "")
+
+
 def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
     """What pairs are to be made by; place: "FILE", of a mapper "FILE#attribute", at a strength "FILE@1.5".
 
     Raises InputError, also for an edit that no latent can hold.
     """
-    match = re.fullmatch(r"(?P<path>.+?)(?:#(?P<attribute>[^@]+))?(?:@(?P<strength>-?[0-9.]+))?", place)
-    path = Path(match["path"] if match else place)
-    attribute, text = (match["attribute"] or "", match["strength"]) if match else ("", None)
+    match = re.fullmatch(r"(.+?)(?:@(-?[0-9.]+))?", place)
+    text = match[2] if match else None
+    name, attribute = edit_and_attribute(match[1] if match else place)
+    path = Path(name)
     try:
         strength = None if text is None else float(text)
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -98,7 +99,7 @@ def refine(
     tools = Diffusion(generator, scorer.reader, perceptual, prior, still)
     chosen = torch.randperm(len(w), generator=torch.Generator().manual_seed(_PAIRS_SEED))[:pairs]
     ws = w[chosen, None].expand(-1, generator.num_ws, -1)
-    info = coarse.info.model_copy(update={"method": "coarse_to_fine", "figures": {"pairs": float(pairs)}})
+    info = coarse.info.model_copy(update={"method": "coarse_to_fine", "figures": {}})
     found = fine_boundary(make_pairs(tools, coarse, ws, strength, region, on_pair), info)
     around = w[:CALIBRATION_SAMPLES, None].expand(-1, generator.num_ws, -1)
     return calibrated(found, generator, lambda image: scorer(image)[:, 0], around, float(score.std()))
@@ -108,7 +109,7 @@ def _boundary(
     generator: Generator, samples: Samples, wanted: Wanted, w: torch.Tensor, score: torch.Tensor
 ) -> Direction:
     boundary = fit_boundary(w, score)
-    others = [fit_boundary(*samples.scored(name)).normal for name in wanted.conditions]
+    others = [fit_boundary(*samples.scored(name)).normal for name in dict.fromkeys(wanted.conditions)]
     normal = conditional(boundary.normal, others)
     figures = {"accuracy": boundary.accuracy, "class_size": float(boundary.classes)}
     info = DirectionInfo(method="interfacegan", figures=figures)
@@ -140,13 +141,15 @@ def _component(method: Method, generator: Generator, samples: Samples, scorer: S
             raise InputError(f"component {wanted.component}: there are {len(directions)}, the first is 0")
         return direction_in_w(directions[wanted.component], generator, wanted.layers, info)
     best: tuple[float, Direction] | None = None
+    faces = samples.scored(wanted.attribute)[0][:_SEARCH_SAMPLES]
     for index, row in enumerate(directions):
         for layers in [wanted.layers] if wanted.layers is not None else _ranges(generator.num_ws):
             tried = direction_in_w(row, generator, layers, info.model_copy(update={"figures": {"component": index}}))
-            found = _selectivity(tried, generator, scorer, samples.w[:_SEARCH_SAMPLES])
-            if best is None or found > best[0]:
+            found = _selectivity(tried, generator, scorer, faces)
+            if math.isfinite(found) and (best is None or found > best[0]):
                 best = found, tried
-    assert best is not None
+    if best is None:
+        raise InputError(f"{wanted.attribute}: is not seen in any rendering; name a --component, or sample more")
     return best[1]
 
 

@@ -22,6 +22,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 
 STRIPS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+SIDES = {".png": 2**31 - 1, ".jpg": 65_500, ".webp": 16_383, ".gif": 65_535, ".mp4": 16_384}  # the longest, in pixels
 ANIMATIONS = (".gif", ".webp", ".mp4")
 MAX_FRAMES = 3000
 GIF_TICKS = 100  # a second: its frames last whole ones, and browsers slow down those of a single one
@@ -51,6 +52,11 @@ def write_strip(path: Path, rows: Sequence[torch.Tensor]) -> None:
     if kind is None:
         raise InputError(f"{path}: must end in {', '.join(STRIPS)}")
     picture = Image.fromarray(to_uint8(beside(rows)))
+    if max(picture.size) > SIDES[path.suffix.lower()]:
+        raise InputError(
+            f"{path}: {picture.width} x {picture.height} pixels are more than a {path.suffix} holds; take a .png, "
+            "or show less"
+        )
     make_folder(path.parent)
     replace_file(path, lambda file: picture.save(file, format=kind, quality=90))
 
@@ -72,10 +78,15 @@ def frames(
             yield to_uint8(beside([torch.stack([image[index] for image in images])]))
 
 
-def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames uint8 [H,W,3] as a loop: .gif (of 50 a second at most), .webp or .mp4. Raises InputError."""
+def check_rate(path: Path, fps: float) -> None:
+    """Raises InputError for more frames a second than the file can show."""
     if path.suffix.lower() == ".gif" and fps > GIF_TICKS / 2:
         raise InputError(f"{path}: a .gif shows {GIF_TICKS // 2} frames a second at most; write a .webp or .mp4")
+
+
+def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames uint8 [H,W,3] as a loop: .gif (of 50 a second at most), .webp or .mp4. Raises InputError."""
+    check_rate(path, fps)
     if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path}: must end in {', '.join(ANIMATIONS)}")
     make_folder(path.parent)
@@ -84,6 +95,7 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
         return
     kept: list[Image.Image] = []
     for picture in pictures:
+        _check_sides(path, picture)
         kept.append(Image.fromarray(picture))
         if len(kept) * picture.shape[0] * picture.shape[1] > MAX_PIXELS:
             raise InputError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels of frames; write an .mp4, or less")
@@ -95,6 +107,12 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
     kind = path.suffix[1:].upper()
     options |= {"quality": 85} if kind == "WEBP" else {}
     replace_file(path, lambda file: first.save(file, format=kind, **options))
+
+
+def _check_sides(path: Path, picture: np.ndarray) -> None:
+    if max(picture.shape[:2]) > SIDES[path.suffix.lower()]:
+        size = f"{picture.shape[1]} x {picture.shape[0]}"
+        raise InputError(f"{path}: frames of {size} pixels are more than a {path.suffix} holds; show fewer people")
 
 
 def _moved(
@@ -124,6 +142,7 @@ def _write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
 
     frames_left = iter(pictures)
     first = next(frames_left)
+    _check_sides(path, first)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animation-") as folder:
         made = Path(folder) / "animation.mp4"
         writer = cv2.VideoWriter(str(made), cv2.VideoWriter.fourcc(*"mp4v"), fps, first.shape[1::-1])

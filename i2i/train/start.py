@@ -87,6 +87,13 @@ def latents_of(model: Trained) -> tuple[tuple[int, int], str]:
     return (model.generator.num_ws, model.generator.config.w_dim), generator_digest(model.generator)
 
 
+def teacher_told(settings: TrainingSettings, feature: str) -> str:
+    """The teacher as a run's description names it: with the file's digest, as a run that goes on replaces its own."""
+    if settings.teacher.partition(":")[0] in ("none", "embedded"):
+        return settings.teacher
+    return f"{settings.teacher} (sha256 {file_digest(model_path(settings.teacher, feature))})"
+
+
 def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:
     """The settings as a model file tells them to others: files of this machine by their digests, not their paths."""
     told = settings.model_dump(mode="json", exclude={"workers"})

@@ -45,7 +45,7 @@ from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told
+from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told, teacher_told
 from stylepairs.i2i.train.state import Run, resume, run_state
 from stylepairs.kernels.precision import training_precision
 
@@ -115,6 +115,7 @@ def train(
         chosen["portraits"] = digest_portraits(unpaired.files, {})  # parsed anew, they are others
     else:
         chosen["data"].pop("portraits_share")
+    chosen["teacher"] = teacher_told(settings, feature)
     base = base_of(settings, feature)
     if base is None:
         chosen.pop("adapter_rank")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ def train(  # noqa: PLR0913 - all that a training is made of
     progress = Progress(average)
     net, optimiser = accelerator.prepare(net, optimiser)
     accelerator.register_for_checkpointing(progress, schedule)
+    recover_state(out)
     if (out / "state").is_dir():
         accelerator.load_state(str(out / "state"))
     loader = DataLoader(
@@ -108,9 +110,27 @@ def train(  # noqa: PLR0913 - all that a training is made of
             print(row, flush=True)
             sums, since, begin = {}, progress.step, time.perf_counter()
         if progress.step % save_every == 0 or progress.step == steps:
-            accelerator.save_state(str(out / "state"))
+            accelerator.save_state(str(out / "state.new"))
+            replace_state(out)
             save_average(average, out / "ema.safetensors")
     return average
+
+
+def replace_state(out: Path) -> None:
+    """Put out/state.new in the place of out/state: whenever it is killed, one of them is whole under its own name."""
+    shutil.rmtree(out / "state.old", ignore_errors=True)
+    if (out / "state").is_dir():
+        (out / "state").rename(out / "state.old")
+    (out / "state.new").rename(out / "state")
+    shutil.rmtree(out / "state.old", ignore_errors=True)
+
+
+def recover_state(out: Path) -> None:
+    """After a kill: the state before, where it was just being replaced; what is half written goes."""
+    if not (out / "state").is_dir() and (out / "state.old").is_dir():
+        (out / "state.old").rename(out / "state")
+    for name in ("state.new", "state.old"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 class Progress:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from augment import draw_augmentation
 from codes import assign_codes
 from data import Portraits
@@ -145,8 +146,8 @@ class Stage:
         """Until `until` images have been seen or the time is up."""
         state, args = self.state, self.args
         started, started_at, halvings = time.time(), state.images_seen, -1
-        while state.images_seen < until and time.time() < deadline:
-            due = halvings_due(deadline - time.time(), 60 * args.cool_minutes)
+        while state.images_seen < until and (left := self.seconds_until(deadline)) > 0:
+            due = halvings_due(left, 60 * args.cool_minutes)
             if due != halvings:
                 halvings, learn = due, self.at_rates(0.5**due)
             self.draw()
@@ -162,6 +163,14 @@ class Stage:
             save_state(args.out / "state.safetensors", state)
             export_ema(args.out / "generator_ema.safetensors", state)
             write_sheet(args.out / "samples.png", state.ema)
+
+    def seconds_until(self, deadline: float) -> float:
+        """By the first process's clock: all are to stop, and to lower their rates, at the same step."""
+        left = deadline - time.time()
+        if self.accelerator.num_processes == 1:
+            return left
+        told = torch.tensor([left], dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(told))
 
     def at_rates(self, factor: float) -> Callable[[], None]:
         """A step with the rates that were asked for, times factor; on one GPU a graph of CUDA kernels, which knows its

@@ -50,6 +50,22 @@ def small_run(out: Path, stop_after: int | None = None) -> dict[str, torch.Tenso
     return train(net, sample, loss, out, 6, 2, 0.01, precision="no", save_every=2).state_dict()
 
 
+def test_a_state_that_was_just_being_replaced_is_recovered(tmp_path):
+    from training import recover_state, replace_state
+
+    for name in ("state.old", "state.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "step").write_text(name)
+    recover_state(tmp_path)  # killed between the two renames
+    assert (tmp_path / "state" / "step").read_text() == "state.old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
+    (tmp_path / "state.new").mkdir()
+    (tmp_path / "state.new" / "step").write_text("next")
+    replace_state(tmp_path)
+    assert (tmp_path / "state" / "step").read_text() == "next"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
+
+
 @pytest.mark.parametrize("bf16, precision", [(True, "bf16"), (False, "no")])
 def test_the_precision_is_the_machines_own_unless_it_is_named(tmp_path, monkeypatch, bf16, precision):
     import training

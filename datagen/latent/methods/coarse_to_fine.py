@@ -36,6 +36,7 @@ COARSE_SHARE = 7 / 18  # of the rows: those that the coarse edit moves
 GROWN, SOFT = 0.03, 0.025  # of the side: how far a region is grown, and how softly it ends
 REFERENCE_PX = 32  # the composite is met at this side inside the region
 LEAST_PAIRS = 8
+_TOGETHER = 8  # faces that are rendered together
 REGULARISATION = 1e-2
 
 
@@ -86,8 +87,10 @@ def make_pairs(
     generator = tools.generator
     noise = [level[0, 0] for level in generator.noise_maps()]
     with torch.no_grad():
-        before = generator.synthesis(ws).clamp(-1, 1)
-        edited = generator.synthesis(coarse_edit(coarse, ws, strength)).clamp(-1, 1)
+        before, edited = (
+            torch.cat([generator.synthesis(part).clamp(-1, 1) for part in latents.split(_TOGETHER)])
+            for latents in (ws, coarse_edit(coarse, ws, strength))
+        )
     portraits, inversions, sketches = [], [], []
     for index in range(len(ws)):
         image = before[index]
@@ -102,6 +105,8 @@ def make_pairs(
         for w, found in zip(ws, reconstruct(problem, on_pair), strict=True)
         if found.figures["finite"]
     ]
+    if not made:
+        raise InputError("the edit of every sampled face broke down; take a smaller --strength")
     return LatentPairs(torch.stack([pair[0] for pair in made]), torch.stack([pair[1] for pair in made]))
 
 
@@ -124,7 +129,8 @@ def fine_boundary(pairs: LatentPairs, info: DirectionInfo) -> Direction:
         machine = linear_svm(REGULARISATION).fit((points / scale).numpy(), labels)
         normal = F.normalize(torch.from_numpy(machine.coef_[0]), dim=0)
         rows.append(normal * ((after - before) @ normal).mean())
-    known = info.model_copy(update={"space": "w+", "layers": tuple(range(len(rows)))})
+    figures = info.figures | {"pairs": float(count)}
+    known = info.model_copy(update={"space": "w+", "layers": tuple(range(len(rows))), "figures": figures})
     return Direction(torch.stack(rows).float(), known)
 
 

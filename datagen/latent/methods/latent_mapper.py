@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from stylepairs.datagen.encoders.run_file import RunFile
+from stylepairs.datagen.encoders.run_file import RunFile, all_finite
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.latent.directions import EditInfo, read_described
 from stylepairs.datagen.latent.samples import Samples
@@ -294,7 +294,8 @@ def load_mapper(path: Path, generator: Generator, digest: str) -> Mapper:
     unknown = [name for name in info.frozen if name not in CLASS]
     network = LatentMapper(generator.config.w_dim, len(info.attributes), info.width)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    if unknown or shapes != {name: value.shape for name, value in tensors.items()}:
+    sound = shapes == {name: value.shape for name, value in tensors.items()} and all_finite(tensors.values())
+    if unknown or not sound:
         raise InputError(f"{path}: its numbers do not fit the generator it names; train it again")
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return Mapper(network.eval().requires_grad_(False), info)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class _Lease(BaseModel):
     process: int
     host: str = Field(max_length=100)
     renewed: float
+    token: str = Field("", max_length=64)  # whose it is, of two commands of one process too
 
     def is_held(self) -> bool:
         if self.host == host_name() and self.process != os.getpid() and not is_alive(self.process):
@@ -41,17 +43,18 @@ class _Lease(BaseModel):
 @contextlib.contextmanager
 def lease(folder: Staged, command: str) -> Iterator[None]:
     """Hold a folder at a URL for `command`. Raises InputError, one line with the holder, where another has it."""
-    url, ended = (folder / LEASE_NAME).url, threading.Event()
-    _take(url, folder, command)
+    url, ended, token = (folder / LEASE_NAME).url, threading.Event(), secrets.token_hex(16)
+    _take(url, folder, command, token)
     transfer.abort_uploads(folder.url)  # of commands that were killed in it
-    renewing = threading.Thread(target=_renew, args=(url, command, ended), daemon=True)
+    renewing = threading.Thread(target=_renew, args=(url, command, token, ended), daemon=True)
     renewing.start()
     try:
         yield
     finally:
         ended.set()
         renewing.join()
-        transfer.remove(url)
+        if _is_mine(url, token):
+            transfer.remove(url)
 
 
 def is_leased(folder: Staged) -> bool:
@@ -60,9 +63,9 @@ def is_leased(folder: Staged) -> bool:
     return found is not None and found.is_held()
 
 
-def _take(url: str, folder: Path, command: str) -> None:
+def _take(url: str, folder: Path, command: str, token: str) -> None:
     for _ in range(3):
-        if transfer.create(url, _text(command)):
+        if transfer.create(url, _text(command, token)):
             return
         found = _read(url)
         if found is not None and found.is_held():
@@ -70,18 +73,25 @@ def _take(url: str, folder: Path, command: str) -> None:
                 f"{folder}: {printable(found.command)} (process {found.process} on {printable(found.host)}) is working"
                 f" in it; wait for it (if it was killed, for {LAPSES_S:.0f} s), or choose another --out"
             )
-        transfer.remove(url)
+        if _read(url) == found:  # not one that somebody else has made meanwhile
+            transfer.remove(url)
     raise InputError(f"{folder}: another command takes it at this moment; choose another --out")
 
 
-def _renew(url: str, command: str, ended: threading.Event) -> None:
+def _renew(url: str, command: str, token: str, ended: threading.Event) -> None:
     while not ended.wait(RENEWED_S):
         with contextlib.suppress(InputError):  # there is time for more tries
-            transfer.replace(url, _text(command))
+            if _is_mine(url, token):  # else it lapsed, of a machine that slept, and another command has it
+                transfer.replace(url, _text(command, token))
 
 
-def _text(command: str) -> bytes:
-    mine = _Lease(command=command, process=os.getpid(), host=host_name(), renewed=time.time())
+def _is_mine(url: str, token: str) -> bool:
+    found = _read(url)
+    return found is not None and found.token == token
+
+
+def _text(command: str, token: str) -> bytes:
+    mine = _Lease(command=command, process=os.getpid(), host=host_name(), renewed=time.time(), token=token)
     return json.dumps(mine.model_dump()).encode()
 
 

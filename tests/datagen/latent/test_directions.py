@@ -170,3 +170,16 @@ def test_styles_are_what_the_layers_get(generator, ws):
     for handle in handles:
         handle.remove()
     assert all(torch.equal(styles[name], seen[name]) for name in styles)
+
+
+def test_a_boundary_file_keeps_what_rows_are_to_each_other(tmp_path):
+    generator = tiny_generator()
+    offsets = torch.zeros(8, 16)
+    offsets[0, 0], offsets[1, 1] = 5.0, 0.5
+    save_direction(tmp_path / "fine.npy", Direction(offsets, DirectionInfo(method="coarse_to_fine", space="w+")))
+    found = load_direction(tmp_path / "fine.npy", generator, "any").offsets
+    assert torch.allclose(found * (5.0 / found[0, 0]), offsets, atol=1e-5)
+    assert float(found.norm(dim=1).square().mean()) == pytest.approx(1)
+    styled = Direction(torch.zeros(8, 16), DirectionInfo(method="stylespace"), {"a": torch.ones(3)})
+    with pytest.raises(InputError, match=r"no boundary; write a \.safetensors"):
+        save_direction(tmp_path / "styles.npy", styled)

@@ -116,6 +116,19 @@ def test_a_stopped_training_goes_on_to_the_same_weights(samples, tmp_path, monke
         assert torch.equal(value, again.network.state_dict()[name]), name
 
 
+def test_a_training_that_goes_astray_ends_and_keeps_its_last_good_state(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.latent.methods.latent_mapper._SAVE_EVERY", 1)
+    state = RunFile(tmp_path / "state", "run")
+    with pytest.raises(InputError, match=r"after \d steps the weights are not finite"):
+        trained(samples, state, learning_rate=1e30, steps=4)
+    good = state.path.read_bytes()
+    network = torch.nn.Linear(2, 2)
+    network.weight.data.fill_(float("inf"))
+    with pytest.raises(InputError, match="last good state is kept"):
+        state.write({"mapper": network}, {}, "", 2)
+    assert state.path.read_bytes() == good
+
+
 def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
     mapper, generator, path = trained(samples, steps=2), tiny_generator(), tmp_path / "m.safetensors"
     save_mapper(path, mapper)
@@ -126,6 +139,11 @@ def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
         load_edit(path, generator, "d")
     with pytest.raises(InputError, match="another generator"):
         load_mapper(path, generator, "other")
+    broken = {name: value.clone() for name, value in mapper.network.state_dict().items()}
+    broken["linear.weight"][0, 0] = float("nan")
+    save_file(broken, path, {"mapper": mapper.info.model_dump_json()})
+    with pytest.raises(InputError, match="do not fit"):
+        load_mapper(path, generator, "d")
     save_file({"linear.weight": torch.zeros(2, 2)}, path, {"mapper": mapper.info.model_dump_json()})
     with pytest.raises(InputError, match="do not fit"):
         load_mapper(path, generator, "d")

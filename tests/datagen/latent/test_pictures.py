@@ -101,3 +101,17 @@ def test_noise_is_put_back():
     with noise_fixed(generator, [torch.zeros_like(level[0, 0]) for level in before]):
         assert not any(level.any() for level in generator.noise_maps())
     assert all(torch.equal(a, b) for a, b in zip(before, generator.noise_maps(), strict=True))
+
+
+@pytest.mark.parametrize(("suffix", "most"), [(".webp", 16_383), (".jpg", 65_500)])
+def test_pictures_longer_than_their_format_holds_are_told(suffix, most, tmp_path):
+    row = torch.zeros(1, 3, 2, most + 1)
+    with pytest.raises(InputError, match=rf"{most + 1} x 2 pixels are more than a {suffix} holds"):
+        write_strip(tmp_path / f"strip{suffix}", [row])
+    write_strip(tmp_path / f"strip{suffix}", [row[..., :most]])
+
+
+def test_frames_wider_than_their_format_holds_are_told(tmp_path):
+    for suffix, most in ((".gif", 65_535), (".webp", 16_383), (".mp4", 16_384)):
+        with pytest.raises(InputError, match="show fewer people"):
+            write_animation(tmp_path / f"loop{suffix}", [np.zeros((2, most + 1, 3), np.uint8)], 10)

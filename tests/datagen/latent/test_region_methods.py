@@ -82,6 +82,7 @@ def test_a_fine_boundary_is_what_pairs_differ_by_row_by_row():
     assert float(F.cosine_similarity(found.offsets[1], step[1], dim=0)) > 0.95
     assert float(found.offsets[1].norm()) == pytest.approx(0.8, rel=0.1)
     assert float(found.offsets[[0, 2, 4]].norm(dim=1).max()) < 0.1
+    assert found.info.figures["pairs"] == 40
     with pytest.raises(InputError, match="needs at least 8"):
         fine_boundary(LatentPairs(before[:7], after[:7]), INFO)
 

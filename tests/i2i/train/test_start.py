@@ -121,6 +121,9 @@ def test_model_file_tells_the_files_it_came_from_by_digest_and_the_run_goes_on(
         assert training["settings"]["init"] == training["settings"]["teacher"] == f"sha256:{file_digest(path)}"
     lines = read_metrics(out / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
+    save_model(path, model, ModelInfo("hair_color", "color", {"another": "training"}))
+    with pytest.raises(InputError, match="holds another run"):
+        train(settings(steps=3, **asked), pairs, tmp_path / "run")
     shipped = settings_told(settings(init="embedded:bangs"), "hair_color")
     assert (shipped["init"], shipped["teacher"]) == ("embedded:bangs", "none")
 

@@ -224,6 +224,35 @@ def test_one_command_at_a_time_holds_a_folder_and_one_that_lapsed_is_taken_over(
         pass
 
 
+def test_of_two_that_find_a_lapsed_lease_one_gets_it(s3, folder, monkeypatch):
+    place_of = key(folder / lease.LEASE_NAME)
+    left = lease._Lease(command="killed", process=1, host="elsewhere", renewed=time.time() - lease.LAPSES_S - 1)
+    s3.put(place_of, left.model_dump_json().encode())
+    read, other = lease._read, []
+
+    def meanwhile(url):
+        found = read(url)
+        if not other:  # another command takes it just after this one has looked
+            other.append(left.model_copy(update={"command": "faster", "renewed": time.time(), "token": "t"}))
+            s3.put(place_of, other[0].model_dump_json().encode())
+        return found
+
+    monkeypatch.setattr(lease, "_read", meanwhile)
+    with pytest.raises(InputError, match=r"faster .* is working in it"), folder_lock(folder, "slower"):
+        pass
+    assert b"faster" in s3.objects()[place_of]
+
+
+def test_a_lease_that_another_command_took_over_is_left_to_it(s3, folder, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED_S", 0.02)
+    place_of = key(folder / lease.LEASE_NAME)
+    with folder_lock(folder, "sleeper"):
+        other = lease._Lease(command="next", process=1, host="elsewhere", renewed=time.time(), token="t")
+        s3.put(place_of, other.model_dump_json().encode())
+        time.sleep(0.2)
+    assert s3.objects()[place_of] == other.model_dump_json().encode()
+
+
 def test_a_lease_is_renewed_while_it_is_held(s3, folder, monkeypatch):
     monkeypatch.setattr(lease, "RENEWED_S", 0.05)
     with folder_lock(folder, "test"):
