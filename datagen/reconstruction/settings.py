@@ -97,7 +97,7 @@ class PhasedSettings(OptimiserSettings):
 # found: an encoder's latents lie where small moves change much, and edits stay behind there (docs/notes/encoder.md).
 NEAR = {
     "start_share": 0.5,
-    "steps": 17,
+    "steps": 19,
     "decay_steps": 14,
     "warmup_steps": 3,
     "noise_learning_rate": 0.12,
