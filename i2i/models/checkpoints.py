@@ -6,6 +6,7 @@ generator does not break it. Both kinds of file carry a digest of all that they 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -206,7 +207,8 @@ def load_state(path: Path) -> tuple[Tensors, StateDetails]:
 
 def step_of_state(path: Path) -> int:
     """The step of a state, of which no tensor is read. Raises InputError as `load_state`."""
-    return _details(path, _metadata(path, (STATE_FORMAT,), _STATE)).step
+    with _opened(path, (STATE_FORMAT,), _STATE) as (_, metadata):
+        return _details(path, metadata).step
 
 
 def _details(path: Path, metadata: Mapping[str, str]) -> StateDetails:
@@ -258,25 +260,23 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
     replace_file(path, lambda file: file.write(data))
 
 
-def _metadata(path: Path, formats: tuple[str, ...], what: str) -> dict[str, str]:
+@contextlib.contextmanager
+def _opened(path: Path, formats: tuple[str, ...], what: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The open file and its metadata. Raises InputError, also for what is found damaged while it is read."""
     try:
         fetch(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
+            if metadata.get("format") not in formats:
+                raise InputError(f"{path}: not {what}")
+            yield file, metadata
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not {what}") from error
-    if metadata.get("format") not in formats:
-        raise InputError(f"{path}: not {what}")
-    return metadata
 
 
 def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dict[str, str]]:
-    metadata = _metadata(path, formats, what)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or not {what}") from error
+    with _opened(path, formats, what) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if not {tensor.dtype for tensor in tensors.values()} <= _TYPES:
         raise InputError(f"{path}: damaged or not {what}")
     # Files of earlier versions have no digest.
