@@ -18,7 +18,6 @@ from stylepairs.datagen.build.unfinished_pair import (
     UnfinishedPair,
     WantedPair,
     finish_pair,
-    finite,
     sketched,
 )
 from stylepairs.datagen.features import load_feature
@@ -29,6 +28,7 @@ from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.decode import finite
 
 Advance = Callable[[float], None]
 # Of a pair's time; only for the progress bar.
@@ -154,4 +154,4 @@ def _is_sound(inversion: Inversion) -> bool:
 
 def _stayed_finite(figures: dict[str, float], *tensors: torch.Tensor) -> bool:
     """Whether an optimisation did, by its own account (it may have gone back to a good state) and now."""
-    return figures.get("finite", 1.0) > 0 and finite(*tensors)
+    return figures.get("finite", 1.0) > 0 and finite(tensors)

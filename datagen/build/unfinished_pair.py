@@ -22,6 +22,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.reconstruction.inversion import Inversion
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+from stylepairs.datagen.shell.decode import finite
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def finish_pair(
         pair.refused = str(refusal)
         return finish_pair(pair, recipe, seed, feature, models, analyser)
     _, reasons = quality.judge(pair.figures, recipe.gate)
-    if not finite(composed.after):
+    if not finite([composed.after]):
         return Pair(record_of(pair, recipe, seed, models.digest, [quality.NOT_FINITE], models.method), before=before)
     made = with_latents(
         Pair(
@@ -191,11 +192,6 @@ def _degree(pair: UnfinishedPair) -> float:
     asked = asked_degree(pair.params)
     measured = pair.figures.get("degree", asked)
     return min(max(measured if math.isfinite(measured) else asked, 0.0), 1.0)
-
-
-def finite(*tensors: torch.Tensor) -> bool:
-    """Whether all of all tensors is finite."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def mask_pixels(mask: torch.Tensor) -> np.ndarray:

@@ -11,8 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
-from stylepairs.datagen.encoders.run_file import all_finite
-from stylepairs.datagen.shell.decode import Damaged, decoding, read_safetensors
+from stylepairs.datagen.shell.decode import Damaged, decoding, finite, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
@@ -87,7 +86,7 @@ def _read(path: Path) -> tuple[Encoder, str]:
             encoder = Encoder(config)
         with decoding():
             encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        if not all_finite(tensors.values()):
+        if not finite(tensors.values()):
             raise Damaged("numbers that are not finite")
     except (Damaged, ValidationError) as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); train the encoder again") from error

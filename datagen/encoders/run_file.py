@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from stylepairs.datagen.shell.decode import Damaged, read_safetensors
+from stylepairs.datagen.shell.decode import Damaged, finite, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, torch.optim.Adam]
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether all numbers of all tensors are finite."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class RunFile:
     def write(self, modules: Modules, optimizers: Optimizers, settings: str, step: int) -> None:
         """Replace it by the run after `step` steps. Raises InputError, and leaves it, where the run has gone astray."""
         tensors = {f"{name}/{key}": x for name, module in modules.items() for key, x in module.state_dict().items()}
-        if not all_finite(tensors.values()):
+        if not finite(tensors.values()):
             raise InputError(
                 f"{self.path}: after {step} steps the weights are not finite; the last good state is kept, lower the "
                 "learning rate or remove it to start over"

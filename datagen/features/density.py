@@ -123,12 +123,16 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     _refuse_hat(portrait)
     refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
     place = _places(portrait, line, scalp, params)
-    image = _edited(portrait, scalp, place, params)
     backwards = params.made_from == "dense"
     if backwards:
-        _refuse_invisible_thinning(portrait, scalp, place, params)
+        _refuse_alike(portrait, scalp, "min_dense_separation", params.min_dense_separation)
     else:
         _refuse_unusable(portrait, scalp, place, params)
+    whole, hair = _whole_edit(portrait, scalp, place, params)
+    if backwards:
+        _refuse_invisible_thinning(portrait, place, portrait.image.lerp(whole, params.strength))
+    share = params.intensity * params.strength
+    image = portrait.image.lerp(whole, share)
     mask = torch.maximum(feather(dilate((place > 0.05).float(), 0.008), 0.008), place).clamp(0, 1)
     mask = mask * min(1.0, params.intensity / _APPEARS)
     return Sketch(
@@ -138,7 +142,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
         label=None if backwards else portrait.label.masked_fill(place[0] > 0.5, CLASS["hair"]),
-        hair=_hair_left(portrait, place, params),
+        hair=portrait.hair * (1 - share * hair) if backwards else torch.maximum(portrait.hair, share * hair),
         backwards=backwards,
     )
 
@@ -150,7 +154,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     line = find_hairline(portrait)
     scalp = find_scalp(portrait, line)
     place = _places(portrait, line, scalp, params)
-    full = _edited(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
+    full = portrait.image.lerp(_whole_edit(portrait, scalp, place, params)[0], params.strength)
     asked = portrait.image.lerp(full, params.intensity)
     photo, edited, goal, wanted = (srgb_to_lab(x) for x in (seen.before.image, seen.after.image, full, asked))
     area = scalp.area.sum().clamp_min(1e-6)
@@ -177,10 +181,15 @@ def _places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) ->
     return places(portrait, line, scalp, params)
 
 
-def _edited(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> torch.Tensor:
-    """The portrait's image with hair filled up, or thinned out, at `place`."""
-    full = (_thinned if params.made_from == "dense" else _filled)(portrait, scalp, place, params)
-    return portrait.image.lerp(full.clamp(-1, 1), params.intensity * params.strength)
+def _whole_edit(
+    portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image [3,H,W] with hair wholly filled up, or thinned out, at `place`; how much hair that adds, or takes
+    [1,H,W]."""
+    if params.made_from == "dense":
+        between = _scalp_between(portrait, place, params)
+        return _thinned(portrait, scalp, between).clamp(-1, 1), between
+    return _filled(portrait, scalp, place, params).clamp(-1, 1), place
 
 
 def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
@@ -239,10 +248,9 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
     return toned.lerp(strands, (_STRANDS_OVER * alpha * place).expand_as(toned))
 
 
-def _thinned(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> torch.Tensor:
-    """The portrait's image with scalp between the strands at `place`, whose own light and shade stay."""
+def _thinned(portrait: Portrait, scalp: Scalp, share: torch.Tensor) -> torch.Tensor:
+    """The portrait's image with that share of scalp [1,H,W] between its strands, whose own light and shade stay."""
     lab = srgb_to_lab(portrait.image)
-    share = _scalp_between(portrait, place, params)
     skin = scalp.skin - torch.tensor([_SCALP_SHADE, 0.0, 0.0]).to(scalp.skin)
     # What is skin already, at the hairline, gets no lighter.
     return lab_to_srgb(lab + share * (1 - scalp.mixed(lab)) * (skin[:, None, None] - scalp.hair))
@@ -253,14 +261,6 @@ def _scalp_between(portrait: Portrait, place: torch.Tensor, params: Params) -> t
     grown = dilate((place > 0).float(), 0.02)
     _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
     return (place * (_THROUGH + _BETWEEN * blurred(1 - alpha, 0.0025))).clamp(max=_MOST)
-
-
-def _hair_left(portrait: Portrait, place: torch.Tensor, params: Params) -> torch.Tensor:
-    """The matte after the edit [1,H,W]: more hair where it was filled up, less where it was thinned out."""
-    share = params.intensity * params.strength
-    if params.made_from == "dense":
-        return portrait.hair * (1 - share * _scalp_between(portrait, place, params))
-    return torch.maximum(portrait.hair, share * place)
 
 
 def _rng(portrait: Portrait, params: Params) -> np.random.Generator:
@@ -303,10 +303,8 @@ def _refuse_unusable(portrait: Portrait, scalp: Scalp, place: torch.Tensor, para
         )
 
 
-def _refuse_invisible_thinning(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Params) -> None:
-    """Raises SketchRefused where hair looks like skin, or there is hardly any to thin out."""
-    _refuse_alike(portrait, scalp, "min_dense_separation", params.min_dense_separation)
-    full = _edited(portrait, scalp, place, params.model_copy(update={"intensity": 1.0}))
+def _refuse_invisible_thinning(portrait: Portrait, place: torch.Tensor, full: torch.Tensor) -> None:
+    """Raises SketchRefused where the full edit [3,H,W] hardly changes the image, or there is no hair to thin out."""
     change = delta_e_2000(srgb_to_lab(portrait.image), srgb_to_lab(full))[None]
     seen = float((change * place).sum() / place.sum().clamp_min(1e-6))
     if seen < _LEAST_THINNING:

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylepairs.datagen.latent.styles import styles_moved
-from stylepairs.datagen.shell.decode import Damaged, decode_npy, read_safetensors
+from stylepairs.datagen.shell.decode import Damaged, decode_npy, finite, read_safetensors
 from stylepairs.datagen.shell.durable import replace_file, safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator
@@ -169,7 +169,7 @@ def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     sound = tuple(offsets.shape) == shape and all(
         known.get(f"{name}.affine.bias") == style.shape for name, style in styles.items()
     )
-    if not sound or not all(bool(x.isfinite().all()) for x in (offsets, *styles.values())):
+    if not sound or not finite((offsets, *styles.values())):
         raise InputError(f"{path}: its numbers do not fit the generator it names; fit it again")
     return Direction(offsets.float(), info, styles)
 

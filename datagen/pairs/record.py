@@ -100,17 +100,15 @@ class Pair:
     def turned(self) -> Pair:
         """The pair the other way round."""
         record = dataclasses.replace(self.record, backwards=not self.record.backwards)
-        return Pair(
-            record,
-            self.after,
-            self.before,
-            self.mask,
-            self.sketch,
-            self.generated_after,
-            self.generated_before,
-            self.w_after,
-            self.w_before,
-            self.noise,
+        return dataclasses.replace(
+            self,
+            record=record,
+            before=self.after,
+            after=self.before,
+            generated_before=self.generated_after,
+            generated_after=self.generated_before,
+            w_before=self.w_after,
+            w_after=self.w_before,
         )
 
     def portrait_first(self) -> Pair:

@@ -170,6 +170,11 @@ def _safetensors(path: Path) -> Iterator[Any]:
         yield file
 
 
+def finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 def read_torch(path: Path) -> object:
     """What torch.save wrote, on the CPU, read without executing pickled code. Raises Damaged."""
     import torch

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from stylepairs.datagen.encoders.run_file import RunFile, all_finite
+from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.latent.directions import EditInfo, read_described
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Scorer
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.shell.decode import Damaged, read_safetensors
+from stylepairs.datagen.shell.decode import Damaged, finite, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.shell.randomness import random_number
@@ -294,7 +294,7 @@ def load_mapper(path: Path, generator: Generator, digest: str) -> Mapper:
     unknown = [name for name in info.frozen if name not in CLASS]
     network = LatentMapper(generator.config.w_dim, len(info.attributes), info.width)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    sound = shapes == {name: value.shape for name, value in tensors.items()} and all_finite(tensors.values())
+    sound = shapes == {name: value.shape for name, value in tensors.items()} and finite(tensors.values())
     if unknown or not sound:
         raise InputError(f"{path}: its numbers do not fit the generator it names; train it again")
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
