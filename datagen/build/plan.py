@@ -24,7 +24,7 @@ from stylepairs.datagen.build.unfinished_pair import WantedPair
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
-from stylepairs.datagen.portraits.folders import PORTRAITS_FILE, PortraitFile, ahead, load_portraits, photo_digests
+from stylepairs.datagen.portraits.folders import PortraitFile, ahead, load_portraits, photo_digests, refuse_portraits
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
@@ -130,8 +130,7 @@ def plan_build(  # noqa: PLR0913 - all but three by name
     cache: folder of stage-0 inversions; None means `.stylepairs-cache` beside `out`. Raises InputError for parameters
     that the feature does not take, and for a folder without portraits.
     """
-    if (out / PORTRAITS_FILE).exists():
-        raise InputError(f"{out}: holds prepared portraits; choose another --out")
+    refuse_portraits(out)
     files = load_portraits(portraits)[:limit]
     names = tuple(file.name for file in files)
     cache = cache or out.parent / ".stylepairs-cache"

@@ -32,7 +32,7 @@ from stylepairs.datagen.reconstruction.inversion import inversion_loss
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise, use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.durable import make_folder, refuse_folder
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
@@ -99,8 +99,7 @@ def train_to_file(
     begin: an encoder of the same generator and shape to go on from, in place of random weights. identity: see Teachers,
     and the digest of its file. The state lies beside `out` until the encoder is written. Raises InputError.
     """
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; name the file to write")
+    refuse_folder(out)
     network = load_generator(generator)
     photos = torch.cat([load_photos(folder, network.config.img_resolution) for folder in portraits])
     digest = generator_digest(network)

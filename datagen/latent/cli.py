@@ -364,13 +364,12 @@ def optimise(
 def _to_write(out: Path, suffixes: tuple[str, ...]) -> None:
     """Make the folder of a file that is to be written, before the work. Raises InputError for a name of another kind,
     or a folder's."""
-    from stylepairs.datagen.shell.durable import make_folder
+    from stylepairs.datagen.shell.durable import make_folder, refuse_folder
     from stylepairs.datagen.shell.errors import InputError
 
     if out.suffix.lower() not in suffixes:
         raise InputError(f"{out}: must end in {', '.join(suffixes)}")
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; name the file to write")
+    refuse_folder(out)
     make_folder(out.parent)
 
 

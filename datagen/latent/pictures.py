@@ -28,6 +28,7 @@ MAX_FRAMES = 3000
 GIF_TICKS = 100  # a second: its frames last whole ones, and browsers slow down those of a single one
 MAX_PIXELS = 400_000_000  # of all frames of a GIF or WebP, which are in memory together; an MP4 is written as it comes
 _BATCH = 8
+_FEWER = "show fewer people"
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ def write_strip(path: Path, rows: Sequence[torch.Tensor]) -> None:
     if kind is None:
         raise InputError(f"{path}: must end in {', '.join(STRIPS)}")
     picture = Image.fromarray(to_uint8(beside(rows)))
-    if max(picture.size) > SIDES[path.suffix.lower()]:
-        raise InputError(
-            f"{path}: {picture.width} x {picture.height} pixels are more than a {path.suffix} holds; take a .png, "
-            "or show less"
-        )
+    _check_sides(path, picture.size, "take a .png, or show less")
     make_folder(path.parent)
     replace_file(path, lambda file: picture.save(file, format=kind, quality=90))
 
@@ -95,7 +92,7 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
         return
     kept: list[Image.Image] = []
     for picture in pictures:
-        _check_sides(path, picture)
+        _check_sides(path, picture.shape[1::-1], _FEWER)
         kept.append(Image.fromarray(picture))
         if len(kept) * picture.shape[0] * picture.shape[1] > MAX_PIXELS:
             raise InputError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels of frames; write an .mp4, or less")
@@ -109,10 +106,10 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
     replace_file(path, lambda file: first.save(file, format=kind, **options))
 
 
-def _check_sides(path: Path, picture: np.ndarray) -> None:
-    if max(picture.shape[:2]) > SIDES[path.suffix.lower()]:
-        size = f"{picture.shape[1]} x {picture.shape[0]}"
-        raise InputError(f"{path}: frames of {size} pixels are more than a {path.suffix} holds; show fewer people")
+def _check_sides(path: Path, size: Sequence[int], advice: str) -> None:
+    """size: width and height."""
+    if max(size) > SIDES[path.suffix.lower()]:
+        raise InputError(f"{path}: {size[0]} x {size[1]} pixels are more than a {path.suffix} holds; {advice}")
 
 
 def _moved(
@@ -142,7 +139,7 @@ def _write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
 
     frames_left = iter(pictures)
     first = next(frames_left)
-    _check_sides(path, first)
+    _check_sides(path, first.shape[1::-1], _FEWER)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animation-") as folder:
         made = Path(folder) / "animation.mp4"
         writer = cv2.VideoWriter(str(made), cv2.VideoWriter.fourcc(*"mp4v"), fps, first.shape[1::-1])

@@ -10,7 +10,7 @@ from typing import Any
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.pairs.shards import BUILD_FILE, load_pair, read_index
-from stylepairs.datagen.portraits.folders import PORTRAITS_FILE
+from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.durable import make_folder, write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
@@ -24,9 +24,9 @@ def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | 
     Accepted pairs only unless `everything`; split: "train", "val" or None for both. A rejected pair may have no after
     image; its row says which files it has. Raises InputError.
     """
-    for name, what in ((PORTRAITS_FILE, "prepared portraits"), (BUILD_FILE, "pairs")):
-        if (out / name).exists():
-            raise InputError(f"{out}: holds {what}; choose another --out")
+    refuse_portraits(out)
+    if (out / BUILD_FILE).exists():
+        raise InputError(f"{out}: holds pairs; choose another --out")
     records = read_index(pairs, accepted_only=not everything, split=split)
     with folder_lock(out, "datagen export"):
         for name in EXPORTED:

@@ -78,6 +78,12 @@ class PortraitFile:
         )
 
 
+def refuse_portraits(out: Path) -> None:
+    """Raises InputError where a folder that is to be written into holds prepared portraits."""
+    if (out / PORTRAITS_FILE).exists():
+        raise InputError(f"{out}: holds prepared portraits; choose another --out")
+
+
 def load_portraits(folder: Path) -> list[PortraitFile]:
     """The portraits of `folder`, sorted by name; nothing but landmarks.npz is read yet.
 

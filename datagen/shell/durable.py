@@ -34,6 +34,12 @@ def file_digest(path: Path, advice: str = "") -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}){advice}") from error
 
 
+def refuse_folder(path: Path) -> None:
+    """Raises InputError where a file that is to be written is a folder."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name the file to write")
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary file beside `path`, sync it and rename it to `path`; for a URL upload it then.
 

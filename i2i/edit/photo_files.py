@@ -83,9 +83,8 @@ def edit_file(
     profile and transparency, as far as the format can hold them, with its metadata.
 
     provenance: the file says that a generative model edited it (`stylepairs.i2i.edit.provenance`), unless nothing of it
-    was changed. Raises InputError
-    (one line that begins with the photo's name) for an unreadable photo, one without a face, or one with none that the
-    edit applies to.
+    was changed. Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a
+    face, or one with none that the edit applies to.
     """
     from stylepairs.datagen.images import stored
     from stylepairs.datagen.images.files import save_photo
