@@ -28,6 +28,7 @@ from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.images.colors import parse_color
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError, one_line
@@ -117,6 +118,7 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
         raise InputError("augment: nothing to make; give --steps, --grid or --colors")
     if any(not 0 <= t <= 1 for t in steps):
         raise InputError("--steps: shares of the edit must lie between 0 and 1")
+    refuse_portraits(out)
     if out.resolve() == pairs.resolve():
         raise InputError(f"{out}: holds the pairs to augment; choose another --out")
     recipe = _recipe(pairs, perceptual_weights, own_feature)

@@ -20,6 +20,7 @@ from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
 from stylepairs.datagen.importing.laying import Pictures
 from stylepairs.datagen.importing.making import Importer
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.decode import Damaged, read_json_lines
 from stylepairs.datagen.shell.durable import file_digest
@@ -115,6 +116,7 @@ def plan_import(  # noqa: PLR0913 - all but four by name
     """
     if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
         raise InputError(f"--size {size_px}: must lie between {_MIN_SIZE_PX} and {_MAX_SIZE_PX} pixels")
+    refuse_portraits(out)
     befores, afters = pictures_in(before), pictures_in(after)
     if before.is_file() and after.is_file():
         afters = {next(iter(befores)): after}

@@ -110,6 +110,8 @@ def _of_pairs(folder: Path, running: bool, error: str) -> Status:
         total = None
     refused = Counter(kind for record in records for kind in record.reason_kinds)
     accepted = sum(record.accepted for record in records)
+    if len(records) == total and (folder / shards.MANIFEST).exists():
+        error = ""  # of a later command, which was refused
     return Status("pairs", len(records), total, accepted, dict(refused), running, error=error)
 
 

@@ -152,12 +152,13 @@ def _conclude(files: list[Path], out: Path, made: _Made) -> Prepared:
 def list_photos(photos: Iterable[Path], out: Path | None = None) -> list[Path]:
     """The files named by `photos`, folders searched through, each once, sorted.
 
-    Hidden files and those that `prepare_photos` writes to `out` are left out: photos may lie in a folder of `out`, or
-    in `out` itself. Raises InputError for a path that does not exist and for no file.
+    Hidden files and those that `prepare_photos` writes, to `out` or to one of these folders, are left out: photos may
+    lie in a folder of prepared portraits. Raises InputError for a path that does not exist and for no file.
     """
     photos = [place(p) for p in photos]
     found: dict[str, Path] = {}
-    written = [Path(os.path.realpath(out)) / name for name in (*_KINDS, *_LISTS)] if out else []
+    prepared = [path for path in photos if (path / PORTRAITS_FILE).exists()] + ([] if out is None else [out])
+    written = [Path(os.path.realpath(folder)) / name for folder in prepared for name in (*_KINDS, *_LISTS)]
     for path in photos:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")

@@ -183,4 +183,8 @@ def test_folders_that_hold_something_else_are_not_written_into(tmp_path: Path) -
             export_pairs(pairs, out)
     with pytest.raises(InputError, match="holds prepared portraits; choose another --out"):
         plan(tmp_path, "portraits")
+    with pytest.raises(InputError, match="holds prepared portraits; choose another --out"):
+        plan_augmentation(pairs, tmp_path / "portraits")
+    with pytest.raises(InputError, match="holds prepared portraits; choose another --out"):
+        plan_import(BuildRecipe(feature="bangs"), tmp_path, tmp_path, tmp_path / "portraits")
     assert (tmp_path / "portraits" / "index.jsonl").read_bytes() == held

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,16 @@ def test_the_last_error_of_a_stopped_build_is_told_and_gone_after_the_next(tmp_p
     assert not found.running
     build_pairs(the_plan)
     assert status_of(the_plan.out).error == ""
+
+
+def test_a_finished_build_is_done_though_a_later_one_was_refused(tmp_path) -> None:
+    the_plan = tiny_build.plan(tmp_path, limit=2, shard_size=2)
+    build_pairs(the_plan)
+    with pytest.raises(InputError, match="seed was"):
+        build_pairs(replace(the_plan, seed=the_plan.seed + 1))
+    assert read_progress(the_plan.out)[0].error
+    found = status_of(the_plan.out)
+    assert (found.done, found.total, found.error) == (4, 4, "")
 
 
 def test_rates_and_time_left_are_of_this_run_alone(tmp_path) -> None:

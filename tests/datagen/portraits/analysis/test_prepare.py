@@ -334,6 +334,8 @@ def test_photos_may_lie_under_the_output(tmp_path: Path) -> None:
     assert prepare_photos([tmp_path / "photos"], tmp_path, size_px=64).portraits == ["a"]
     assert prepare_photos([tmp_path], tmp_path, size_px=64).portraits == ["a", "b"]
     assert list_photos([tmp_path], tmp_path) == [b, tmp_path / "photos" / "a.png"]
+    assert list_photos([tmp_path]) == [b, tmp_path / "photos" / "a.png"], "nor are crops and maps photos to an editor"
+    assert list_photos([tmp_path / "aligned"]) == [tmp_path / "aligned" / "a.png", tmp_path / "aligned" / "b.png"]
 
 
 def test_prepared_portraits_load_with_points_in_aligned_pixels(tmp_path: Path) -> None:
