@@ -1,5 +1,8 @@
 """Bangs: a fringe in the person's own hair, of a style or in a region of the user's; or taken away.
 
+Who wears a fringe already has it taken away, and the pair runs backwards, from the bared forehead to the photo: its
+parameters are the style and length that the photo's fringe is most like.
+
 The sketch paints strands of the own hair's colour and texture that fall from the hairline over the forehead, with the
 soft shadow they throw; what is finer than the reference resolution is the sketch's own in the pair (sketch_detail).
 
@@ -36,7 +39,7 @@ from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
-from stylepairs.datagen.sketching.hair.bared_foreheads import APPEARS, bare_forehead
+from stylepairs.datagen.sketching.hair.bared_foreheads import APPEARS, bare_forehead, fringe_share
 from stylepairs.datagen.sketching.hair.foreheads import (
     Forehead,
     forehead,
@@ -44,7 +47,14 @@ from stylepairs.datagen.sketching.hair.foreheads import (
     sure_skin,
     usual_hairline,
 )
-from stylepairs.datagen.sketching.hair.fringes import Fringe, custom_fringe, fringe_gaps, hat_share, styled_fringe
+from stylepairs.datagen.sketching.hair.fringes import (
+    Fringe,
+    custom_fringe,
+    fringe_gaps,
+    hat_share,
+    styled_fringe,
+    worn_fringe,
+)
 from stylepairs.datagen.sketching.hair.hair_and_skin import hairness
 from stylepairs.datagen.sketching.hair.strands import (
     HairPalette,
@@ -89,12 +99,15 @@ class Params(FeatureParams):
     taken away) to that share of its length. region: where to grow it instead, the whole of it: the path of a mask image
     (white: hair; square, framed as the aligned crop), a polygon as [[x, y], ...] in shares of the crop, or the same as
     text, "0.3,0.2 0.7,0.2 0.5,0.4"; in a recipe, where a list means choices, a polygon is one choice: [[[x, y], ...]].
-    seed: other strands.
+    seed: other strands. made_from: people without a fringe, who are given one; people with a "fringe" over at least
+    min_worn of the forehead's middle, which is taken away for a pair that runs backwards; or either, by what they wear
+    (of no account for "none" and a region).
 
     Portraits are refused that have a hat over more than max_hat of the forehead, hair over less than min_hair_above of
     the place that a fringe falls from, hair that is too short to fall (less than min_hair eye distances from the
     hairline to its outline; or that ends above the eyes and is curled by more than max_short_curl), already hair over
-    more than max_covered of where it would be; for "none", hair over less than min_fringe of the forehead's middle.
+    more than max_covered of where it would be; for "none", hair over less than min_fringe of the forehead's middle;
+    whose own fringe, to be taken away, is like none of the styles (overlap under min_likeness).
     reference_px: side of the downsampled sketch that reconstruction matches. sketch_detail: share of the painted
     strands that composition keeps; 0 leaves all to the generator.
     """
@@ -105,6 +118,9 @@ class Params(FeatureParams):
     intensity: float = Field(1.0, ge=0, le=1)
     region: Region | None = None
     seed: int = 0
+    made_from: Literal["bare", "fringe", "either"] = "bare"
+    min_worn: float = Field(0.3, ge=0, le=1)
+    min_likeness: float = Field(0.6, ge=0, le=1)
     max_hat: float = Field(0.1, ge=0, le=1)
     min_hair_above: float = Field(0.5, ge=0, le=1)
     min_hair: float = Field(0.37, ge=0)
@@ -126,12 +142,33 @@ class Params(FeatureParams):
         return self
 
 
+def settled(portrait: Portrait, params: Params) -> Params:
+    """The parameters with the style and length of the fringe that is worn, where the pair runs backwards.
+
+    Raises SketchRefused where it is like none of the styles.
+    """
+    face = forehead(portrait)
+    if not _is_worn(portrait, face, params) or fringe_share(portrait, face) < params.min_worn:
+        return params
+    worn = worn_fringe(face)
+    if worn.likeness < params.min_likeness:
+        raise SketchRefused(
+            f"{portrait.name}: the fringe overlaps {100 * worn.likeness:.0f} % with the style that is most like it, "
+            f"{worn.style} (min_likeness {100 * params.min_likeness:g} %); it cannot be named"
+        )
+    return params.model_copy(update={"style": worn.style, "length": worn.length})
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with the fringe painted on it, or without the one that it has.
 
     Raises SketchRefused where there is no hair to learn from or to fall, a hat, or nothing to be done.
     """
     face = forehead(portrait)
+    if _is_worn(portrait, face, params):
+        # A matte that takes a bald head's shine for a fringe.
+        _refuse_bald(portrait, face, face.across.abs() < 0.6, params)
+        return replace(sketch(portrait, _taking_away(params)), backwards=True)
     if hat_share(portrait, face) > params.max_hat:
         raise SketchRefused(
             f"{portrait.name}: a hat covers the forehead (max_hat {params.max_hat:g}); no bangs to make"
@@ -146,6 +183,8 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How much of the wanted fringe is there, what is beside it, and whether it is hair: the file's figures."""
     face = forehead(portrait)
+    if _is_worn(portrait, face, params):
+        params = _taking_away(params)
     made = sketch(portrait, params)
     full = made if params.intensity == 1 else sketch(portrait, params.model_copy(update={"intensity": 1.0}))
     removed = params.style == "none"
@@ -182,6 +221,17 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "strand_width": width,
         "degree": _degree(before, after, _smooth_lab(full.image), wanted_full),
     }
+
+
+def _is_worn(portrait: Portrait, face: Forehead, params: Params) -> bool:
+    """Whether the pair is made of a fringe that is worn, and runs backwards."""
+    if params.made_from == "bare" or params.style == "none" or params.region is not None:
+        return False
+    return params.made_from == "fringe" or fringe_share(portrait, face) >= params.min_worn
+
+
+def _taking_away(params: Params) -> Params:
+    return params.model_copy(update={"style": "none", "min_fringe": params.min_worn})
 
 
 def _with_bangs(portrait: Portrait, face: Forehead, params: Params) -> Sketch:

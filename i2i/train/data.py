@@ -270,7 +270,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             params = validate_params(feature.Params, record.params, f"{self.pairs}")
             try:
                 params = feature.settled(portrait, params)
-                mask = region_mask(feature.sketch(portrait, params).edit_mask)
+                sketch = feature.sketch(portrait, params)
+                # Of a pair that would run backwards the photo is the outcome: nothing is to be done to it.
+                mask = None if sketch.backwards else region_mask(sketch.edit_mask)
             except SketchRefused:
                 mask = None
             if (mask is None) == wants_refusal:

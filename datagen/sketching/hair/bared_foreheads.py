@@ -15,8 +15,9 @@ from stylepairs.datagen.sketching.hair.foreheads import Forehead, continue_skin,
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow, shade_skin
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 
-# `across` at which the hairline that a fringe hides turns down.
-_TEMPLE = 0.78
+# The arc of the hairline that a fringe hides: `across` of its feet, and how boxy it is (2 an ellipse). Over how much of
+# its radius the skin passes into hair.
+_TEMPLE, _ARCH, _PASSAGE = 0.84, 3.0, 0.16
 # `across` of a brow's outer half; hair on more of the forehead just above it is a fringe that hangs on at the side.
 _BESIDE, _MAX_BESIDE = (0.5, 0.75), 0.5
 # The degree from which on a fringe that grows, or skin that is bared, is opaque.
@@ -33,6 +34,14 @@ class BaredForehead:
     hair: torch.Tensor
 
 
+def fringe_share(portrait: Portrait, face: Forehead) -> float:
+    """The share of the middle of the forehead that hair covers."""
+    line, out = _hidden_hairline(face)
+    # Where label and matte agree: hair at the temples is no fringe, nor is haze.
+    middle = _bared(face, out) * ((face.across.abs() < 0.6) & (face.up < 0.85 * line)).float()
+    return float(overall_mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle))
+
+
 def bare_forehead(
     portrait: Portrait, face: Forehead, min_fringe: float, degree: float, rng: np.random.Generator
 ) -> BaredForehead:
@@ -41,14 +50,9 @@ def bare_forehead(
     Raises SketchRefused where hair covers less than min_fringe of the middle of the forehead, or what is under it, or
     where it ends, cannot be told.
     """
-    line = usual_hairline(face.across) * max(1.0, 0.9 * face.third_px / face.height_px)
-    # How far out of the forehead: 1 on the hairline that the fringe hides, which turns down at the temples.
-    out = ((face.across.abs() / _TEMPLE) ** 5 + (face.up.clamp_min(0) / line) ** 5) ** 0.2
-    zone = ((out < 1) & (face.up > 0.04)).float()
-    fringe = zone * torch.maximum(face.hairy, portrait.hair)
-    # The middle of the forehead, and where label and matte agree: hair at the temples is no fringe, nor is haze.
-    middle = zone * ((face.across.abs() < 0.6) & (face.up < 0.85 * line)).float()
-    share = float(overall_mean(torch.minimum((portrait.label == CLASS["hair"]).float()[None], portrait.hair), middle))
+    line, out = _hidden_hairline(face)
+    fringe = _bared(face, out) * torch.maximum(face.hairy, portrait.hair)
+    share = fringe_share(portrait, face)
     if share < min_fringe:
         raise SketchRefused(
             f"{portrait.name}: hair covers {100 * share:.0f} % of the middle of the forehead "
@@ -69,18 +73,32 @@ def bare_forehead(
                 f"{portrait.name}: the fringe runs into the hair beside the face; taken away it would end in a cut"
             )
     # From its tips upwards.
-    uncovered = fringe * (face.up < low + degree * (line - low)).float()
+    height = low + degree * (line - low) - face.up
+    uncovered = fringe * (height > 0).float()
     brows = ((portrait.label == CLASS["l_brow"]) | (portrait.label == CLASS["r_brow"])).float()[None]
     # With the shadow that it throws on the skin around it.
-    hole = feather(dilate(uncovered, 0.03), 0.012) * (1 - feather(dilate(brows, 0.012), 0.006))
-    eyes = feather((face.up * face.height_px / (0.02 * portrait.size_px) + 1).clamp(0, 1), 0.004)
-    inside = ((1 - out) * face.height_px / 3 + 0.5).clamp(0, 1) * min(1.0, degree / APPEARS)
-    hole = hole * inside * eyes
+    hole = feather(dilate(uncovered, 0.04), 0.02) * (1 - feather(dilate(brows, 0.012), 0.006))
+    eyes, upwards = ((x * face.height_px / (0.02 * portrait.size_px) + 1).clamp(0, 1) for x in (face.up, height))
+    inside = ((1.02 - out) / _PASSAGE).clamp(0, 1) * min(1.0, degree / APPEARS)
+    hole = hole * inside * feather(eyes, 0.004) * upwards
     bare = continue_skin(portrait, face, hole, rng)
     image, alpha = _regrown_hairline(portrait, face, bare, out, hole, rng)
     hair = torch.maximum(portrait.hair * (1 - hole), alpha)
     label = torch.where((hole[0] > 0.5) & (alpha[0] < 0.5), CLASS["skin"], portrait.label.int()).to(torch.uint8)
     return BaredForehead(image, torch.maximum(hole, alpha), label, hair)
+
+
+def _hidden_hairline(face: Forehead) -> tuple[torch.Tensor, torch.Tensor]:
+    """`up` of the hairline that a fringe hides, in each column, and how far out of the forehead a pixel is [1,H,W]: 1
+    on the arc of that hairline, which turns down at the temples."""
+    line = usual_hairline(face.across) * max(1.0, 0.9 * face.third_px / face.height_px)
+    sides, height = face.across.abs() / _TEMPLE, face.up.clamp_min(0) / line
+    return line, (sides**_ARCH + height**_ARCH) ** (1 / _ARCH)
+
+
+def _bared(face: Forehead, out: torch.Tensor) -> torch.Tensor:
+    """What of the forehead may be bared [1,H,W], 0 or 1."""
+    return ((out < 1) & (face.up > 0.04)).float()
 
 
 def _regrown_hairline(
@@ -94,10 +112,12 @@ def _regrown_hairline(
     """Hair that grows from the bared hairline (where out [1,H,W] is 1) into the own hair, so that the skin does not end
     in a cut: image [3,H,W] and its alpha [1,H,W]."""
     near = feather(dilate((hole > 0.5).float(), 0.025), 0.01)
-    region = ((out - 0.9) / 0.16).clamp(0, 1) * ((1.3 - out) / 0.2).clamp(0, 1) * near
+    region = ((out - 0.86) / 0.2).clamp(0, 1) * ((1.3 - out) / 0.2).clamp(0, 1) * near
     length = 0.35 * face.height_px / portrait.size_px
-    style = StrandStyle(density=0.9, length=length, ragged=0.4, lock_width=0.014, clumping=0.2)
+    style = StrandStyle(
+        density=0.8, length=length, ragged=0.4, lock_width=0.01, clumping=0.15, root_shadow=0.0, lock_cover=1.9
+    )
     painted, alpha = grow_hair(portrait, region, own_flow(portrait), style, rng)
-    alpha = alpha * region.clamp(0, 1) ** 0.5
-    skin = shade_skin(bare, alpha, 0.12)
+    alpha = alpha * region.clamp(0, 1)
+    skin = shade_skin(bare, alpha, 0.06)
     return skin + (painted - skin) * alpha, alpha

@@ -16,7 +16,7 @@ from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find
 from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
 
 # In units of the distance from the brows to below the nose, which the forehead's height equals in the canon of thirds.
-_USUAL_HEIGHT = 0.95
+USUAL_HEIGHT = 0.95
 _LEAST_HEIGHT, _GREATEST_HEIGHT = 0.5, 1.35
 # Where hair begins lower than this the hairline itself is hidden by it.
 _HIDDEN_BELOW = 0.5
@@ -26,6 +26,8 @@ _COLUMNS = np.linspace(-0.95, 0.95, 41)
 _BROW_TOPS = [18, 19, 20, 23, 24, 25]
 # Of the side: the bands of a skin's grain.
 _GRAIN = (0.003, 0.012)
+_GRAIN_KEPT = 0.35
+_SEAM, _SEAM_LIGHT = 0.05, 0.45
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def forehead(portrait: Portrait) -> Forehead:
     order = np.argsort(at)
     heights, seen = (np.interp(_COLUMNS, at[order], x[order], left=0, right=0) for x in (heights, line.found))
     seen, middle = seen > 0.5, np.abs(_COLUMNS) < 0.45
-    usual = _USUAL_HEIGHT * third
+    usual = USUAL_HEIGHT * third
     height = usual if seen[middle].mean() < 0.5 else float(np.median(heights[middle & seen]))
     if height < _HIDDEN_BELOW * third:
         height, seen = usual, np.zeros_like(seen)
@@ -106,14 +108,21 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
     lab = srgb_to_lab(portrait.image)
     known = sure_skin(portrait, face, hole)
     smooth = carried_on(lab, known)
-    # A forehead bends away under the hairline: less light.
-    smooth = torch.cat([smooth[:1] * (1 - 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5)), smooth[1:]])
+    # Beside the hole it takes the colour of the skin that is seen there, its light only partly: that may be shadow.
+    beside = class_region(portrait, ["skin"], 0.0) * (1 - dilate(face.hairy, 0.02)).clamp(0, 1).round()
+    beside = beside * ((face.across.abs() < 0.9) & (face.up > -0.1) & (face.up < 1)).float()
+    reach = blurred(beside, _SEAM)
+    off = blurred((lab - smooth) * beside, _SEAM) / (reach + 0.05)
+    smooth = smooth + off * torch.tensor([_SEAM_LIGHT, 1.0, 1.0]).to(lab)[:, None, None]
+    # A forehead bends away under the hairline and at the temples: less light.
+    bent = 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5) + 0.08 * face.across.abs().clamp(max=1) ** 3
+    smooth = torch.cat([smooth[:1] * (1 - bent * (face.up / 0.3).clamp(0, 1)), smooth[1:]])
     noise = torch.from_numpy(rng.normal(size=lab[:1].shape)).to(lab)
     light, own, new = smooth[:1], lab[:1], noise
     for sigma in _GRAIN:
         coarser_own, coarser_new = blurred_within(lab[:1], known, sigma), blurred(noise, sigma)
         # Median of what varies: wrinkles and shines are not grain. New grain, without pores to sit in, is held back.
-        spread = 0.9 * (own - coarser_own)[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
+        spread = _GRAIN_KEPT * (own - coarser_own)[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
         light = light + (new - coarser_new) / (new - coarser_new).std() * spread
         own, new = coarser_own, coarser_new
     skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)

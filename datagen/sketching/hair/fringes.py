@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, feather
-from stylepairs.datagen.sketching.hair.foreheads import Forehead
+from stylepairs.datagen.sketching.hair.foreheads import USUAL_HEIGHT, Forehead, usual_hairline
 
 Style = Literal["full", "side_left", "side_right", "curtain", "wispy", "micro"]
 # Of the forehead's height: how far above the hairline the fringe's hair begins, and over what it blends into the own.
@@ -23,6 +23,9 @@ _MICRO = 0.5
 _CUSTOM_RISE = 0.2
 # `across` of the parting of a side-swept fringe, and how far the fringe reaches at its other end.
 _PARTING, _REACH = -0.62, 0.97
+# Where a worn fringe is read: up to this `across`, above this `up`, of lengths from cropped to over the brows.
+_READ_TO, _READ_FROM = 0.85, 0.02
+_READ_LENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # The share of a fringe's height in which skin between its strands is a gap: below, its tips stand free. Fewer pixels
 # than _TELLING_PX, across or down, tell nothing.
 _UPPER, _TELLING_PX = 0.8, 5
@@ -62,6 +65,35 @@ def styled_fringe(portrait: Portrait, face: Forehead, style: Style, length: floa
     sheen = 0.10 * torch.exp(-((face.up - face.hairline - 0.05) ** 2) / (2 * 0.25**2))
     sheen = sheen - 0.10 * (0.5 - face.up).clamp(0, 0.5)
     return Fringe(region, _falling(face, style), top, sheen, gaps=1.0 if style == "wispy" else 0.0)
+
+
+@dataclass(frozen=True)
+class WornFringe:
+    """The fringe that a person wears, as the style and length that are most like it; likeness in [0,1]: overlap of the
+    two over the forehead, intersection over union."""
+
+    style: Style
+    length: float
+    likeness: float
+
+
+def worn_fringe(face: Forehead) -> WornFringe:
+    """What the hair on a forehead is most like among all styles and lengths; likeness 0 where there is none."""
+    # Its lower edge may have been taken for the hairline: heights are those of a usual forehead at least.
+    height_px = max(face.height_px, USUAL_HEIGHT * face.third_px)
+    up, hairline = face.up * (face.height_px / height_px), usual_hairline(face.across)
+    face = replace(face, up=up, hairline=hairline, height_px=height_px)
+    place = (face.across.abs() < _READ_TO) & (up > _READ_FROM) & (up < hairline)
+    hair = face.hairy[place] > 0.5
+    found = WornFringe("full", 0.0, 0.0)
+    styles: tuple[Style, ...] = ("full", "micro", "side_left", "side_right", "curtain")  # wispy lies as full does
+    for style in styles:
+        for length in _READ_LENGTHS:
+            lies = (up > _fall(face, style, length))[place]
+            likeness = float((lies & hair).sum() / (lies | hair).sum().clamp_min(1))
+            if likeness > found.likeness:
+                found = WornFringe(style, length, likeness)
+    return found
 
 
 def custom_fringe(portrait: Portrait, face: Forehead, mask: torch.Tensor, grown: float) -> Fringe:

@@ -18,6 +18,7 @@ from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.foreheads import forehead
+from stylepairs.datagen.sketching.hair.fringes import worn_fringe
 
 SIZE = 80
 STYLES = ("full", "side_left", "side_right", "curtain", "wispy", "micro")
@@ -274,6 +275,54 @@ def test_bangs_are_taken_away_down_to_the_skin():
     assert (sketch.image[:, core] - skin).abs().mean() < 0.12
     found = figures(before, sketch.image, bangs.Params(style="none"))
     assert found["coverage_gain"] > 0.3
+
+
+EITHER = bangs.Params(made_from="either", length=0.4)
+
+
+@pytest.mark.parametrize("style", ["full", "side_left", "side_right", "curtain", "micro"])
+def test_a_painted_fringe_is_read_as_the_style_that_it_is_of(style):
+    before, sketch = portrait(), bangs.sketch(portrait(), bangs.Params(style=style, length=0.8))
+    worn = worn_fringe(forehead(dataclasses.replace(before, hair=sketch.hair, label=sketch.label)))
+    assert worn.style == style
+    assert worn.length == pytest.approx(0.8, abs=0.21)
+    assert worn.likeness > 0.8
+    assert worn_fringe(forehead(before)).likeness < 0.4
+
+
+def test_a_fringe_that_is_worn_is_taken_away_for_a_pair_that_runs_backwards():
+    before = portrait(fringe=True)
+    asked = bangs.settled(before, EITHER)
+    assert (asked.style, asked.made_from) == ("full", "either")
+    assert asked.length > 0.55
+    assert bangs.settled(before, asked) == asked
+    made = bangs.sketch(before, asked)
+    assert made.backwards
+    assert torch.equal(made.image, sketched("none").image)
+    found = figures(before, made.image, asked)
+    assert found == figures(before, made.image, bangs.Params(style="none", min_fringe=EITHER.min_worn))
+    assert found["degree"] == pytest.approx(1, abs=0.02)
+
+
+def test_who_wears_no_fringe_is_given_the_one_asked_for():
+    assert bangs.settled(portrait(), EITHER) == EITHER
+    assert torch.equal(
+        bangs.sketch(portrait(), EITHER).image, bangs.sketch(portrait(), bangs.Params(length=0.4)).image
+    )
+    with pytest.raises(SketchRefused, match=r"min_fringe 30 %\); no bangs to take away"):
+        bangs.sketch(portrait(), bangs.Params(made_from="fringe"))
+
+
+def test_only_fringes_that_are_put_on_are_made_of_worn_ones():
+    assert not bangs.sketch(portrait(fringe=True), bangs.Params(made_from="either", style="none")).backwards
+    box = [[0.3, 0.2], [0.7, 0.2], [0.7, 0.4], [0.3, 0.4]]
+    assert not bangs.sketch(portrait(fringe=True), bangs.Params(made_from="fringe", region=box)).backwards
+
+
+def test_a_fringe_like_none_of_the_styles_is_refused():
+    strict = EITHER.model_copy(update={"min_likeness": 1.0})
+    with pytest.raises(SketchRefused, match=r"overlaps \d+ % .*, full \(min_likeness 100 %\); it cannot be named"):
+        bangs.settled(portrait(fringe=True), strict)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import hair_color
 from stylepairs.datagen.portraits.folders import load_portrait
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
@@ -96,6 +98,19 @@ def test_only_pairs_that_do_not_run_backwards_tell_what_a_portrait_is_asked_for(
     with pytest.raises(InputError, match=r"all pairs run backwards.*leave --portraits out"):
         PairDataset(pairs, turned, 32, "color", (6, 8), "", still, unpaired=unpaired)
     PairDataset(pairs, turned, 32, "color", (6, 8), "", still)
+
+
+def test_a_portrait_whose_pair_would_run_backwards_is_left_as_it_is(pairs: Path, portraits: Path) -> None:
+    data = dataset(pairs, portraits, refused_share=1.0)
+    assert data.unpaired is not None
+
+    def undone(portrait: Portrait, params: hair_color.Params) -> Sketch:
+        return replace(hair_color.sketch(portrait, params), backwards=True)
+
+    data.unpaired = replace(data.unpaired, feature=replace(data.unpaired.feature, sketch=undone))
+    sample = data[0, len(data)]
+    assert sample["applies"] == 0
+    assert torch.equal(sample["photo"], sample["target"])
 
 
 def test_photo_and_mask_move_together(pairs: Path, portraits: Path) -> None:
