@@ -306,9 +306,7 @@ def test_a_fringe_that_is_worn_is_taken_away_for_a_pair_that_runs_backwards():
 
 def test_who_wears_no_fringe_is_given_the_one_asked_for():
     assert bangs.settled(portrait(), EITHER) == EITHER
-    assert torch.equal(
-        bangs.sketch(portrait(), EITHER).image, bangs.sketch(portrait(), bangs.Params(length=0.4)).image
-    )
+    assert torch.equal(bangs.sketch(portrait(), EITHER).image, bangs.sketch(portrait(), bangs.Params(length=0.4)).image)
     with pytest.raises(SketchRefused, match=r"min_fringe 30 %\); no bangs to take away"):
         bangs.sketch(portrait(), bangs.Params(made_from="fringe"))
 
