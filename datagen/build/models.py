@@ -88,11 +88,7 @@ def load_models(
     return Models(network, digest, Instruments(features, prior, analyser), device, start, digests, edit, provenance)
 
 
-def _analyser() -> tuple[Analyser | None, dict[str, str]]:
-    """The embedded face analyser and its digest; None and {} where its weights are not installed: its figures are then
-    left out."""
-    try:
-        parts = [file_digest(WEIGHTS / f"analyser_{name}.safetensors", _AGAIN) for name in sorted(NETWORKS)]
-        return load_analyser(), {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}
-    except InputError:
-        return None, {}
+def _analyser() -> tuple[Analyser, dict[str, str]]:
+    """The embedded face analyser and its digest."""
+    parts = [file_digest(WEIGHTS / f"analyser_{name}.safetensors", _AGAIN) for name in sorted(NETWORKS)]
+    return load_analyser(), {"analyser": hashlib.sha256("".join(parts).encode()).hexdigest()}

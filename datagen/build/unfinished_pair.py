@@ -183,10 +183,12 @@ def record_of(
 
 
 def _degree(pair: UnfinishedPair) -> float:
-    """The degree that the feature measured, else the one that was asked for, in [0,1].
+    """The degree that the feature measured, else the one that was asked for, in [0,1]; 0 where nothing was made.
 
     Of a pair that runs backwards always 1: all that is missing comes back, however much it was.
     """
+    if pair.refused:
+        return 0.0
     if pair.sketch is not None and pair.sketch.backwards:
         return 1.0
     asked = asked_degree(pair.params)

@@ -1,8 +1,7 @@
 """Puts a photo's own strands and shading into a generated edit, so that a recoloured region is neither soft nor flat.
 
 The generator decides what colour the region has (its low frequencies, before and after); the photo decides everything
-finer. Lightness moves through one tone curve per place, a shift of logit(L): monotone, so strands keep their order;
-flat at the ends, so that black hair made blond does not burn out and blond hair made black keeps its detail.
+finer. Lightness moves through one tone curve per place (`images.tones`).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.tones import ToneCurve, in_shade
 
 # Of the image's side: what is coarser follows the generator, what is finer follows the photo.
 _SCALE = 0.16
@@ -19,9 +19,6 @@ _SCALE = 0.16
 _FADE_DELTA_E = 4.0
 # Least share of the photo's fine variation of hue that is kept, however far the colour goes.
 _HUE_VARIATION = 0.3
-# Lightness added at both ends before the logit, which bounds the slope of the tone curve: wide where hair is lightened
-# (crushed blacks would become noise), narrow where it is darkened (light strands must not turn black).
-_TOE_DARKER, _TOE_LIGHTER = 4.0, 16.0
 # Passes in which the target is corrected until the mean over the solid region is right: what mixed pixels at the edge
 # and smoothing lose is 2 to 4 L when black hair becomes blond (dE 6.5 before, 3.7 after: that of the generated image).
 _AIM_STEPS = 3
@@ -83,30 +80,22 @@ def _solid_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 
 def _toned(light: torch.Tensor, target: torch.Tensor, region: torch.Tensor, sigma: float) -> torch.Tensor:
     """Lightness [1,H,W] through a logit shift per place, such that its regional mean becomes the target's."""
-    rise = ((target - light) * region).sum() / region.sum().clamp_min(1e-6)
-    toe = float(_TOE_DARKER + (_TOE_LIGHTER - _TOE_DARKER) * (rise / 20).clamp(0, 1))
-    span = 100 + 2 * toe
-
-    def logit(x: torch.Tensor) -> torch.Tensor:
-        return torch.logit((x + toe) / span, eps=1e-6)
-
-    start, wanted = logit(light), logit(target)
-    shift = wanted - logit(_regional_mean(light, region, sigma))
+    curve = ToneCurve(float(((target - light) * region).sum() / region.sum().clamp_min(1e-6)))
+    wanted = curve.logit(target)
+    shift = wanted - curve.logit(_regional_mean(light, region, sigma))
     for _ in range(_STEPS):
-        toned = light + span * (torch.sigmoid(start + shift) - torch.sigmoid(start))
-        shift = shift + wanted - logit(_regional_mean(toned, region, sigma))
-    return light + span * (torch.sigmoid(start + shift) - torch.sigmoid(start))
+        shift = shift + wanted - curve.logit(_regional_mean(curve.moved(light, shift), region, sigma))
+    return curve.moved(light, shift)
 
 
 def _rechromed(
     hair: torch.Tensor, light: torch.Tensor, low: torch.Tensor, target: torch.Tensor, fade: torch.Tensor
 ) -> torch.Tensor:
-    """Chroma [2,H,W]: the target's, following lightness as on a shaded surface, plus some of the photo's variation."""
-    shade_before = (hair[:1] + 16) / (low[:1] + 16)
-    shade_after = (light + 16) / (target[:1] + 16)
+    """Chroma [2,H,W]: the target's, in the light that falls there, plus some of the photo's variation."""
     darker = ((target[:1] + 16) / (low[:1] + 16)).clamp(max=1)
     kept = fade + (1 - fade) * _HUE_VARIATION * darker
-    return target[1:] * shade_after + kept * (hair[1:] - low[1:] * shade_before)
+    own = hair[1:] - in_shade(low[1:], low[:1], hair[:1])
+    return in_shade(target[1:], target[:1], light) + kept * own
 
 
 def _regional_mean(values: torch.Tensor, region: torch.Tensor, sigma: float) -> torch.Tensor:

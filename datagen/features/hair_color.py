@@ -1,9 +1,9 @@
 """Hair colour: another colour of the same hair, its strands and shading kept.
 
-The sketch paints one flat colour over the soft hair matte, as rough as it looks: reconstruction matches it at low
-resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte over 0.5), which is how `PALETTE`
-is meant and how `measure` judges; a mean in linear light would follow the highlights instead of what is seen. In a
-dark or overexposed photo it is the colour as it looks in that light (`light_of`).
+The sketch paints one colour over the soft hair matte, in the light and shade of the hair's locks, as rough as it looks:
+reconstruction matches it at low resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte
+over 0.5), which is how `PALETTE` is meant and how `measure` judges; a mean in linear light would follow the highlights
+instead of what is seen. In a dark or overexposed photo it is the colour as it looks in that light (`light_of`).
 
 Figures of `measure` (all of the hair where the matte is over 0.5 unless said otherwise):
   color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on
@@ -32,6 +32,7 @@ from stylepairs.datagen.images.colors import (
     srgb_to_lab,
 )
 from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.tones import ToneCurve, in_shade
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -46,6 +47,10 @@ _BAND = 0.03
 # Of the crop's side: the scale that parts strands (below) from locks and light (above).
 _STRAND_SCALE = 0.015
 _SHADING_SCALE = 0.04
+# Standard deviation in lightness up to which the sketch keeps the locks' light and shade: more would burn out.
+_MOST_SHADING = 4.0
+# Fixed-point steps of the tone curve; the mean is then within 0.1 L.
+_STEPS = 3
 # Squared Lab distance of two colours under which going from one to the other counts as no change.
 _TELLABLE = 25.0
 
@@ -78,16 +83,16 @@ class Params(FeatureParams):
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
-    """The portrait with the wanted colour flat over its hair.
+    """The portrait with the wanted colour over its hair.
 
     Raises SketchRefused if there is (almost) no hair, or its matte is not to be trusted.
     """
     matte = hair_matte(portrait)
     _refuse_unusable(portrait, matte, params)
     lab = srgb_to_lab(portrait.image)
-    flat = lab_to_srgb(wanted_lab(lab, matte, params, light_of(portrait)))
+    painted = lab_to_srgb(_shaded(lab, matte, wanted_lab(lab, matte, params, light_of(portrait))))
     return Sketch(
-        image=portrait.image * (1 - matte) + flat * matte,
+        image=portrait.image * (1 - matte) + painted * matte,
         edit_mask=matte,
         keep_mask=1 - _grown(matte),
         reference_px=min(params.reference_px, portrait.size_px),
@@ -125,6 +130,20 @@ def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: fl
     """The mean hair colour [3,1,1] in Lab that `params` ask for in `light`, mixed from own and wanted colour."""
     own = mean_of(lab, (matte > 0.5).float())
     return own + params.intensity * (lab_in_light(color_to_lab(parse_color(params.color), like=lab), light) - own)
+
+
+def _shaded(lab: torch.Tensor, matte: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
+    """color [3,1,1] in the light and shade of the own hair's locks [3,H,W], both in Lab; its mean is color."""
+    inside = (matte > 0.5).float()
+    own = blurred_within(lab[:1], inside, _SHADING_SCALE)
+    mean = mean_of(own, inside)
+    own = mean + (own - mean) * (_MOST_SHADING / _spread(lab, inside).clamp_min(1e-3)).clamp(max=1)
+    curve, shift = ToneCurve(float(color[0] - mean[0])), torch.zeros(1)
+    for _ in range(_STEPS):
+        light = curve.moved(own, shift)
+        shift = shift + curve.logit(color[:1]) - curve.logit(mean_of(light, inside))
+    light = curve.moved(own, shift)
+    return torch.cat([light, in_shade(color[1:].expand(-1, *light.shape[1:]), color[:1], light)])
 
 
 def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:

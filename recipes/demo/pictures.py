@@ -3,7 +3,8 @@
     python recipes/demo/pictures.py [--out out/pictures] [--docs docs] [--features pairs,bangs,...]
 
 Pairs are built as always, at the generator's 128 px. For the picture each accepted edit is composed once more over the
-crop of 256 px: the sketch is drawn at that size, the generated images are enlarged. Who is shown was chosen by eye.
+crop of 256 px: the sketch is drawn at that size, the generated images are enlarged. Who is shown was chosen by eye
+among accepted pairs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from demo import PHOTOS, call
@@ -25,11 +27,17 @@ from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.i2i.edit.editor import Editor
 
 PHOTO_PX = 256
 GAP_PX = 6
+# A feature's picture shows the edit alone: a square so much wider than what it changes, at least a share of the crop.
+FEATURE_PX, ROOM, LEAST_SHARE = 160, 1.3, 0.35
+# Change of a channel, of 255, that counts as edited there.
+SEEN = 12
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ COLUMNS = {
     "smile": ("smile", "params.smile=0.8"),
 }
 ROWS = (5, 8, 47, 27)
+# How a pair comes about, a row each: which column of the first picture, and whose.
+STEPS = (("blond", 5), ("bangs", 47))
 # The shipped editors, on people whom they were not trained on: a row each, the photo and then these.
 EDITORS: dict[str, dict[str, Any]] = {
     "embedded:hair_color": {"color": "auburn"},
@@ -77,25 +87,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/pictures"), help="working folder; finished pairs stay")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--features", default=",".join(["pairs", "editors", *FEATURES]))
+    parser.add_argument("--features", default=",".join(["pairs", "steps", "editors", *FEATURES]))
     options = parser.parse_args()
     images = options.docs / "images"
     for name in options.features.split(","):
         if name == "pairs":
             save(images / "pairs.jpg", first_picture(options.out), PHOTO_PX)
+        elif name == "steps":
+            save(images / "steps.jpg", steps_picture(options.out), PHOTO_PX * 3 // 4)
         elif name == "editors":
             save(images / "editors.jpg", editors_picture(), PHOTO_PX)
         else:
-            save(images / "features" / f"{name}.jpg", feature_picture(options.out, name), PHOTO_PX // 2)
+            save(images / "features" / f"{name}.jpg", feature_picture(options.out, name), FEATURE_PX)
 
 
 def first_picture(work: Path) -> list[list[Image.Image]]:
     """Rows of cells: each person before, then with every edit of COLUMNS."""
-    edited = [
-        cells(work / f"first-{title}", feature, ("pairs_per_portrait=1", setting), ROWS)
-        for title, (feature, setting) in COLUMNS.items()
-    ]
-    return [[edited[0][row][0], *(column[row][1] or grey() for column in edited)] for row in range(len(ROWS))]
+    edited = [[shown(step) for step in column(work, title)] for title in COLUMNS]
+    return [[edited[0][row][0], *(cells[row][1] or grey() for cells in edited)] for row in range(len(ROWS))]
+
+
+def steps_picture(work: Path) -> list[list[Image.Image]]:
+    """Rows of cells: photo, sketch, the sketch as reconstruction sees it, the generator's image, the finished pair."""
+    rows = []
+    for title, number in STEPS:
+        portrait, pair = column(work, title)[ROWS.index(number)]
+        sketch = sketch_of(pair, portrait)
+        assert pair.generated_after is not None
+        small = F.interpolate(downsample(sketch.image[None], sketch.reference_px), size=PHOTO_PX)[0]
+        pictures = [to_uint8(x) for x in (portrait.image, sketch.image, small)]
+        pictures += [pair.generated_after, to_uint8(enlarged(pair, portrait))]
+        rows.append([Image.fromarray(picture) for picture in pictures])
+    return rows
+
+
+def column(work: Path, title: str) -> list[tuple[Portrait, Pair]]:
+    """The pairs of a column of the first picture."""
+    feature, setting = COLUMNS[title]
+    return built(work / f"first-{title}", feature, ("pairs_per_portrait=1", setting), ROWS)
 
 
 def editors_picture() -> list[list[Image.Image]]:
@@ -109,19 +138,28 @@ def editors_picture() -> list[list[Image.Image]]:
 
 
 def feature_picture(work: Path, name: str) -> list[list[Image.Image]]:
-    """One row: before and after of the people whose pairs were accepted."""
-    shown = FEATURES[name]
-    made = cells(work / name, name, (*shown.settings, "pairs_per_portrait=1"), shown.people)
-    row = [cell for before, after in made if after is not None for cell in (before, after)]
-    if not row:
-        raise SystemExit(f"{name}: no pair was accepted")
-    return [row]
+    """One row: before and after of the first person whose pair was accepted, where it is edited."""
+    asked = FEATURES[name]
+    for step in built(work / name, name, (*asked.settings, "pairs_per_portrait=1"), asked.people):
+        before, after = shown(step)
+        if after is not None:
+            place = where_edited(np.asarray(before), np.asarray(after))
+            return [[before.crop(place), after.crop(place)]]
+    raise SystemExit(f"{name}: no pair was accepted")
 
 
-def cells(
-    work: Path, feature: str, settings: tuple[str, ...], people: tuple[int, ...]
-) -> list[tuple[Image.Image, Image.Image | None]]:
-    """Build a pair of each person; (before, after) of each, None where the pair was not accepted."""
+def where_edited(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int, int]:
+    """A square (left, top, right, bottom) around what differs, with some room."""
+    rows, columns = np.nonzero(np.abs(before.astype(int) - after).max(2) > SEEN)
+    ends = [(int(x.min()), int(x.max())) for x in (columns, rows)]
+    wide = ROOM * max(high - low for low, high in ends)
+    side = round(min(max(wide, LEAST_SHARE * len(before)), len(before)))
+    left, top = (min(max((low + high - side) // 2, 0), len(before) - side) for low, high in ends)
+    return left, top, left + side, top + side
+
+
+def built(work: Path, feature: str, settings: tuple[str, ...], people: tuple[int, ...]) -> list[tuple[Portrait, Pair]]:
+    """Build a pair of each person; what is finished there stays."""
     portraits, pairs = work / "portraits", work / "pairs"
     names = [f"portrait_{number:03d}" for number in people]
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -133,19 +171,20 @@ def cells(
         if call(command):
             raise SystemExit(1)
     made = {pair.record.portrait: pair for pair in read_pairs(pairs, accepted_only=False)}
-    found = []
     for name in names:
-        portrait, pair = load_portrait(portraits, name), made[name]
-        print(f"    {name}: {'; '.join(pair.record.reasons) or 'accepted'}", flush=True)
-        after = Image.fromarray(to_uint8(enlarged(pair, portrait))) if pair.record.accepted else None
-        found.append((Image.fromarray(to_uint8(portrait.image)), after))
-    return found
+        print(f"    {name}: {'; '.join(made[name].record.reasons) or 'accepted'}", flush=True)
+    return [(load_portrait(portraits, name), made[name]) for name in names]
+
+
+def shown(step: tuple[Portrait, Pair]) -> tuple[Image.Image, Image.Image | None]:
+    """A pair before and after at the portrait's own size; no after where it was not accepted."""
+    portrait, pair = step
+    after = Image.fromarray(to_uint8(enlarged(pair, portrait))) if pair.record.accepted else None
+    return Image.fromarray(to_uint8(portrait.image)), after
 
 
 def enlarged(pair: Pair, portrait: Portrait) -> torch.Tensor:
     """The pair's edit [3,H,W] composed over the portrait at the portrait's own size."""
-    feature = load_feature(pair.record.feature)
-    sketch = feature.sketch(portrait, feature.Params.model_validate(pair.record.params))
     assert pair.generated_before is not None
     assert pair.generated_after is not None
     before, after = (
@@ -153,7 +192,13 @@ def enlarged(pair: Pair, portrait: Portrait) -> torch.Tensor:
         for image in (pair.generated_before, pair.generated_after)
     )
     latents = torch.empty(0)
-    return compose(portrait, Reconstruction(latents, latents, [], before, after, {}), sketch).after
+    return compose(portrait, Reconstruction(latents, latents, [], before, after, {}), sketch_of(pair, portrait)).after
+
+
+def sketch_of(pair: Pair, portrait: Portrait) -> Sketch:
+    """The pair's sketch, drawn at the portrait's own size."""
+    feature = load_feature(pair.record.feature)
+    return feature.sketch(portrait, feature.Params.model_validate(pair.record.params))
 
 
 def grey() -> Image.Image:

@@ -63,15 +63,20 @@ def test_features_are_found_by_name_and_unknown_ones_answered_with_the_nearest()
 
 
 @pytest.mark.parametrize("color", ["black", "light blond", "#3060a0", "180,120,90"])
-def test_sketch_is_flat_inside_and_the_photo_outside(color):
+def test_sketch_is_the_colour_in_the_hair_s_own_light_and_the_photo_outside(color):
     before = portrait()
+    light = torch.linspace(-8, 8, SIZE).expand(1, SIZE, SIZE)
+    image = lab_to_srgb(srgb_to_lab(before.image) + torch.cat([light, torch.zeros(2, SIZE, SIZE)])).clamp(-1, 1)
+    before = replace(before, image=image)
     sketch = hair_color.sketch(before, hair_color.Params(color=color))
-    core, outside = (sketch.edit_mask == 1).expand(3, -1, -1), (sketch.edit_mask == 0).expand(3, -1, -1)
+    core, outside = sketch.edit_mask[0] == 1, (sketch.edit_mask == 0).expand(3, -1, -1)
     assert torch.equal(sketch.image[outside], before.image[outside])
-    assert sketch.image[core].view(3, -1).std(1).max() < 1e-6
-    flat = sketch.image[core].view(3, -1)[:, :1, None]
+    painted, own = srgb_to_lab(sketch.image)[:, core], srgb_to_lab(before.image)[:, core]
     wanted = color_to_lab(hair_color.parse_color(color))
-    assert float(delta_e_2000(srgb_to_lab(flat), wanted)) < 0.1
+    assert float(delta_e_2000(painted.mean(1)[:, None, None], wanted)) < 1.0
+    assert torch.corrcoef(torch.stack([painted[0], light[0][core]]))[0, 1] > 0.8
+    # Locks and light, no strands.
+    assert painted[0].std() < 0.6 * own[0].std()
     assert sketch.space == "lab"
     assert sketch.photo_detail == 1
 
@@ -89,14 +94,14 @@ def test_masks_leave_a_neutral_band_around_the_hair():
 
 def test_intensity_goes_from_the_own_colour_to_the_wanted_one():
     before = portrait("black")
-    flats = []
+    means = []
     for intensity in (0.0, 0.5, 1.0):
         sketch = hair_color.sketch(before, hair_color.Params(color="blond", intensity=intensity))
-        flats.append(srgb_to_lab(sketch.image)[:, sketch.edit_mask[0] == 1].mean(1)[:, None, None])
+        means.append(srgb_to_lab(sketch.image)[:, sketch.edit_mask[0] == 1].mean(1)[:, None, None])
     own, blond = color_to_lab(PALETTE["black"]), color_to_lab(PALETTE["blond"])
-    assert float(delta_e_2000(flats[0], own)) < 3
-    assert float(delta_e_2000(flats[2], blond)) < 0.1
-    torch.testing.assert_close(flats[1], (flats[0] + flats[2]) / 2, rtol=0, atol=0.05)
+    assert float(delta_e_2000(means[0], own)) < 3
+    assert float(delta_e_2000(means[2], blond)) < 0.3
+    torch.testing.assert_close(means[1], (means[0] + means[2]) / 2, rtol=0, atol=0.5)
 
 
 def test_a_head_without_hair_is_refused_with_its_share():
