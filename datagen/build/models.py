@@ -21,7 +21,6 @@ from stylepairs.datagen.portraits.analysis.analyser import NETWORKS, WEIGHTS, lo
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import PhasedSettings
 from stylepairs.datagen.shell.durable import file_digest
-from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, latents_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
