@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 
 from stylepairs.datagen.images.colors import color_to_lab, lab_in_light, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.shell.randomness import random_number
-from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
 # Lightness that hair may gain: black hair made white is paint, and shows where its matte is wrong.

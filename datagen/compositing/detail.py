@@ -41,19 +41,19 @@ def transfer_detail(
     exact = photo.double()
     lab, lab_before, lab_after = (srgb_to_lab(image.double()) for image in (photo, generated_before, generated_after))
     sigma = _SCALE * photo.shape[-1]
-    # In mixed pixels of the matte's edge only the hair's share changes: they are coloured as hair, and the difference
-    # that this makes is added in proportion.
-    hair = region * lab + (1 - region) * _regional_mean(lab, region, sigma)
-    low = _regional_mean(hair, region, sigma)
+    # In mixed pixels of the matte's edge only the region's share changes: they are coloured as if they were all region,
+    # and the difference that this makes is added in proportion.
+    unmixed = region * lab + (1 - region) * _regional_mean(lab, region, sigma)
+    low = _regional_mean(unmixed, region, sigma)
     low_before, low_after = (_regional_mean(x, region, sigma) for x in (lab_before, lab_after))
     fade = _fade(low_before, low_after)
     target = low_after + fade * (low - low_before)
     wanted = _aim(lab, lab_before, lab_after, region)
     moved = exact
     for _ in range(_AIM_STEPS):
-        light = _toned(hair[:1], target[:1], region, sigma)
-        recoloured = torch.cat([light, _rechromed(hair, light, low, target, fade)])
-        moved = (exact + region * (lab_to_srgb(recoloured) - lab_to_srgb(hair))).clamp(-1, 1)
+        light = _toned(unmixed[:1], target[:1], region, sigma)
+        recoloured = torch.cat([light, _rechromed(unmixed, light, low, target, fade)])
+        moved = (exact + region * (lab_to_srgb(recoloured) - lab_to_srgb(unmixed))).clamp(-1, 1)
         target = target + wanted - _solid_mean(srgb_to_lab(moved), region)
     return torch.where(mask > 0, moved.to(photo.dtype), photo)
 
@@ -89,12 +89,12 @@ def _toned(light: torch.Tensor, target: torch.Tensor, region: torch.Tensor, sigm
 
 
 def _rechromed(
-    hair: torch.Tensor, light: torch.Tensor, low: torch.Tensor, target: torch.Tensor, fade: torch.Tensor
+    unmixed: torch.Tensor, light: torch.Tensor, low: torch.Tensor, target: torch.Tensor, fade: torch.Tensor
 ) -> torch.Tensor:
     """Chroma [2,H,W]: the target's, in the light that falls there, plus some of the photo's variation."""
     darker = ((target[:1] + 16) / (low[:1] + 16)).clamp(max=1)
     kept = fade + (1 - fade) * _HUE_VARIATION * darker
-    own = hair[1:] - in_shade(low[1:], low[:1], hair[:1])
+    own = unmixed[1:] - in_shade(low[1:], low[:1], unmixed[:1])
     return in_shade(target[1:], target[:1], light) + kept * own
 
 

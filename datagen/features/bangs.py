@@ -33,12 +33,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.filters import mean_of, overall_mean
 from stylepairs.datagen.portraits.landmarks import EYES, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.face.soft_mattes import mean_of, overall_mean
 from stylepairs.datagen.sketching.hair.bared_foreheads import APPEARS, bare_forehead, fringe_share
 from stylepairs.datagen.sketching.hair.foreheads import (
     Forehead,
@@ -67,7 +67,7 @@ from stylepairs.datagen.sketching.hair.strands import (
 )
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
 from stylepairs.datagen.sketching.tools.regions_given import Region, checked_region, region_mask
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 
 # Share of the columns of a region of the user's that must begin within so much of the side from hair.
 _MIN_ROOTED, _ROOT_REACH = 0.5, 0.04
@@ -202,7 +202,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     gaps, length_spread, width = 0.0, 0.0, 1.0
     fringe = None if removed else _fringe(portrait, face, params, params.intensity)
     if fringe is not None and fringe.gaps == 0:
-        fine = blurred(srgb_to_lab(seen.after.image), _FINE_SIGMA)
+        fine = blurred_by_share(srgb_to_lab(seen.after.image), _FINE_SIGMA)
         gaps, length_spread = fringe_gaps(fringe, face, hairness(fine, seen.after.hair, skin, palette))
         width = strand_width(fine[:1], ((fringe.region > 0.5) & (face.hairy < 0.5)).float(), palette)
     reached = float(overall_mean(1 - has if removed else has, wanted))
@@ -401,7 +401,7 @@ def _texture(
 
 def _smooth_lab(image: torch.Tensor) -> torch.Tensor:
     """Lab [3,H,W] of an image [3,H,W], smoothed so that single strands do not count."""
-    return blurred(srgb_to_lab(image), _COMPARE_SIGMA)
+    return blurred_by_share(srgb_to_lab(image), _COMPARE_SIGMA)
 
 
 def _degree(before: torch.Tensor, after: torch.Tensor, full: torch.Tensor, wanted: torch.Tensor) -> float:

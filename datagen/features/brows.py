@@ -30,6 +30,7 @@ import torch
 from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.filters import grown, mean_of
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import BROW, EYE, NOSE_BRIDGE, SIDES, Side
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -44,7 +45,6 @@ from stylepairs.datagen.sketching.face.brow_matte import (
 )
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
-from stylepairs.datagen.sketching.face.soft_mattes import grown, mean_of
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label

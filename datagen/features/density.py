@@ -34,7 +34,7 @@ from stylepairs.datagen.sketching.hair.hair_and_skin import Scalp, find_scalp, h
 from stylepairs.datagen.sketching.hair.hairline_curve import Hairline, find_hairline, refuse_unclear_hairline
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
-from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, inner_contrast
+from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred_by_share, inner_contrast
 
 # Of the side: up to here from the hairline thin hair is looked for, fading out at the second; further away only
 # partings and what the analyser takes for thin, because light locks and shine look like skin.
@@ -164,7 +164,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     # The degree takes the share itself, not where it passes a threshold: it is straight in the colour.
     raw = [float((scalp.share(lab) * weight).sum()) for lab in (photo, edited, goal)]
     contrast = [inner_contrast(lab, place) for lab in (edited, wanted)]
-    apart = delta_e_2000(blurred(edited, LOCKS), blurred(wanted, LOCKS))[None]
+    apart = delta_e_2000(blurred_by_share(edited, LOCKS), blurred_by_share(wanted, LOCKS))[None]
     return {
         "scalp_before": shown[0],
         "scalp_after": shown[1],
@@ -202,7 +202,7 @@ def _thin_places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Param
         shows = (shows - dilate(dilate(shows, -_PARTING), _PARTING)).clamp_min(0) * (scalp.area >= 1)
     else:
         shows = shows * _in_areas(portrait, line, params)
-    return blurred(shows, 0.004) * (scalp.area > 0)
+    return blurred_by_share(shows, 0.004) * (scalp.area > 0)
 
 
 def _places_to_thin(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
@@ -235,7 +235,7 @@ def _plausible(portrait: Portrait, line: Hairline) -> torch.Tensor:
     size_px = portrait.size_px
     _, radius, _, at, _ = pixels_by_line(line, portrait)
     near = np.clip((_BEYOND - (radius - at) / size_px) / (_BEYOND - _FRONTAL), 0, 1)
-    thin = ((0.95 - blurred(portrait.hair, 0.006)) / 0.3).clamp(0, 1)
+    thin = ((0.95 - blurred_by_share(portrait.hair, 0.006)) / 0.3).clamp(0, 1)
     return torch.maximum(torch.from_numpy(near).to(thin)[None], thin)
 
 
@@ -260,7 +260,7 @@ def _scalp_between(portrait: Portrait, place: torch.Tensor, params: Params) -> t
     """How much scalp is to show between the strands of dense hair [1,H,W]."""
     grown = dilate((place > 0).float(), 0.02)
     _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
-    return (place * (_THROUGH + _BETWEEN * blurred(1 - alpha, 0.0025))).clamp(max=_MOST)
+    return (place * (_THROUGH + _BETWEEN * blurred_by_share(1 - alpha, 0.0025))).clamp(max=_MOST)
 
 
 def _rng(portrait: Portrait, params: Params) -> np.random.Generator:

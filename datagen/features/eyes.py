@@ -33,7 +33,7 @@ from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Ske
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep, soft_line
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 from stylepairs.datagen.sketching.tools.warp import changed_region, unfolded, warp_image
 from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
@@ -112,7 +112,7 @@ def _edited(
         image = image - (image + 1) * tone * strength
     elif params.crease < 0:
         # Filled by what is beside it: the line's own darkness against a blur several times as wide is taken away.
-        image = image + (image - blurred(image, 0.016)).clamp_max(0) * strength
+        image = image + (image - blurred_by_share(image, 0.016)).clamp_max(0) * strength
     return warp_image(image.clamp(-1, 1), degree * flow)
 
 
@@ -137,7 +137,7 @@ def _creases(portrait: Portrait, params: Params) -> torch.Tensor:
     lines = torch.zeros_like(portrait.hair)
     if params.crease == 0:
         return lines
-    light = blurred(portrait.image, 0.004).mean(0, keepdim=True)
+    light = blurred_by_share(portrait.image, 0.004).mean(0, keepdim=True)
     for eye in _eyes(params.side):
         frame = _eye_frame(portrait.points68, eye)
         down, half = frame.down, frame.unit_px
@@ -186,7 +186,7 @@ def _line_contrast(image: torch.Tensor, line: torch.Tensor) -> float:
     """Lightness on the line [1,H,W] less that beside it; 0 where there is none."""
     if float(line.sum()) < 1e-3:
         return 0.0
-    beside = (blurred(line, 0.02) - line).clamp_min(0)
+    beside = (blurred_by_share(line, 0.02) - line).clamp_min(0)
     light = image.mean(0, keepdim=True)
     return float((light * line).sum() / line.sum() - (light * beside).sum() / beside.sum().clamp_min(1e-6))
 

@@ -32,7 +32,7 @@ from stylepairs.datagen.portraits.regions import feather, labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_points
 from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
@@ -196,7 +196,7 @@ def _under_chin(portrait: Portrait) -> torch.Tensor:
 
 def _relit(image: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
     """image [3,H,W] with folds smoothed and the light dimmed where shade [1,H,W] is; grain stays."""
-    fine, coarse = blurred(image, _FOLD_SCALES[0]), blurred(image, _FOLD_SCALES[1])
+    fine, coarse = blurred_by_share(image, _FOLD_SCALES[0]), blurred_by_share(image, _FOLD_SCALES[1])
     folds = fine - coarse
     smoothed = image - 0.8 * shade * folds
     return (smoothed - (smoothed + 1) * _SHADOW * shade).clamp(-1, 1)

@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, field_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.images.filters import blurred, mean_of, read_at
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
@@ -53,7 +53,6 @@ from stylepairs.datagen.sketching.face.face_parts import (
     widened,
 )
 from stylepairs.datagen.sketching.face.references import BUNDLED, draw_reference, named_reference
-from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 from stylepairs.datagen.sketching.tools.warp import point_flow, warp_image
 
 FILE_PARAMS = ("reference", "references")
@@ -142,7 +141,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     mask = full.edit_mask
     inner = (mask * (mask > 0.5)).clamp_min(0)
     own, before, after, wanted = (
-        blur(srgb_to_lab(image.clamp(-1, 1)), _SEEN_SCALE * portrait.size_px)
+        blurred(srgb_to_lab(image.clamp(-1, 1)), _SEEN_SCALE * portrait.size_px)
         for image in (portrait.image, seen.before.image, seen.after.image, full.image)
     )
     change, whole = (after - before) * inner, (wanted - own) * inner
@@ -320,7 +319,7 @@ def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Ten
     around = widened(mask, 0.1 * eyes)
     valid = skin * (around > 0.02) * (1 - widened(core, 0.04 * eyes)) + 1e-6 * around
     sigmas = (share * eye_distance(portrait.points68) for share in (_LIGHT_NEAR, _LIGHT_FAR))
-    near, far = ((blur((own - other) * valid, sigma), blur(valid, sigma)) for sigma in sigmas)
+    near, far = ((blurred((own - other) * valid, sigma), blurred(valid, sigma)) for sigma in sigmas)
     light = (near[0] + 0.05 * far[0]) / (near[1] + 0.05 * far[1]).clamp_min(1e-9)
     whites = 0.6 * (_whites(portrait, own) - _whites(laid, other))
     white = feather(labelled(laid, "l_eye", "r_eye", "mouth"), 0.02 * eyes)

@@ -26,11 +26,11 @@ import torch
 from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
+from stylepairs.datagen.images.filters import overall_mean
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.background import continue_background
 from stylepairs.datagen.sketching.hair.flyaways import loose_strands
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte, refuse_untrusted_matte
@@ -41,7 +41,7 @@ from stylepairs.datagen.sketching.hair.hair_outline import (
     outline_flow,
 )
 from stylepairs.datagen.sketching.tools.curves import smoothstep
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 from stylepairs.datagen.sketching.tools.warp import warp_image
 
 # Of the hair's thickness between hairline and outline: how far it may be stretched, and how far pressed together.
@@ -298,7 +298,8 @@ def _hair_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     small_core, small = (torch.nn.functional.avg_pool2d(x, factor, ceil_mode=True) for x in (core, image * core))
     total = weight = torch.zeros(())
     for share, trust in ((0.03, 1.0), (0.1, 1e-2), (0.3, 1e-5)):
-        total, weight = total + trust * blurred(small, share), weight + trust * blurred(small_core, share)
+        total = total + trust * blurred_by_share(small, share)
+        weight = weight + trust * blurred_by_share(small_core, share)
     colors = (total / weight.clamp_min(1e-9))[None]
     return torch.nn.functional.interpolate(colors, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 

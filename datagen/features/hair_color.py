@@ -31,15 +31,14 @@ from stylepairs.datagen.images.colors import (
     parse_color,
     srgb_to_lab,
 )
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import blurred, grown, mean_of
 from stylepairs.datagen.images.tones import ToneCurve, in_shade
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.sketching.face.soft_mattes import grown, mean_of
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte, refuse_untrusted_matte
-from stylepairs.datagen.sketching.tools.texture import blurred_within
+from stylepairs.datagen.sketching.tools.texture import blurred_within_by_share
 
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
 # rim of the old colour is.
@@ -135,7 +134,7 @@ def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: fl
 def _shaded(lab: torch.Tensor, matte: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
     """color [3,1,1] in the light and shade of the own hair's locks [3,H,W], both in Lab; its mean is color."""
     inside = (matte > 0.5).float()
-    own = blurred_within(lab[:1], inside, _SHADING_SCALE)
+    own = blurred_within_by_share(lab[:1], inside, _SHADING_SCALE)
     mean = mean_of(own, inside)
     own = mean + (own - mean) * (_MOST_SHADING / _spread(lab, inside).clamp_min(1e-3)).clamp(max=1)
     curve, shift = ToneCurve(float(color[0] - mean[0])), torch.zeros(1)
@@ -158,13 +157,13 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
 
 def _contrast(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Local standard deviation of lightness against its surroundings within the hair [1,H,W]."""
-    detail = lab[:1] - blurred_within(lab[:1], inside, _STRAND_SCALE)
-    return blurred_within(detail.square(), inside, 2 * _STRAND_SCALE).sqrt()
+    detail = lab[:1] - blurred_within_by_share(lab[:1], inside, _STRAND_SCALE)
+    return blurred_within_by_share(detail.square(), inside, 2 * _STRAND_SCALE).sqrt()
 
 
 def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
-    smooth = blurred_within(lab[:1], inside, _SHADING_SCALE)
+    smooth = blurred_within_by_share(lab[:1], inside, _SHADING_SCALE)
     return mean_of((smooth - mean_of(smooth, inside)).square(), inside).sqrt()
 
 

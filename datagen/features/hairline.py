@@ -38,7 +38,13 @@ from stylepairs.datagen.sketching.hair.hairline_curve import (
     refuse_unclear_hairline,
     smoothed,
 )
-from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred, grain_strength, inner_contrast, with_grain
+from stylepairs.datagen.sketching.tools.texture import (
+    LOCKS,
+    blurred_by_share,
+    grain_strength,
+    inner_contrast,
+    with_grain,
+)
 from stylepairs.datagen.sketching.tools.warp import changed_region, warp_image, warp_label
 
 # Of the angle that the shift reaches: up to here the line moves by all of it, from here on it eases off.
@@ -326,7 +332,7 @@ def _strip_figures(
     images = (seen.before.image, seen.after.image, drawn, warp_image(portrait.image, flow))
     before, after, asked, goal = (srgb_to_lab(image) for image in images)
     smooth_before, smooth_after, smooth_asked, smooth_goal = (
-        blurred(lab, LOCKS) for lab in (before, after, asked, goal)
+        blurred_by_share(lab, LOCKS) for lab in (before, after, asked, goal)
     )
     change = (smooth_goal - smooth_before) * strip
     contrast = [inner_contrast(lab, strip) for lab in (after, asked)]

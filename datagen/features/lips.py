@@ -35,6 +35,7 @@ from stylepairs.datagen.images.colors import (
     parse_color,
     srgb_to_lab,
 )
+from stylepairs.datagen.images.filters import blurred, blurred_within, grown, mean_of
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
 from stylepairs.datagen.portraits.light import light_of
@@ -43,7 +44,6 @@ from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.sketching.face.lip_matte import LipOutline, lip_matte, lip_outline
-from stylepairs.datagen.sketching.face.soft_mattes import blur, grown, mean_of
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import match_degree
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label, warp_points
@@ -365,7 +365,7 @@ def _reached_share(
 
 def _regional(values: torch.Tensor, matte: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian mean of [C,H,W] over the lips only; sigma in pixels."""
-    return blur(values * matte, sigma) / blur(matte, sigma).clamp_min(1e-3)
+    return blurred_within(values, matte, sigma)
 
 
 def _contrast(lab: torch.Tensor, matte: torch.Tensor, width: float) -> float:
@@ -395,4 +395,4 @@ def _between_lips(portrait: Portrait, flow: torch.Tensor, lips: torch.Tensor) ->
 
 def _widened(mask: torch.Tensor, width: float) -> torch.Tensor:
     """The mask grown by about `width` pixels, its new edge soft."""
-    return torch.maximum(blur(grown(mask, 1.5 * width), max(0.5, width / 2)), mask).clamp(0, 1)
+    return torch.maximum(blurred(grown(mask, 1.5 * width), max(0.5, width / 2)), mask).clamp(0, 1)

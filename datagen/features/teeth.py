@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_in_light, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.filters import blurred_within, mean_of
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.face_parts import widened
-from stylepairs.datagen.sketching.face.soft_mattes import blur, mean_of
 
 # The white of the light: this share of the cast of the eyes' whites, which are a little yellow and red themselves.
 _WHITE_SHARE = 0.5
@@ -205,4 +205,4 @@ def _white(portrait: Portrait, lab: torch.Tensor) -> torch.Tensor:
 def _low(lab: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """lab smoothed over the teeth alone, at the scale of a tooth."""
     sigma = _TOOTH * 0.25 * lab.shape[-1]  # an aligned crop's side is about four eye distances
-    return blur(lab * matte, sigma) / blur(matte, sigma).clamp_min(1e-4)
+    return blurred_within(lab, matte, sigma)

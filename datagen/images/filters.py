@@ -1,4 +1,4 @@
-"""What all parts compute on images: the one Gaussian blur, the one reading at points, the one PSNR."""
+"""What all parts compute on images: Gaussian blurs, weighted means, reading at points, PSNR."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _LARGE_PX = 256 * 256
 
 
 def blurred(x: torch.Tensor, sigma_px: float, radius_px: int | None = None) -> torch.Tensor:
-    """Gaussian blur of [C,H,W] or [N,C,H,W], edges reflected.
+    """Gaussian blur of [C,H,W] or [N,C,H,W], edges reflected; of a sigma under 0.3 px as of 0.3.
 
     radius_px: where the Gaussian is cut off; None: after three deviations. It is at least 1 and less than the side.
     """
     from kornia.filters import filter2d_separable, gaussian_blur2d
 
+    sigma_px = max(sigma_px, 0.3)
     radius_px = round(3 * sigma_px) if radius_px is None else radius_px
     size = 2 * min(max(1, radius_px), min(x.shape[-2:]) - 1) + 1
     images = x if x.ndim == 4 else x[None]
@@ -30,6 +31,28 @@ def blurred(x: torch.Tensor, sigma_px: float, radius_px: int | None = None) -> t
     else:
         found = gaussian_blur2d(images, size, (sigma_px, sigma_px))
     return found if x.ndim == 4 else found[0]
+
+
+def blurred_within(values: torch.Tensor, weight: torch.Tensor, sigma_px: float) -> torch.Tensor:
+    """Gaussian mean of values [C,H,W] over what weight [1,H,W] marks, carried on a little beyond it."""
+    return blurred(values * weight, sigma_px) / blurred(weight, sigma_px).clamp_min(1e-3)
+
+
+def mean_of(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over the pixels: [C,h,w] with [1,h,w] -> [C,1,1]."""
+    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
+
+
+def overall_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of all values, of any shape -> []."""
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
+    """mask [1,h,w] dilated by a square of about `radius` pixels."""
+    reach = max(1, round(radius))
+    rows = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0]
 
 
 @lru_cache(maxsize=256)

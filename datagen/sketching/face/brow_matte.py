@@ -7,19 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.images.filters import blurred, grown, mean_of, read_at
 from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import EYE, Side
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.sketching.face.soft_mattes import (
     CutOut,
-    blur,
     first_run,
-    grown,
     interpolated,
     log_likelihood,
-    mean_of,
     relative_to,
     smoothed,
     told_by_color,
@@ -119,8 +116,8 @@ def _share_of_brow(
 ) -> torch.Tensor:
     """The share of brow hair [1,h,w] in a magnified cut-out; brow, eye, skin and other hair [1,h,w] as labelled."""
     core, eye = (brow > 0.5).float(), (eye > 0.3).float()
-    prior = blur(brow, 0.05 * length)
-    allowed = blur(grown(core, _SLACK * length), _SLACK / 2 * length)
+    prior = blurred(brow, 0.05 * length)
+    allowed = blurred(grown(core, _SLACK * length), _SLACK / 2 * length)
     allowed = allowed * (1 - grown(eye, _FROM_EYE * length)) * (1 - grown(other, 0.02 * length)).clamp(0, 1)
     ring = grown(core, _SKIN_RING[1] * length) - grown(core, _SKIN_RING[0] * length)
     ring = ring * (skin > 0.9) * (1 - grown(eye, _LIDS * length)) * (other < 0.1)

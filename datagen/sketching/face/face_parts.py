@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import dilate, labelled, polygon
-from stylepairs.datagen.sketching.face.soft_mattes import mean_of
 
 # Each part's pieces: positions among the 68 landmarks, and which of them are laid on the portrait's own. A mouth hangs
 # on its upper lip: open or shut, that is where the skull holds it.

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.images.filters import blurred, grown, mean_of, read_at
 from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.landmarks import INNER_LIPS, LEFT_CORNER, RIGHT_CORNER, mouth_width
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import labelled, polygon
 from stylepairs.datagen.sketching.face.soft_mattes import (
     CutOut,
-    blur,
     first_run,
-    grown,
     interpolated,
     log_likelihood,
-    mean_of,
     relative_to,
     smoothed,
     told_by_color,
@@ -116,13 +113,13 @@ def _share_of_lip(
     """The share of lip [1,h,w] in a magnified cut-out; lips, inside and skin [1,h,w] as labelled, width the mouth's."""
     # What lips may reach beyond their label goes by their own height: on narrow ones a band as on full ones is a blur.
     slack = min(_SLACK * width, _SLACK_OF_HEIGHT * float(lips.sum()) / 2 / width)
-    lips, inside = blur(lips, 0.025 * width), blur(inside, 0.025 * width)
+    lips, inside = blurred(lips, 0.025 * width), blurred(inside, 0.025 * width)
     mouth = ((lips + inside) > 0.5).float()
     ring = grown(mouth, _SKIN_RING[1] * width) - grown(mouth, _SKIN_RING[0] * width)
     ring = ring * (skin > 0.9)
     lab = srgb_to_lab(image)
     features = relative_to(lab, ring, _SKIN_SCALE * width)
-    allowed = blur(grown(mouth, slack), slack / 2)
+    allowed = blurred(grown(mouth, slack), slack / 2)
     between = _between(lab, lips, inside)
     share, lip, bare = told_by_color(
         features,
@@ -143,7 +140,7 @@ def _without_teeth(
 ) -> torch.Tensor:
     """The matte [1,h,w] less what between the lips (gap [1,h,w], and a little around it) is as white as teeth: label
     maps close mouths that show a narrow row of them."""
-    zone = blur(grown((gap > 0.3).float(), _GAP_SLACK * width), _GAP_SLACK / 2 * width)
+    zone = blurred(grown((gap > 0.3).float(), _GAP_SLACK * width), _GAP_SLACK / 2 * width)
     lip, inner = matte * (matte > 0.8) * (zone < 0.5), zone[0] > 0.5
     if float(lip.sum()) < 8 or int(inner.sum()) < 8:
         return matte

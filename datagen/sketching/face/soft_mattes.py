@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from kornia.filters import guided_blur
 
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import blurred_within
 from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 # The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
@@ -110,7 +110,7 @@ def log_likelihood(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
 
 def relative_to(lab: torch.Tensor, around: torch.Tensor, sigma: float) -> torch.Tensor:
     """Lab [3,h,w] less the colour of what `around` [1,h,w] marks nearby: a face lit from the side becomes even."""
-    return lab - blur(lab * around, sigma) / blur(around, sigma).clamp_min(1e-3)
+    return lab - blurred_within(lab, around, sigma)
 
 
 def first_run(share: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,28 +135,6 @@ def smoothed(values: torch.Tensor) -> torch.Tensor:
     median = padded.unfold(0, 3, 1).median(1).values
     padded = torch.cat([median[:1], median, median[-1:]])
     return padded.unfold(0, 3, 1) @ torch.tensor([0.25, 0.5, 0.25], device=values.device)
-
-
-def mean_of(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean over the pixels: [C,h,w] with [1,h,w] -> [C,1,1]."""
-    return (values * weight).sum((-2, -1), keepdim=True) / weight.sum().clamp_min(1e-6)
-
-
-def overall_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of all values, of any shape -> []."""
-    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
-    """mask [1,h,w] dilated by a square of about `radius` pixels."""
-    reach = max(1, round(radius))
-    rows = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
-    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0]
-
-
-def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of [C,h,w], edges reflected; sigma in pixels."""
-    return blurred(x, max(0.3, sigma))
 
 
 def _crossing(share: torch.Tensor, index: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stylepairs.datagen.images.filters import overall_mean
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import SketchRefused
-from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.foreheads import Forehead, continue_skin, usual_hairline
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow, shade_skin
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle

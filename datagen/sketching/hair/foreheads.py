@@ -13,7 +13,7 @@ from stylepairs.datagen.portraits.landmarks import JAW, NOSE_FOOT
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate
 from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, FRONT, find_hairline
-from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share, blurred_within_by_share
 
 # In units of the distance from the brows to below the nose, which the forehead's height equals in the canon of thirds.
 USUAL_HEIGHT = 0.95
@@ -111,8 +111,8 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
     # Beside the hole it takes the colour of the skin that is seen there, its light only partly: that may be shadow.
     beside = class_region(portrait, ["skin"], 0.0) * (1 - dilate(face.hairy, 0.02)).clamp(0, 1).round()
     beside = beside * ((face.across.abs() < 0.9) & (face.up > -0.1) & (face.up < 1)).float()
-    reach = blurred(beside, _SEAM)
-    off = blurred((lab - smooth) * beside, _SEAM) / (reach + 0.05)
+    reach = blurred_by_share(beside, _SEAM)
+    off = blurred_by_share((lab - smooth) * beside, _SEAM) / (reach + 0.05)
     smooth = smooth + off * torch.tensor([_SEAM_LIGHT, 1.0, 1.0]).to(lab)[:, None, None]
     # A forehead bends away under the hairline and at the temples: less light.
     bent = 0.06 * ((face.up - 0.6) / 0.4).clamp(0, 1.5) + 0.08 * face.across.abs().clamp(max=1) ** 3
@@ -120,7 +120,7 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
     noise = torch.from_numpy(rng.normal(size=lab[:1].shape)).to(lab)
     light, own, new = smooth[:1], lab[:1], noise
     for sigma in _GRAIN:
-        coarser_own, coarser_new = blurred_within(lab[:1], known, sigma), blurred(noise, sigma)
+        coarser_own, coarser_new = blurred_within_by_share(lab[:1], known, sigma), blurred_by_share(noise, sigma)
         # Median of what varies: wrinkles and shines are not grain. New grain, without pores to sit in, is held back.
         spread = _GRAIN_KEPT * (own - coarser_own)[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
         light = light + (new - coarser_new) / (new - coarser_new).std() * spread
@@ -138,8 +138,9 @@ def carried_on(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """values [C,H,W] smoothed where known [1,H,W] is 1 and carried on from there, near ones first."""
     total = (values * known).sum((1, 2), keepdim=True) / known.sum().clamp_min(1e-3)
     for sigma in (0.25, 0.12, 0.06, 0.03, 0.015):
-        weight = blurred(known, sigma)
-        total = total + (blurred(values * known, sigma) / weight.clamp_min(1e-4) - total) * (weight / 0.25).clamp(0, 1)
+        weight = blurred_by_share(known, sigma)
+        near = blurred_by_share(values * known, sigma) / weight.clamp_min(1e-4)
+        total = total + (near - total) * (weight / 0.25).clamp(0, 1)
     return total
 
 

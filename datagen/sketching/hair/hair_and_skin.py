@@ -17,7 +17,7 @@ from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.sketching.hair.hairline_curve import ANGLES, Hairline, smoothed
 from stylepairs.datagen.sketching.hair.rays import pixels_polar
 from stylepairs.datagen.sketching.hair.strands import HairPalette
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 
 # Squared Lab distance between hair and skin at which colour can half tell them apart.
 _TELLABLE = 150.0
@@ -73,7 +73,7 @@ class Scalp:
 
     def share(self, lab: torch.Tensor) -> torch.Tensor:
         """The same over a strand's width."""
-        return blurred(self.mixed(lab), 0.008)
+        return blurred_by_share(self.mixed(lab), 0.008)
 
     def shows(self, lab: torch.Tensor) -> torch.Tensor:
         """Where scalp shows within the area [1,H,W], 0 to 1."""
@@ -82,7 +82,7 @@ class Scalp:
     def redness(self, lab: torch.Tensor) -> torch.Tensor:
         """Where a* is as much the skin's as scalp would make it [1,H,W], 0 to 1: fair locks and shine are not."""
         whole = (self.skin[1] - self.hair[1:2]).clamp_min(2.0)
-        return (blurred((lab[1:2] - self.hair[1:2]) / whole, 0.012) / _REDNESS).clamp(0, 1)
+        return (blurred_by_share((lab[1:2] - self.hair[1:2]) / whole, 0.012) / _REDNESS).clamp(0, 1)
 
 
 def find_scalp(portrait: Portrait, line: Hairline) -> Scalp:
@@ -109,7 +109,7 @@ def find_scalp(portrait: Portrait, line: Hairline) -> Scalp:
     share = (axis[:, None, None] * (lab - typical)).sum(0, keepdim=True) / separation**2
     dense = (area * portrait.hair) * (1 - share / 0.5).clamp(0, 1)
     # A little of the typical colour everywhere, for places with no dense hair around them.
-    near = (blurred(lab * dense, _NEARBY) + 0.02 * typical) / (blurred(dense, _NEARBY) + 0.02)
+    near = (blurred_by_share(lab * dense, _NEARBY) + 0.02 * typical) / (blurred_by_share(dense, _NEARBY) + 0.02)
     return Scalp(area, near, skin.mean(1), axis, separation)
 
 
@@ -133,7 +133,7 @@ def hair_area(portrait: Portrait, line: Hairline, softness: float, before: float
     above = np.clip(((radius - at) / size_px + before) / softness, 0, 1)
     below = np.clip((outline - radius) / (_OUTLINE_SOFTNESS * size_px), 0, 1)
     inside = torch.from_numpy(above * below * (np.abs(angle) <= ANGLES[-1])).to(portrait.image)[None]
-    return inside * ((blurred(portrait.hair, 0.012) - 0.25) / 0.35).clamp(0, 1)
+    return inside * ((blurred_by_share(portrait.hair, 0.012) - 0.25) / 0.35).clamp(0, 1)
 
 
 def _discriminant(skin: torch.Tensor, hair: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from kornia.filters import guided_blur
 
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import blurred, grown, overall_mean
 from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, polygon
 from stylepairs.datagen.portraits.sketch import SketchRefused
-from stylepairs.datagen.sketching.face.soft_mattes import grown, overall_mean
 
 # Matte values under this are haze of the matting, not hair.
 _HAZE = 0.08

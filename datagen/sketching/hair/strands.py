@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.images.filters import overall_mean, read_at
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import CHIN, EYES, NASION, NOSE_TIP
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import SketchRefused
-from stylepairs.datagen.sketching.face.soft_mattes import overall_mean
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle, paint, trace_guides
-from stylepairs.datagen.sketching.tools.texture import blurred, blurred_within
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share, blurred_within_by_share
 
 # Of the side: the scales that part the bands of lightness: sharpness, strands, locks, and the shading above.
 _BAND_SIGMAS = (0.003, 0.012, 0.03)
@@ -109,8 +108,8 @@ def own_flow(portrait: Portrait) -> torch.Tensor:
     inside = dilate(((portrait.label == CLASS["hair"]).float()[None] * portrait.hair > 0.6).float(), -0.008)
     along, strength = _orientation(srgb_to_lab(portrait.image)[:1], inside)
     along = along * torch.where((along * away).sum(0) < 0, -1.0, 1.0)
-    trust = strength.clamp(0, 1) * blurred(inside, 0.03)[0].clamp(0, 1)
-    return F.normalize(blurred(away + (along - away) * trust, 0.02), dim=0)
+    trust = strength.clamp(0, 1) * blurred_by_share(inside, 0.03)[0].clamp(0, 1)
+    return F.normalize(blurred_by_share(away + (along - away) * trust, 0.02), dim=0)
 
 
 def grow_hair(
@@ -216,10 +215,10 @@ def _nearness(portrait: Portrait) -> torch.Tensor:
 
 def _orientation(light: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Along which line [2,H,W] (unit, sign without meaning) strands run, and how clearly [H,W], 0 to 1."""
-    gy, gx = torch.gradient(blurred(light, 0.003)[0])
+    gy, gx = torch.gradient(blurred_by_share(light, 0.003)[0])
     # Double angle: opposite gradients are one orientation.
     tensor = torch.stack([gx * gx - gy * gy, 2 * gx * gy, gx * gx + gy * gy]) * inside
-    smooth = blurred(tensor, 0.012) + 0.1 * blurred(tensor, 0.05)
+    smooth = blurred_by_share(tensor, 0.012) + 0.1 * blurred_by_share(tensor, 0.05)
     across = 0.5 * torch.atan2(smooth[1], smooth[0])
     return torch.stack([-across.sin(), across.cos()]), smooth[:2].norm(dim=0) / (smooth[2] + 1e-3)
 
@@ -231,7 +230,7 @@ def _contrasts(light: torch.Tensor, inside: torch.Tensor) -> list[float]:
 
 def _bands(light: torch.Tensor, inside: torch.Tensor) -> list[torch.Tensor]:
     """Lightness [1,H,W] -> its bands of sharpness, strands and locks; blurred over `inside` only."""
-    levels = [light, *(blurred_within(light, inside, sigma) for sigma in _BAND_SIGMAS)]
+    levels = [light, *(blurred_within_by_share(light, inside, sigma) for sigma in _BAND_SIGMAS)]
     return [finer - coarser for finer, coarser in itertools.pairwise(levels)]
 
 
@@ -240,7 +239,7 @@ def _without_chance_gaps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shade [2,H,W] and alpha [1,H,W] with the chance gaps between dense strands closed by hair in their shadow; not at
     the tips, which stand free."""
-    along = blurred_within(shade[1:], alpha, 0.012)
+    along = blurred_within_by_share(shade[1:], alpha, 0.012)
     fade = min(0.25, 1 - style.closed)
     inner = feather(dilate(region, -0.012), 0.006) * ((style.closed + fade - along) / fade).clamp(0, 1)
     under = torch.maximum(alpha, style.density**2 * inner)
@@ -250,7 +249,7 @@ def _without_chance_gaps(
 
 def _with_soft_tips(along: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Alpha [1,H,W] softened where strands end (along [1,H,W]: 0 root to 1 tip): they thin out finer than a pixel."""
-    tips = ((blurred_within(along, alpha, _TIP_SIGMA) - _TIPS_FROM) / _TIPS_OVER).clamp(0, 1)
+    tips = ((blurred_within_by_share(along, alpha, _TIP_SIGMA) - _TIPS_FROM) / _TIPS_OVER).clamp(0, 1)
     return alpha + (feather(alpha, _TIP_SIGMA) - alpha) * tips * _TIP_SOFTNESS
 
 
@@ -260,8 +259,8 @@ def _coloured(
     """Shade, alpha, lit [1,H,W] -> sRGB: the own hair's colour nearby, its contrast band by band."""
     lab = srgb_to_lab(portrait.image)
     core = palette.core.to(lab)
-    near = blurred(core, _NEAR_SIGMA)
-    local = blurred(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
+    near = blurred_by_share(core, _NEAR_SIGMA)
+    local = blurred_by_share(lab * core, _NEAR_SIGMA) / near.clamp_min(1e-4)
     mean = palette.mean.to(lab)[:, None, None]
     base = mean + (local - mean) * (near / (near + 0.06))
     # Where hair only begins to cover, contrast against the skin is contrast enough.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.sketching.tools.texture import blurred
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 
 # Of the side: light that changes over more than _LIGHT is the generator's to decide; below _GRAIN, resampling shows.
 _LIGHT = 0.06
@@ -62,7 +62,8 @@ def match_degree(
 def detail_ratio(before: torch.Tensor, after: torch.Tensor, region: torch.Tensor) -> float:
     """Fine texture (under 1 % of the side) of after over that of before, root mean square within region [1,H,W]."""
     texture = [
-        ((image - blurred(image, _GRAIN)).square().mean(0, keepdim=True) * region).sum() for image in (before, after)
+        ((image - blurred_by_share(image, _GRAIN)).square().mean(0, keepdim=True) * region).sum()
+        for image in (before, after)
     ]
     return float((texture[1] / texture[0].clamp_min(1e-9)).sqrt())
 
@@ -80,7 +81,9 @@ def _lowest(at: list[float], errors: list[float]) -> tuple[float, float]:
 
 def _detail(image: torch.Tensor) -> torch.Tensor:
     """The image [3,H,W] between grain and light. Light is smooth: it is found at a quarter of the size."""
-    smooth = blurred(image, _GRAIN)
+    smooth = blurred_by_share(image, _GRAIN)
     small = F.interpolate(smooth[None], scale_factor=0.25, mode="area")[0]
-    light = F.interpolate(blurred(small, _LIGHT)[None], size=image.shape[-2:], mode="bilinear", align_corners=False)
+    light = F.interpolate(
+        blurred_by_share(small, _LIGHT)[None], size=image.shape[-2:], mode="bilinear", align_corners=False
+    )
     return smooth - light[0]

@@ -13,14 +13,14 @@ from stylepairs.datagen.shell.randomness import random_generator
 LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
 
 
-def blurred(image: torch.Tensor, share: float) -> torch.Tensor:
+def blurred_by_share(image: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by a sigma that is `share` of the side, edges reflected."""
     return filters.blurred(image, max(share * image.shape[-1], 0.4))
 
 
-def blurred_within(image: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
-    """`blurred` of what lies inside [1,H,W] alone, carried on a little beyond it: [C,H,W]."""
-    return blurred(image * inside, share) / blurred(inside, share).clamp_min(1e-3)
+def blurred_within_by_share(image: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
+    """`blurred_by_share` of what lies inside [1,H,W] alone, carried on a little beyond it: [C,H,W]."""
+    return blurred_by_share(image * inside, share) / blurred_by_share(inside, share).clamp_min(1e-3)
 
 
 def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
@@ -33,7 +33,7 @@ def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
     insides = (dilate(core, -LOCKS), core, region)
     inside = next((one for one in insides if one.sum() >= 0.2 * region.sum()), region)
     light = lab[:1]
-    strands = light - blurred_within(light, inside, STRANDS)
+    strands = light - blurred_within_by_share(light, inside, STRANDS)
     return float(((strands.square() * inside).sum() / inside.sum().clamp_min(1e-6)).sqrt())
 
 
@@ -53,8 +53,8 @@ def with_grain(
 
 def grain_strength(image: torch.Tensor) -> torch.Tensor:
     """Mean square [1,H,W] of the finest band of image [3,H,W], smoothed."""
-    return blurred(_finest(image).square(), 2 * GRAIN).clamp_min(0)
+    return blurred_by_share(_finest(image).square(), 2 * GRAIN).clamp_min(0)
 
 
 def _finest(image: torch.Tensor) -> torch.Tensor:
-    return (image - blurred(image, GRAIN)).mean(0, keepdim=True)
+    return (image - blurred_by_share(image, GRAIN)).mean(0, keepdim=True)

@@ -40,8 +40,8 @@ def point_flow(
 ) -> torch.Tensor:
     """The flow [2,H,W] that moves source [K,2] to target [K,2] and holds pinned [J,2] (None: only the border).
 
-    method: moving least squares of similarities ("mls") or rotations ("rigid"), local and stiff; or thin-plate splines
-    ("tps"), the smoothest, which reach further. window [1,H,W] in [0,1] (None: all 1) scales the flow pointwise, to
+    method: moving least squares of similarities ("mls"), local and stiff, or thin-plate splines ("tps"), the smoothest,
+    which reach further. window [1,H,W] in [0,1] (None: all 1) scales the flow pointwise, to
     keep it within a region; it should be smooth. Where the moves are too large the whole flow is scaled back until
     nothing folds: see `unfolded`. Points in pixels of an image of side size_px.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylepairs.datagen.sketching.tools.matching import blurred, detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
+from stylepairs.datagen.sketching.tools.texture import blurred_by_share
 from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image
 
 SIZE = 64
@@ -15,7 +16,7 @@ SIZE = 64
 def scene():
     """A textured picture, a family of warps of it, and where they act."""
     noise = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    image = (2.5 * blurred(noise, 0.03)).clamp(-1, 1)
+    image = (2.5 * blurred_by_share(noise, 0.03)).clamp(-1, 1)
     source = torch.tensor([[28.0, 32.0], [36.0, 32.0]])
     flow = point_flow(SIZE, source, source + torch.tensor([0.0, 3.0]))
     return image, (lambda degree: warp_image(image, degree * flow)), changed_region(flow)
