@@ -85,15 +85,15 @@ def far_latent(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
 
 
 def closed_eyes(pair: Candidate, other: Candidate, prior: WPrior) -> Candidate:
-    """Skin over both eyes."""
+    """The lids' skin between the lids of both eyes."""
     image, size_px = pair.images.after, pair.portrait.size_px
     broken = pair
     for eye in _EYES:
         points = pair.portrait.points68[eye]
         centre, width = points.mean(0), (points[:, 0].max() - points[:, 0].min()).clamp_min(4)
         y, x = torch.meshgrid(*[torch.arange(size_px, device=image.device).float()] * 2, indexing="ij")
-        far = (((x - centre[0]) / (0.65 * width)) ** 2 + ((y - centre[1]) / (0.4 * width)) ** 2)[None]
-        inside, below = (far < 1).float(), ((far > 1.5) & (far < 4) & (y > centre[1])[None]).float()
+        far = (((x - centre[0]) / (0.5 * width)) ** 2 + ((y - centre[1]) / (0.2 * width)) ** 2)[None]
+        inside, below = (far < 1).float(), ((far > 4) & (far < 9) & (y > centre[1])[None]).float()
         skin = (image * below).sum((1, 2), keepdim=True) / below.sum().clamp_min(1)
         broken = _painted(broken, skin.expand_as(image), _softened(inside, 0.01 * size_px))
     return broken

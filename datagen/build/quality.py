@@ -50,7 +50,7 @@ _INNER_POINTS = slice(17, 68)
 # Of the crop's side: the width of the ring around an edit in which nothing is to change.
 _RIM = 0.05
 # Half axes of the ellipse in which eyes are compared, in eye widths: iris and white, hardly any lid.
-_EYE_AXES = (0.6, 0.3)
+_EYE_AXES = (0.3, 0.15)
 # Contrast below which an eye shows nothing to begin with, in [-1,1]: dark glasses, deep shadow.
 _LEAST_CONTRAST = 0.02
 

@@ -57,12 +57,16 @@ def with_part(photo: torch.Tensor, before: torch.Tensor, after: torch.Tensor, pa
 def harmonised(sketch: Sketch, generated: torch.Tensor) -> torch.Tensor:
     """The sketch, moved inside its edit mask by what the generator made of it at its reference resolution [3,H,W].
 
-    Light and colour are then the generator's, all that is finer the sketch's; outside the mask the sketch stays.
+    Light and colour are then the generator's, as far as the sketch's `harmony` says, all that is finer the sketch's;
+    outside the mask the sketch stays.
     """
+    if sketch.harmony == 0:
+        return sketch.image
     mask, size_px = sketch.edit_mask, sketch.image.shape[-1]
     sigma = max(0.5, _HARMONY_SCALE * size_px / sketch.reference_px)
     change = blurred(torch.cat([(generated - sketch.image) * mask, mask]), sigma)
-    return (sketch.image + mask * change[:3] / change[3:].clamp_min(1e-3)).clamp(-1, 1)
+    moved = mask * change[:3] / change[3:].clamp_min(1e-3)
+    return (sketch.image + sketch.harmony * moved).clamp(-1, 1)
 
 
 def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:

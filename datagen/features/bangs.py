@@ -143,10 +143,13 @@ class Params(FeatureParams):
 
 
 def settled(portrait: Portrait, params: Params) -> Params:
-    """The parameters with the style and length of the fringe that is worn, where the pair runs backwards.
+    """The parameters with the style and length of the fringe that is worn, where the pair runs backwards; with the
+    defaults of both where a region says the shape.
 
-    Raises SketchRefused where it is like none of the styles.
+    Raises SketchRefused where a worn fringe is like none of the styles.
     """
+    if params.region is not None:
+        return params.model_copy(update={name: Params.model_fields[name].default for name in ("style", "length")})
     face = forehead(portrait)
     if not _is_worn(portrait, face, params) or fringe_share(portrait, face) < params.min_worn:
         return params

@@ -306,10 +306,11 @@ def _masks(
 
 
 def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Tensor, bearded: bool) -> torch.Tensor:
-    """The laid reference in the portrait's light [3,H,W]: the difference of their skin, diffused over the parts.
+    """The laid reference in the portrait's light [3,H,W]: the ratio of their skin, diffused over the parts.
 
-    Whites of eyes and teeth are no lighter for fair skin: they take the difference of the eyes' whites. Skin below the
-    nose may be a beard: it tells the light for the mouth only.
+    A ratio of L + 16, of which chroma goes along, as on a matt surface: what is dark on fair skin stays above black on
+    dark skin. Whites of eyes and teeth are no lighter for fair skin: they take the difference of the eyes' whites. Skin
+    below the nose may be a beard: it tells the light for the mouth only.
     """
     eyes = eye_distance(portrait.points68) / portrait.size_px
     own, other = srgb_to_lab(portrait.image), srgb_to_lab(laid.image)
@@ -319,12 +320,15 @@ def _lit(portrait: Portrait, laid: Portrait, mask: torch.Tensor, core: torch.Ten
     around = widened(mask, 0.1 * eyes)
     valid = skin * (around > 0.02) * (1 - widened(core, 0.04 * eyes)) + 1e-6 * around
     sigmas = (share * eye_distance(portrait.points68) for share in (_LIGHT_NEAR, _LIGHT_FAR))
-    near, far = ((blurred((own - other) * valid, sigma), blurred(valid, sigma)) for sigma in sigmas)
+    gain = (own[:1] + 16) / (other[:1] + 16)
+    way = torch.cat([gain.log(), own[1:] - other[1:] * gain])
+    near, far = ((blurred(way * valid, sigma), blurred(valid, sigma)) for sigma in sigmas)
     light = (near[0] + 0.05 * far[0]) / (near[1] + 0.05 * far[1]).clamp_min(1e-9)
     whites = 0.6 * (_whites(portrait, own) - _whites(laid, other))
     white = feather(labelled(laid, "l_eye", "r_eye", "mouth"), 0.02 * eyes)
-    light = light.lerp(whites.clamp(-8, 8).expand_as(light), white)
-    return lab_to_srgb(other + light).clamp(-1, 1)
+    gain = light[:1].exp()
+    lit = torch.cat([(other[:1] + 16) * gain - 16, other[1:] * gain + light[1:]])
+    return lab_to_srgb(lit.lerp(other + whites.clamp(-8, 8), white)).clamp(-1, 1)
 
 
 def _whites(portrait: Portrait, lab: torch.Tensor) -> torch.Tensor:

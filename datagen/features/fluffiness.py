@@ -121,6 +121,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         keep_mask=(1 - feather(dilate(mask, _EDGE), _EDGE / 2).maximum(mask)).to(device),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
+        harmony=0.0,  # the photo's own light, moved
         label=_label(portrait, matte).to(device),
         hair=matte.to(device),
     )

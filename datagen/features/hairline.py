@@ -134,6 +134,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         keep_mask=1 - feather(dilate((mask > 0.05).float(), _BAND), _BAND / 2),
         reference_px=min(params.reference_px, size_px),
         sketch_detail=1.0,
+        harmony=0.0,  # the photo's own light, moved
         label=warp_label(portrait.label, flow),
         hair=warp_image(portrait.hair, flow),
     )

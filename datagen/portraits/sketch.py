@@ -32,6 +32,8 @@ class Sketch:
     sketch_detail: share in [0,1] of the sketch's own detail, all that is finer than its reference resolution, that
     composition keeps inside the mask; 1 where the sketch holds real texture (a warped photo, painted strands), 0 where
     only the generator can supply it.
+    harmony: share in [0,1] of light and colour at the reference resolution that composition takes from the generator
+    where it keeps the sketch's detail; 0 where they are the photo's own (a warped photo).
     backwards: whether the pair runs from the edit to the portrait, which is its after half then. So an edit is learned
     that few portraits have room for, from those who have its outcome already.
     parts: the sketches that this one was combined from, each made on the portrait as the one before leaves it; () where
@@ -47,6 +49,7 @@ class Sketch:
     space: Literal["rgb", "lab"] = "rgb"
     photo_detail: float = 0.0
     sketch_detail: float = 0.0
+    harmony: float = 1.0
     backwards: bool = False
     label: torch.Tensor | None = None
     hair: torch.Tensor | None = None

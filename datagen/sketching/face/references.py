@@ -99,7 +99,9 @@ def draw_reference(
             break
     if not chosen:
         return None
-    return chosen[int.from_bytes(random_key(seed, portrait.digest)[:8], "big") % len(chosen)]
+    # In an order of the portrait's own, which seeds count through: 0, 1, 2 are different ones where there are three.
+    chosen.sort(key=lambda candidate: random_key("reference", portrait.digest, candidate.name))
+    return chosen[seed % len(chosen)]
 
 
 def reference_names(folder: str) -> list[str]:

@@ -36,6 +36,7 @@ def warped_sketch(
         keep_mask=1 - feather(dilate(region, _BAND), _BAND_FADE).maximum(region),
         reference_px=min(reference_px, portrait.size_px),
         sketch_detail=1.0,
+        harmony=0.0,  # the photo's own light, moved
         label=warp_label(portrait.label, flow),
         hair=warp_image(portrait.hair, flow).clamp(0, 1),
         points68=warp_points(portrait.points68, flow),

@@ -50,10 +50,10 @@ def test_the_ring_around_an_edit_lies_just_outside_and_is_a_twentieth_wide(size,
 
 
 def spread(image: torch.Tensor, eye: torch.Tensor) -> float:
-    """Standard deviation of lightness in the ellipse of half axes 0.6 and 0.3 eye widths; of 4 px at least."""
+    """Standard deviation of lightness in the ellipse of half axes 0.3 and 0.15 eye widths; of 4 px at least."""
     (x, y), width = eye.mean(0).tolist(), max(float(np.ptp(eye[:, 0].numpy())), 4.0)
     row, column = np.mgrid[: image.shape[1], : image.shape[2]]
-    inside = ((column - x) / (0.6 * width)) ** 2 + ((row - y) / (0.3 * width)) ** 2 < 1
+    inside = ((column - x) / (0.3 * width)) ** 2 + ((row - y) / (0.15 * width)) ** 2 < 1
     return float(image.mean(0).numpy()[inside].std())
 
 

@@ -103,6 +103,15 @@ def test_harmonised_keeps_the_sketchs_detail_and_what_lies_outside_and_stays_in_
         torch.testing.assert_close(harmonised(full, image + change), (image + change).clamp(-1, 1))
 
 
+@pytest.mark.parametrize("harmony", [0.0, 0.25])
+def test_harmonised_takes_as_much_of_the_generator_s_light_as_the_sketch_says(harmony):
+    sketch = sketch_of(random_image(1) / 2, torch.ones(1, SIDE, SIDE))
+    whole = harmonised(sketch, sketch.image + 0.2)
+    made = harmonised(replace(sketch, harmony=harmony), sketch.image + 0.2)
+    torch.testing.assert_close(made, sketch.image.lerp(whole, harmony))
+    assert harmony > 0 or torch.equal(made, sketch.image)
+
+
 def reduced(x):
     kernel = gaussian(1.0, 2)
     for axis, pad in ((-1, (2, 2, 0, 0)), (-2, (0, 0, 2, 2))):

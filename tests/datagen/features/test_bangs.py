@@ -317,6 +317,14 @@ def test_only_fringes_that_are_put_on_are_made_of_worn_ones():
     assert not bangs.sketch(portrait(fringe=True), bangs.Params(made_from="fringe", region=box)).backwards
 
 
+def test_a_region_is_all_there_is_to_say_of_a_shape():
+    box = [[0.3, 0.2], [0.7, 0.2], [0.7, 0.4], [0.3, 0.4]]
+    asked = [
+        bangs.Params(region=box, style=style, length=length) for style, length in (("curtain", 0.9), ("micro", 0.4))
+    ]
+    assert bangs.settled(portrait(), asked[0]) == bangs.settled(portrait(), asked[1]) == bangs.Params(region=box)
+
+
 def test_a_fringe_like_none_of_the_styles_is_refused():
     strict = EITHER.model_copy(update={"min_likeness": 1.0})
     with pytest.raises(SketchRefused, match=r"overlaps \d+ % .*, full \(min_likeness 100 %\); it cannot be named"):

@@ -221,6 +221,16 @@ def ranked(folder, portrait):
     return {one.name for one in alone if one is not None}
 
 
+def test_successive_seeds_draw_different_references_as_long_as_there_are_some(portrait, folder):
+    count = len(ranked(folder, portrait))
+    drawn = [
+        references.draw_reference(portrait, folder, seed, lambda candidate: True).name for seed in range(count + 1)
+    ]
+    assert count > 1
+    assert len(set(drawn[:count])) == count
+    assert drawn[count] == drawn[0]
+
+
 def test_reference_of_a_pair_can_be_told(portrait, folder):
     figures = [measured(portrait, portrait.image, params(folder, name)) for name in ("blue", "red")]
     ids = [int(figure["reference_id"]) for figure in figures]
