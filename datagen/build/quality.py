@@ -12,7 +12,8 @@ rim_delta_e               mean CIEDE2000 between before and after in a ring arou
 eyes_kept                 contrast of lightness inside the eyes, after / before, of the eye that lost more; 1 keeps it
                           all, closed or painted-over eyes have under 0.3
 face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
-landmark_shift            mean shift of the 51 inner landmarks, before to after, in eye distances (likewise)
+landmark_shift            mean shift of the 51 inner landmarks, before to after, less what the edit moves them by, in eye
+                          distances (likewise)
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def measure_pair(
     }
     if instruments.analyser is not None:
         halves = (analyse(portrait, image, instruments.analyser) for image in (portrait.image, images.after))
-        figures |= _face_figures(*(analysed or halves))
+        figures |= _face_figures(*(analysed or halves), _moved(portrait, sketch))
     return figures
 
 
@@ -246,11 +247,16 @@ def _masked_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> floa
     return float((F.cosine_similarity(a, b, dim=1)[0] * weight).sum()) / total if total > 0 else math.nan
 
 
-def _face_figures(before: AnalysedPortrait, after: AnalysedPortrait) -> dict[str, float]:
+def _moved(portrait: Portrait, sketch: Sketch) -> torch.Tensor:
+    """Where the sketch moves landmarks, by how much [68,2]."""
+    return torch.zeros_like(portrait.points68) if sketch.points68 is None else sketch.points68 - portrait.points68
+
+
+def _face_figures(before: AnalysedPortrait, after: AnalysedPortrait, moved: torch.Tensor) -> dict[str, float]:
     if not after.score:
         return {"face_score": 0.0, "landmark_shift": math.nan}
     points_before, points_after = before.portrait.points68, after.portrait.points68
-    shift = (points_after - points_before)[_INNER_POINTS].norm(dim=-1).mean()
+    shift = (points_after - points_before - moved.to(points_before))[_INNER_POINTS].norm(dim=-1).mean()
     return {"face_score": after.score, "landmark_shift": float(shift / eye_distance(points_before))}
 
 

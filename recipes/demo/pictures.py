@@ -72,7 +72,7 @@ COLUMNS = {
 }
 ROWS = (5, 8, 47, 27)
 # How a pair comes about, a row each: which column of the first picture, and whose.
-STEPS = (("blond", 5), ("bangs", 47))
+STEPS = (("auburn", 5), ("bangs", 47))
 # The shipped editors, on people whom they were not trained on: a row each, the photo and then these.
 EDITORS: dict[str, dict[str, Any]] = {
     "embedded:hair_color": {"color": "auburn"},

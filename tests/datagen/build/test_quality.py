@@ -101,7 +101,7 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
             return torch.full((1, SIZE, SIZE), 5, dtype=torch.uint8), torch.ones(1, 1, SIZE, SIZE)
 
     sights = [quality.analyse(portrait, portrait.image, Analyser()) for _ in range(2)]
-    figures = quality._face_figures(*sights)
+    figures = quality._face_figures(*sights, torch.zeros(68, 2))
     assert sights[1].portrait.label.unique() == 5
     assert sights[1].portrait.hair.min() == 1
     eyes = (portrait.points68[36:42].mean(0) - portrait.points68[42:48].mean(0)).norm()
@@ -115,7 +115,7 @@ def test_a_lost_face_is_rejected_by_both_its_figures(portrait):
     blind = SimpleNamespace(find=lambda photo, min_score: [], parse=lambda aligned: parsed)
     sight = quality.analyse(portrait, portrait.image, blind)
     assert torch.equal(sight.portrait.points68, portrait.points68)
-    figures = quality._face_figures(sight, sight)
+    figures = quality._face_figures(sight, sight, torch.zeros(68, 2))
     gate = {"face_score": Threshold(min=0.5), "landmark_shift": Threshold(max=0.1)}
     assert quality.judge(figures, gate) == (False, ["face_score 0 < 0.5", "landmark_shift not finite"])
 

@@ -118,9 +118,11 @@ def test_landmarks_shift_by_the_mean_of_the_inner_ones_in_eye_distances():
     moved[16] += 100  # of the jaw, which does not count
     moved[67] += torch.tensor([0.0, 1.0])
     eyes = np.linalg.norm(points[EYES["right"]].mean(0).numpy() - points[EYES["left"]].mean(0).numpy())
-    figures = quality._face_figures(seen(points, 0.9), seen(moved, 0.8))
+    figures = quality._face_figures(seen(points, 0.9), seen(moved, 0.8), torch.zeros(68, 2))
     assert figures == {"face_score": 0.8, "landmark_shift": pytest.approx(6 / 51 / eyes, rel=1e-4)}
-    lost = quality._face_figures(seen(points, 0.9), seen(moved, 0.0))
+    asked = quality._face_figures(seen(points, 0.9), seen(moved, 0.8), moved - points)
+    assert asked["landmark_shift"] == pytest.approx(0, abs=1e-6), "what the edit moves is no fault"
+    lost = quality._face_figures(seen(points, 0.9), seen(moved, 0.0), torch.zeros(68, 2))
     assert lost["face_score"] == 0
     assert math.isnan(lost["landmark_shift"])
 
