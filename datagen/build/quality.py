@@ -12,7 +12,7 @@ rim_delta_e               mean CIEDE2000 between before and after in a ring arou
 eyes_kept                 contrast of lightness inside the eyes, after / before, of the eye that lost more; 1 keeps it
                           all, closed or painted-over eyes have under 0.3
 face_score                detector's score on the after image (only with a face analyser); 0 when no face is found
-landmark_shift            mean shift of the 51 inner landmarks, before to after, less what the edit moves them by, in eye
+landmark_shift            mean shift of the 51 inner landmarks, before to after, less what the edit moves them, in eye
                           distances (likewise)
 """
 
