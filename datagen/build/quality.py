@@ -147,8 +147,10 @@ def measure_pair(
         "eyes_kept": eyes_kept(portrait, sketch, images.after),
     }
     if instruments.analyser is not None:
-        halves = (analyse(portrait, image, instruments.analyser) for image in (portrait.image, images.after))
-        figures |= _face_figures(*(analysed or halves), _moved(portrait, sketch))
+        if analysed is None:
+            own = analyse(portrait, portrait.image, instruments.analyser)
+            analysed = own, analyse(portrait, images.after, instruments.analyser)
+        figures |= _face_figures(*analysed, _moved(portrait, sketch))
     return figures
 
 
