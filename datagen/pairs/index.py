@@ -27,6 +27,8 @@ _REPEATED = (
     "shard", "feature", "split", "portrait", "portrait_digest", "source_digest", "generator_digest", "code_version",
     "params", "origin",
 )  # fmt: skip
+# Figures that training reads; the others would take most of the memory.
+KEPT_FIGURES = ("light",)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class _Parts:
 
 
 class PairIndex(Sequence[PairRecord]):
-    """Records of a manifest, or of some of its rows; made by `open_manifest`. Figures are left out.
+    """Records of a manifest, or of some of its rows; made by `open_manifest`. Figures are left out but
+    for KEPT_FIGURES.
 
     A record that cannot be raises InputError when it is asked for.
     """
@@ -163,10 +166,11 @@ def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
             rows = pq.read_metadata(path).num_rows
         if rows > shard_bytes // _LEAST_BYTES:
             raise Damaged(f"{rows} rows of {shard_bytes} bytes of shards")
-        names = [name for name in schema.names if not name.startswith(FIGURE)]
+        kept = [f"{FIGURE}{name}" for name in KEPT_FIGURES]
+        names = [name for name in schema.names if not name.startswith(FIGURE) or name in kept]
         with decoding():
             table = pq.read_table(path, columns=names, read_dictionary=[n for n in _REPEATED if n in names])
-            wanted = schema_of(())
+            wanted = schema_of(KEPT_FIGURES)
             plain = pa.schema([wanted.field(name) if name in wanted.names else schema.field(name) for name in names])
             # Text stays as it was read, one copy of what is repeated; everything else has to be of its type already.
             for name in names:

@@ -58,8 +58,8 @@ Sample = dict[str, torch.Tensor]
 
 
 def read_records(pairs: Path, split: str) -> Sequence[PairRecord]:
-    """The accepted pairs of one side of the split ("train" or "val"), in order, without their figures; InputError when
-    train is empty."""
+    """The accepted pairs of one side of the split ("train" or "val"), in order, with few figures; InputError when train
+    is empty."""
     index = open_index(pairs)
     if isinstance(index, PairIndex):
         records: Sequence[PairRecord] = index.where(accepted=True, split=split)

@@ -24,7 +24,7 @@ from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.adapters import is_attached
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 RUN_FILE = "run.json"
 METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylepairs.datagen.images.colors import lab_in_light
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
@@ -46,6 +47,15 @@ def test_only_accepted_pairs_of_the_train_side_are_read(pairs: Path) -> None:
     held_out = {r.portrait_digest for r in read_records(pairs, "val")}
     assert held_out
     assert not held_out & {r.portrait_digest for r in records}
+
+
+def test_wanted_colour_of_a_dark_pair_is_the_colour_as_it_looks_there(tmp_path: Path, synthetic_pairs) -> None:
+    synthetic_pairs(tmp_path, size_px=32, figures={"light": 0.2})
+    dark = decode_color(dataset(tmp_path)[0]["style"])
+    torch.testing.assert_close(dark, lab_in_light(wanted_lab("blond"), 0.2), atol=1e-3, rtol=0)
+    assert dark[0] < 0.7 * wanted_lab("blond")[0]
+    told = next(calibration_inputs(tmp_path, 32, "color", {}, count=1))["style"][0]
+    torch.testing.assert_close(decode_color(torch.from_numpy(told)), dark)
 
 
 def test_no_accepted_pair_is_one_clear_line(tmp_path: Path, synthetic_pairs) -> None:
