@@ -22,12 +22,10 @@ from stylepairs.datagen.features import is_own_file, load_feature
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
-from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests
+from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests, source_digest
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
-from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.storage.staged import fetch
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import PairDataset, Sample, Sides, Unpaired, evenly_spaced, plain_sample
 from stylepairs.i2i.train.settings import DegradationSettings
@@ -80,9 +78,8 @@ def portrait_records(portraits: Path) -> list[PairRecord]:
     photos = photo_digests(portraits)
     records = []
     for number, file in enumerate(load_portraits(portraits)):
-        fetch(file.aligned_path)
-        digest = file_digest(file.aligned_path, "; prepare it again")
-        source = photos.get(file.name, digest)
+        digest = file.digest()
+        source = source_digest(file.name, digest, photos)
         records.append(PairRecord(
             id=f"{number:06d}", feature=RESTORATION, params={}, degree=1.0, accepted=True, reasons=[], figures={},
             portrait=file.name, portrait_digest=digest, generator_digest="", seed=0, code_version="",

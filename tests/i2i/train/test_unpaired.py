@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_build import BALD, COUNT, write_portraits
+from helpers.tiny_build import BALD, COUNT, plan, write_portraits
 from PIL import Image
 from safetensors.torch import load_file
 
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import hair_color
+from stylepairs.datagen.pairs.record import split_of
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
-from stylepairs.i2i.train.degraded import unpaired_portraits
+from stylepairs.i2i.train.degraded import portrait_records, unpaired_portraits
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
 from stylepairs.i2i.train.training import build, refused_in_batch, train, training_step
 
@@ -240,6 +241,16 @@ def test_what_training_cannot_learn_from_is_one_line(tmp_path: Path, portraits: 
     both = unpaired_portraits([portraits, portraits], "hair_color")
     assert isinstance(both, Unpaired)
     assert len(both.records) == len(both.files) <= 2 * COUNT
+
+
+def test_portraits_are_on_the_side_of_the_split_that_their_pairs_are_on(tmp_path: Path) -> None:
+    write_portraits(tmp_path / "portraits")
+    (tmp_path / "portraits" / "index.jsonl").unlink()  # no photos' digests
+    built = plan(tmp_path)
+    wanted = {pair.portrait.name: (pair.portrait.digest, pair.source) for pair in built._wanted(range(built.job_count))}
+    records = portrait_records(tmp_path / "portraits")
+    assert {r.portrait: (r.portrait_digest, r.source_digest) for r in records} == wanted
+    assert all(record.split == split_of(record.source_digest) for record in records)
 
 
 def test_a_run_does_not_go_on_with_portraits_that_were_parsed_anew(
