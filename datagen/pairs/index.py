@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -107,6 +107,16 @@ class PairIndex(Sequence[PairRecord]):
         if name != "params":
             return list(values)
         return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
+
+    def with_params(self, wanted: Callable[[dict[str, Any]], bool]) -> PairIndex:
+        """Those whose parameters are wanted; of each different text that is asked once."""
+        column = self._table["params"].dictionary_encode().combine_chunks()
+        texts = [*column.dictionary.to_pylist(), None]
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
+        kept = np.zeros(len(texts), bool)
+        for code in np.unique(codes):
+            kept[code] = wanted(self._checked(functools.partial(OBJECT.validate_json, texts[code] or "")))
+        return self._of(self._rows[kept[codes]])
 
     def backwards(self) -> np.ndarray:
         """Which of these records run backwards, bool [N]; none of a manifest that does not know the word yet."""

@@ -25,7 +25,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.conditions import decode_color, style_channels
+from stylepairs.i2i.models.conditions import decode_color, kinds_of, style_channels
 from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
@@ -39,6 +39,7 @@ from stylepairs.i2i.train.data import (
     mixed_batches,
     one_feature,
     pair_sides,
+    told_sides,
 )
 from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides, unpaired_portraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
@@ -78,14 +79,15 @@ def train(
     there is a teacher. Raises InputError for unusable data, weights or run folders, and when a loss or a weight stops
     being finite.
     """
-    if settings.degradation:
-        sides = portrait_sides(pairs, settings.val_pairs)
-    else:
-        sides = pair_sides(pairs, settings.style, settings.val_pairs)
-    records, refused, kinds = sides.records, sides.refused, sides.kinds
-    feature = one_feature(records, pairs, feature)
+    sides = portrait_sides(pairs) if settings.degradation else pair_sides(pairs)
+    feature = one_feature(sides.records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
-    kinds = teacher[1] if teacher else kinds
+    if teacher:
+        kinds = teacher[1]
+    else:
+        kinds = kinds_of(distinct(sides.records, "params")) if settings.style == "params" else {}
+    sides = told_sides(sides, pairs, settings.style, kinds, settings.val_pairs, say)
+    records, refused = sides.records, sides.refused
     unpaired = unpaired_portraits(portraits, feature)
     run = build(
         settings,

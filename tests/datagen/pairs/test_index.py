@@ -52,6 +52,20 @@ def test_rows_are_chosen_by_what_they_are(folder):
         index.where(having="nothing")[0]
 
 
+def test_rows_are_chosen_by_their_parameters(folder):
+    index, records = shards.open_index(folder), shards.read_index(folder, accepted_only=False)
+    asked = []
+
+    def is_red(params):
+        asked.append(params)
+        return params["color"] == "red"
+
+    assert [r.id for r in index.with_params(is_red)] == [r.id for r in records if r.params["color"] == "red"]
+    assert len(asked) == 2
+    assert len(index.with_params(is_red).with_params(lambda params: False)) == 0
+    assert len(index.where(having="nothing").with_params(is_red)) == 0
+
+
 def test_a_training_set_has_the_same_name_by_manifest_and_by_shards(folder):
     records = read_records(folder, "train")
     by_columns = data_digest(records), sorted(map(str, distinct(records, "params")))

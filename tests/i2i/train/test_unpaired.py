@@ -72,6 +72,25 @@ def test_a_portrait_is_asked_for_what_it_has_room_for(pairs: Path, portraits: Pa
     assert told.shape == usual.shape
 
 
+def test_a_portrait_with_room_for_less_than_any_pair_asked_for_is_refused(pairs: Path, portraits: Path) -> None:
+    data = dataset(pairs, portraits)
+    assert data.unpaired is not None
+    data.style, data.kinds = "params", {"color": ["blond", "red"]}
+    assert data[0, len(data)]["applies"] == 1
+    less = replace(data.unpaired.feature, settled=lambda _, params: params.model_copy(update={"color": "#102030"}))
+    data.unpaired = replace(data.unpaired, feature=less)
+    assert data[0, len(data)]["applies"] == 0
+
+
+def test_pairs_of_parameters_that_the_feature_does_not_take_are_told_before_any_step(
+    pairs: Path, portraits: Path
+) -> None:
+    records = [replace(record, params={"colour": "blond"}) for record in read_records(pairs, "train")]
+    unpaired = unpaired_portraits([portraits], "hair_color")
+    with pytest.raises(InputError, match="colour"):
+        PairDataset(pairs, records, 32, "none", (6, 8), "", DataSettings(), unpaired=unpaired)
+
+
 def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portraits: Path) -> None:
     data = dataset(pairs, portraits, refused_share=0.5)
     assert BALD in names(data)
