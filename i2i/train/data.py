@@ -368,7 +368,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         share = 1.0
     elif kind < settings.identity_share:
         share = 0.0
-    target = clean.lerp(to_float(recoloured["target"]), share)
+    target = clean.lerp(to_float(recoloured["target"]), share) if share else photo
     edited = mask * sample["applies"]
     return {
         "photo": photo,
@@ -378,7 +378,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "degree": sample["degree"] * share,
         "style": code,
         "ws": sample["ws"],
-        "ws_valid": sample["ws_valid"] * float(share == 1 and not moved),
+        "ws_valid": sample["ws_valid"] * float(share == 1 and not (moved or changed)),
         "applies": sample["applies"],
     }
 

@@ -29,7 +29,8 @@ RUN_FILE = "run.json"
 METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines
 PREVIOUS, BEST = "previous", "best"
-# Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
+# Settings that say how long a run goes on and how often it reports. Of them only `steps` has a say in what is learnt:
+# the learning rate falls by it, and a prolonged run goes on at the rates of its new length.
 FREE_SETTINGS = ("steps", "log_every_steps", "sample_every_steps", "checkpoint_every_steps")
 
 Typed = TypeVar("Typed", bound=BaseModel)
