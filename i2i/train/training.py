@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import nn
 
 from stylepairs.datagen.build.plan import digest_portraits
@@ -47,7 +47,7 @@ from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
 from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told, teacher_told
-from stylepairs.i2i.train.state import Run, resume, run_state
+from stylepairs.i2i.train.state import Run, refuse_divided, resume, run_state
 from stylepairs.kernels.precision import training_precision
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
@@ -131,6 +131,7 @@ def train(
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
         resume(run, out)
+        refuse_divided(run, identity, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
         what = "portraits" if settings.degradation else "pairs"
@@ -196,7 +197,6 @@ def build(
     portraits: how many samples of each batch, its last, have no pair; has_refused: see Run."""
     accelerator = Accelerator(
         mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )
     torch.manual_seed(settings.seed)
@@ -219,6 +219,9 @@ def build(
     critic_rate, critic_betas = settings.discriminator.learning_rate, PATCHES_BETAS if patches else DISCRIMINATOR_BETAS
     critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, critic_betas)
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
+    for wrapped_net in (net, critic):  # the keyword for it is deprecated
+        if isinstance(wrapped_net, nn.parallel.DistributedDataParallel):
+            wrapped_net.broadcast_buffers = False
     networks = (model, average, net, discriminator, critic)
     knowing = None if teacher is None else prepare(teacher.to(accelerator.device))
     frozen = perceptual, features, knowing

@@ -355,6 +355,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "FutureWarning" not in done.stderr
     assert "2 processes" in done.stdout
     assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
     assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1].step == 3
