@@ -242,8 +242,9 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
                 f"{pairs}: all pairs run backwards, so that portraits without pairs cannot be asked for what they "
                 "were; leave --portraits out"
             )
-        for params in () if unpaired is None else distinct(records, "params"):
-            validate_params(unpaired.feature.Params, params, f"{pairs}")
+        if unpaired is not None:
+            for params in distinct(records, "params"):
+                validate_params(unpaired.feature.Params, params, f"{pairs}")
         self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
         if settings is not None and settings.flip_share and has_sides(distinct(records, "params")):

@@ -65,7 +65,7 @@ def refuse_divided(run: Run, identity: RunDescription, out: Path) -> None:
     digest = hashlib.sha256(identity.model_dump_json().encode())
     for name, tensor in run_state(run).items() if run.step else ():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     own = torch.tensor([[run.step, int.from_bytes(digest.digest()[:7])]], device=run.accelerator.device)
     steps, digests = run.accelerator.gather(own).T.tolist()
     if len(set(digests)) > 1:

@@ -25,7 +25,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.conditions import decode_color, kinds_of, style_channels
+from stylepairs.i2i.models.conditions import Kinds, decode_color, kinds_of
 from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
@@ -92,7 +92,7 @@ def train(
     run = build(
         settings,
         feature,
-        style_channels(settings.style, kinds),
+        kinds,
         teacher[0] if teacher else None,
         portraits_in_batch(settings) if unpaired else 0,
         has_refused=bool(refused),
@@ -188,21 +188,22 @@ def portraits_in_batch(settings: TrainingSettings) -> int:
 def build(
     settings: TrainingSettings,
     feature: str,
-    channels: int,
+    kinds: Kinds,
     teacher: checkpoints.Trained | None = None,
     portraits: int = 0,
     has_refused: bool = True,
 ) -> Run:
-    """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs';
-    portraits: how many samples of each batch, its last, have no pair; has_refused: see Run."""
+    """Networks, optimisers and their wrapping, before any step; kinds: what the style tells apart; teacher: whose edits
+    take the place of the pairs'; portraits: how many samples of each batch, its last, have no pair; has_refused: see
+    Run."""
     accelerator = Accelerator(
         mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
         step_scheduler_with_optimizer=False,
     )
     torch.manual_seed(settings.seed)
-    model = initial_model(settings, feature, channels, teacher.generator if isinstance(teacher, Glean) else None)
+    model = initial_model(settings, feature, kinds, teacher.generator if isinstance(teacher, Glean) else None)
     judged = settings.batch_size - (0 if teacher else portraits)
-    discriminator = initial_discriminator(settings, model.size_px, channels, judged)
+    discriminator = initial_discriminator(settings, model.size_px, model.config.style_channels, judged)
     perceptual, features = load_perceptual(settings.perceptual), None
     modules: list[nn.Module] = [model, discriminator, perceptual]
     if settings.discriminator.kind == "projected" or settings.losses.texture or settings.losses.matching:

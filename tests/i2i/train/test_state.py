@@ -16,7 +16,7 @@ RUN = describe({"steps": 4, "seed": 0}, "hair_color", "a" * 64, "b" * 64)
 
 
 def test_processes_that_would_go_on_from_different_states_are_refused(tmp_path: Path, settings, monkeypatch) -> None:
-    run = build(settings(losses={}), "hair_color", 3)
+    run = build(settings(losses={}), "hair_color", {})
     refuse_divided(run, RUN, tmp_path)
 
     def beside(step: int, description=RUN) -> None:

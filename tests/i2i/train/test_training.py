@@ -363,7 +363,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
 
 def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings: Make) -> None:
     chosen = settings(steps=8, decay_from_share=0.25, ema_halflife_images=1.0)
-    run = build(chosen, "hair_color", 3)
+    run = build(chosen, "hair_color", {})
     data = PairDataset(pairs, read_records(pairs, "train"), 32, "color", (8, 16), "")
     batch = next(load_batches(data, [[(0, 0), (0, 1), (0, 2), (0, 3)]], torch.device("cpu"), 0))
     for step, rate in ((0, 0.5), (5, 0.5)):
@@ -386,7 +386,7 @@ class SumOfChannels(torch.nn.Module):
 
 
 def test_r1_is_taken_over_the_image_alone(settings: Make) -> None:
-    run = build(settings(), "hair_color", 3)
+    run = build(settings(), "hair_color", {})
     run.discriminator = run.critic = SumOfChannels()
     image, mask = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
     batch = {"target": image, "mask": mask, "style": torch.rand(2, 3)}
