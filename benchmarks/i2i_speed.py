@@ -71,7 +71,7 @@ def training_step(rounds: int, pairs: Path | None) -> None:
     batch: dict[str, torch.Tensor] | None = None
     calls: dict[str, Callable[[], Any]] = {}
     for name, layout in (("rows of pixels", torch.contiguous_format), ("channels last", torch.channels_last)):
-        run = training.build(recipe, "hair_color", 3)
+        run = training.build(recipe, "hair_color", {})
         run.step = 1  # step 0 has the R1 penalty
         assert isinstance(run.model, Glean)
         batch = made_up_batch(recipe.batch_size, run.model) if batch is None else batch

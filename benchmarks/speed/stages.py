@@ -156,7 +156,7 @@ def training_step(rounds: int, batch_size: int) -> Rows:
         changed = {"mixed_precision": precision, "batch_size": batch_size, "init": "none"}
         changed |= {"discriminator": recipe.discriminator.model_copy(update={"start_step": 0})}
         with fresh_accelerator():
-            run = training.build(recipe.model_copy(update=changed), "hair_color", 3)
+            run = training.build(recipe.model_copy(update=changed), "hair_color", {})
         run.step = 1  # step 0 has the R1 penalty, every sixteenth after it
         batch = made_up_batch(batch_size, run.model)
         runs[f"training step, {name}"] = partial(training.training_step, run, batch)

@@ -24,7 +24,14 @@ from stylepairs.datagen.build.unfinished_pair import WantedPair
 from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair
-from stylepairs.datagen.portraits.folders import PortraitFile, ahead, load_portraits, photo_digests, refuse_portraits
+from stylepairs.datagen.portraits.folders import (
+    PortraitFile,
+    ahead,
+    load_portraits,
+    photo_digests,
+    refuse_portraits,
+    source_digest,
+)
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
@@ -97,7 +104,7 @@ class BuildPlan(ShardedPlan):
             if portrait is None or portrait.name != name:
                 portrait = next(coming).load()
                 draws = draw(choices, self.recipe.pairs_per_portrait, self.seed, portrait.digest)
-            source = photos.get(name, portrait.digest)
+            source = source_digest(name, portrait.digest, photos)
             yield WantedPair(shards.pair_id(job), portrait, draws[job % self.per_portrait], source)
 
 

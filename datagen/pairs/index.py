@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -27,6 +27,8 @@ _REPEATED = (
     "shard", "feature", "split", "portrait", "portrait_digest", "source_digest", "generator_digest", "code_version",
     "params", "origin",
 )  # fmt: skip
+# Figures that training reads; the others would take most of the memory.
+KEPT_FIGURES = ("light",)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class _Parts:
 
 
 class PairIndex(Sequence[PairRecord]):
-    """Records of a manifest, or of some of its rows; made by `open_manifest`. Figures are left out.
+    """Records of a manifest, or of some of its rows; made by `open_manifest`. Figures are left out but
+    for KEPT_FIGURES.
 
     A record that cannot be raises InputError when it is asked for.
     """
@@ -104,6 +107,16 @@ class PairIndex(Sequence[PairRecord]):
         if name != "params":
             return list(values)
         return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
+
+    def with_params(self, wanted: Callable[[dict[str, Any]], bool]) -> PairIndex:
+        """Those whose parameters are wanted; of each different text that is asked once."""
+        column = self._table["params"].dictionary_encode().combine_chunks()
+        texts = [*column.dictionary.to_pylist(), None]
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
+        kept = np.zeros(len(texts), bool)
+        for code in np.unique(codes):
+            kept[code] = wanted(self._checked(functools.partial(OBJECT.validate_json, texts[code] or "")))
+        return self._of(self._rows[kept[codes]])
 
     def backwards(self) -> np.ndarray:
         """Which of these records run backwards, bool [N]; none of a manifest that does not know the word yet."""
@@ -163,10 +176,11 @@ def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
             rows = pq.read_metadata(path).num_rows
         if rows > shard_bytes // _LEAST_BYTES:
             raise Damaged(f"{rows} rows of {shard_bytes} bytes of shards")
-        names = [name for name in schema.names if not name.startswith(FIGURE)]
+        kept = [f"{FIGURE}{name}" for name in KEPT_FIGURES]
+        names = [name for name in schema.names if not name.startswith(FIGURE) or name in kept]
         with decoding():
             table = pq.read_table(path, columns=names, read_dictionary=[n for n in _REPEATED if n in names])
-            wanted = schema_of(())
+            wanted = schema_of(KEPT_FIGURES)
             plain = pa.schema([wanted.field(name) if name in wanted.names else schema.field(name) for name in names])
             # Text stays as it was read, one copy of what is repeated; everything else has to be of its type already.
             for name in names:

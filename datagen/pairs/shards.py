@@ -106,7 +106,7 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
-    """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, without their figures."""
+    """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, with few figures."""
     directory = _folder(directory)
     if shard_paths(directory) and _manifest_is_current(directory):
         return open_manifest(directory / MANIFEST, sum(_shard_sizes(directory).values()))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,23 @@ class PortraitFile:
             label=torch.from_numpy(label),
             hair=torch.from_numpy(hair).float()[None] / 255,
             points68=torch.from_numpy(points.astype(np.float32)),
-            digest=hashlib.sha256(aligned.tobytes()).hexdigest(),
+            digest=pixel_digest(aligned),
         )
+
+    def digest(self) -> str:
+        """The portrait's digest, of its picture alone. Raises InputError where that is missing or damaged."""
+        return pixel_digest(read_image(self.aligned_path))
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """sha256 of a portrait's pixels, in hex: the same in whatever file they are."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def source_digest(name: str, digest: str, photos: Mapping[str, str]) -> str:
+    """What the split goes by, of a portrait with this digest: its photo's in `photos` (of `photo_digests`), or the
+    portrait's own where that is not known."""
+    return photos.get(name, digest)
 
 
 def refuse_portraits(out: Path) -> None:

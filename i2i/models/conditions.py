@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ def kinds_of(params: Sequence[Mapping[str, Any]]) -> Kinds:
             if min(values) < max(values):
                 kinds[name] = [float(min(values)), float(max(values))]
         elif all(isinstance(value, str | bool) for value in values) and 1 < len(set(values)) <= _MOST_CHOICES:
-            kinds[name] = sorted(set(values))
+            kinds[name] = sorted(set(values), key=lambda value: (str(value), isinstance(value, str)))
     return kinds
 
 
@@ -49,9 +49,9 @@ def tells_apart(choices: Sequence[Any]) -> bool:
     return len(choices) > 1 and all(isinstance(choice, str | bool) for choice in choices)
 
 
-def has_sides(kinds: Kinds) -> bool:
-    """Whether a kind is named by a side ("side_left"), so that a mirrored picture is of another kind."""
-    words = {word for choices in kinds.values() for choice in choices for word in str(choice).split("_")}
+def has_sides(params: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether some of these parameters name a side ("side_left"), so that a mirrored picture shows others."""
+    words = {word for each in params for value in _flat(each).values() for word in str(value).split("_")}
     return not words.isdisjoint({"left", "right"})
 
 

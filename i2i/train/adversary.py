@@ -109,8 +109,8 @@ def _whole_image_step(run: Run, fake: torch.Tensor, batch: Sample) -> dict[str, 
     }
     run.accelerator.backward(loss)
     if run.step % settings.discriminator.r1_every == 0:
-        real = judged(batch["target"], batch).requires_grad_(True)
-        logits = run.critic(real)
+        real = batch["target"].detach().requires_grad_(True)
+        logits = run.critic(judged(real, batch))
         penalty = losses.r1_penalty(real, logits)
         # The logits join with weight 0: the last bias is not in the penalty, and every parameter must get a gradient.
         run.accelerator.backward(settings.losses.r1 * settings.discriminator.r1_every * penalty + 0 * logits.sum())

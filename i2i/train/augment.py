@@ -52,6 +52,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
     shift, turn = settings.shift_share, settings.rotation_degrees
     affine = A.Affine(
         scale=_around_one(settings.scale_share),
+        keep_ratio=True,
         translate_percent=(-shift, shift),
         rotate=(-turn, turn),
         interpolation=cv2.INTER_CUBIC,  # linear resampling would teach the model a softer target
@@ -118,10 +119,12 @@ def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) 
     pixel off."""
     wanted = rng.random() < share
     sigma, hardness, grow = rng.uniform(0.3, 2.0), rng.uniform(1.0, 2.0), rng.uniform(-0.25, 0.25)
-    shift = rng.integers(-1, 2, size=2)
+    down, right = rng.integers(-1, 2, size=2).tolist()
     if not wanted:
         return mask
-    soft = torch.roll(blurred(mask, sigma), (int(shift[0]), int(shift[1])), dims=(-2, -1))
+    height, width = mask.shape[-2:]
+    soft = F.pad(blurred(mask, sigma)[None], (1, 1, 1, 1), "replicate")[0]
+    soft = soft[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
     return ((soft - 0.5) * hardness + 0.5 + grow * 4 * soft * (1 - soft)).clamp(0, 1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -36,7 +36,6 @@ from stylepairs.i2i.models.conditions import (
     encode_color,
     has_sides,
     is_of_kinds,
-    kinds_of,
     style_in_light,
     style_of,
 )
@@ -58,8 +57,8 @@ Sample = dict[str, torch.Tensor]
 
 
 def read_records(pairs: Path, split: str) -> Sequence[PairRecord]:
-    """The accepted pairs of one side of the split ("train" or "val"), in order, without their figures; InputError when
-    train is empty."""
+    """The accepted pairs of one side of the split ("train" or "val"), in order, with few figures; InputError when train
+    is empty."""
     index = open_index(pairs)
     if isinstance(index, PairIndex):
         records: Sequence[PairRecord] = index.where(accepted=True, split=split)
@@ -91,23 +90,54 @@ def read_refused(pairs: Path, split: str) -> Sequence[PairRecord]:
 
 
 class Sides(NamedTuple):
-    """What a run learns from and is measured on: records of pairs, kinds that a style "params" tells apart in them, and
-    portraits that the feature refused; held_out, unseen: those of the split's other side."""
+    """What a run learns from and is measured on: records of pairs, and portraits that the feature refused; held_out,
+    unseen: those of the split's other side."""
 
     records: Sequence[PairRecord]
     held_out: Sequence[PairRecord]
-    kinds: Kinds
     refused: Sequence[PairRecord] = ()
     unseen: Sequence[PairRecord] = ()
 
 
-def pair_sides(pairs: Path, style: Style, held_out_count: int) -> Sides:
-    """Those of a folder of pairs, at most so many held out. Raises InputError where there is nothing to train on."""
+def pair_sides(pairs: Path) -> Sides:
+    """Those of a folder of pairs. Raises InputError where there is nothing to train on."""
     records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
-    kinds = kinds_of(distinct(records, "params")) if style == "params" else {}
-    known = [record for record in evenly_spaced(held_out, held_out_count) if is_of_kinds(record.params, kinds)]
-    unseen = evenly_spaced(read_refused(pairs, "val"), held_out_count)
-    return Sides(records, known, kinds, read_refused(pairs, "train"), unseen)
+    return Sides(records, held_out, read_refused(pairs, "train"), read_refused(pairs, "val"))
+
+
+def told_sides(
+    sides: Sides, pairs: Path, style: Style, kinds: Kinds, held_out_count: int, say: Callable[[str], None]
+) -> Sides:
+    """The sides without pairs whose parameters `style_of` cannot tell, at most so many held out. Says how many training
+    pairs are left out; raises InputError where all are."""
+    problems: list[str] = []
+
+    def is_told(params: Mapping[str, Any]) -> bool:
+        try:
+            style_of(style, params, kinds)
+        except InputError as error:
+            problems.append(str(error))
+            return False
+        return True
+
+    held_out = with_params(sides.held_out, is_told)
+    problems.clear()
+    records, count = with_params(sides.records, is_told), len(sides.records)
+    if not records:
+        raise InputError(
+            f"{pairs}: none of its {count} training pairs can be learnt from ({problems[0]}); change style or teacher"
+        )
+    if problems:
+        say(f"{pairs}: {count - len(records)} of {count} training pairs are left out ({problems[0]})")
+    held_out, unseen = (evenly_spaced(each, held_out_count) for each in (held_out, sides.unseen))
+    return Sides(records, held_out, sides.refused, unseen)
+
+
+def with_params(records: Sequence[PairRecord], wanted: Callable[[Mapping[str, Any]], bool]) -> Sequence[PairRecord]:
+    """Those whose parameters are wanted."""
+    if isinstance(records, PairIndex):
+        return records.with_params(wanted)
+    return [record for record in records if wanted(record.params)]
 
 
 def run_backwards(records: Sequence[PairRecord]) -> np.ndarray:
@@ -212,9 +242,12 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
                 f"{pairs}: all pairs run backwards, so that portraits without pairs cannot be asked for what they "
                 "were; leave --portraits out"
             )
+        if unpaired is not None:
+            for params in distinct(records, "params"):
+                validate_params(unpaired.feature.Params, params, f"{pairs}")
         self.style, self.kinds = style, kinds
         self.latent_shape, self.generator_digest = latent_shape, generator_digest
-        if settings is not None and kinds is not None and has_sides(kinds):
+        if settings is not None and settings.flip_share and has_sides(distinct(records, "params")):
             settings = settings.model_copy(update={"flip_share": 0.0})
         self.settings, self.seed = settings, seed
 
@@ -270,9 +303,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             params = validate_params(feature.Params, record.params, f"{self.pairs}")
             try:
                 params = feature.settled(portrait, params)
-                sketch = feature.sketch(portrait, params)
+                told, sketch = params.model_dump(mode="json"), feature.sketch(portrait, params)
                 # Of a pair that would run backwards the photo is the outcome: nothing is to be done to it.
-                mask = None if sketch.backwards else region_mask(sketch.edit_mask)
+                is_refused = sketch.backwards or (self.style == "params" and not is_of_kinds(told, self.kinds or {}))
+                mask = None if is_refused else region_mask(sketch.edit_mask)
             except SketchRefused:
                 mask = None
             if (mask is None) == wants_refusal:
@@ -280,8 +314,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             index = int(rng.integers(len(self.unpaired.files)))
         if mask is None:
             return self._refusal(portrait.image, record)
-        style = style_of(self.style, params.model_dump(mode="json"), self.kinds)
-        style = style_in_light(self.style, style, light_of(portrait))
+        style = style_in_light(self.style, style_of(self.style, told, self.kinds), light_of(portrait))
         sample = _sample(portrait.image, portrait.image, mask, record.degree, style)
         return sample | {"ws": torch.zeros(self.latent_shape)}
 
@@ -336,7 +369,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         share = 1.0
     elif kind < settings.identity_share:
         share = 0.0
-    target = clean.lerp(to_float(recoloured["target"]), share)
+    target = clean.lerp(to_float(recoloured["target"]), share) if share else photo
     edited = mask * sample["applies"]
     return {
         "photo": photo,
@@ -346,7 +379,7 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "degree": sample["degree"] * share,
         "style": code,
         "ws": sample["ws"],
-        "ws_valid": sample["ws_valid"] * float(share == 1 and not moved),
+        "ws_valid": sample["ws_valid"] * float(share == 1 and not (moved or changed)),
         "applies": sample["applies"],
     }
 

@@ -22,14 +22,12 @@ from stylepairs.datagen.features import is_own_file, load_feature
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
 from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
-from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests
+from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests, source_digest
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
-from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.shell.storage.staged import fetch
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.data import PairDataset, Sample, Sides, Unpaired, evenly_spaced, plain_sample
+from stylepairs.i2i.train.data import PairDataset, Sample, Sides, Unpaired, plain_sample
 from stylepairs.i2i.train.settings import DegradationSettings
 
 if TYPE_CHECKING:
@@ -80,9 +78,8 @@ def portrait_records(portraits: Path) -> list[PairRecord]:
     photos = photo_digests(portraits)
     records = []
     for number, file in enumerate(load_portraits(portraits)):
-        fetch(file.aligned_path)
-        digest = file_digest(file.aligned_path, "; prepare it again")
-        source = photos.get(file.name, digest)
+        digest = file.digest()
+        source = source_digest(file.name, digest, photos)
         records.append(PairRecord(
             id=f"{number:06d}", feature=RESTORATION, params={}, degree=1.0, accepted=True, reasons=[], figures={},
             portrait=file.name, portrait_digest=digest, generator_digest="", seed=0, code_version="",
@@ -96,13 +93,13 @@ def files_by_name(portraits: Path) -> dict[str, PortraitFile]:
     return {file.name: file for file in load_portraits(portraits)}
 
 
-def portrait_sides(portraits: Path, held_out_count: int) -> Sides:
+def portrait_sides(portraits: Path) -> Sides:
     """What a run learns from and is measured on, of a prepared folder; raises InputError."""
     records = portrait_records(portraits)
     train, held_out = ([record for record in records if record.split == side] for side in ("train", "val"))
     if not train:
         raise InputError(f"{portraits}: none of its {len(records)} portraits is for training; prepare more photos")
-    return Sides(train, evenly_spaced(held_out, held_out_count), {})
+    return Sides(train, held_out)
 
 
 def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None:
@@ -114,7 +111,7 @@ def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None
         return None
     if is_own_file(feature):
         raise InputError(f"--portraits: {feature} is a file of your own, which training does not run; give pairs alone")
-    sides = [portrait_sides(folder, 0) for folder in folders]
+    sides = [portrait_sides(folder) for folder in folders]
     records = [record for side in sides for record in side.records]
     named = map(files_by_name, folders)
     files = [known[record.portrait] for known, side in zip(named, sides, strict=True) for record in side.records]

@@ -6,11 +6,13 @@ with the lowest perceptual distance on held-out pairs. Each of the three can be 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,13 +25,17 @@ from stylepairs.datagen.shell.storage.staged import Staged, publish, publish_fol
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.adapters import is_attached
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 RUN_FILE = "run.json"
 METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines
 PREVIOUS, BEST = "previous", "best"
-# Settings that say how long a run goes on and how often it reports; what it learns until then does not depend on them.
+# Settings that say how long a run goes on and how often it reports. Of them only `steps` has a say in what is learnt:
+# the learning rate falls by it, and a prolonged run goes on at the rates of its new length.
 FREE_SETTINGS = ("steps", "log_every_steps", "sample_every_steps", "checkpoint_every_steps")
 
 Typed = TypeVar("Typed", bound=BaseModel)
@@ -64,12 +70,10 @@ class RunLog:
         self.enabled, self.path = enabled, out / METRICS_FILE
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(self.path, lambda file: file.write(text.encode()))
-        self.board = SummaryWriter(str(out / BOARD_FOLDER), purge_step=step + 1)
+        self.board = _board(out / BOARD_FOLDER, step + 1)
 
     def write(self, step: int, kind: str, figures: Mapping[str, Any]) -> None:
         """Append one line {"step", "kind", figures...}; kind is "train" or "val"."""
@@ -77,28 +81,25 @@ class RunLog:
             return
         values = {name: float(value) for name, value in figures.items()}
         events.event(kind, step=step, **values)
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space and run the same command"
-                " again, it goes on from the last checkpoint"
-            ) from error
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        with _writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        with _writing(self.path.with_name(BOARD_FOLDER)):
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def publish(self) -> None:
         """Put all that was written so far where the run's URL is; before a checkpoint, which is gone on from."""
         if self.enabled and isinstance(self.path, Staged):
-            self.board.flush()
+            with _writing(self.path.with_name(BOARD_FOLDER)):
+                self.board.flush()
             publish(self.path)
             publish_folder(self.path.parent / BOARD_FOLDER)
 
     def close(self) -> None:
         """Write what tensorboard still holds back."""
         if self.enabled:
-            self.board.close()
+            with _writing(self.path.with_name(BOARD_FOLDER)):
+                self.board.close()
             self.publish()
 
 
@@ -204,6 +205,34 @@ def line_of(step: int, steps: int, figures: Mapping[str, Any], what: str = "") -
     """ "step 3/10  l1 0.25", what is measured between the two."""
     shown = "  ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
     return f"step {step}/{steps}  {what + '  ' if what else ''}{shown}"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises InputError where something cannot be written there."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space and run the same command again, it"
+            " goes on from the last checkpoint"
+        ) from error
+
+
+def _board(folder: Path, first_step: int) -> SummaryWriter:
+    """tensorboard's writer. What its thread meets on the disk is raised by the next call; it prints no traceback."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    usual = threading.excepthook
+
+    def hook(met: threading.ExceptHookArgs) -> None:
+        of_writer = type(met.thread).__module__.startswith("tensorboard.")
+        if not (of_writer and issubclass(met.exc_type, OSError)):
+            usual(met)
+
+    threading.excepthook = hook
+    with _writing(folder):
+        return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def _differences(found: RunDescription, run: RunDescription) -> Iterator[str]:

@@ -124,7 +124,7 @@ class LossSettings(Section):
     color: float = Field(default=0.0, ge=0, description="mean colour inside the mask against the target's")
     generated: float = Field(default=0.5, ge=0, description="l1 of the frozen generator's own image against the target")
     latent: float = Field(
-        default=0.1, ge=0, description="stored latents of the edited face, where no augmentation moved it"
+        default=0.1, ge=0, description="stored latents of the edited face, where no augmentation moved or recoloured it"
     )
     adversarial: float = Field(default=0.0, ge=0)
     layers: float = Field(default=0.0, ge=0, description="features of a discriminator of kind patches (pix2pixHD)")
@@ -213,8 +213,9 @@ class TrainingSettings(Section):
             raise ValueError("degradation: leave style at none, a restoration has no kinds")
         if self.adapter_rank and (self.init == "none" or self.model.kind == "thawed"):
             raise ValueError("adapter_rank needs an init, and another model.kind than thawed")
-        if self.data.region_dropped_share + self.data.region_rough_share > 1:
-            raise ValueError("data.region_dropped_share and data.region_rough_share: must not exceed 1 together")
+        for one, two in (("region_dropped_share", "region_rough_share"), ("identity_share", "blend_share")):
+            if getattr(self.data, one) + getattr(self.data, two) > 1:
+                raise ValueError(f"data.{one} and data.{two}: must not exceed 1 together")
         if self.losses.layers and self.discriminator.kind != "patches":
             raise ValueError("losses.layers needs discriminator.kind: patches")
         return self

@@ -12,29 +12,31 @@ from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_gener
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import attach, is_attached
 from stylepairs.i2i.models.checkpoints import BASE_FILE, Base, ModelInfo, Trained, load_model, model_path
-from stylepairs.i2i.models.conditions import Kinds, Style
+from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
 from stylepairs.i2i.train.settings import TrainingSettings
 
-# What an encoder is told of a photo before the style: its three colours, region and degree.
+# What a network's first layer is told of a photo before the style: its three colours, region and degree.
 _BEFORE_STYLE = 5
 
 
-def initial_model(settings: TrainingSettings, feature: str, channels: int, generator: Generator | None) -> Trained:
-    """The model that a run starts from; channels: length of its style code; generator: a teacher's, if there is one.
+def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, generator: Generator | None) -> Trained:
+    """The model that a run starts from; kinds: what its style tells apart; generator: a teacher's, if there is one.
 
-    Trained weights come with their generator. Of a model of the same shape all are taken over, what reads the style
-    too; of another shape all but what reads the style and, where one draws and the other recolours, what says the
-    colours. Raises InputError where they do not fit.
+    Trained weights come with their generator. Of a model of the same edit and shape all are taken over, of another edit
+    all but what reads the style and, where one draws and the other recolours, what says the colours. Raises InputError
+    where they do not fit.
     """
+    channels = style_channels(settings.style, kinds)
     if settings.init == "none":
         return fresh_model(settings, channels, generator)
-    trained, _ = load_model(settings.init, feature)
+    trained, info = load_model(settings.init, feature)
+    is_same_edit = (info.feature, info.style, _told(info.kinds)) == (feature, settings.style, _told(kinds))
     model = fresh_model(settings, channels, trained.generator if isinstance(trained, Glean) else generator)
-    if trained.config == model.config:
+    if is_same_edit and trained.config == model.config:
         model = trained
-    elif not _taken_over(model, trained):
+    elif not _taken_over(model, trained, is_same_edit):
         raise InputError(
             f"init {settings.init}: is {trained.config}, the recipe asks for {model.config}; change one of them"
         )
@@ -105,22 +107,39 @@ def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:
     return told
 
 
+def _told(kinds: Kinds) -> list[tuple[str, list[Any]]]:
+    """What the numbers of a style code stand for; a range may be another, its ends are -1 and 1 all the same."""
+    return [(name, choices if isinstance(choices[0], str | bool) else []) for name, choices in kinds.items()]
+
+
 @torch.no_grad()
-def _taken_over(model: Trained, trained: Trained) -> bool:
-    """Give a model another's weights; whether they fit."""
-    given, drawn = trained.state_dict(), (model.config.draws, trained.config.draws)
+def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
+    """Give a model another's weights, with what reads the style or without; whether they fit."""
+    given, same_drawn = trained.state_dict(), model.config.draws == trained.config.draws
     for name, tensor in model.state_dict().items():
-        source = given.get(name)
-        if source is not None and source.shape == tensor.shape and (drawn[0] == drawn[1] or "decoder.out." not in name):
+        source, before = given.get(name), _before_style(name)
+        if source is None:
+            return False
+        if before and source[:, 0].shape == tensor[:, 0].shape:
+            here, there = (before + each.config.style_channels for each in (model, trained))
+            kept = here if with_style else before
+            tensor.zero_()  # what reads another style starts silent
+            tensor[:, :kept] = source[:, :kept]
+            if same_drawn:  # what follows the style: the noise that strands grow from
+                tensor[:, here:] = source[:, there:]
+        elif source.shape == tensor.shape and (same_drawn or "decoder.out." not in name):
             tensor.copy_(source)
-        elif source is not None and name == "encoder.stem.weight" and source.shape[0] == tensor.shape[0]:
-            tensor.zero_()  # what reads the style starts silent
-            tensor[:, :_BEFORE_STYLE] = source[:, :_BEFORE_STYLE]
-            if all(drawn):
-                tensor[:, -1] = source[:, -1]
-        elif source is not None and "decoder.out." in name and source.shape[1:] == tensor.shape[1:]:
+        elif "decoder.out." in name and source.shape[1:] == tensor.shape[1:]:
             tensor.zero_()
             tensor[-1] = source[-1]  # the mask's
         else:
             return False
     return True
+
+
+def _before_style(name: str) -> int:
+    """How many channels a layer's weight reads before those of the style; 0 where it reads no style."""
+    layer = name.removeprefix("network.")
+    if layer in ("encoder.stem.weight", "downs.0.weight", "layers.1.weight"):
+        return _BEFORE_STYLE
+    return 1 if layer.startswith("told.") and layer.endswith(".weight") else 0  # a light network's: the degree

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -14,7 +16,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.prepared_glean import Network
 from stylepairs.i2i.train.frozen import FrozenFeatures
-from stylepairs.i2i.train.run_folder import newest_state
+from stylepairs.i2i.train.run_folder import RunDescription, newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
 
 PARTS = ("model", "average", "discriminator", "mixing", "optimizer", "critic_optimizer")
@@ -55,6 +57,22 @@ def run_state(run: Run) -> checkpoints.Tensors:
         tensors |= {f"mixing.{name}": value for name, value in run.features.mixing.state_dict().items()}
     tensors |= checkpoints.optimizer_tensors(run.optimizer, "optimizer.")
     return tensors | checkpoints.optimizer_tensors(run.critic_optimizer, "critic_optimizer.")
+
+
+def refuse_divided(run: Run, identity: RunDescription, out: Path) -> None:
+    """Raises InputError where the processes would not go on from one state of one run: where each machine has a folder
+    of its own, say."""
+    digest = hashlib.sha256(identity.model_dump_json().encode())
+    for name, tensor in run_state(run).items() if run.step else ():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    own = torch.tensor([[run.step, int.from_bytes(digest.digest()[:7])]], device=run.accelerator.device)
+    steps, digests = run.accelerator.gather(own).T.tolist()
+    if len(set(digests)) > 1:
+        raise InputError(
+            f"{out}: the processes are at steps {', '.join(map(str, steps))} of runs or states that differ; give all"
+            " machines the same pairs and settings, and one --out that all of them see"
+        )
 
 
 def resume(run: Run, out: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import nn
 
 from stylepairs.datagen.build.plan import digest_portraits
@@ -25,7 +25,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.conditions import decode_color, style_channels
+from stylepairs.i2i.models.conditions import Kinds, decode_color, kinds_of
 from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
@@ -39,6 +39,7 @@ from stylepairs.i2i.train.data import (
     mixed_batches,
     one_feature,
     pair_sides,
+    told_sides,
 )
 from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides, unpaired_portraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
@@ -46,7 +47,7 @@ from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
 from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told, teacher_told
-from stylepairs.i2i.train.state import Run, resume, run_state
+from stylepairs.i2i.train.state import Run, refuse_divided, resume, run_state
 from stylepairs.kernels.precision import training_precision
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
@@ -78,19 +79,20 @@ def train(
     there is a teacher. Raises InputError for unusable data, weights or run folders, and when a loss or a weight stops
     being finite.
     """
-    if settings.degradation:
-        sides = portrait_sides(pairs, settings.val_pairs)
-    else:
-        sides = pair_sides(pairs, settings.style, settings.val_pairs)
-    records, refused, kinds = sides.records, sides.refused, sides.kinds
-    feature = one_feature(records, pairs, feature)
+    sides = portrait_sides(pairs) if settings.degradation else pair_sides(pairs)
+    feature = one_feature(sides.records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
-    kinds = teacher[1] if teacher else kinds
+    if teacher:
+        kinds = teacher[1]
+    else:
+        kinds = kinds_of(distinct(sides.records, "params")) if settings.style == "params" else {}
+    sides = told_sides(sides, pairs, settings.style, kinds, settings.val_pairs, say)
+    records, refused = sides.records, sides.refused
     unpaired = unpaired_portraits(portraits, feature)
     run = build(
         settings,
         feature,
-        style_channels(settings.style, kinds),
+        kinds,
         teacher[0] if teacher else None,
         portraits_in_batch(settings) if unpaired else 0,
         has_refused=bool(refused),
@@ -129,6 +131,7 @@ def train(
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
         resume(run, out)
+        refuse_divided(run, identity, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
         what = "portraits" if settings.degradation else "pairs"
@@ -185,22 +188,22 @@ def portraits_in_batch(settings: TrainingSettings) -> int:
 def build(
     settings: TrainingSettings,
     feature: str,
-    channels: int,
+    kinds: Kinds,
     teacher: checkpoints.Trained | None = None,
     portraits: int = 0,
     has_refused: bool = True,
 ) -> Run:
-    """Networks, optimisers and their wrapping, before any step; teacher: whose edits take the place of the pairs';
-    portraits: how many samples of each batch, its last, have no pair; has_refused: see Run."""
+    """Networks, optimisers and their wrapping, before any step; kinds: what the style tells apart; teacher: whose edits
+    take the place of the pairs'; portraits: how many samples of each batch, its last, have no pair; has_refused: see
+    Run."""
     accelerator = Accelerator(
         mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )
     torch.manual_seed(settings.seed)
-    model = initial_model(settings, feature, channels, teacher.generator if isinstance(teacher, Glean) else None)
+    model = initial_model(settings, feature, kinds, teacher.generator if isinstance(teacher, Glean) else None)
     judged = settings.batch_size - (0 if teacher else portraits)
-    discriminator = initial_discriminator(settings, model.size_px, channels, judged)
+    discriminator = initial_discriminator(settings, model.size_px, model.config.style_channels, judged)
     perceptual, features = load_perceptual(settings.perceptual), None
     modules: list[nn.Module] = [model, discriminator, perceptual]
     if settings.discriminator.kind == "projected" or settings.losses.texture or settings.losses.matching:
@@ -217,6 +220,9 @@ def build(
     critic_rate, critic_betas = settings.discriminator.learning_rate, PATCHES_BETAS if patches else DISCRIMINATOR_BETAS
     critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, critic_betas)
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
+    for wrapped_net in (net, critic):  # the keyword for it is deprecated
+        if isinstance(wrapped_net, nn.parallel.DistributedDataParallel):
+            wrapped_net.broadcast_buffers = False
     networks = (model, average, net, discriminator, critic)
     knowing = None if teacher is None else prepare(teacher.to(accelerator.device))
     frozen = perceptual, features, knowing

@@ -21,13 +21,16 @@ def write_synthetic_pairs(
     reject_every: int = 3,
     refuse_every: int | None = None,
     params: Sequence[dict[str, Any]] = ({"color": "blond", "intensity": 1.0},),
+    figures: dict[str, float] | None = None,
 ) -> None:
     """A folder of finished shards and their manifest: noise images, the mask a square, every third pair rejected,
-    `params` in turn; of every `refuse_every`-th portrait nothing is made."""
+    `params` in turn, with `figures` beside their own; of every `refuse_every`-th portrait nothing is made."""
     directory.mkdir(parents=True, exist_ok=True)
     pairs = [
         _synthetic_pair(i, size_px, i % reject_every != reject_every - 1, params[i % len(params)]) for i in range(count)
     ]
+    if figures:
+        pairs = [replace(p, record=replace(p.record, figures=p.record.figures | figures)) for p in pairs]
     if refuse_every:
         for index in range(0, count, refuse_every):
             record = replace(pairs[index].record, accepted=False, reasons=["no hair"])

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.index import PairIndex
+from stylepairs.datagen.pairs.index import KEPT_FIGURES, PairIndex
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train.data import data_digest, distinct, read_records
 
@@ -16,21 +16,26 @@ from stylepairs.i2i.train.data import data_digest, distinct, read_records
 @pytest.fixture
 def folder(tmp_path, synthetic_pairs):
     kinds = ({"color": "blond", "intensity": 1.0}, {"color": "red", "intensity": 0.5})
-    synthetic_pairs(tmp_path, count=40, shard_size=7, params=kinds)
+    synthetic_pairs(tmp_path, count=40, shard_size=7, params=kinds, figures={"light": 0.5})
     return tmp_path
 
 
-def without_figures(records):
-    return [vars(record) | {"figures": {}} for record in records]
+def with_few_figures(records):
+    kept = [{name: value for name, value in each.figures.items() if name in KEPT_FIGURES} for each in records]
+    return [vars(record) | {"figures": figures} for record, figures in zip(records, kept, strict=True)]
 
 
 def test_records_are_those_of_the_shards_one_by_one_and_in_order(folder):
     index, records = shards.open_index(folder), shards.read_index(folder, accepted_only=False)
     assert isinstance(index, PairIndex)
-    assert without_figures(index) == without_figures(records)
+    assert with_few_figures(index) == with_few_figures(records)
     for place in (0, 17, -1):
-        assert without_figures([index[place]]) == without_figures([records[place]])
-    assert without_figures(index[5:9]) == without_figures(records[5:9])
+        assert with_few_figures([index[place]]) == with_few_figures([records[place]])
+    assert with_few_figures(index[5:9]) == with_few_figures(records[5:9])
+
+
+def test_the_light_of_photos_is_kept_and_other_figures_are_not(folder):
+    assert [record.figures for record in shards.open_index(folder)[:2]] == [{"light": 0.5}] * 2
 
 
 def test_rows_are_chosen_by_what_they_are(folder):
@@ -45,6 +50,20 @@ def test_rows_are_chosen_by_what_they_are(folder):
     assert len(index.where(having="nothing")) == 0
     with pytest.raises(IndexError):
         index.where(having="nothing")[0]
+
+
+def test_rows_are_chosen_by_their_parameters(folder):
+    index, records = shards.open_index(folder), shards.read_index(folder, accepted_only=False)
+    asked = []
+
+    def is_red(params):
+        asked.append(params)
+        return params["color"] == "red"
+
+    assert [r.id for r in index.with_params(is_red)] == [r.id for r in records if r.params["color"] == "red"]
+    assert len(asked) == 2
+    assert len(index.with_params(is_red).with_params(lambda params: False)) == 0
+    assert len(index.where(having="nothing").with_params(is_red)) == 0
 
 
 def test_a_training_set_has_the_same_name_by_manifest_and_by_shards(folder):

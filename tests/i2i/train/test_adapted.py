@@ -59,7 +59,8 @@ def test_deltas_start_at_the_base_and_fold_into_its_weights(model: Glean, base: 
 
 
 def test_only_deltas_biases_and_what_is_not_the_bases_learn(base: Path, settings: Make) -> None:
-    model = initial_model(settings(init=str(base), adapter_rank=2), "hair_color", 5, None)  # a longer style code
+    asked = settings(style="params", losses={}, init=str(base), adapter_rank=2)
+    model = initial_model(asked, "hair_color", {"where": ["a", "b", "c", "d", "e"]}, None)  # a longer style code
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learns == model.trainable_state().keys()
     kinds = {name.rpartition(".")[2] for name in learns}
@@ -149,6 +150,6 @@ def test_an_adapter_that_does_not_fit_is_one_line(tmp_path: Path, base: Path) ->
 
 def test_deltas_need_a_base_and_layers_that_are_larger(base: Path, settings: Make) -> None:
     with pytest.raises(InputError, match=r"adapter_rank 99: .* choose a lower one"):
-        initial_model(settings(init=str(base), adapter_rank=99), "hair_color", 3, None)
+        initial_model(settings(init=str(base), adapter_rank=99), "hair_color", {}, None)
     with pytest.raises(ValidationError, match="adapter_rank needs an init"):
         settings(adapter_rank=2)

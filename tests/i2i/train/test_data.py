@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylepairs.datagen.images.colors import lab_in_light
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
@@ -20,11 +22,13 @@ from stylepairs.i2i.train.data import (
     batches,
     calibration_inputs,
     one_feature,
+    pair_sides,
     plain_sample,
     read_records,
     read_refused,
+    told_sides,
 )
-from stylepairs.i2i.train.settings import DataSettings
+from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
 
 LATENTS = (6, 8)
 NONE = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share")}
@@ -46,6 +50,15 @@ def test_only_accepted_pairs_of_the_train_side_are_read(pairs: Path) -> None:
     held_out = {r.portrait_digest for r in read_records(pairs, "val")}
     assert held_out
     assert not held_out & {r.portrait_digest for r in records}
+
+
+def test_wanted_colour_of_a_dark_pair_is_the_colour_as_it_looks_there(tmp_path: Path, synthetic_pairs) -> None:
+    synthetic_pairs(tmp_path, size_px=32, figures={"light": 0.2})
+    dark = decode_color(dataset(tmp_path)[0]["style"])
+    torch.testing.assert_close(dark, lab_in_light(wanted_lab("blond"), 0.2), atol=1e-3, rtol=0)
+    assert dark[0] < 0.7 * wanted_lab("blond")[0]
+    told = next(calibration_inputs(tmp_path, 32, "color", {}, count=1))["style"][0]
+    torch.testing.assert_close(decode_color(torch.from_numpy(told)), dark)
 
 
 def test_no_accepted_pair_is_one_clear_line(tmp_path: Path, synthetic_pairs) -> None:
@@ -153,6 +166,44 @@ def test_identity_sample_asks_for_the_photo(pairs: Path) -> None:
     torch.testing.assert_close(sample["target"], sample["photo"], rtol=0, atol=1e-6)
 
 
+def test_identity_sample_of_a_poor_photo_asks_for_that_photo(pairs: Path) -> None:
+    _, sample = augmented(pairs, identity_share=1.0, degrade_share=1.0)
+    assert sample["mask"].any()
+    assert torch.equal(sample["target"], sample["photo"])
+
+
+def test_latents_fit_no_sample_of_other_colours(pairs: Path) -> None:
+    for name in ("photometric_share", "dyed_share"):
+        assert augmented(pairs, **{name: 1.0})[1]["ws_valid"] == 0
+
+
+def test_sizes_change_and_shapes_do_not() -> None:
+    """Width and height drawn apart made faces up to a sixth wider than they are."""
+    settings = DataSettings(**(NONE | {"affine_share": 1.0, "scale_share": 0.4}), rotation_degrees=0)
+    square, found = np.zeros((64, 64), np.uint8), set()
+    square[20:44, 20:44] = 255
+    for seed in range(8):
+        image = square[..., None].repeat(3, -1)
+        rng = np.random.default_rng(seed)
+        moved, _ = augment.applied(augment.transforms_of(settings).moving, rng, image=image, target=image, mask=square)
+        rows, columns = (int((moved["mask"] > 127).any(axis).sum()) for axis in (1, 0))
+        assert abs(rows - columns) <= 1
+        found.add(rows)
+    assert len(found) > 3
+
+
+def test_region_that_is_a_pixel_off_does_not_come_back_on_the_other_side() -> None:
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 12:] = 1
+    for seed in range(20):
+        assert augment.analysed_region(mask, 1.0, np.random.default_rng(seed))[:, 0].max() < 0.01
+
+
+def test_shares_of_one_draw_may_not_exceed_one_together() -> None:
+    with pytest.raises(ValueError, match=r"data\.identity_share and data\.blend_share: must not exceed 1 together"):
+        TrainingSettings(data={"identity_share": 0.5, "blend_share": 0.6})
+
+
 def test_blended_sample_lies_between_photo_and_target(pairs: Path) -> None:
     plain, sample = augmented(pairs, blend_share=1.0)
     share = sample["degree"] / plain["degree"]
@@ -231,12 +282,46 @@ def test_kinds_are_what_differs_between_pairs() -> None:
     assert style_channels("params", kinds) == 5
     assert style_of("params", rows[1], kinds).tolist() == [1, 0, 1, 0, 1]
     assert style_of("params", rows[0] | {"length": 0.75}, kinds).tolist() == [0, 1, 0, 1, 0]
-    assert has_sides(kinds)
-    assert not has_sides({"style": ["full", "wispy"]})
+    assert has_sides(rows)
+    assert not has_sides([{"style": "full", "length": 0.5}, {"style": "wispy"}])
     with pytest.raises(InputError, match="style 'curtain': this model was trained on full, side_left"):
         style_of("params", rows[0] | {"style": "curtain"}, kinds)
     with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
         style_of("params", rows[0] | {"length": 2}, kinds)
+
+
+def test_names_and_truth_values_of_one_parameter_are_told_apart() -> None:
+    rows = [{"soft": value} for value in ("very", True, False, "True")]
+    assert kinds_of(rows) == kinds_of(rows[::-1]) == {"soft": [False, True, "True", "very"]}
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_pairs_that_a_model_cannot_be_told_are_left_out_and_said(
+    tmp_path: Path, synthetic_pairs, has_manifest: bool
+) -> None:
+    synthetic_pairs(tmp_path, 48, 32, 48, params=({"length": 0.5}, {"length": 1.0}, {}, {"length": 0.7}, {"length": 3}))
+    if not has_manifest:
+        (tmp_path / "manifest.parquet").unlink()
+    sides, said = pair_sides(tmp_path), []
+    told = told_sides(sides, tmp_path, "params", {"length": [0.5, 1.0]}, 2, said.append)
+    assert {record.params.get("length") for record in told.records} == {0.5, 0.7, 1.0}
+    assert {record.params.get("length") for record in told.held_out} <= {0.5, 0.7, 1.0}
+    assert len(told.held_out) <= 2
+    left_out = len(sides.records) - len(told.records)
+    assert len(said) == 1
+    assert re.search(rf"{left_out} of {len(sides.records)} training pairs.*\(length (None|3): .* 0.5 to 1\)$", said[0])
+    with pytest.raises(InputError, match=r"none of its \d+ training pairs can be learnt from \(length .*change style"):
+        told_sides(sides, tmp_path, "params", {"length": [7, 8]}, 2, said.append)
+    with pytest.raises(InputError, match="params: no color"):
+        told_sides(sides, tmp_path, "color", {}, 2, said.append)
+
+
+@pytest.mark.parametrize(("side", "flips"), [("side_left", 0), ("full", 1)])
+def test_pairs_that_all_name_one_side_are_not_flipped(tmp_path: Path, synthetic_pairs, side: str, flips: int) -> None:
+    synthetic_pairs(tmp_path, size_px=32, params=({"style": side},))
+    settings, records = DataSettings(**(NONE | {"flip_share": 1.0})), read_records(tmp_path, "train")
+    plain, sample = (PairDataset(tmp_path, records, 32, "none", LATENTS, "", each)[0] for each in (None, settings))
+    assert torch.equal(sample["photo"], plain["photo"].flip(-1) if flips else plain["photo"])
 
 
 def test_pairs_of_one_kind_have_an_empty_code() -> None:

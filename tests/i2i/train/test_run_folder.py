@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, read_metrics
@@ -59,3 +61,23 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written \(No such file"):
         log.write(1, "train", {"l1": 0.5})
     log.close()
+
+
+@pytest.mark.parametrize("call", ["write", "close"])
+def test_full_disk_that_tensorboard_meets_is_one_line(tmp_path: Path, monkeypatch, capsys, call: str) -> None:
+    log = RunLog(tmp_path, 0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write", "flush"):
+        monkeypatch.setattr(RecordWriter, name, full)
+
+    def use() -> None:
+        for step in range(3 if call == "close" else 2000):
+            log.write(step, "train", {"l1": 0.5})
+        log.close()
+
+    with pytest.raises(InputError, match=r"tensorboard: cannot be written \(No space left.*free some space"):
+        use()
+    assert "Traceback" not in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_other_networks_train_in_the_same_loop_and_go_on_exactly(
 
 def test_thawed_generator_learns_and_a_frozen_one_does_not(settings: Make, generator) -> None:
     for kind in ("thawed", "glean"):
-        model = build(settings(model={"kind": kind, **SHAPES}), "hair_color", 3).model
+        model = build(settings(model={"kind": kind, **SHAPES}), "hair_color", {}).model
         learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert any(name.startswith("generator.synthesis.") for name in learns) == (kind == "thawed")
         assert learns <= model.trainable_state().keys()
@@ -66,18 +66,48 @@ def test_weights_of_another_edit_are_taken_over_but_for_style_and_colours(
     for parameter in drawing.parameters():
         parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))
     save_model(tmp_path / "fringes.safetensors", drawing, ModelInfo("bangs", "color", {}))
-    asked = settings(init=str(tmp_path / "fringes.safetensors"), model={**SHAPES, "draws": True})
+    asked = settings(style="params", losses={}, init=str(tmp_path / "fringes.safetensors"),
+                     model={**SHAPES, "draws": True})  # fmt: skip
     photo, region = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
     with torch.no_grad():
         wanted = drawing(photo, region, torch.ones(1), torch.zeros(1, 3))
-        other = initial_model(asked, "hairline", 5, None)  # a style code of another length
+        other = initial_model(asked, "hairline", {"where": list("abcde")}, None)  # a style code of another length
         found = other(photo, region, torch.ones(1), torch.randn(1, 5))
         torch.testing.assert_close(found.output, wanted.output)
         recolours = initial_model(asked.model_copy(update={"model": asked.model.model_copy(update={"draws": False})}),
-                                  "hair_color", 3, None)  # fmt: skip
+                                  "hair_color", {"where": list("abc")}, None)  # fmt: skip
         assert isinstance(recolours, Glean)
         assert torch.equal(recolours.decoder.out.weight[-1], drawing.decoder.out.weight[-1])
         assert torch.equal(recolours(photo, region, torch.ones(1), torch.zeros(1, 3)).output, photo)
+
+
+ONE_STYLE = {"volume": [0.1, 0.5], "where": ["both", "crown"]}
+
+
+@pytest.mark.parametrize("kind", ["glean", "light", "unet"])
+@pytest.mark.parametrize(
+    ("feature", "kinds", "is_read"),
+    [
+        ("fluffiness", ONE_STYLE, True),
+        ("fluffiness", ONE_STYLE | {"volume": [0.2, 0.7]}, True),
+        ("fluffiness", {"volume": [0.1, 0.5], "where": ["crown", "sides"]}, False),
+        ("bangs", ONE_STYLE, False),
+    ],
+)
+def test_style_is_taken_over_from_the_same_edit_alone(
+    tmp_path: Path, settings: Make, kind: str, feature: str, kinds: dict[str, list[Any]], is_read: bool
+) -> None:
+    asked = settings(style="params", losses={}, model={"kind": kind, **SHAPES})
+    trained = initial_model(asked, "fluffiness", ONE_STYLE, None).requires_grad_(False).eval()
+    for parameter in trained.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape))
+    save_model(tmp_path / "one.safetensors", trained, ModelInfo("fluffiness", "params", {}, ONE_STYLE))
+    asked = asked.model_copy(update={"init": str(tmp_path / "one.safetensors")})
+    other = initial_model(asked, feature, kinds, None).requires_grad_(False).eval()
+    inputs = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32), torch.ones(1)
+    silent, told = (other(*inputs, style).edit for style in (torch.zeros(1, 3), torch.tensor([[0.5, 1.0, 0.0]])))
+    assert torch.equal(silent, told) != is_read
+    torch.testing.assert_close(silent, trained(*inputs, torch.zeros(1, 3)).edit)
 
 
 def test_teacher_takes_the_pairs_place_where_the_feature_applies(
@@ -90,7 +120,7 @@ def test_teacher_takes_the_pairs_place_where_the_feature_applies(
     path = tmp_path / "teacher.safetensors"
     save_model(path, teacher, ModelInfo("hair_color", "color", {}))
     asked = settings(steps=1, teacher=str(path), model={"kind": "light", **SHAPES})
-    run = build(asked, "hair_color", 3, teacher)
+    run = build(asked, "hair_color", {}, teacher)
     assert isinstance(run.model, Plain)
     assert torch.equal(run.model.noise, generator.noise_maps()[-1])
     batch = {

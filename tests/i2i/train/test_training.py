@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train import training
+from stylepairs.i2i.train.adversary import discriminator_step
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
@@ -302,6 +303,19 @@ def test_parameters_that_differ_become_the_style_code(tmp_path: Path, settings: 
     assert model.config.style_channels == 3
 
 
+def test_pairs_beyond_what_a_teacher_knows_are_left_out(tmp_path: Path, settings: Make, synthetic_pairs) -> None:
+    kinds = ({"color": "blond", "length": 0.5}, {"color": "blond", "length": 0.9}, {"color": "blond"})
+    synthetic_pairs(tmp_path / "pairs", 36, 32, 12, params=kinds)
+    asked = settings(style="params", losses={}, steps=1, val_pairs=4)
+    teacher = train(asked, tmp_path / "pairs", tmp_path / "teacher")
+    assert checkpoints.load_model(teacher)[1].kinds == {"length": [0.5, 0.9]}
+    wider = (*kinds, {"color": "blond", "length": 1.5})
+    synthetic_pairs(tmp_path / "wider", 36, 32, 12, params=wider)
+    said: list[str] = []
+    train(asked.model_copy(update={"teacher": str(teacher)}), tmp_path / "wider", tmp_path / "run", said.append)
+    assert "training pairs are left out (length" in said[0]
+
+
 def test_training_without_held_out_pairs_or_style(tmp_path: Path, pairs: Path, settings: Make) -> None:
     out = train(settings(steps=1, val_pairs=0, style="none", losses={"adversarial": 0.0}), pairs, tmp_path / "run")
     assert [line["kind"] for line in read_metrics(out / "metrics.jsonl")] == ["train"]
@@ -341,6 +355,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "FutureWarning" not in done.stderr
     assert "2 processes" in done.stdout
     assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
     assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1].step == 3
@@ -348,7 +363,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Ma
 
 def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings: Make) -> None:
     chosen = settings(steps=8, decay_from_share=0.25, ema_halflife_images=1.0)
-    run = build(chosen, "hair_color", 3)
+    run = build(chosen, "hair_color", {})
     data = PairDataset(pairs, read_records(pairs, "train"), 32, "color", (8, 16), "")
     batch = next(load_batches(data, [[(0, 0), (0, 1), (0, 2), (0, 3)]], torch.device("cpu"), 0))
     for step, rate in ((0, 0.5), (5, 0.5)):
@@ -356,6 +371,27 @@ def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings:
         assert training_step(run, batch)["rate"] == pytest.approx(rate)
         assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.learning_rate)
         assert run.critic_optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.discriminator.learning_rate)
+
+
+class SumOfChannels(torch.nn.Module):
+    """A discriminator of which image, mask and style each count for themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 50.0]))
+
+    def forward(self, judged: torch.Tensor) -> torch.Tensor:
+        image, rest = judged[:, :3].sum((1, 2, 3)), judged[:, 3:].sum((1, 2, 3))
+        return self.weight[0] * image + self.weight[1] * rest
+
+
+def test_r1_is_taken_over_the_image_alone(settings: Make) -> None:
+    run = build(settings(), "hair_color", {})
+    run.discriminator = run.critic = SumOfChannels()
+    image, mask = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
+    batch = {"target": image, "mask": mask, "style": torch.rand(2, 3)}
+    figures = discriminator_step(run, image, batch, None)
+    assert float(figures["r1"]) == pytest.approx(0.5 * 3 * 8 * 8)
 
 
 def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_build import BALD, COUNT, write_portraits
+from helpers.tiny_build import BALD, COUNT, plan, write_portraits
 from PIL import Image
 from safetensors.torch import load_file
 
 from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.features import hair_color
+from stylepairs.datagen.pairs.record import split_of
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
-from stylepairs.i2i.train.degraded import unpaired_portraits
+from stylepairs.i2i.train.degraded import portrait_records, unpaired_portraits
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
 from stylepairs.i2i.train.training import build, refused_in_batch, train, training_step
 
@@ -69,6 +70,25 @@ def test_a_portrait_is_asked_for_what_it_has_room_for(pairs: Path, portraits: Pa
     told = data[0, len(data)]["style"]
     assert not torch.allclose(told, usual)
     assert told.shape == usual.shape
+
+
+def test_a_portrait_with_room_for_less_than_any_pair_asked_for_is_refused(pairs: Path, portraits: Path) -> None:
+    data = dataset(pairs, portraits)
+    assert data.unpaired is not None
+    data.style, data.kinds = "params", {"color": ["blond", "red"]}
+    assert data[0, len(data)]["applies"] == 1
+    less = replace(data.unpaired.feature, settled=lambda _, params: params.model_copy(update={"color": "#102030"}))
+    data.unpaired = replace(data.unpaired, feature=less)
+    assert data[0, len(data)]["applies"] == 0
+
+
+def test_pairs_of_parameters_that_the_feature_does_not_take_are_told_before_any_step(
+    pairs: Path, portraits: Path
+) -> None:
+    records = [replace(record, params={"colour": "blond"}) for record in read_records(pairs, "train")]
+    unpaired = unpaired_portraits([portraits], "hair_color")
+    with pytest.raises(InputError, match="colour"):
+        PairDataset(pairs, records, 32, "none", (6, 8), "", DataSettings(), unpaired=unpaired)
 
 
 def test_portraits_that_the_sketch_refuses_are_of_the_refused(pairs: Path, portraits: Path) -> None:
@@ -160,7 +180,7 @@ def test_pixels_of_portraits_without_pairs_are_not_learnt_and_their_masks_are(
     half, first = torch.tensor([0.0, 0, 1, 1])[:, None, None, None], torch.tensor([1.0, 0, 0, 0])[:, None, None, None]
 
     def figures(changed: dict[str, torch.Tensor]) -> dict[str, Any]:
-        run = build(asked, "hair_color", 3, portraits=2)
+        run = build(asked, "hair_color", {}, portraits=2)
         torch.nn.init.normal_(run.model.decoder.out.weight, std=0.1)  # a fresh model has the same loss for any mask
         return training_step(run, batch | changed)
 
@@ -240,6 +260,16 @@ def test_what_training_cannot_learn_from_is_one_line(tmp_path: Path, portraits: 
     both = unpaired_portraits([portraits, portraits], "hair_color")
     assert isinstance(both, Unpaired)
     assert len(both.records) == len(both.files) <= 2 * COUNT
+
+
+def test_portraits_are_on_the_side_of_the_split_that_their_pairs_are_on(tmp_path: Path) -> None:
+    write_portraits(tmp_path / "portraits")
+    (tmp_path / "portraits" / "index.jsonl").unlink()  # no photos' digests
+    built = plan(tmp_path)
+    wanted = {pair.portrait.name: (pair.portrait.digest, pair.source) for pair in built._wanted(range(built.job_count))}
+    records = portrait_records(tmp_path / "portraits")
+    assert {r.portrait: (r.portrait_digest, r.source_digest) for r in records} == wanted
+    assert all(record.split == split_of(record.source_digest) for record in records)
 
 
 def test_a_run_does_not_go_on_with_portraits_that_were_parsed_anew(
