@@ -166,26 +166,28 @@ def export(
         Path | None,
         typer.Option(help="folder of pairs: also write OUT.int8.onnx, convolutions in 8 bits, scaled by them"),
     ] = None,
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Write the network as one graph that runs without this package; beside an .onnx also the face finder's two."""
     if int8 is not None and out.suffix != ".onnx":
         raise InputError(f"--int8: is for ONNX files; choose an --out that ends in .onnx, not {out.name}")
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
+    from stylepairs.i2i.models.quantized import quantize, require_onnxruntime
 
+    run_own_feature(own_feature)
     model, info = load_model(run)
-    if int8 is not None:
-        from stylepairs.i2i.train.data import one_feature, read_records
+    samples, small = [], out.with_suffix(".int8.onnx")
+    if int8 is not None:  # whatever is wrong with it is said before anything is written
+        from stylepairs.i2i.train.data import calibration_inputs, one_feature, read_records
 
+        require_onnxruntime(small)
         one_feature(read_records(int8, "train"), int8, info.feature)
+        samples = list(calibration_inputs(int8, model.size_px, info.style, info.kinds))
     write_graph(model, info, out)
     print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
     if int8 is not None:
-        from stylepairs.i2i.models.quantized import quantize
-        from stylepairs.i2i.train.data import calibration_inputs
-
-        small = out.with_suffix(".int8.onnx")
-        quantize(out, small, calibration_inputs(int8, model.size_px, info.style, info.kinds))
+        quantize(out, small, samples)
         print(f"{small}: the same in 8 bits")
     if out.suffix == ".onnx":
         from stylepairs.i2i.models.face_export import export_faces
@@ -234,23 +236,40 @@ def evaluate(
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
     params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
     run_own_feature(own_feature)
-    # What `edit` runs is what is judged.
     editors = {run: Editor.load(run, device="cpu") for run in runs}
-    if out is not None:
-        from stylepairs.datagen.shell.durable import make_folder
-
-        make_folder(out if folder is not None else out.parent)  # before the work
     restores = {editor.info.feature == RESTORATION for editor in editors.values()}
     if restores != {False}:
         if portraits is None or len(restores) > 1:
             raise InputError("models that restore are judged by themselves, on --portraits")
         if pairs is not None or overrides or (out is not None and folder is None):
             raise InputError("models that restore are judged without --pairs and --set, --out is a folder")
+    check_before_judging(editors, params if portraits is not None else [], pairs, out)
+    if restores == {True} and portraits is not None:
         show_compared(judge_restored(editors, portraits, by, limit), folder and folder / "portraits")
     elif portraits is not None:
         judge_on_portraits(editors, portraits, params, by, limit, out)
     if pairs is not None:
         show_compared(judge_pairs(editors, pairs, by, limit), folder and folder / "pairs")
+
+
+def check_before_judging(editors: dict[str, Any], params: Any, pairs: Path | None, out: Path | None) -> None:
+    """Raises InputError for what is wrong with parameters, pairs or --out, before any work; makes the folder."""
+    from stylepairs.datagen.pairs.shards import refuse_pairs
+    from stylepairs.datagen.portraits.folders import refuse_portraits
+    from stylepairs.datagen.shell.durable import make_folder
+    from stylepairs.i2i.judging import known_pairs
+
+    for chosen in params:
+        for editor in editors.values():
+            editor.wanted(chosen)
+    if pairs is not None:
+        known_pairs(editors, pairs)
+    if out is not None and out.suffix != ".json":
+        for written in (out, out / "portraits", out / "pairs"):
+            refuse_portraits(written)
+            refuse_pairs(written)
+    if out is not None:
+        make_folder(out if out.suffix != ".json" else out.parent)
 
 
 def show_compared(compared: Any, folder: Path | None) -> None:
@@ -265,45 +284,26 @@ def show_compared(compared: Any, folder: Path | None) -> None:
 
 
 def judge_on_portraits(
-    editors: dict[str, Any],
-    portraits: Path,
-    params: Any,
-    by: Any,
-    limit: int | None,
-    out: Path | None,
+    editors: dict[str, Any], portraits: Path, params: Any, by: Any, limit: int | None, out: Path | None
 ) -> None:
     """Edit portraits with every run, print the medians; into a folder also what else each edit changed."""
     from stylepairs.datagen.portraits.folders import load_portraits
     from stylepairs.datagen.shell.durable import write_bytes
-    from stylepairs.i2i.evaluation import finite, portrait_figures
-    from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, network_cost, write_report
+    from stylepairs.i2i.evaluation import finite
+    from stylepairs.i2i.judging import entanglement, judge_portraits, write_report
 
-    files, judged, entangled = load_portraits(portraits)[:limit], {}, {}
-    for run, editor in editors.items():
-        rows, summary = portrait_figures(editor, files, params, by, say=print)
-        if not rows:
-            raise InputError(
-                f"{portraits}: no portrait could be edited, so there is nothing to measure; name others, or pairs that "
-                "were held out (--pairs)"
-            )
-        cost = network_cost(editor)
-        summary |= {name: each.value for name, each in cost.items() if each.value == each.value}
+    judged, _, _ = judge_portraits(editors, portraits, params, by, limit)
+    for run, one in judged.items():
+        summary = {name: each.value for name, each in one.figures.items() if each.value == each.value}
         named = f"{run}: " if len(editors) > 1 else ""
-        print(
-            f"{named}{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
-        )
-        if out is None:
-            continue
-        if out.suffix == ".json":
-            text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
-            write_bytes(out, text.encode())
-            continue
-        figures = {name: median_interval([row[name] for row in rows if isinstance(row.get(name), float)]) if any(
-            name in row for row in rows) else Interval(value, float("nan"), float("nan"))
-            for name, value in summary.items()}  # fmt: skip
-        judged[run] = Judged(rows, figures | cost, [])
-        entangled[run] = entanglement(editor, readable(files), params[0])
-    if judged and out is not None:
+        medians = "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
+        print(f"{named}{len(one.rows)} edits, medians: {medians}")
+        if out is not None and out.suffix == ".json":  # of one run
+            edits = [finite(row) for row in one.rows]
+            write_bytes(out, json.dumps({"summary": summary, "edits": edits}, indent=1, allow_nan=False).encode())
+    if out is not None and out.suffix != ".json":
+        files = load_portraits(portraits)[:limit]
+        entangled = {run: entanglement(editor, readable(files), params[0]) for run, editor in editors.items()}
         write_report(out / "portraits", judged, entangled)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ assert not triton, triton
         (["edit", "embedded", "photo.jpg", "--out", "o", "--format", "doc"], "--format doc"),
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
         (["edit", "--nope"], "--nope"),
+        (
+            ["evaluate", "embedded", "embedded:bangs", "--portraits", "p", "--set", "color=auburn"],
+            "bangs: params.color: unknown",
+        ),
+        (
+            ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--pairs", "q"],
+            "q: no such folder of pairs",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, monkeypatch, capsys) -> None:
@@ -50,6 +59,23 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("portraits", "landmarks.npz"), ("pairs", "build.json"), ("", "build.json")]
+)
+def test_evaluate_does_not_write_into_portraits_or_pairs(
+    name: str, file: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    (folder / file).touch()
+    arguments = ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["i2i", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, [path.name for path in folder.iterdir()]) == (2, [file])
+    assert f"{folder}: holds " in capsys.readouterr().err
 
 
 def test_parameters_from_the_command_line() -> None:
