@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, run_app
+from stylepairs.datagen.shell.command_line import add_version, advice_if_interrupted, at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import local_place
 from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
 )
+add_version(app)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, may be repeated", metavar="KEY=VALUE")]
 OwnFeatureOption = Annotated[
@@ -77,8 +78,8 @@ def edit(
         list[Path],
         typer.Argument(
             metavar="[RUN] PHOTO...",
-            help="run folder, .safetensors file, or embedded (the shipped weights), left out where --run says it; then "
-            "photos, any size, any number of faces, or folders of them",
+            help="run folder, .safetensors file, or a shipped model (embedded: hair colour, embedded:bangs, ...), left "
+            "out where --run says it; then photos, any size, any number of faces, or folders of them",
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the edited photos; the same command goes on after a stop")],
@@ -160,7 +161,7 @@ def demo(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
+    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded:bangs")],
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
     int8: Annotated[
         Path | None,
@@ -199,7 +200,10 @@ def export(
 @app.command()
 @at_urls
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded:bangs"),
+    ],
     portraits: Annotated[
         Path | None, typer.Option(help="prepared portraits that were not trained on: edited and measured")
     ] = None,
