@@ -13,7 +13,7 @@ import typer
 from stylepairs.datagen.shell.command_line import add_version, advice_if_interrupted, at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import local_place
-from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
+from stylepairs.i2i.edit.photo_files import VIDEO_SUFFIXES, checked_suffix, edit_files, jobs_of
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.folders import PortraitFile
@@ -89,7 +89,9 @@ def edit(
     ] = None,
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
-    video: Annotated[bool, typer.Option("--video", help="the files are videos; steady edits, sound kept")] = False,
+    video: Annotated[
+        bool, typer.Option("--video", help="the files are videos, of folders those that are; steady edits, sound kept")
+    ] = False,
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
@@ -108,7 +110,7 @@ def edit(
         raise InputError("no photos; name a run, then photos or folders of them")
     for each in (*photos, out):  # of these a journal is kept by their places on this machine
         local_place(f"{each}")
-    jobs = jobs_of(photos, out, ".mp4" if video else suffix)
+    jobs = jobs_of(photos, out, ".mp4", VIDEO_SUFFIXES) if video else jobs_of(photos, out, suffix)
     from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.edit.journal import Journal
@@ -137,8 +139,8 @@ def video_work(editor: Any, params: dict[str, Any], min_score: float, provenance
     def work(path: Path, target: Path) -> str:
         with progress(0, "frames") as shown:
             done = edit_video(editor, path, target, params, min_score, provenance, shown.reach)
-        left = "".join(f"; some faces left: {reason}" for reason in done.refused)
-        return f"a face edited in {done.edited} of {done.frames} frames{left}"
+        left = [*(f"some faces left: {reason}" for reason in done.refused), *done.notes]
+        return "; ".join([f"a face edited in {done.edited} of {done.frames} frames", *left])
 
     return work
 

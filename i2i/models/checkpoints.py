@@ -193,9 +193,13 @@ def _meant(source: str) -> str:
     shipped = shipped_models()
     names = [each.removeprefix("embedded:") for each in shipped]
     kind, _, name = source.partition(":")
-    near = nearest(name, names) if kind == "embedded" else nearest(source, ["embedded", *shipped, *names])
-    if not near and kind != "embedded":
-        return ""
+    if kind == "embedded":
+        near = nearest(name, names) and nearest(source, shipped)
+    else:
+        bare = nearest(source, names) and nearest(f"embedded:{source}", shipped)
+        near = bare or nearest(source, ["embedded", *shipped])
+        if not near or "/" in source:
+            return ""
     return f"{near or ';'} shipped are {', '.join(shipped)}"
 
 

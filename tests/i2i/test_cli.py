@@ -51,8 +51,8 @@ assert not triton, triton
             "bangs: params.color: unknown",
         ),
         (["edit", "embeded:bangs", "photo.jpg", "--out", "o"], "did you mean 'embedded:bangs'?"),
-        (["edit", "bangs", "photo.jpg", "--out", "o"], "did you mean 'bangs'? shipped are embedded:bangs, "),
-        (["export", "embedded:hair_colour", "--out", "o.onnx"], "did you mean 'hair_color'? shipped are "),
+        (["edit", "bangs", "photo.jpg", "--out", "o"], "did you mean 'embedded:bangs'? shipped are embedded:bangs, "),
+        (["export", "embedded:hair_colour", "--out", "o.onnx"], "did you mean 'embedded:hair_color'? shipped are "),
         (
             ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--pairs", "q"],
             "q: no such folder of pairs",
