@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -62,9 +61,9 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     dataset = DegradedPortraits(arguments.portraits, records, model.size_px, (1, 1), asked)
     samples = [dataset[index] for index in range(len(records))]
     methods: dict[str, Method] = {"degraded": lambda sample: sample["photo"], **classical(asked, samples)}
-    methods["run"] = partial(edited, editor)
+    methods["run"] = lambda sample: edited(editor, sample).output[0]
     if asked.hole_share:
-        methods["run, told"] = partial(edited, editor, told=True)
+        methods["run, told"] = lambda sample: edited(editor, sample, told=True).output[0]
     judged, images = {}, {}
     for name, method in methods.items():
         images[name] = [method(sample) for sample in samples]

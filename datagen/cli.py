@@ -10,7 +10,7 @@ import typer
 
 from stylepairs.datagen.latent.cli import DeviceOption, GeneratorOption, SeedOption, latent
 from stylepairs.datagen.shell import events
-from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, progress, run_app
+from stylepairs.datagen.shell.command_line import add_version, advice_if_interrupted, at_urls, progress, run_app
 from stylepairs.kernels.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ app = typer.Typer(
     help="Before/after pairs from rough edits of portraits.",
 )
 app.add_typer(latent, name="latent")
+add_version(app)
 
 
 def main() -> None:

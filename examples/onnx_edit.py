@@ -24,6 +24,9 @@ MIN_SCORE, SURE = 0.5, 0.5  # of faces; of there being anything to edit on one
 FADES_BELOW = 0.1  # a degree: to the network it is one hint among others, and none has to be nothing
 # Of the crop's side: how far an edit fades out before the border, how far it is carried on beyond it, by Gaussians.
 FADE, MARGIN, REACHES = 0.06, 0.3, (0.05, 0.15, 0.45)
+# Of the 68 landmarks: around cheeks and nose; along the jaw and back over the brows.
+CHEEKS = [1, 2, 3, 48, 31, 33, 35, 54, 13, 14, 15, 45, 46, 47, 42, 27, 39, 40, 41, 36]
+OUTLINE = [*range(17), 26, 25, 24, 19, 18, 17]
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
@@ -63,29 +66,37 @@ class OnnxEditor:
         """Every face edited; style [C] is the editor's code of what is wanted (C may be 0), degree in [0,1]."""
         result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
         for points68 in find_faces(photo, self.finder, self.landmarks):
-            maps, transform = self.maps(photo, eyes_and_mouth(points68), style, degree)
+            maps, transform = self.maps(photo, points68, style, degree)
             paste(result, photo, edited, maps, transform)
         return result
 
     def maps(
-        self, photo: np.ndarray, face: np.ndarray, style: np.ndarray, degree: float
+        self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """The edit of one face as gain, bias, mask [S,S,7] (of 0..255), and the photo's transform onto their square."""
-        side = self.editor.about["size_px"]
-        maps, transform = self.seen(photo, face, style, degree, 1.0), square_transform(face, side)
+        about = self.editor.about
+        side = about["size_px"]
+        maps, transform = (
+            self.seen(photo, points68, style, degree, 1.0),
+            square_transform(eyes_and_mouth(points68), side),
+        )
         fade = border_fade(side)
-        if (maps[..., 6] * (1 - fade)).mean() > 0.01 * FADE and not self.editor.about.get("draws", False):
+        continues = about["keeps_texture"] and not about["draws"]
+        if continues and (maps[..., 6] * (1 - fade)).mean() > 0.01 * FADE:
             margin = round(MARGIN * side)
-            wide = self.seen(photo, face, style, degree, 1 + 2 * margin / side)[..., 6]
+            wide = self.seen(photo, points68, style, degree, 1 + 2 * margin / side)[..., 6]
             transform[:, 2] += margin
             return extended(maps, resized(wide, side + 2 * margin, Image.Resampling.BILINEAR), margin), transform
         maps[..., 6] *= fade
         return maps, transform
 
-    def seen(self, photo: np.ndarray, face: np.ndarray, style: np.ndarray, degree: float, share: float) -> np.ndarray:
+    def seen(
+        self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float, share: float
+    ) -> np.ndarray:
         """What the network says of a square `share` times the face's own: gain, bias, mask, [S,S,7]."""
         side, crop_px = self.editor.about["size_px"], self.editor.about["crop_px"]
-        crop = crop_aligned(photo, square_transform(face, crop_px, share), crop_px).astype(np.float32) / 127.5 - 1
+        transform = square_transform(eyes_and_mouth(points68), crop_px, share)
+        crop = crop_aligned(photo, transform, crop_px).astype(np.float32) / 127.5 - 1
         small = np.dstack([resized(crop[..., c], side, Image.Resampling.BICUBIC) for c in range(3)]).clip(-1, 1)
         inputs = {
             "photo": small.transpose(2, 0, 1)[None],
@@ -93,25 +104,48 @@ class OnnxEditor:
             "degree": np.array([degree]),
         }
         if len(style):
-            inputs["style"] = (in_light(style, small) if self.editor.about["style"] == "color" else style)[None]
+            points = (moved_points(transform, points68.astype(np.float64)) + 0.5) * side / crop_px - 0.5
+            inputs["style"] = (in_light(style, small, points) if self.editor.about["style"] == "color" else style)[None]
         _, mask, gain, bias, confidence = self.editor(**inputs)
         mask = mask * (confidence[0] >= SURE) * min(1.0, degree / FADES_BELOW)
         return np.concatenate([gain[0], bias[0] * 127.5, mask[0]]).transpose(1, 2, 0).copy()
 
 
-def in_light(style: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """The code of a colour as it looks in a dark photo, where blond does not glow; crop [S,S,3] in [-1,1]."""
-    brightest = np.quantile(cv2.cvtColor(crop / 2 + 0.5, cv2.COLOR_RGB2LAB)[..., 0], 0.995)
-    if brightest >= 66:
+def in_light(style: np.ndarray, crop: np.ndarray, points68: np.ndarray) -> np.ndarray:
+    """The code of a colour as it looks in the photo's light; crop [S,S,3] in [-1,1], points68 in its pixels."""
+    light = light_of(cv2.cvtColor(crop / 2 + 0.5, cv2.COLOR_RGB2LAB)[..., 0], points68)
+    if light == 1:
         return style
-    expected = 66 + min(66 - brightest, 14)
-    shine, full = (((value + 16) / 116) ** 3 if value > 8 else value / 903.3 for value in (brightest, expected))
     lab = style * 50 + [50, 0, 0]
     fy = (lab[0] + 16) / 116
     curve = np.array([fy + lab[1] / 500, fy, fy - lab[2] / 200])
-    xyz = np.where(curve > 6 / 29, curve**3, (curve - 4 / 29) / 7.787) * (max(shine, 1e-4) / full)
+    xyz = np.where(curve > 6 / 29, curve**3, (curve - 4 / 29) / 7.787) * light
     fx, fy, fz = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 4 / 29)
     return (np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)]) - [50, 0, 0]) / 50
+
+
+def light_of(lightness: np.ndarray, points68: np.ndarray) -> float:
+    """The light on a crop of L* [S,S], as a factor to that of a well exposed one: more where cheeks and nose are
+    lighter than skin can be, less where the brightest of crop, face and eyes is dark."""
+    cheeks = lightness[inside(lightness, points68[CHEEKS])]
+    if len(cheeks) and np.median(cheeks) > 78:
+        return min(2.0, shine(np.median(cheeks)) / shine(78))
+    face = inside(lightness, points68[OUTLINE])
+    eyes = inside(lightness, points68[36:42]) | inside(lightness, points68[42:48])
+    parts = ((np.ones_like(face), 0.995), (face, 0.98), (eyes, 0.9))
+    brightest = max(np.quantile(lightness[part], share) for part, share in parts if part.any())
+    return 1.0 if brightest >= 66 else max(shine(brightest), 1e-4) / shine(66 + min(66 - brightest, 14))
+
+
+def inside(lightness: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    mask = np.zeros(lightness.shape, np.uint8)
+    cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return mask > 127
+
+
+def shine(lightness: float) -> float:
+    """What of the light a surface of this L* gives back."""
+    return ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3
 
 
 # Faces: image pyramid, peaks of the finder's heat, landmarks in two passes.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stylepairs.datagen.shell.command_line import advice_if_interrupted, at_urls, run_app
+from stylepairs.datagen.shell.command_line import add_version, advice_if_interrupted, at_urls, run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import local_place
-from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of
+from stylepairs.i2i.edit.photo_files import VIDEO_SUFFIXES, checked_suffix, edit_files, jobs_of
 
 if TYPE_CHECKING:
     from stylepairs.datagen.portraits.folders import PortraitFile
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Single-pass photo editing."
 )
+add_version(app)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, may be repeated", metavar="KEY=VALUE")]
 OwnFeatureOption = Annotated[
@@ -77,8 +78,8 @@ def edit(
         list[Path],
         typer.Argument(
             metavar="[RUN] PHOTO...",
-            help="run folder, .safetensors file, or embedded (the shipped weights), left out where --run says it; then "
-            "photos, any size, any number of faces, or folders of them",
+            help="run folder, .safetensors file, or a shipped model (embedded: hair colour, embedded:bangs, ...), left "
+            "out where --run says it; then photos, any size, any number of faces, or folders of them",
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the edited photos; the same command goes on after a stop")],
@@ -88,7 +89,9 @@ def edit(
     ] = None,
     overrides: SetOption = None,
     format: Annotated[str, typer.Option(help="png (lossless), jpg, webp, tif, or same (as each photo)")] = "png",
-    video: Annotated[bool, typer.Option("--video", help="the files are videos; steady edits, sound kept")] = False,
+    video: Annotated[
+        bool, typer.Option("--video", help="the files are videos, of folders those that are; steady edits, sound kept")
+    ] = False,
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
@@ -107,7 +110,7 @@ def edit(
         raise InputError("no photos; name a run, then photos or folders of them")
     for each in (*photos, out):  # of these a journal is kept by their places on this machine
         local_place(f"{each}")
-    jobs = jobs_of(photos, out, ".mp4" if video else suffix)
+    jobs = jobs_of(photos, out, ".mp4", VIDEO_SUFFIXES) if video else jobs_of(photos, out, suffix)
     from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.edit.journal import Journal
@@ -136,8 +139,8 @@ def video_work(editor: Any, params: dict[str, Any], min_score: float, provenance
     def work(path: Path, target: Path) -> str:
         with progress(0, "frames") as shown:
             done = edit_video(editor, path, target, params, min_score, provenance, shown.reach)
-        left = "".join(f"; some faces left: {reason}" for reason in done.refused)
-        return f"a face edited in {done.edited} of {done.frames} frames{left}"
+        left = [*(f"some faces left: {reason}" for reason in done.refused), *done.notes]
+        return "; ".join([f"a face edited in {done.edited} of {done.frames} frames", *left])
 
     return work
 
@@ -160,32 +163,34 @@ def demo(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded")],
+    run: Annotated[str, typer.Argument(help="run folder, .safetensors file, or embedded:bangs")],
     out: Annotated[Path, typer.Option(help="editor.onnx (needs the export extra) or editor.pt2")],
     int8: Annotated[
         Path | None,
         typer.Option(help="folder of pairs: also write OUT.int8.onnx, convolutions in 8 bits, scaled by them"),
     ] = None,
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Write the network as one graph that runs without this package; beside an .onnx also the face finder's two."""
     if int8 is not None and out.suffix != ".onnx":
         raise InputError(f"--int8: is for ONNX files; choose an --out that ends in .onnx, not {out.name}")
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
+    from stylepairs.i2i.models.quantized import quantize, require_onnxruntime
 
+    run_own_feature(own_feature)
     model, info = load_model(run)
-    if int8 is not None:
-        from stylepairs.i2i.train.data import one_feature, read_records
+    samples, small = [], out.with_suffix(".int8.onnx")
+    if int8 is not None:  # whatever is wrong with it is said before anything is written
+        from stylepairs.i2i.train.data import calibration_inputs, one_feature, read_records
 
+        require_onnxruntime(small)
         one_feature(read_records(int8, "train"), int8, info.feature)
+        samples = list(calibration_inputs(int8, model.size_px, info.style, info.kinds))
     write_graph(model, info, out)
     print(f"{out}: {info.feature}, {model.size_px} px, any batch size, float32")
     if int8 is not None:
-        from stylepairs.i2i.models.quantized import quantize
-        from stylepairs.i2i.train.data import calibration_inputs
-
-        small = out.with_suffix(".int8.onnx")
-        quantize(out, small, calibration_inputs(int8, model.size_px, info.style, info.kinds))
+        quantize(out, small, samples)
         print(f"{small}: the same in 8 bits")
     if out.suffix == ".onnx":
         from stylepairs.i2i.models.face_export import export_faces
@@ -197,7 +202,10 @@ def export(
 @app.command()
 @at_urls
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="run folders, .safetensors files, or embedded:bangs"),
+    ],
     portraits: Annotated[
         Path | None, typer.Option(help="prepared portraits that were not trained on: edited and measured")
     ] = None,
@@ -234,23 +242,40 @@ def evaluate(
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
     params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
     run_own_feature(own_feature)
-    # What `edit` runs is what is judged.
     editors = {run: Editor.load(run, device="cpu") for run in runs}
-    if out is not None:
-        from stylepairs.datagen.shell.durable import make_folder
-
-        make_folder(out if folder is not None else out.parent)  # before the work
     restores = {editor.info.feature == RESTORATION for editor in editors.values()}
     if restores != {False}:
         if portraits is None or len(restores) > 1:
             raise InputError("models that restore are judged by themselves, on --portraits")
         if pairs is not None or overrides or (out is not None and folder is None):
             raise InputError("models that restore are judged without --pairs and --set, --out is a folder")
+    check_before_judging(editors, params if portraits is not None else [], pairs, out)
+    if restores == {True} and portraits is not None:
         show_compared(judge_restored(editors, portraits, by, limit), folder and folder / "portraits")
     elif portraits is not None:
         judge_on_portraits(editors, portraits, params, by, limit, out)
     if pairs is not None:
         show_compared(judge_pairs(editors, pairs, by, limit), folder and folder / "pairs")
+
+
+def check_before_judging(editors: dict[str, Any], params: Any, pairs: Path | None, out: Path | None) -> None:
+    """Raises InputError for what is wrong with parameters, pairs or --out, before any work; makes the folder."""
+    from stylepairs.datagen.pairs.shards import refuse_pairs
+    from stylepairs.datagen.portraits.folders import refuse_portraits
+    from stylepairs.datagen.shell.durable import make_folder
+    from stylepairs.i2i.judging import known_pairs
+
+    for chosen in params:
+        for editor in editors.values():
+            editor.wanted(chosen)
+    if pairs is not None:
+        known_pairs(editors, pairs)
+    if out is not None and out.suffix != ".json":
+        for written in (out, out / "portraits", out / "pairs"):
+            refuse_portraits(written)
+            refuse_pairs(written)
+    if out is not None:
+        make_folder(out if out.suffix != ".json" else out.parent)
 
 
 def show_compared(compared: Any, folder: Path | None) -> None:
@@ -265,45 +290,26 @@ def show_compared(compared: Any, folder: Path | None) -> None:
 
 
 def judge_on_portraits(
-    editors: dict[str, Any],
-    portraits: Path,
-    params: Any,
-    by: Any,
-    limit: int | None,
-    out: Path | None,
+    editors: dict[str, Any], portraits: Path, params: Any, by: Any, limit: int | None, out: Path | None
 ) -> None:
     """Edit portraits with every run, print the medians; into a folder also what else each edit changed."""
     from stylepairs.datagen.portraits.folders import load_portraits
     from stylepairs.datagen.shell.durable import write_bytes
-    from stylepairs.i2i.evaluation import finite, portrait_figures
-    from stylepairs.i2i.judging import Interval, Judged, entanglement, median_interval, network_cost, write_report
+    from stylepairs.i2i.evaluation import finite
+    from stylepairs.i2i.judging import entanglement, judge_portraits, write_report
 
-    files, judged, entangled = load_portraits(portraits)[:limit], {}, {}
-    for run, editor in editors.items():
-        rows, summary = portrait_figures(editor, files, params, by, say=print)
-        if not rows:
-            raise InputError(
-                f"{portraits}: no portrait could be edited, so there is nothing to measure; name others, or pairs that "
-                "were held out (--pairs)"
-            )
-        cost = network_cost(editor)
-        summary |= {name: each.value for name, each in cost.items() if each.value == each.value}
+    judged, _, _ = judge_portraits(editors, portraits, params, by, limit)
+    for run, one in judged.items():
+        summary = {name: each.value for name, each in one.figures.items() if each.value == each.value}
         named = f"{run}: " if len(editors) > 1 else ""
-        print(
-            f"{named}{len(rows)} edits, medians: " + "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
-        )
-        if out is None:
-            continue
-        if out.suffix == ".json":
-            text = json.dumps({"summary": summary, "edits": [finite(row) for row in rows]}, indent=1, allow_nan=False)
-            write_bytes(out, text.encode())
-            continue
-        figures = {name: median_interval([row[name] for row in rows if isinstance(row.get(name), float)]) if any(
-            name in row for row in rows) else Interval(value, float("nan"), float("nan"))
-            for name, value in summary.items()}  # fmt: skip
-        judged[run] = Judged(rows, figures | cost, [])
-        entangled[run] = entanglement(editor, readable(files), params[0])
-    if judged and out is not None:
+        medians = "  ".join(f"{name} {value:.4g}" for name, value in summary.items())
+        print(f"{named}{len(one.rows)} edits, medians: {medians}")
+        if out is not None and out.suffix == ".json":  # of one run
+            edits = [finite(row) for row in one.rows]
+            write_bytes(out, json.dumps({"summary": summary, "edits": edits}, indent=1, allow_nan=False).encode())
+    if out is not None and out.suffix != ".json":
+        files = load_portraits(portraits)[:limit]
+        entangled = {run: entanglement(editor, readable(files), params[0]) for run, editor in editors.items()}
         write_report(out / "portraits", judged, entangled)
 
 

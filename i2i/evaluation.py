@@ -20,7 +20,7 @@ from stylepairs.datagen.portraits.folders import PortraitFile
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError, one_line
-from stylepairs.i2i.edit.editor import Editor, Wanted
+from stylepairs.i2i.edit.editor import LEAST_CONFIDENCE, Editor, Wanted
 from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.train.held_out import psnr_outside_db
 
@@ -37,12 +37,13 @@ def portrait_figures(
 ) -> tuple[list[Row], dict[str, float]]:
     """Edit every portrait with every set of parameters; one row each, and the summary.
 
-    Rows: portrait, params, the figures of the feature's `measure`, psnr_outside_db and changed_outside (largest
-    absolute change; 0 is untouched), both outside the region that composing a pair may touch, whatever the model's mask
-    says; identity_NAME, the likeness of photo and edit. Summary: median of each figure, and fid_NAME (photos against
-    edits) where there are two portraits or more; NAME says the features. Portraits that cannot be read, or to which the
-    feature does not apply, are said and left out. The editor's analyser looks at photos and edits, for features that
-    are measured by label maps or landmarks; where it has none, those of the portrait are taken for both.
+    Rows: portrait, params, the network's confidence, the figures of the feature's `measure`, psnr_outside_db and
+    changed_outside (largest absolute change; 0 is untouched), both outside the region that composing a pair may touch,
+    whatever the model's mask says; identity_NAME, the likeness of photo and edit. Summary: median of each figure,
+    `faces_left`, and fid_NAME (photos against edits) where there are two portraits or more; NAME says the features.
+    Portraits that cannot be read, or to which the feature does not apply, are said and left out. The editor's analyser
+    looks at photos and edits, for features that are measured by label maps or landmarks; where it has none, those of
+    the portrait are taken for both.
     """
     fid = frechet_distance(by.perceptual)
     edits = [editor.wanted(chosen) for chosen in params]
@@ -71,11 +72,10 @@ def portrait_figures(
             fid.update(before.image[None], real=True)
             seen_portraits += 1
     summary, name = medians(rows), f"fid_{by.perceptual.name}"
+    if rows:
+        summary["faces_left"] = faces_left(rows)
     if len(rows) > 1 and seen_portraits > 1:
-        try:
-            summary[name] = float(fid.compute())
-        except (RuntimeError, ValueError) as error:  # of torchmetrics and its linear algebra: the rows are not lost
-            say(f"{name} is left out: {one_line(error)}")
+        summary |= {name: value} if math.isfinite(value := frechet_value(fid, name, say)) else {}
     elif rows:
         say(f"{name} is left out: it needs two portraits")
     return rows, summary
@@ -91,10 +91,16 @@ def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row,
     allowed = region_mask(sketch.edit_mask).to(after.device)
     seen = AnalysedPair(*(analyse(before, image, editor.analyser).portrait for image in (before.image, after)))
     return {
+        "confidence": float(edit.confidence),
         **editor.feature.measure(before, seen, params),
         "psnr_outside_db": psnr_outside_db(after, before.image, allowed),
         "changed_outside": float(((after - before.image).abs() * (allowed == 0)).max()),
     }, after
+
+
+def faces_left(rows: Iterable[Row]) -> float:
+    """Of how many rows `edit` leaves the face as it is, as the network is too unsure that the feature applies."""
+    return float(sum(row["confidence"] < LEAST_CONFIDENCE for row in rows))
 
 
 def medians(rows: Sequence[Row]) -> dict[str, float]:
@@ -119,6 +125,15 @@ def frechet_distance(perceptual: Perceptual) -> Any:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     return FrechetInceptionDistance(feature=PooledFeatures(perceptual))
+
+
+def frechet_value(fid: Any, name: str, say: Callable[[str], None]) -> float:
+    """What a `frechet_distance` has come to; NaN where it fails, which is said: the rows are not lost with it."""
+    try:
+        return float(fid.compute())
+    except (RuntimeError, ValueError) as error:  # of torchmetrics and its linear algebra
+        say(f"{name} is left out: {one_line(error)}")
+        return math.nan
 
 
 class PooledFeatures(nn.Module):

@@ -1,5 +1,5 @@
 """Judges several models side by side, or any two folders of pictures: distances to what was wanted, kernel distances of
-the sets, what else changed, each with a bootstrap interval (Efron, 1979).
+the sets, what else changed, each with a bootstrap interval (`stylepairs.i2i.intervals`).
 
 Sets are compared by the kernel inception distance (KID, Binkowski et al., 2018) and FID on the features whose name each
 figure carries; figures of different features cannot be compared.
@@ -24,37 +24,28 @@ from stylepairs.datagen.build.quality import analyse
 from stylepairs.datagen.features import feature_names, load_feature
 from stylepairs.datagen.images.filters import psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
+from stylepairs.datagen.pairs.record import PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, read_index
+from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import peak_memory_mb
 from stylepairs.i2i.edit.editor import Editor
-from stylepairs.i2i.evaluation import finite, frechet_distance
+from stylepairs.i2i.evaluation import faces_left, finite, frechet_distance, frechet_value, portrait_figures
 from stylepairs.i2i.identity import Instruments
+from stylepairs.i2i.intervals import SHARE, Interval, kernel_interval, median_interval
 from stylepairs.i2i.models.conditions import is_of_kinds
+from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.train.data import Sample, plain_sample
 from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, portrait_records
 
-RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
 _PARTS = ("before", "after", "mask")
 SHEET_ROWS = 8
 _UNMASKED = 0.5 / 255  # of a mask: less is rounding, of one that was resized
 _TIMED_PASSES = 9
 _PANELS, _LABEL = 3, 28  # of the plot: side by side, and letters of a run's name
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and the bounds of its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,19 @@ def judge_pairs(editors: Mapping[str, Editor], pairs: Path, by: Instruments, lim
     All get photo, degree and style alone, and decide where to edit. Gives the judged, and photos and targets for a
     sheet. Raises InputError where no pair is left.
     """
+    records = known_pairs(editors, pairs)[:limit]
+
+    def samples(editor: Editor) -> Iterator[Named]:
+        told = editor.model.size_px, editor.info.style, editor.info.kinds
+        for record in records:
+            said = {"pair": record.id, "portrait": record.portrait}
+            yield said, plain_sample(load_pair(pairs, record, _PARTS), *told)
+
+    return judge_samples(editors, samples, by)
+
+
+def known_pairs(editors: Mapping[str, Editor], pairs: Path) -> list[PairRecord]:
+    """The accepted held-out pairs of kinds that all editors know. Raises InputError where there is none."""
     records = [
         record
         for record in read_index(pairs, accepted_only=True, split="val")
@@ -84,16 +88,35 @@ def judge_pairs(editors: Mapping[str, Editor], pairs: Path, by: Instruments, lim
             and (editor.info.style != "params" or is_of_kinds(record.params, editor.info.kinds))
             for editor in editors.values()
         )
-    ][:limit]
+    ]
     if not records:
         raise InputError(f"{pairs}: no accepted held-out pair of a kind that every run knows; build more pairs")
+    return records
 
-    def samples(editor: Editor) -> Iterator[Named]:
-        told = editor.model.size_px, editor.info.style, editor.info.kinds
-        for record in records:
-            yield {"pair": record.id}, plain_sample(load_pair(pairs, record, _PARTS), *told)
 
-    return judge_samples(editors, samples, by)
+def judge_portraits(
+    editors: Mapping[str, Editor],
+    portraits: Path,
+    params: Sequence[Mapping[str, Any]],
+    by: Instruments,
+    limit: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Compared:
+    """Each editor on prepared portraits with every set of parameters, by what its feature measures (see
+    `portrait_figures`). Nothing is compared with, so there are no photos and targets for a sheet. Raises InputError
+    where no portrait can be edited.
+    """
+    files, judged = load_portraits(portraits)[:limit], {}
+    for name, editor in editors.items():
+        rows, summary = portrait_figures(editor, files, params, by, say)
+        if not rows:
+            raise InputError(
+                f"{portraits}: no portrait could be edited, so there is nothing to measure; name others, or pairs that "
+                "were held out (--pairs)"
+            )
+        figures = {figure: Interval(value) for figure, value in summary.items()}
+        judged[name] = Judged(rows, figures | row_intervals(rows) | network_cost(editor), [])
+    return judged, [], []
 
 
 def judge_restored(
@@ -123,18 +146,22 @@ def judge_samples(
     shown = [sample for _, sample in islice(samples_of(next(iter(editors.values()))), SHEET_ROWS)]
     judged = {}
     for name, editor in editors.items():
-        found = ((said, edited(editor, sample), sample) for said, sample in samples_of(editor))
-        of_all = judged_of(found, by)
-        judged[name] = replace(of_all, figures=of_all.figures | network_cost(editor))
+        of_all = judged_of(_edits(editor, samples_of(editor)), by)
+        left = {"faces_left": Interval(faces_left(of_all.rows))}
+        judged[name] = replace(of_all, figures=of_all.figures | left | network_cost(editor))
     return judged, [sample["photo"] for sample in shown], [sample["target"] for sample in shown]
 
 
-def edited(editor: Editor, sample: Sample, told: bool = False) -> torch.Tensor:
-    """The picture [3,H,W] that the network makes of a sample; told: where it may edit, else it decides alone."""
+def _edits(editor: Editor, samples: Iterable[Named]) -> Iterator[tuple[dict[str, Any], torch.Tensor, Sample]]:
+    for said, sample in samples:
+        edit = edited(editor, sample)
+        yield said | {"confidence": float(edit.confidence)}, edit.output[0].cpu(), sample
+
+
+def edited(editor: Editor, sample: Sample, told: bool = False) -> Edit:
+    """What `edit` makes of a sample, a batch of one; told: where it may edit, else it decides alone."""
     region = sample["region"] if told else torch.ones_like(sample["region"])
-    inputs = [each[None] for each in (sample["photo"], region, sample["degree"], sample["style"])]
-    output: torch.Tensor = editor.model(*inputs).output[0].clamp(-1, 1).cpu()
-    return output
+    return editor.edit_crop(sample["photo"], region, sample["degree"], sample["style"])
 
 
 @torch.no_grad()
@@ -151,7 +178,7 @@ def network_cost(editor: Editor) -> dict[str, Interval]:
         float(editor.model(*inputs).output.sum())  # waits for a GPU, too
         seconds.append(time.perf_counter() - started)
     memory = peak_memory_mb(lambda: editor.model(*inputs)) if device.type == "cpu" else _gpu_memory_mb(editor, inputs)
-    return {"seconds": median_interval(seconds[1:]), "memory_mb": Interval(memory, math.nan, math.nan)}
+    return {"seconds": median_interval(seconds[1:]), "memory_mb": Interval(memory)}
 
 
 def _gpu_memory_mb(editor: Editor, inputs: Sequence[torch.Tensor]) -> float:
@@ -163,7 +190,9 @@ def _gpu_memory_mb(editor: Editor, inputs: Sequence[torch.Tensor]) -> float:
 
 @torch.no_grad()
 def judged_of(
-    found: Iterable[tuple[dict[str, Any], torch.Tensor, Mapping[str, torch.Tensor]]], by: Instruments
+    found: Iterable[tuple[dict[str, Any], torch.Tensor, Mapping[str, torch.Tensor]]],
+    by: Instruments,
+    say: Callable[[str], None] = print,
 ) -> Judged:
     """Medians of `picture_figures`, kernel distance and FID to what was wanted, with intervals.
 
@@ -182,13 +211,26 @@ def judged_of(
         for image, of, real in ((picture, features[0], False), (target, features[1], True)):
             of.append(pooled(image, mask, by.perceptual))
             fid.update(image[None], real=real)
-    # Not every row has all: a mask may leave nothing inside, or nothing outside.
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
-    figures = {name: median_interval([row[name] for row in rows if name in row]) for name in names}
+    figures = row_intervals(rows)
     if len(rows) > 1:
-        figures[f"kid_inside_{by.perceptual.name}"] = kernel_interval(*map(np.stack, features))
-        figures[f"fid_{by.perceptual.name}"] = Interval(float(fid.compute()), math.nan, math.nan)
+        figures[f"kid_inside_{by.perceptual.name}"] = kernel_interval(
+            np.stack(features[0]), np.stack(features[1]), _people(rows)
+        )
+        figures[f"fid_{by.perceptual.name}"] = Interval(frechet_value(fid, f"fid_{by.perceptual.name}", say))
     return Judged(rows, figures, pictures)
+
+
+def row_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """The median of each figure with its interval, over the rows that have it: a mask may leave nothing inside, or
+    nothing outside."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    having = {name: [row for row in rows if name in row] for name in names}
+    return {name: median_interval([row[name] for row in of], _people(of)) for name, of in having.items()}
+
+
+def _people(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Who each row is of: its portrait; rows of pictures without one are each of somebody else."""
+    return [row.get("portrait", place) for place, row in enumerate(rows)]
 
 
 @torch.no_grad()
@@ -204,7 +246,7 @@ def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tenso
              f"identity_{by.identity.name}": by.identity.likeness(image, target)}  # fmt: skip
     for where, part in (("inside", mask), ("outside", (mask < _UNMASKED).float())):
         if float(part.sum()) > 1:
-            found[f"psnr_{where}_db"] = float(min(psnr_db(image, target, part), 100.0))
+            found[f"psnr_{where}_db"] = psnr_db(image, target, part)
             found[f"ssim_{where}"] = float((similar[0] * part).sum() / (part.sum() * similar.shape[1]))
     return found
 
@@ -245,40 +287,6 @@ def pooled(image: torch.Tensor, mask: torch.Tensor, perceptual: Perceptual) -> n
     mean = (deepest * weight).sum((1, 2)) / weight.sum()
     spread = ((deepest - mean[:, None, None]).square() * weight).sum((1, 2)) / weight.sum()
     return torch.cat([mean, spread.sqrt()]).double().numpy()
-
-
-def kernel_interval(found: np.ndarray, wanted: np.ndarray) -> Interval:
-    """The kernel distance times 1000 between features [N,C] and [M,C], unbiased, pictures drawn anew for the interval.
-
-    Kernel (x.y / C + 1)^3. Two draws of one picture are no two pictures: they do not count within a set.
-    """
-    kernels = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((found, found), (wanted, wanted), (found, wanted))]
-    rng = np.random.default_rng(0)
-    draws = [(rng.integers(0, len(found), len(found)), rng.integers(0, len(wanted), len(wanted))) for _ in range(200)]
-    values = [_kernel_distance(kernels, *draw) for draw in draws]
-    value = _kernel_distance(kernels, np.arange(len(found)), np.arange(len(wanted)))
-    return Interval(value, *np.nanquantile(values, _bounds()).tolist())
-
-
-def _kernel_distance(kernels: Sequence[np.ndarray], a: np.ndarray, b: np.ndarray) -> float:
-    total = 0.0
-    for kernel, index in ((kernels[0], a), (kernels[1], b)):
-        others = index[:, None] != index[None]
-        total += kernel[np.ix_(index, index)][others].mean() if others.any() else math.nan
-    return 1000 * float(total - 2 * kernels[2][np.ix_(a, b)].mean())
-
-
-def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The median of the finite values, and the bootstrap interval of it."""
-    known = np.array([value for value in values if math.isfinite(value)])
-    if not len(known):
-        return Interval(math.nan, math.nan, math.nan)
-    draws = known[np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))]
-    return Interval(float(np.median(known)), *np.quantile(np.median(draws, axis=1), _bounds()).tolist())
-
-
-def _bounds() -> tuple[float, float]:
-    return (1 - SHARE) / 2, (1 + SHARE) / 2
 
 
 def write_report(
@@ -343,7 +351,7 @@ def _plot(path: Path, judged: Mapping[str, Judged]) -> None:
     for index, name in enumerate(names):
         axes = figure.add_subplot(rows, _PANELS, index + 1)
         for place, one in enumerate(judged.values()):
-            each = one.figures.get(name, Interval(math.nan, math.nan, math.nan))
+            each = one.figures.get(name, Interval(math.nan))
             known = math.isfinite(each.low)
             bounds = [[max(each.value - each.low, 0)], [max(each.high - each.value, 0)]] if known else None
             axes.errorbar([each.value], [place], xerr=bounds, fmt="o", capsize=3, markersize=4)

@@ -19,9 +19,8 @@ from stylepairs.datagen.images import stored
 from stylepairs.datagen.images.colors import PALETTE
 from stylepairs.datagen.images.files import save_photo
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.edit.editor import Editor
-from stylepairs.i2i.edit.photo_files import outcome
-from stylepairs.i2i.edit.provenance import marked
+from stylepairs.i2i.edit.editor import EditedPhoto, Editor
+from stylepairs.i2i.edit.photo_files import edited_photo, outcome
 from stylepairs.i2i.models.checkpoints import ModelInfo, shipped_models
 
 if TYPE_CHECKING:
@@ -53,15 +52,16 @@ class Page:
         style: one of `styles_of`, or a colour; painted: layers [h,w,4] whose alpha says where the edit may go, none or
         nothing painted: everywhere. Raises InputError.
         """
-        editor, photo = self.editors[name], stored.load_stored(path)
-        before = stored.srgb_of(photo)
+        editor, suffix = self.editors[name], _SUFFIXES.get(Path(path).suffix.lower(), ".png")
         params = params_of(editor.info, style)
-        edited = editor(before, params, degree=degree, region=region_of_layers(painted, before.shape[:2]))
-        suffix = _SUFFIXES.get(Path(path).suffix.lower(), ".png")
-        result = stored.fitting(stored.with_edit(photo, before, edited.pixels), suffix)
+
+        def made(photo: np.ndarray) -> EditedPhoto:
+            return editor(photo, params, degree=degree, region=region_of_layers(painted, photo.shape[:2]))
+
+        before, edited, result = edited_photo(Path(path), suffix, made)
         stem = Path(path).stem.encode()[:80].decode(errors="ignore")  # file names are counted in bytes
         target = self.out / f"{stem}_{name}_{next(self.count)}{suffix}"
-        save_photo(target, marked(result))
+        save_photo(target, result)
         self.kept.append(target)
         if len(self.kept) > KEPT_DOWNLOADS:
             self.kept.popleft().unlink(missing_ok=True)

@@ -40,6 +40,7 @@ ROOMS = (
     "i2i.page",
     "i2i.identity",
     "i2i.evaluation",
+    "i2i.intervals",
     "i2i.judging",
     "i2i.cli",
 )

@@ -9,10 +9,9 @@ from typing import Any
 
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.pairs.record import PairRecord
-from stylepairs.datagen.pairs.shards import BUILD_FILE, load_pair, read_index
+from stylepairs.datagen.pairs.shards import load_pair, read_index, refuse_pairs
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.durable import make_folder, write_bytes
-from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 
 EXPORTED = ("before", "after", "mask")
@@ -25,8 +24,7 @@ def export_pairs(pairs: Path, out: Path, everything: bool = False, split: str | 
     image; its row says which files it has. Raises InputError.
     """
     refuse_portraits(out)
-    if (out / BUILD_FILE).exists():
-        raise InputError(f"{out}: holds pairs; choose another --out")
+    refuse_pairs(out)
     records = read_index(pairs, accepted_only=not everything, split=split)
     with folder_lock(out, "datagen export"):
         for name in EXPORTED:

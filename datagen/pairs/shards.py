@@ -92,6 +92,12 @@ def shard_paths(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
 
 
+def refuse_pairs(out: Path) -> None:
+    """Raises InputError where a folder that is to be written into holds pairs, finished or not."""
+    if (out / BUILD_FILE).exists() or (out.is_dir() and shard_paths(out)):
+        raise InputError(f"{out}: holds pairs; choose another --out")
+
+
 def read_index(directory: Path | str, accepted_only: bool = True, split: str | None = None) -> list[PairRecord]:
     """The records of all pairs, without pixels. `split`: "train", "val" or None for both.
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
+from stylepairs.datagen import __version__
 from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.errors import InputError, printable, without_middle
 from stylepairs.datagen.shell.storage.staged import local_place, place
@@ -59,6 +60,21 @@ def run_app(app: typer.Typer) -> NoReturn:
         events.tell("interrupted", kind="interrupted")
     events.event("end", exit_code=code)
     sys.exit(code)
+
+
+def add_version(app: typer.Typer) -> None:
+    """Let an app take --version in the place of a command."""
+    import typer
+
+    def said(asked: bool) -> None:
+        if asked:
+            print(f"stylepairs {__version__}")
+            raise typer.Exit
+
+    option = typer.Option(False, "--version", callback=said, is_eager=True, help="say the version and end")
+
+    @app.callback()
+    def options(version: bool = option) -> None: ...
 
 
 @contextmanager

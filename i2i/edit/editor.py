@@ -194,7 +194,18 @@ class Editor:
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
         if sketch.backwards:
             raise SketchRefused(f"{portrait.name}: {self.info.feature} makes a before half of it; nothing to edit")
-        return self._pass([self._inputs(portrait, wanted)])[0], sketch
+        return self.edit_crop(*self._inputs(portrait, wanted)), sketch
+
+    def edit_crop(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
+        """What `edit` does to an aligned crop of the network's size, a batch of one, output clamped to [-1,1]: fainter
+        below a degree of 0.1, nothing where the network is unsure that the feature applies.
+
+        photo [3,S,S] in [-1,1]; region [1,S,S] in [0,1]; degree: a number; style [C], in the photo's light.
+        """
+        edit = self._pass([(photo, region, degree, style)])[0]
+        if float(edit.confidence) < LEAST_CONFIDENCE:
+            edit = edit._replace(mask=torch.zeros_like(edit.mask), output=photo[None].to(edit.output))
+        return edit
 
     def _inputs(self, face: Portrait, wanted: Wanted) -> tuple[torch.Tensor, ...]:
         """What the network is given of one face, whose light says how a colour looks in it; it decides alone where."""

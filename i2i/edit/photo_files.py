@@ -16,10 +16,12 @@ from stylepairs.datagen.shell.errors import InputError, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from stylepairs.datagen.images.files import Photo
     from stylepairs.i2i.edit.editor import EditedPhoto
     from stylepairs.i2i.edit.journal import Journal
 
 Jobs = list[tuple[Path, Path]]
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 # The formats that can hold provenance, by the suffixes of photos.
 _SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")} | {".jfif": ".jpg"}
 
@@ -86,39 +88,56 @@ def edit_file(
     was changed. Raises InputError (one line that begins with the photo's name) for an unreadable photo, one without a
     face, or one with none that the edit applies to.
     """
-    from stylepairs.datagen.images import stored
     from stylepairs.datagen.images.files import save_photo
+
+    def made(photo: np.ndarray) -> EditedPhoto:
+        try:
+            return editor(photo, params, min_score=min_score)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    _, edited, result = edited_photo(path, target.suffix.lower(), made, provenance)
+    save_photo(target, result)
+    return edited
+
+
+def edited_photo(
+    path: Path, suffix: str, edit: Callable[[np.ndarray], EditedPhoto], provenance: bool = True
+) -> tuple[np.ndarray, EditedPhoto, Photo]:
+    """A photo file's pixels in sRGB, what `edit` makes of them, and the photo to store under this suffix, which says
+    that it was edited (see `edit_file`)."""
+    from stylepairs.datagen.images import stored
     from stylepairs.i2i.edit.provenance import marked
 
     photo = stored.load_stored(path)
     before = stored.srgb_of(photo)
-    try:
-        edited = editor(before, params, min_score=min_score)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    result = stored.fitting(stored.with_edit(photo, before, edited.pixels), target.suffix.lower())
-    save_photo(target, marked(result) if provenance and edited.mask.any() else result)
-    return replace(edited, notes=(*edited.notes, *result.notes))
+    edited = edit(before)
+    result = stored.fitting(stored.with_edit(photo, before, edited.pixels), suffix)
+    edited = replace(edited, notes=(*edited.notes, *result.notes))
+    return before, edited, marked(result) if provenance and edited.mask.any() else result
 
 
 def outcome(edited: EditedPhoto) -> str:
-    """How many faces were edited, and what was not looked at."""
+    """How many faces were edited, why others were left, and what was not looked at."""
     count, faces = sum(face.refused is None for face in edited.faces), len(edited.faces)
     text = f"{count} of {faces} face{'s' * (faces != 1)} edited"
+    reasons = sorted({face.refused for face in edited.faces if face.refused})
+    # The notes of several edits have the reasons already.
+    text += "".join(f"; left: {reason}" for reason in reasons if not any(reason in note for note in edited.notes))
     text += "".join(f"; {note}" for note in edited.notes)
     if edited.passed_over:
         text += f"; up to {edited.passed_over} more, too many for one photo, were not looked at; cut it into parts"
     return text
 
 
-def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None) -> Jobs:
+def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None, taken: tuple[str, ...] | None = None) -> Jobs:
     """Each photo and its file in `out`, no two alike: photos of the same name get _2, _3, ...
 
-    paths: files, or folders with all their files, whose sub-folders are kept; suffix None keeps each photo's own, as
-    far as its format can say that the photo was edited, and is .png for the others.
-    Raises InputError before anything is written if a file would take a photo's place.
+    paths: files, or folders with all their files, or those with the suffixes `taken`, whose sub-folders are kept;
+    suffix None keeps each photo's own, as far as its format can say that the photo was edited, and is .png for the
+    others. Raises InputError before anything is written if a file would take a photo's place.
     """
-    photos = [found for path in paths for found in _photos(path, out)]
+    photos = [found for path in paths for found in _photos(path, out, taken)]
     originals = {os.path.realpath(path) for path, _ in photos}
     jobs: dict[Path, Path] = {}
     for path, folder in photos:
@@ -133,8 +152,9 @@ def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None) -> Jobs:
     return [(path, target) for target, path in jobs.items()]
 
 
-def _photos(path: Path, out: Path) -> list[tuple[Path, Path]]:
-    """A photo with the sub-folder of `out` that its edit goes to; of a folder all files, but those that lie in out."""
+def _photos(path: Path, out: Path, taken: tuple[str, ...] | None) -> list[tuple[Path, Path]]:
+    """A photo with the sub-folder of `out` that its edit goes to; of a folder all files, or those with the suffixes
+    `taken`, but those that lie in out."""
     if not path.is_dir():
         return [(path, Path())]
     from stylepairs.datagen.portraits.analysis.prepare import list_photos
@@ -143,6 +163,10 @@ def _photos(path: Path, out: Path) -> list[tuple[Path, Path]]:
     files = [file for file in list_photos([path]) if written not in Path(os.path.realpath(file)).parents]
     if not files:
         raise InputError(f"{path}: all its files lie in {out}, where edits go; choose another --out")
+    if taken is not None:
+        files = [file for file in files if file.suffix.lower() in taken]
+        if not files:
+            raise InputError(f"{path}: no file in it ends in {', '.join(taken)}; name files")
     return [(file, file.relative_to(path).parent) for file in files]
 
 

@@ -7,24 +7,22 @@ By PyAV (extra `video`).
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
-from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.durable import make_folder, remove_stale, replace_file
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.i2i.edit.beyond_crop import EditMaps
 from stylepairs.i2i.edit.editor import MIN_SCORE, Editor, Unsure, Wanted
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.edit.provenance import SOURCE_TYPE
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 # Frames on each side whose landmarks are averaged with a frame's own, by a Gaussian of half as many.
 WINDOW = 4
 # Weight of a frame's own edit against that of the frames before: new enough for hair that moves.
@@ -34,16 +32,20 @@ HELD_FRAMES = 6
 # Of the distance between eyes and mouth: two places further apart are two faces.
 _SAME_FACE = 1.0
 MAX_PIXELS = 3840 * 2160
+# FFmpeg's names of containers.
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
 _QUALITY = {"crf": "16", "preset": "medium"}
 
 
 @dataclass(frozen=True)
 class VideoEdit:
-    """frames: how many; edited: in how many of them a face was edited; refused: why faces were left as they are."""
+    """frames: how many; edited: in how many of them a face was edited; refused: why faces were left as they are; notes:
+    what the new file does not have."""
 
     frames: int
     edited: int
     refused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -110,36 +112,40 @@ def edit_video(
     """Edit a video file into `target` (its suffix says the container), whole or not at all; sound is copied.
 
     provenance: the container's comment says that it was edited. progress is told how many frames are done. Raises
-    InputError for what is no video, is too large, or has no face that can be edited.
+    InputError for what is no video, is too large, or has no face that can be edited, and where it cannot be written.
     """
     try:
         import av
     except ImportError:
         raise InputError("--video: needs PyAV; pip install 'stylepairs[video]'") from None
-    wanted, refused, counts = editor.wanted(params), set[str](), [0, 0]
-    make_folder(target.parent)
-    unfinished = target.with_name(f".{target.stem[:60]}.{os.getpid()}.part{target.suffix}")
-    try:
-        with av.open(str(path)) as source, av.open(str(unfinished), "w") as made:
-            reader = _Reader(path, source, made)
-            if provenance:
-                made.metadata["comment"] = SOURCE_TYPE
-            for frame, edited in edit_frames(editor, reader.frames(), wanted, min_score, refused=refused):
-                reader.write(frame)
-                counts[0], counts[1] = counts[0] + 1, counts[1] + edited
-                progress(counts[0])
-            reader.close()
+    wanted, refused, counts, notes = editor.wanted(params), set[str](), [0, 0], list[str]()
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            with av.open(str(path)) as source, av.open(file, "w", format=_FORMATS[target.suffix.lower()]) as made:
+                reader = _Reader(path, source, made)
+                notes.extend(reader.left_out())
+                if provenance:
+                    made.metadata["comment"] = SOURCE_TYPE
+                for frame, edited in edit_frames(editor, reader.frames(), wanted, min_score, refused=refused):
+                    reader.write(frame)
+                    counts[0], counts[1] = counts[0] + 1, counts[1] + edited
+                    progress(counts[0])
+                reader.close()
+        except (
+            av.error.FFmpegError
+        ) as error:  # what the disk refuses is no such error, though some of these are OSErrors
+            raise InputError(
+                f"{path}: cannot be read or written as a video ({one_line(error)}); convert it to MP4"
+            ) from None
         if not counts[1]:
             why = "; ".join(sorted(refused)) or f"no face found with a score of at least {min_score:g}"
             raise InputError(f"{path}: {why}")
-        os.replace(unfinished, target)
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be read or written as a video ({one_line(error)}); convert it to MP4"
-        ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return VideoEdit(counts[0], counts[1], tuple(sorted(refused)))
+
+    make_folder(target.parent)
+    remove_stale(target.parent)
+    replace_file(target, write)
+    return VideoEdit(counts[0], counts[1], tuple(sorted(refused)), tuple(notes))
 
 
 class _Reader:
@@ -169,6 +175,14 @@ class _Reader:
         self.stream.codec_context.time_base = self.video.time_base
         self._show_alike(turned=height != self.video.height)
         self.times: deque[int | None] = deque()
+
+    def left_out(self) -> Iterator[str]:
+        """What of the source is not in the new file."""
+        tracks, subtitles = len(self.source.streams.audio) - len(self.sound), len(self.source.streams.subtitles)
+        if tracks:
+            yield f"without {tracks} further sound track{'s' * (tracks > 1)}"
+        if subtitles:
+            yield f"without {subtitles} track{'s' * (subtitles > 1)} of subtitles"
 
     def _show_alike(self, turned: bool) -> None:
         """Have the new stream say what the source's does of the shape of its pixels and of its colours."""

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file, safetensors_bytes
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.shell.storage.staged import fetch, fetched, place
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.adapters import folded, on_base
@@ -173,7 +173,10 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
             raise InputError(f"{source}: after the colon stands a feature's name, as in embedded:bangs")
         path = Path(str(files("stylepairs.i2i") / "weights" / f"{feature}.safetensors"))
         if not path.is_file():
-            raise InputError(f"embedded: no weights are shipped for {feature}; train some with `i2i train {feature}`")
+            raise InputError(
+                f"{source}: no weights are shipped for {feature}; train some with `i2i train {feature}`"
+                f"{_meant(f'{source}')}"
+            )
         return path
     path = place(source)
     if path.is_dir():
@@ -181,8 +184,23 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
         if not path.is_file():
             raise InputError(f"{path.parent}: no {MODEL_FILE} yet; `i2i train` writes it at its first checkpoint")
     if not path.is_file():
-        raise InputError(f"{path}: no such run folder or weights file")
+        raise InputError(f"{path}: no such run folder or weights file{_meant(f'{source}')}")
     return path
+
+
+def _meant(source: str) -> str:
+    """The shipped models and the nearest of them, for a source that looks as if one was meant; "" for others."""
+    shipped = shipped_models()
+    names = [each.removeprefix("embedded:") for each in shipped]
+    kind, _, name = source.partition(":")
+    if kind == "embedded":
+        near = nearest(name, names) and nearest(source, shipped)
+    else:
+        bare = nearest(source, names) and nearest(f"embedded:{source}", shipped)
+        near = bare or nearest(source, ["embedded", *shipped])
+        if not near or "/" in source:
+            return ""
+    return f"{near or ';'} shipped are {', '.join(shipped)}"
 
 
 def shipped_models() -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -111,6 +112,15 @@ def without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _keeps_texture(name: str) -> bool:
+    """Whether the edit may be carried on beyond the crop, as its feature says; no for a restoration, which is none, and
+    for a file that was not run."""
+    try:
+        return load_feature(name).keeps_texture
+    except InputError:
+        return False
+
+
 def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[str, Any]:
     """What a program that runs the graph has to know."""
     from importlib.metadata import version
@@ -124,5 +134,6 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "style_channels": model.config.style_channels,
         "crop_px": CROP_PX,
         "draws": makes_anew(model.config),
+        "keeps_texture": _keeps_texture(info.feature),
         **asdict(info),
     }

@@ -25,8 +25,7 @@ def quantize(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]]) ->
     samples: inputs by name, as the graph takes them, by which the scales are chosen. The first and the last convolution
     stay float32. Raises InputError where onnxruntime or samples are missing.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(f"{out}: 8 bits need onnxruntime; pip install 'stylepairs[export]'")
+    require_onnxruntime(out)
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -53,6 +52,12 @@ def quantize(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]]) ->
     del result.metadata_props[:]
     result.metadata_props.extend(onnx.load(str(path), load_external_data=False).metadata_props)
     replace_file(out, lambda file: file.write(result.SerializeToString()))
+
+
+def require_onnxruntime(out: Path) -> None:
+    """Raises InputError where `out` cannot be made, for want of onnxruntime."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(f"{out}: 8 bits need onnxruntime; pip install 'stylepairs[export]'")
 
 
 def _after(graph: Any, last: str) -> list[str]:

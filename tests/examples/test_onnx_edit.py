@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.faked_faces import face_points
 from PIL import Image
 
+from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.portraits import alignment
+from stylepairs.datagen.portraits.light import light_of
+from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.i2i.edit import beyond_crop, paste
 from stylepairs.i2i.edit.beyond_crop import EditMaps
 
@@ -67,6 +72,16 @@ def test_edits_go_on_beyond_the_crop_as_the_packages(example: ModuleType) -> Non
     np.testing.assert_allclose(found[..., :3], wanted.gain, atol=2e-3)
     np.testing.assert_allclose(found[..., 3:6], wanted.bias, atol=5e-2)
     np.testing.assert_allclose(found[..., 6], wanted.mask, atol=2e-3)
+
+
+@pytest.mark.parametrize("shade", [0.15, 0.5, 1.0, 1.35])
+def test_light_is_the_packages(example: ModuleType, photo: np.ndarray, shade: float) -> None:
+    points = face_points(130, 98, 45.0)
+    lit = (photo[:263] * shade).clip(0, 255).astype(np.uint8)
+    portrait = replace(bare_portrait("", to_float(lit)), points68=torch.from_numpy(points).float())
+    lightness = cv2.cvtColor(lit.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
+    assert example.light_of(lightness, points) == pytest.approx(light_of(portrait), rel=0.01)
+    assert (light_of(portrait) < 1) == (shade < 1)
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.7])
@@ -138,13 +153,6 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
         assert len(wanted.faces) == faces
         difference = np.abs(found.astype(int) - wanted.pixels)
         changed = wanted.mask > 0
-        print(
-            path.name,
-            changed.mean(),
-            difference[changed].mean(),
-            np.percentile(difference[changed], 99),
-            difference.max(),
-        )
         assert changed.mean() > 0.05
         assert difference[changed].mean() < 0.5
         assert np.percentile(difference[changed], 99) <= 4

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from stylepairs.datagen import __version__
 from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.cli import main
+from stylepairs.i2i.models.checkpoints import ModelInfo, save_model
+from stylepairs.i2i.models.conditions import style_channels
+from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 
 @pytest.mark.slow
@@ -40,6 +46,17 @@ assert not triton, triton
         (["edit", "embedded", "photo.jpg", "--out", "o", "--format", "doc"], "--format doc"),
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
         (["edit", "--nope"], "--nope"),
+        (
+            ["evaluate", "embedded", "embedded:bangs", "--portraits", "p", "--set", "color=auburn"],
+            "bangs: params.color: unknown",
+        ),
+        (["edit", "embeded:bangs", "photo.jpg", "--out", "o"], "did you mean 'embedded:bangs'?"),
+        (["edit", "bangs", "photo.jpg", "--out", "o"], "did you mean 'embedded:bangs'? shipped are embedded:bangs, "),
+        (["export", "embedded:hair_colour", "--out", "o.onnx"], "did you mean 'embedded:hair_color'? shipped are "),
+        (
+            ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--pairs", "q"],
+            "q: no such folder of pairs",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, monkeypatch, capsys) -> None:
@@ -50,6 +67,54 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["i2i", "datagen"])
+def test_the_version_is_said_without_heavy_libraries(command: str) -> None:
+    code = f"""
+import sys
+from stylepairs.{command}.cli import main
+sys.argv = ["{command}", "--version"]
+try:
+    main()
+finally:
+    assert not {{"torch", "numpy"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"stylepairs {__version__}\n"), done.stderr
+
+
+def test_export_reads_the_pairs_of_int8_before_it_writes(
+    generator: Generator, pairs: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("onnxruntime")
+    info = ModelInfo("hair_color", "params", {}, {"shine": [0.0, 1.0]})
+    config = GleanConfig(style_channels=style_channels(info.style, info.kinds), channel_base=256, channel_max=16)
+    save_model(tmp_path / "model.safetensors", Glean(generator, config), info)
+    arguments = ["export", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "made" / "editor.onnx")]
+    monkeypatch.setattr(sys, "argv", ["i2i", *arguments, "--int8", str(pairs)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "shine" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("portraits", "landmarks.npz"), ("pairs", "build.json"), ("", "build.json")]
+)
+def test_evaluate_does_not_write_into_portraits_or_pairs(
+    name: str, file: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    (folder / file).touch()
+    arguments = ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["i2i", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, [path.name for path in folder.iterdir()]) == (2, [file])
+    assert f"{folder}: holds " in capsys.readouterr().err
 
 
 def test_parameters_from_the_command_line() -> None:

@@ -14,23 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.faked_faces import Brightening
+from helpers.tiny_build import write_portraits
 from PIL import Image
 
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import (
     SHEET_ROWS,
+    edited,
     entanglement,
     judge_pairs,
+    judge_portraits,
     judged_of,
-    kernel_interval,
     markdown,
-    median_interval,
     picture_figures,
     write_report,
 )
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.glean import Edit, Glean
 
 ROOT = Path(__file__).parents[2]
 INFO = ModelInfo("hair_color", "color", {})
@@ -51,23 +53,23 @@ def test_figures_of_a_picture_at_the_extremes() -> None:
     assert changed["perceptual_pyramid"] > 0.01
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for seed in range(60):
-        interval = median_interval(rng.normal(3, 1, 40).tolist(), seed)
-        held += interval.low <= 3 <= interval.high
-    assert 50 <= held <= 60
-    assert np.isnan(median_interval([np.nan]).value)
+def test_pictures_of_one_portrait_are_drawn_together_for_the_interval() -> None:
+    torch.manual_seed(0)
+    made = [(torch.rand(3, 32, 32) * 2 - 1, {"target": torch.zeros(3, 32, 32), "mask": torch.ones(1, 32, 32)})
+            for _ in range(8)]  # fmt: skip
+    by, name = load_instruments("pyramid"), "psnr_inside_db"
+    once = judged_of([({"portrait": str(n)}, *each) for n, each in enumerate(made)], by).figures[name]
+    thrice = judged_of([({"portrait": str(n)}, *each) for n, each in enumerate(made) for _ in range(3)], by)
+    assert (thrice.figures[name].low, thrice.figures[name].high) == (once.low, once.high)
+    assert thrice.figures["kid_inside_pyramid"].low < thrice.figures["kid_inside_pyramid"].high
 
 
-def test_kernel_distance_is_near_nothing_for_one_distribution_and_grows() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(0, 1, (60, 8)), rng.normal(0, 1, (60, 8))
-    same, near, far = (kernel_interval(a, b + shift) for shift in (0, 0.5, 1.5))
-    assert abs(same.value) < near.value < far.value
-    assert same.low < 0 < same.high or abs(same.value) < 200
-    assert near.high < far.low
+def test_a_kernel_distance_of_pictures_from_themselves_is_nothing() -> None:
+    torch.manual_seed(0)
+    pictures = [torch.rand(3, 32, 32) * 2 - 1 for _ in range(6)]
+    found = [({}, each, {"target": each, "mask": torch.ones(1, 32, 32)}) for each in pictures]
+    distance = judged_of(found, load_instruments("pyramid")).figures["kid_inside_pyramid"]
+    assert (distance.value, distance.low, distance.high) == pytest.approx((0, 0, 0), abs=1e-6)
 
 
 def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_pairs, tmp_path: Path) -> None:
@@ -84,11 +86,13 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
         "kid_inside_pyramid",
         "fid_pyramid",
         "identity_pyramid-pooled",
+        "confidence",
+        "faces_left",
         "seconds",
         "memory_mb",
     } <= set(judged["first"].figures)
     for name, interval in judged["first"].figures.items():
-        if not name.startswith(("fid", "kid", "memory")):
+        if not name.startswith(("fid", "kid", "memory", "faces_left")):
             assert interval.low <= interval.value <= interval.high
         if name not in ("seconds", "memory_mb"):
             assert interval.value == judged["second"].figures[name].value
@@ -107,6 +111,36 @@ def test_runs_are_judged_side_by_side_on_held_out_pairs(model: Glean, synthetic_
     else:
         assert Image.open(tmp_path / "out" / "figures.png").size[0] > 300
     assert markdown(judged, {}).count("\n") == len(judged["first"].figures) + 4
+
+
+def test_faces_that_edit_leaves_are_judged_as_they_are_and_counted(
+    brightening: Glean, synthetic_pairs, tmp_path: Path
+) -> None:
+    class Unsure(Brightening):
+        def forward(self, photo: torch.Tensor, *told: torch.Tensor) -> Edit:
+            return super().forward(photo, *told)._replace(confidence_logits=torch.full((len(photo),), -1.0))
+
+    brightening.__class__ = Unsure
+    editor = Editor(brightening, INFO)
+    synthetic_pairs(tmp_path / "pairs", count=60, size_px=32, shard_size=30)
+    judged, photos, _ = judge_pairs({"run": editor}, tmp_path / "pairs", load_instruments("pyramid"))
+    one = judged["run"]
+    assert one.figures["faces_left"].value == len(one.rows) > 1
+    assert one.figures["confidence"].value == pytest.approx(0.269, abs=1e-3)
+    assert all(torch.equal(shown, photo) for shown, photo in zip(one.pictures, photos, strict=True))
+    write_portraits(tmp_path / "portraits", 2, bald="")
+    of = judge_portraits({"run": editor}, tmp_path / "portraits", [{"color": "blond"}], load_instruments("pyramid"))[0]
+    assert of["run"].figures["faces_left"].value == len(of["run"].rows) == 2
+    assert of["run"].figures["psnr_outside_db"].value == 100
+    assert {"confidence", "seconds", "color_delta_e"} <= set(of["run"].figures)
+
+
+def test_an_edit_is_judged_as_faint_as_edit_makes_it(brightening: Glean) -> None:
+    editor, photo = Editor(brightening, INFO), torch.zeros(3, 32, 32)
+    sample = {"photo": photo, "region": torch.ones(1, 32, 32), "style": torch.zeros(3)}
+    outputs = [edited(editor, sample | {"degree": torch.tensor(degree)}).output for degree in (0.0, 0.05, 0.5)]
+    assert torch.equal(outputs[0][0], photo)
+    torch.testing.assert_close(outputs[1], outputs[2] / 2)
 
 
 def test_pictures_that_are_edited_everywhere_and_nowhere_are_judged_by_what_they_have() -> None:

@@ -76,6 +76,12 @@ def test_a_photo_is_edited_where_it_is_painted_and_the_file_is_marked(page: Page
     assert region_of_layers([np.zeros((9, 9, 4), np.uint8)], (18, 18)) is None
 
 
+def test_a_photo_that_nothing_changed_is_not_marked(page: Page, photo: Path) -> None:
+    before, after, file, _ = page.edit(str(photo), "hair_color", "blond", 0.0)
+    assert np.array_equal(before, after)
+    assert b"TrainedAlgorithmicMedia" not in (load_photo(file).xmp or b"")
+
+
 def test_degree_zero_changes_nothing_the_model_was_not_asked_for(page: Page, photo: Path) -> None:
     with pytest.raises(InputError, match="blnd"):
         page.edit(str(photo), "hair_color", "blnd", 1.0)

@@ -31,9 +31,24 @@ def portrait(skin: tuple[int, int, int], white: int = 235, hair: tuple[int, int,
     image[34:38, 14:26] = image[34:38, 38:50] = white
     label[34:38, 14:26], label[34:38, 38:50] = CLASS["l_eye"], CLASS["r_eye"]
     matte = torch.from_numpy((label == CLASS["hair"]).astype(np.float32))[None]
-    points = torch.stack([torch.linspace(8, 56, 68), torch.full((68,), 44.0)], 1)
+    points = face_points()
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
     return Portrait("someone", pixels, torch.from_numpy(label), matte, points, "0" * 64)
+
+
+def face_points() -> torch.Tensor:
+    """The 68 landmarks around the eyes of `portrait`."""
+    points = torch.full((68, 2), 32.0)
+    angle = torch.linspace(np.pi, 0, 17)
+    points[:17] = torch.stack([32 + 24 * angle.cos(), 36 + 24 * angle.sin()], 1)
+    points[17:27] = torch.stack([torch.linspace(10, 54, 10), torch.full((10,), 29.0)], 1)
+    points[27:36, 1] = torch.tensor([34.0, 37, 40, 43, 45, 45, 45, 45, 45])
+    points[31:36, 0] = torch.linspace(27, 37, 5)
+    lids = torch.tensor([[0.0, 36], [4, 34], [8, 34], [11.5, 36], [8, 38], [4, 38]])
+    points[36:42], points[42:48] = lids + torch.tensor([14.0, 0]), lids + torch.tensor([38.0, 0])
+    points[48:68] = torch.stack([torch.linspace(24, 40, 20), torch.full((20,), 52.0)], 1)
+    points[54] = torch.tensor([40.0, 52])
+    return points
 
 
 def in_light(seen: Portrait, light: float) -> Portrait:
@@ -54,6 +69,15 @@ def test_a_dark_photo_is_judged_dark_whatever_the_skin(skin, light) -> None:
 
 def test_overexposed_skin_is_more_than_full_light() -> None:
     assert 1.1 < light_of(portrait((250, 225, 215), white=255)) <= 2
+
+
+@pytest.mark.parametrize("light", [1.6, 1.0, 0.22])
+def test_light_is_the_same_for_photos_that_are_not_parsed(light) -> None:
+    """Those that are edited: their label map holds nothing, and a white shirt may outshine their eyes."""
+    parsed = in_light(portrait((224, 172, 150)), light)
+    unparsed = replace(parsed, label=torch.zeros_like(parsed.label), hair=torch.zeros_like(parsed.hair))
+    assert light_of(unparsed) == light_of(parsed)
+    assert (light_of(parsed) > 1.1) == (light > 1)
 
 
 def test_colours_scale_as_light_does() -> None:

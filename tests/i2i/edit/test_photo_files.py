@@ -10,7 +10,7 @@ from PIL import Image
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, FaceEdit
-from stylepairs.i2i.edit.photo_files import checked_suffix, edit_files, jobs_of, outcome
+from stylepairs.i2i.edit.photo_files import VIDEO_SUFFIXES, checked_suffix, edit_files, jobs_of, outcome
 
 
 def inverting(photo: np.ndarray, params: object, min_score: float) -> EditedPhoto:
@@ -70,9 +70,17 @@ def test_names_that_cannot_be_printed_are_escaped_on_printable(tmp_path: Path, c
 def test_faces_that_were_not_looked_at_are_said() -> None:
     faces = [FaceEdit((0, 0, 1, 1), 1.0), FaceEdit((0, 0, 1, 1), 1.0, "no hair")]
     nothing = np.zeros((1, 1, 3), np.uint8)
-    assert outcome(EditedPhoto(nothing, nothing[..., 0], faces)) == "1 of 2 faces edited"
+    assert outcome(EditedPhoto(nothing, nothing[..., 0], faces[:1])) == "1 of 1 face edited"
     many = outcome(EditedPhoto(nothing, nothing[..., 0], faces, passed_over=30))
-    assert many.startswith("1 of 2 faces edited; up to 30 more, too many for one photo, were not looked at")
+    assert many.startswith("1 of 2 faces edited; left: no hair; up to 30 more, too many for one photo, were not")
+
+
+def test_of_faces_that_were_left_each_reason_is_said_once() -> None:
+    faces = [FaceEdit((0, 0, 1, 1), 1.0, reason) for reason in (None, "no hair", "a hat", "no hair")]
+    nothing = np.zeros((1, 1, 3), np.uint8)
+    assert outcome(EditedPhoto(nothing, nothing[..., 0], faces)) == "1 of 4 faces edited; left: a hat; left: no hair"
+    noted = outcome(EditedPhoto(nothing, nothing[..., 0], faces[:2], notes=("without bangs, of some faces: no hair",)))
+    assert noted == "1 of 2 faces edited; without bangs, of some faces: no hair"
 
 
 def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None:
@@ -86,6 +94,18 @@ def test_folders_are_searched_and_their_sub_folders_kept(tmp_path: Path) -> None
     ]  # fmt: skip
     assert edit_files(inverting, jobs, {}, 0.5) == 0
     assert (out / "sub" / "deep" / "b.png").is_file()
+
+
+def test_of_a_folder_of_videos_the_other_files_are_passed_over(tmp_path: Path) -> None:
+    for name in ("notes.txt", "still.jpg", "a.MOV", "sub/b.mp4"):
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).touch()
+    jobs = jobs_of([tmp_path / "clips", Path("named.ts")], tmp_path / "out", ".mp4", VIDEO_SUFFIXES)
+    assert [path.name for path, _ in jobs] == ["a.MOV", "b.mp4", "named.ts"]
+    (tmp_path / "stills").mkdir()
+    (tmp_path / "stills" / "still.jpg").touch()
+    with pytest.raises(InputError, match=r"stills: no file in it ends in \.mp4, "):
+        jobs_of([tmp_path / "stills"], tmp_path / "out", ".mp4", VIDEO_SUFFIXES)
 
 
 def test_a_folder_whose_photos_all_lie_where_edits_go_is_said(tmp_path: Path) -> None:

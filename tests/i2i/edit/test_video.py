@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +16,7 @@ from helpers.faked_faces import Brightening, FakeAnalyser, face_box, face_points
 
 from stylepairs.datagen.portraits.analysis.detection import Face
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.machine import host_name
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
 from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -97,20 +100,21 @@ def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
         assert read - number <= WINDOW + 1
 
 
-def write_video(path: Path, frames: list[np.ndarray], rate: int = 25, codec: str = "aac") -> None:
+def write_video(path: Path, frames: list[np.ndarray], rate: int = 25, codec: str = "aac", tracks: int = 1) -> None:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as made:
         video = made.add_stream("mpeg4", rate=rate)
         video.width, video.height, video.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
-        sound = made.add_stream(codec, rate=16000, layout="mono")
+        sounds = [made.add_stream(codec, rate=16000, layout="mono") for _ in range(tracks)]
         for frame in frames:
             made.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         made.mux(video.encode(None))
         tone = (0.3 * np.sin(np.arange(16000 * len(frames) // rate) * 0.2)).astype(np.float32)[None]
         block = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
         block.sample_rate, block.pts = 16000, 0
-        made.mux(sound.encode(block))
-        made.mux(sound.encode(None))
+        for sound in sounds:
+            made.mux(sound.encode(block))
+            made.mux(sound.encode(None))
 
 
 def contents(path: Path) -> tuple[list[float], list[np.ndarray], bytes, dict[str, str]]:
@@ -188,6 +192,38 @@ def test_a_turned_video_with_sound_is_upright(brightening: Glean, tmp_path: Path
     assert after[4][10, 100].mean() > 200  # what was at the left above
     assert after[4][150, 100].mean() < 150
     assert sound
+
+
+def test_what_lies_under_foreseeable_names_is_not_written_into(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(5))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").write_text("kept")
+    for name in (f".b.{os.getpid()}.part.mp4", f".b.mp4.{host_name()}.{os.getpid()}.tmp"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    stale = tmp_path / "out" / f".b.mp4.{host_name()}.999999999.0123456789ab.tmp"
+    stale.touch()
+    edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "out" / "b.mp4", BLOND)
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert not stale.exists()
+    assert (tmp_path / "out" / "b.mp4").stat().st_size > 1000
+
+
+def test_a_full_disk_is_said_as_such(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(5))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # Python ignores SIGXFSZ: an error
+    try:
+        with pytest.raises(InputError, match=r"b\.mp4: no space left to write it"):
+            edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_sound_and_subtitles_that_are_left_out_are_said(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(5), tracks=3)
+    done = edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
+    assert done.notes == ("without 2 further sound tracks",)
 
 
 def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.export import METADATA_NAME, OUTPUTS, export
+from stylepairs.i2i.models.export import METADATA_NAME, OUTPUTS, described, export
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 INFO = ModelInfo("hair_color", "color", {"steps": 6})
@@ -44,6 +44,14 @@ def expected_of(model: Glean, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 def example_of(library: str) -> str:
     """The example in the docs that imports this library."""
     return next(block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if library in block)
+
+
+def test_the_description_says_whether_an_edit_goes_on_beyond_the_crop(model: Glean) -> None:
+    found = {
+        feature: described(model, ModelInfo(feature, "color", {}), [])["keeps_texture"]
+        for feature in ("hair_color", "bangs", "restoration", "freckles.py")
+    }
+    assert found == {"hair_color": True, "bangs": True, "restoration": False, "freckles.py": False}
 
 
 @pytest.mark.slow
