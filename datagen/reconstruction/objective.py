@@ -14,17 +14,27 @@ LAB_SCALE = 50.0  # Lab distances divided by it are of the size of [-1,1] RGB di
 
 def masked_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """|M * (G - x)|_1 / |M|; images [N,3,H,W], mask [N,1,H,W]."""
-    difference = (image - target).abs().mean(1, keepdim=True)
-    return (difference * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-6)
+    return _masked_mean(image - target, mask)
 
 
-def pyramid_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, levels: int = 3) -> torch.Tensor:
-    """masked_l1 averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the detail."""
-    total = masked_l1(image, target, mask)
+def pyramid_l1(
+    image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, levels: int = 3
+) -> torch.Tensor:
+    """masked_l1 averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the detail. mask
+    None counts every pixel."""
+    difference = image - target  # pooling is linear: the difference's pyramid is that of both images
+    total = _masked_mean(difference, mask)
     for _ in range(levels - 1):
-        image, target, mask = (F.avg_pool2d(x, 2) for x in (image, target, mask))
-        total = total + masked_l1(image, target, mask)
+        difference = F.avg_pool2d(difference, 2)
+        mask = None if mask is None else F.avg_pool2d(mask, 2)
+        total = total + _masked_mean(difference, mask)
     return total / levels
+
+
+def _masked_mean(difference: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is None:
+        return difference.abs().mean((1, 2, 3))
+    return (difference.abs().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-6)
 
 
 def reference_errors(

@@ -134,6 +134,11 @@ def test_pyramid_l1_by_hand():
     assert pyramid_l1(image, torch.zeros(1, 3, 8, 8), mask * 0).item() == 0
 
 
+def test_pyramid_l1_without_a_mask_counts_every_pixel():
+    image, target, ones = random_images(1, 3), random_images(2, 3), torch.ones(3, 1, SIDE, SIDE)
+    torch.testing.assert_close(pyramid_l1(image, target), pyramid_l1(image, target, ones))
+
+
 def test_anchor_distance_by_hand():
     u, start = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
     u[0, 1], u[1, 2] = 2.0, 1.0
