@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from stylepairs.datagen.images.colors import srgb_to_lab
 
 LAB_SCALE = 50.0  # Lab distances divided by it are of the size of [-1,1] RGB distances
+# On a CPU the tail of a tensor, short of whole vectors, gets other roundings of a power: with whole ones for each
+# portrait its bits do not depend on its place.
+_VECTOR_CELLS = 64
 
 
 def masked_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -77,7 +80,10 @@ def in_space(image: torch.Tensor, lab: torch.Tensor | None) -> torch.Tensor:
     """image [N,3,H,W] in [-1,1] as it is; in Lab / 50 where lab [N] is True."""
     if lab is None:
         return image
-    return torch.where(lab.view(-1, 1, 1, 1), srgb_to_lab(image.clamp(-1, 1)) / LAB_SCALE, image)
+    cells = image.flatten(2)
+    padded = F.pad(cells.clamp(-1, 1), (0, -cells.shape[2] % _VECTOR_CELLS))[:, :, None]
+    converted = srgb_to_lab(padded)[:, :, 0, : cells.shape[2]].view_as(image)
+    return torch.where(lab.view(-1, 1, 1, 1), converted / LAB_SCALE, image)
 
 
 def masked_downsample(image: torch.Tensor, mask: torch.Tensor, size_px: int) -> torch.Tensor:
