@@ -134,5 +134,8 @@ def noise_autocorrelation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def downsample(image: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Area average to size_px, a divisor of the image's side."""
-    return F.avg_pool2d(image, image.shape[-1] // size_px) if image.shape[-1] > size_px else image
+    """Area average to size_px, a divisor of the image's side; an image that is smaller stays as it is."""
+    side = image.shape[-1]
+    if side > size_px and side % size_px:
+        raise ValueError(f"downsample: {size_px} is no divisor of the image's side, {side}")
+    return F.avg_pool2d(image, side // size_px) if side > size_px else image

@@ -168,6 +168,8 @@ def test_downsample_is_an_area_average_and_never_enlarges():
     assert downsample(image, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert downsample(image, 4) is image
     assert downsample(image, 8) is image
+    with pytest.raises(ValueError, match="3 is no divisor of the image's side, 4"):
+        downsample(image, 3)
 
 
 def test_masked_l1_is_the_mean_however_little_is_masked():
