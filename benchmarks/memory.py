@@ -53,6 +53,7 @@ from stylepairs.kernels import modulated_layer as layers
 from stylepairs.kernels.memory import keep_freed_memory
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
 from stylepairs.kernels.modulated_layer import modulated_layer
+from stylepairs.kernels.upfirdn2d import upsample2d
 
 GB = 1e9
 KEEP_ALL = 4096  # recompute_from_px above every resolution
@@ -166,6 +167,7 @@ def counted(case: Case) -> dict[str, int]:
         (module, "use_channels_last"): lambda _: None,  # tensors without content cannot change their layout in place
         (network, "modulated_layer"): partial(modulated_layer, impl="reference"),
         (network, "modulated_conv2d"): partial(modulated_conv2d, impl="shared"),
+        (network, "upsample2d"): partial(upsample2d, impl="transposed"),  # matrices need the taps' values
         (layers, "modulated_conv2d"): partial(modulated_conv2d, impl="shared"),
     }
     with ExitStack() as stack:

@@ -4,6 +4,7 @@ bias, leaky ReLU, clamp."""
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -273,6 +274,12 @@ class _Prepared(NamedTuple):
     floor: torch.Tensor  # DEMODULATION_EPS / gain^2, [1]
 
 
+class _Kept(NamedTuple):
+    stamp: tuple[float, ...]
+    bias: weakref.ref[torch.Tensor]  # a new one may lie where a freed one lay, with the same stamp
+    prepared: _Prepared
+
+
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -282,10 +289,11 @@ def _prepared(layer: _Layer) -> _Prepared:
     if weight.is_inference() or bias.is_inference():  # these have no version to tell a change by
         return _prepare(layer)
     stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, layer.up, layer.gain)
-    kept: dict[torch.dtype, tuple[tuple[float, ...], _Prepared]] = _cache.setdefault(weight, {})
-    if layer.dtype not in kept or kept[layer.dtype][0] != stamp:
-        kept[layer.dtype] = (stamp, _prepare(layer))
-    return kept[layer.dtype][1]
+    kept: dict[torch.dtype, _Kept] = _cache.setdefault(weight, {})
+    entry = kept.get(layer.dtype)
+    if entry is None or entry.stamp != stamp or entry.bias() is not bias:
+        entry = kept[layer.dtype] = _Kept(stamp, weakref.ref(bias), _prepare(layer))
+    return entry.prepared
 
 
 @torch.no_grad()

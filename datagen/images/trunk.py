@@ -3,6 +3,7 @@ moments and statistics of texture see of an image."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.images.efficientnet import IMAGENET_ZERO, InvertedBottleneck, State, folded, layer
-from stylepairs.datagen.images.perceptual import efficientnet_state
+from stylepairs.datagen.images.perceptual import efficientnet_state, made_of
 from stylepairs.kernels.inverted_bottleneck import strided_stem
 
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, stride of the first) of each
@@ -54,6 +55,6 @@ class Trunk(nn.Module):
 def load_trunk(weights: Path | None = None, dtype: torch.dtype = torch.float32) -> Trunk:
     """The trunk with ImageNet weights from the file `weights`, or, where that is None, from the installed package.
 
-    Raises InputError where there are none, or others.
+    Raises InputError where there are none, or others, or broken ones.
     """
-    return Trunk(efficientnet_state(weights), dtype).eval()
+    return made_of(efficientnet_state(weights), partial(Trunk, dtype=dtype), weights)

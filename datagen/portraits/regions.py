@@ -6,11 +6,12 @@ shares of its side, so that a region is the same at every resolution.
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf, isqrt
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.landmarks import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
@@ -62,17 +63,22 @@ def dilate(mask: torch.Tensor, share: float) -> torch.Tensor:
     radius = round(abs(share) * mask.shape[-1])
     if radius == 0:
         return mask
+    if mask.device.type != "cpu":
+        return (_grown(mask, radius) if share > 0 else -_grown(-mask, radius)).clamp(0, 1)
     steps = np.arange(-radius, radius + 1)
     disc = (steps[:, None] ** 2 + steps**2 <= (radius + 0.5) ** 2).astype(np.uint8)
-    if mask.device.type == "cpu":
-        # The same as kornia's and, at 1024 pixels, many times faster: that copies the mask per element of the disc.
-        changed = (cv2.dilate if share > 0 else cv2.erode)(mask[0].detach().numpy(), disc)
-        return torch.from_numpy(changed)[None].clamp(0, 1)
-    from kornia.morphology import dilation, erosion
+    changed = (cv2.dilate if share > 0 else cv2.erode)(mask[0].detach().numpy(), disc)
+    return torch.from_numpy(changed)[None].clamp(0, 1)
 
-    grow = dilation if share > 0 else erosion
-    kernel = torch.from_numpy(disc).to(mask)
-    return grow(mask[None], kernel, engine="convolution" if radius < 4 else "unfold")[0].clamp(0, 1)
+
+def _grown(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """cv2's dilation by a disc on any device, row after row of the disc."""
+    grown = mask
+    for row in range(-radius, radius + 1):
+        half = isqrt(radius * (radius + 1) - row**2)  # the widest within radius + 0.5 of the middle
+        wide = F.max_pool2d(mask, (1, 2 * half + 1), stride=1, padding=(0, half))
+        grown = grown.maximum(F.pad(wide, (0, 0, row, -row), value=-inf))
+    return grown
 
 
 def feather(mask: torch.Tensor, share: float) -> torch.Tensor:

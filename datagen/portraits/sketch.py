@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.shell.errors import InputError
@@ -16,6 +16,13 @@ class FeatureParams(BaseModel):
     """The parameters of a feature; it adds its own, `intensity` among them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("reference_px", check_fields=False)
+    @classmethod
+    def _power_of_two(cls, size_px: int) -> int:
+        if size_px & (size_px - 1):
+            raise ValueError(f"{size_px} is not a power of two; sketches are compared at 4, 8, 16, ... px")
+        return size_px
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def inversion_loss(
 ) -> torch.Tensor:
     """What stage 0 minimises, [N]: distance of renders from photos [N,3,H,W] in pixels and in features (wanted: the
     photos' guiding ones), of latents u [N,L,C] from the prior, of noise maps from noise."""
-    pixels = pyramid_l1(image, photo, torch.ones_like(image[:, :1]))
+    pixels = pyramid_l1(image, photo)
     features = perceptual_distance(perceptual.guiding(image), wanted)
     loss = (
         settings.pixel_weight * pixels

@@ -10,21 +10,34 @@ import torch.nn.functional as F
 from stylepairs.datagen.images.colors import srgb_to_lab
 
 LAB_SCALE = 50.0  # Lab distances divided by it are of the size of [-1,1] RGB distances
+# On a CPU the tail of a tensor, short of whole vectors, gets other roundings of a power: with whole ones for each
+# portrait its bits do not depend on its place.
+_VECTOR_CELLS = 64
 
 
 def masked_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """|M * (G - x)|_1 / |M|; images [N,3,H,W], mask [N,1,H,W]."""
-    difference = (image - target).abs().mean(1, keepdim=True)
-    return (difference * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-6)
+    return _masked_mean(image - target, mask)
 
 
-def pyramid_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, levels: int = 3) -> torch.Tensor:
-    """masked_l1 averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the detail."""
-    total = masked_l1(image, target, mask)
+def pyramid_l1(
+    image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, levels: int = 3
+) -> torch.Tensor:
+    """masked_l1 averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the detail. mask
+    None counts every pixel."""
+    difference = image - target  # pooling is linear: the difference's pyramid is that of both images
+    total = _masked_mean(difference, mask)
     for _ in range(levels - 1):
-        image, target, mask = (F.avg_pool2d(x, 2) for x in (image, target, mask))
-        total = total + masked_l1(image, target, mask)
+        difference = F.avg_pool2d(difference, 2)
+        mask = None if mask is None else F.avg_pool2d(mask, 2)
+        total = total + _masked_mean(difference, mask)
     return total / levels
+
+
+def _masked_mean(difference: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is None:
+        return difference.abs().mean((1, 2, 3))
+    return (difference.abs().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-6)
 
 
 def reference_errors(
@@ -67,7 +80,10 @@ def in_space(image: torch.Tensor, lab: torch.Tensor | None) -> torch.Tensor:
     """image [N,3,H,W] in [-1,1] as it is; in Lab / 50 where lab [N] is True."""
     if lab is None:
         return image
-    return torch.where(lab.view(-1, 1, 1, 1), srgb_to_lab(image.clamp(-1, 1)) / LAB_SCALE, image)
+    cells = image.flatten(2)
+    padded = F.pad(cells.clamp(-1, 1), (0, -cells.shape[2] % _VECTOR_CELLS))[:, :, None]
+    converted = srgb_to_lab(padded)[:, :, 0, : cells.shape[2]].view_as(image)
+    return torch.where(lab.view(-1, 1, 1, 1), converted / LAB_SCALE, image)
 
 
 def masked_downsample(image: torch.Tensor, mask: torch.Tensor, size_px: int) -> torch.Tensor:
@@ -118,5 +134,8 @@ def noise_autocorrelation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def downsample(image: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Area average to size_px, a divisor of the image's side."""
-    return F.avg_pool2d(image, image.shape[-1] // size_px) if image.shape[-1] > size_px else image
+    """Area average to size_px, a divisor of the image's side; an image that is smaller stays as it is."""
+    side = image.shape[-1]
+    if side > size_px and side % size_px:
+        raise ValueError(f"downsample: {size_px} is no divisor of the image's side, {side}")
+    return F.avg_pool2d(image, side // size_px) if side > size_px else image

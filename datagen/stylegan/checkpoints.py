@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -52,7 +52,9 @@ def load_generator(source: str | Path) -> Generator:
     with _as_input_error(source):
         content = read_content(_path(source))
         network = find_generator(content)
-        generator = _shapes_only(Generator, _configured(GeneratorConfig, network))
+        estimated = "mapping.w_avg" not in network.tensors
+        config = replace(_configured(GeneratorConfig, network), mean_is_estimated=estimated)
+        generator = _shapes_only(Generator, config)
         values = _read_values(network, generator, content.size)
     # Fixed maps for a file without noise buffers, and strength 0 for a network trained without noise.
     random = torch.Generator().manual_seed(NOISE_SEED)
@@ -60,10 +62,9 @@ def load_generator(source: str | Path) -> Generator:
         if key.endswith("noise_const"):
             values.setdefault(key, torch.randn(empty.shape, generator=random))
             values.setdefault(key.replace("noise_const", "noise_strength"), torch.zeros([]))
-    mean_is_known = "mapping.w_avg" in values
     values.setdefault("mapping.w_avg", torch.zeros(generator.config.w_dim))
     _fill(generator, values)
-    if not mean_is_known:
+    if estimated:
         generator.mapping.w_avg.copy_(estimate_mean_latent(generator))
     return generator
 
@@ -79,15 +80,17 @@ def load_discriminator(source: str | Path) -> Discriminator:
 
 
 def save_generator(path: str | Path, generator: Generator, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `.safetensors` with the configuration, and `metadata`, as text in its metadata; whole or not at all.
+    """Write `.safetensors` with the configuration, and `metadata`, as text in its metadata; whole or not at all. An
+    estimated mean latent is left out, and estimated again when the file is loaded.
 
     Raises ValueError where metadata has a key of the configuration, InputError where the file cannot be written.
     """
     config = {key: str(value) for key, value in asdict(generator.config).items() if value is not None}
+    del config["mean_is_estimated"]  # the file shows it: there is no mean in it
     clash = sorted(set(config) & set(metadata or {}))
     if clash:
         raise ValueError(f"save_generator: metadata may not set {', '.join(clash)}, the configuration does")
-    tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in _own_tensors(generator).items()}
     content = safetensors_bytes(tensors, metadata={**(metadata or {}), **config})
     write_bytes(Path(path), content)
 
@@ -121,13 +124,22 @@ def export_rosinality(path: str | Path, generator: Generator) -> None:
 
 
 def generator_digest(generator: Generator) -> str:
-    """SHA-256 (hex) over everything that shapes an image, the same whichever format the generator came from."""
+    """SHA-256 (hex) over everything that shapes an image, the same whichever format the generator came from. An
+    estimated mean latent does not count: its last bits depend on the processor, and the weights say it already."""
     digest = hashlib.sha256(f"conv_clamp={generator.config.conv_clamp}".encode())
-    for key, value in sorted(generator.state_dict().items()):
+    for key, value in sorted(_own_tensors(generator).items()):
         if not key.endswith("resample_filter"):
             digest.update(f"{key} {tuple(value.shape)} ".encode())
             digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _own_tensors(generator: Generator) -> dict[str, torch.Tensor]:
+    """The state that the generator's file gave."""
+    state: dict[str, torch.Tensor] = generator.state_dict()
+    if generator.config.mean_is_estimated:
+        del state["mapping.w_avg"]
+    return state
 
 
 def latents_digest(source: str | Path, generator: Generator) -> str:

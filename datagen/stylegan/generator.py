@@ -23,7 +23,8 @@ Fuse = Callable[[int, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What fixes every shape; conv_clamp None leaves activations open (official fp16 training uses 256)."""
+    """What fixes every shape; conv_clamp None leaves activations open (official fp16 training uses 256).
+    mean_is_estimated: the mean latent is none of the checkpoint's, but made of its weights."""
 
     z_dim: int = 512
     w_dim: int = 512
@@ -33,6 +34,7 @@ class GeneratorConfig:
     channel_max: int = 512
     mapping_layers: int = 8
     conv_clamp: float | None = None
+    mean_is_estimated: bool = False
 
     def __post_init__(self) -> None:
         if self.img_resolution < 8 or self.img_resolution & (self.img_resolution - 1):

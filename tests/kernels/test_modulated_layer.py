@@ -130,6 +130,16 @@ def test_a_changed_weight_is_noticed():
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_a_new_bias_where_a_freed_one_lay_is_noticed():
+    x, weight, styles, bias, noise = inputs(torch.float32)
+    memory = bias.numpy()
+    for shift in (0, 1):
+        memory += shift
+        moved = torch.from_numpy(memory)  # another tensor of version 0 at the same address
+        fused, plain = (modulated_layer(x, weight, styles, moved, noise, impl=impl) for impl in ("fused", "reference"))
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_weights_that_train_take_the_plain_operations():
     x, weight, styles, bias, noise = inputs(torch.float32)
     weight.requires_grad_()

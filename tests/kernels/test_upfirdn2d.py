@@ -83,6 +83,59 @@ def test_transposed_convolution_in_lower_precision(dtype, tolerance):
     assert error <= tolerance * exact.abs().max()
 
 
+@pytest.mark.parametrize("flip_filter", [False, True])
+@pytest.mark.parametrize("up, padding", [(2, (2, 1, 2, 1)), (2, (3, -1, 0, 2)), (3, (1, 1, 2, 0))])
+def test_matrices_equal_inserted_zeros(up, padding, flip_filter):
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    taps = torch.tensor([0.1, 0.4, 0.2, 0.7], dtype=torch.float64)
+    results = []
+    for impl in ("matrices", "reference"):
+        leaf = x.clone().requires_grad_()
+        y = upfirdn2d(leaf, taps, up, 1, padding, flip_filter, gain=2.0, impl=impl)
+        results.append((y, torch.autograd.grad(y.square().sum(), leaf)[0]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_matrices_in_lower_precision(dtype, tolerance):
+    x = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = upsample2d(x.double(), TAPS, impl="reference")
+    error = (upsample2d(x, TAPS, impl="matrices").double() - exact).abs().max()
+    assert error <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("side_px", [4, 16, 64])
+def test_an_upsampled_image_and_its_gradient_are_the_same_bits_in_every_batch(side_px):
+    one = torch.randn(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    for count in range(1, 8):
+        batch = one.repeat(count, 1, 1, 1).requires_grad_()
+        image = upsample2d(batch, TAPS, impl="matrices")
+        (gradient,) = torch.autograd.grad(image.square().sum(), batch)
+        alone = torch.autograd.grad(upsample2d(leaf := one.clone().requires_grad_(), TAPS).square().sum(), leaf)[0]
+        assert torch.equal(image, upsample2d(one, TAPS).expand_as(image))
+        assert torch.equal(gradient, alone.expand_as(gradient))
+
+
+def test_matrices_have_second_derivatives_and_serve_calls_after_inference_mode():
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    with torch.inference_mode():
+        upsample2d(x, TAPS, impl="matrices")
+    assert gradcheck(lambda image: upsample2d(image, TAPS, impl="matrices"), x)
+    assert gradgradcheck(lambda image: upsample2d(image, TAPS, impl="matrices"), x, fast_mode=True)
+
+
+def test_what_matrices_cannot_do_is_an_error():
+    image, large = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 129)
+    for x, taps, up in (
+        (image, TAPS, 1),
+        (image, ASYMMETRIC, 2),
+        (large, TAPS, 2),
+        (image, TAPS.clone().requires_grad_(), 2),
+    ):
+        with pytest.raises(ValueError, match="'matrices' cannot run"):
+            upfirdn2d(x, taps, up, impl="matrices")
+
+
 def test_what_a_transposed_convolution_cannot_do_is_an_error():
     for arguments in ({"up": 1}, {"up": 2, "down": 2}, {"up": 2, "padding": (0, 5, 0, 5)}):
         with pytest.raises(ValueError, match="'transposed' cannot run"):

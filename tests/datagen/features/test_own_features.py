@@ -187,3 +187,12 @@ def test_missing_files_folders_and_combinations_are_told():
             load_feature(name, run_files=True)
     with pytest.raises(InputError, match="unknown; did you mean 'hair_color'"):
         load_feature("hair_colour", run_files=True)
+
+
+@pytest.mark.parametrize("name", feature_names())
+def test_a_sketch_s_side_is_a_power_of_two(name):
+    needed = {"color": "red"} if name == "hair_color" else {}
+    params = load_feature(name).Params
+    assert params(reference_px=64, **needed).reference_px == 64
+    with pytest.raises(ValueError, match="48 is not a power of two"):
+        params(reference_px=48, **needed)

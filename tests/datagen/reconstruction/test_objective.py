@@ -134,6 +134,11 @@ def test_pyramid_l1_by_hand():
     assert pyramid_l1(image, torch.zeros(1, 3, 8, 8), mask * 0).item() == 0
 
 
+def test_pyramid_l1_without_a_mask_counts_every_pixel():
+    image, target, ones = random_images(1, 3), random_images(2, 3), torch.ones(3, 1, SIDE, SIDE)
+    torch.testing.assert_close(pyramid_l1(image, target), pyramid_l1(image, target, ones))
+
+
 def test_anchor_distance_by_hand():
     u, start = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
     u[0, 1], u[1, 2] = 2.0, 1.0
@@ -163,6 +168,8 @@ def test_downsample_is_an_area_average_and_never_enlarges():
     assert downsample(image, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert downsample(image, 4) is image
     assert downsample(image, 8) is image
+    with pytest.raises(ValueError, match="3 is no divisor of the image's side, 4"):
+        downsample(image, 3)
 
 
 def test_masked_l1_is_the_mean_however_little_is_masked():
@@ -215,3 +222,43 @@ def test_latents_are_compared_portrait_by_portrait_and_row_by_row():
     assert prior_norm(u).tolist() == pytest.approx([7.5, 1.0])
     start = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]).expand(2, 2, 2)
     assert anchor_distance(u, start, torch.tensor([2.0, 0.5])).tolist() == pytest.approx([2.125, 1.25])
+
+
+def _terms(count: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Each term of a batch of `count` times one portrait, and its gradient to what is optimised."""
+    image, photo, u, start, noise, mask = (
+        x.repeat(count, *[1] * (x.ndim - 1))
+        for x in (
+            random_images(1, 1) * 1.1,
+            random_images(2, 1),
+            torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(3)),
+            torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(4)),
+            torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5)),
+            random_images(6, 1)[:, :1] / 2 + 0.5,
+        )
+    )
+    lab = torch.ones(count, dtype=torch.bool)
+    references = [reference_colors(photo, mask, size, lab) for size in (16, 8, 4)]
+    terms = {
+        "masked_l1": (lambda x: masked_l1(x, photo, mask), image),
+        "pyramid_l1": (lambda x: pyramid_l1(x, photo, mask), image),
+        "pyramid_l1 without a mask": (lambda x: pyramid_l1(x, photo), image),
+        "reference_errors": (lambda x: reference_errors(x, references, mask, lab).T, image),
+        "prior_norm": (prior_norm, u),
+        "row_spread": (row_spread, u),
+        "anchor_distance": (lambda x: anchor_distance(x, start, torch.linspace(1, 2, 6)), u),
+        "noise_autocorrelation": (lambda x: noise_autocorrelation([x]), noise),
+    }
+    found = {f"reference_colors {ref.shape[-1]}": (ref, ref) for ref in references}
+    for name, (term, x) in terms.items():
+        value = term(leaf := x.clone().requires_grad_())
+        found[name] = (value, torch.autograd.grad(value.sum(), leaf)[0])
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7])
+def test_a_portraits_bits_are_the_same_in_every_place_of_a_batch(count):
+    alone = _terms(1)
+    for name, together in _terms(count).items():
+        for one, many in zip(alone[name], together, strict=True):
+            assert torch.equal(many, one.expand_as(many)), name
