@@ -254,7 +254,15 @@ def _window(portrait: Portrait, side: Side, line: BrowLine, moved_lower: torch.T
     top = float(lid.max()) + _LID_ROOM
     # 0 at the lid, 1 at the brow's lower edge; a brow that lies on its lid moves against the little skin there is.
     above = (upward - top) / max(lower - top, _LID_ROOM)
-    return (smoothstep(1 - (radius - 0.75) / 0.25) * smoothstep(above))[None]
+    return (smoothstep(1 - (radius - 0.75) / 0.25) * _even_step(above))[None]
+
+
+def _even_step(x: torch.Tensor) -> torch.Tensor:
+    """From 0 at 0 to 1 at 1, nearly straight with round ends: the less steep (`smoothstep` is by a quarter more), the
+    farther skin stretches before it folds."""
+    x, ends = x.clamp(0, 1), 1 / 6
+    start, end = x.square() / (2 * ends), 1 - ends - (1 - x).square() / (2 * ends)
+    return torch.where(x < ends, start, torch.where(x > 1 - ends, end, x - ends / 2)) / (1 - ends)
 
 
 def _filled_shape(portrait: Portrait, line: BrowLine) -> torch.Tensor:
@@ -329,7 +337,7 @@ def _usable_mattes(portrait: Portrait, params: Params) -> dict[Side, torch.Tenso
     if not any(asked):
         raise SketchRefused(f"{portrait.name}: lift, arch, thickness, density and shade are 0; nothing to change")
     if wears_glasses(portrait):
-        raise SketchRefused(f"{portrait.name}: glasses; their frames lie over the brows")
+        raise SketchRefused(f"{portrait.name}: glasses, or shadows that look like them, over the brows")
     mattes: dict[Side, torch.Tensor] = {}
     for side in params.sides:
         hidden = hidden_share(portrait, side)
