@@ -224,4 +224,4 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
                 f"of the spread of light (max_lid_light {params.max_lid_light:g})"
             )
     if wears_glasses(portrait):
-        raise SketchRefused(f"{portrait.name}: glasses, or shadows that look like them; they would be warped with the eyes")
+        raise SketchRefused(f"{portrait.name}: glasses, or shadows that look like them, around the eyes")
