@@ -22,6 +22,7 @@ Figures of `measure` (of the brows asked for):
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -42,12 +43,13 @@ from stylepairs.datagen.sketching.face.brow_matte import (
     brow_line,
     brow_matte,
     hidden_share,
+    labelled_brow,
 )
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.tools.curves import smoothstep
 from stylepairs.datagen.sketching.tools.matching import detail_ratio, match_degree
-from stylepairs.datagen.sketching.tools.warp import changed_region, point_flow, warp_image, warp_label
+from stylepairs.datagen.sketching.tools.warp import changed_region, fold_limit, point_flow, warp_image, warp_label
 from stylepairs.datagen.sketching.tools.warped import warped_sketch
 
 # Where along the brow its arch is highest, and how wide the arch is, in brow lengths.
@@ -62,6 +64,9 @@ _HAIR_LENGTH, _EDGE_SOFTNESS = 0.16, 0.05
 _FULL_COVER, _OWN_KEPT, _HAIR_DEPTH = 0.9, 0.4, 0.35
 # Of a brow's own darkness: a gain that errors are shares of at least.
 _LEAST_HAIR = 0.25
+_SHAPE = ("lift", "arch", "thickness")
+# Where a warp would fold, what is asked for is taken back in steps of this share of it.
+_STEP_BACK = 0.05
 # A brow whose matte holds less than this share of the label's is not to be told from the skin.
 _MIN_FOUND = 0.3
 _MAX_HIDDEN = 0.3
@@ -74,6 +79,9 @@ class Params(FeatureParams):
     thickness: to gain, as a share of its own. density: share of the gaps between its hairs to fill. shade: lightness L
     to add to the hairs (negative: darker). side: the subject's. intensity: the degree, 0 own brows, 1 all of it.
     seed: draws the hairs. reference_px: side of the downsampled sketch that reconstruction matches.
+
+    Lift, arch and thickness are scaled down together where there is too little skin around a brow for all of them
+    without a fold; portraits are refused where less than min_reach of them would be left.
     """
 
     lift: float = Field(0.0, ge=-0.15, le=0.2)
@@ -84,6 +92,7 @@ class Params(FeatureParams):
     side: Literal["both", "left", "right"] = "both"
     intensity: float = Field(1.0, ge=0, le=1)
     seed: int = Field(0, ge=0)
+    min_reach: float = Field(0.5, ge=0, le=1)
     reference_px: int = Field(32, ge=4, le=256)
 
     @property
@@ -91,16 +100,24 @@ class Params(FeatureParams):
         return SIDES if self.side == "both" else (self.side,)
 
 
+def settled(portrait: Portrait, params: Params) -> Params:
+    """The parameters with as much of lift, arch and thickness as there is room for. Raises as `sketch` does."""
+    mattes = _usable_mattes(portrait, params)
+    return _within_reach(portrait, _lines(portrait, mattes), params)
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with its brows refilled, shaded and warped.
 
-    Raises SketchRefused where the brows are hidden, or not to be told from the skin, and where nothing is asked for.
+    Raises SketchRefused where the brows are hidden, not to be told from the skin, or without room to move, and where
+    nothing is asked for.
     """
-    _refuse_unusable(portrait, params)
+    mattes = _usable_mattes(portrait, params)
+    lines = _lines(portrait, mattes)
+    params = _within_reach(portrait, lines, params)
     image, full, painted = portrait.image, torch.zeros_like(portrait.image[:2]), torch.zeros_like(portrait.image[:1])
-    for side in params.sides:
-        matte = brow_matte(portrait, side)
-        line = brow_line(portrait, side, matte)
+    for side, matte in mattes.items():
+        line = lines[side]
         refilled, region = painted_brow(portrait, side, matte, line, params)
         image = image + params.intensity * (refilled - portrait.image)
         painted = torch.maximum(painted, region)
@@ -121,8 +138,9 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     }
 
 
-def shape_flow(portrait: Portrait, side: Side, line: BrowLine, params: Params) -> torch.Tensor:
-    """The flow [2,H,W] that gives one brow the wanted shape, as if intensity were 1; zero away from it."""
+def shape_flow(portrait: Portrait, side: Side, line: BrowLine, params: Params, may_fold: bool = False) -> torch.Tensor:
+    """The flow [2,H,W] that gives one brow the wanted shape, as if intensity were 1; zero away from it; scaled back
+    where it would fold, unless it may_fold."""
     rise = params.lift + params.arch * torch.exp(-(((line.at - _PEAK) / _PEAK_WIDTH) ** 2))
     rise = line.length * rise[:, None] * line.up
     swell = params.thickness * (line.upper - line.lower) / 2
@@ -130,9 +148,9 @@ def shape_flow(portrait: Portrait, side: Side, line: BrowLine, params: Params) -
         return torch.zeros_like(portrait.image[:2])
     source = torch.cat([line.upper, line.lower])
     target = source + torch.cat([rise + swell, rise - swell])
-    return point_flow(
-        portrait.size_px, source, target, _held_points(portrait, side, line), window=_window(portrait, side, line)
-    )
+    window = _window(portrait, side, line, target[len(line.upper) :])
+    held = _held_points(portrait, side, line)
+    return point_flow(portrait.size_px, source, target, held, window=window, may_fold=may_fold)
 
 
 def painted_brow(
@@ -223,17 +241,28 @@ def _held_points(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor
     return torch.cat([points[EYE[side]], points[BROW[other_side]], points[NOSE_BRIDGE][:2], arc, temple])
 
 
-def _window(portrait: Portrait, side: Side, line: BrowLine) -> torch.Tensor:
-    """Where the warp of one brow may reach [1,H,W]: a soft oval around it that ends above the eye's upper lid."""
+def _window(portrait: Portrait, side: Side, line: BrowLine, moved_lower: torch.Tensor) -> torch.Tensor:
+    """Where the warp of one brow, whose lower edge goes to moved_lower [K,2], may reach [1,H,W]: a soft oval around it
+    that ends above the eye's upper lid.
+    """
     grid = pixel_places(portrait.image) - line.inner
     along, upward = grid @ line.along / line.length, grid @ line.up / line.length
     radius = (((along - 0.5) / 0.85).square() + ((upward - 0.05) / 0.75).square()).sqrt()
     lid = (portrait.points68[_UPPER_LID[side]] - line.inner) @ line.up / line.length
-    lower = (line.lower - line.inner) @ line.up / line.length
+    # Of a raised brow where it comes to lie: all the skin from the lid up to there is stretched, so that little folds.
+    lower = max(float(((edge - line.inner) @ line.up).mean()) / line.length for edge in (line.lower, moved_lower))
     top = float(lid.max()) + _LID_ROOM
     # 0 at the lid, 1 at the brow's lower edge; a brow that lies on its lid moves against the little skin there is.
-    above = (upward - top) / (lower.mean() - top).clamp_min(_LID_ROOM)
-    return (smoothstep(1 - (radius - 0.75) / 0.25) * smoothstep(above))[None]
+    above = (upward - top) / max(lower - top, _LID_ROOM)
+    return (smoothstep(1 - (radius - 0.75) / 0.25) * _even_step(above))[None]
+
+
+def _even_step(x: torch.Tensor) -> torch.Tensor:
+    """From 0 at 0 to 1 at 1, nearly straight with round ends: the less steep (`smoothstep` is by a quarter more), the
+    farther skin stretches before it folds."""
+    x, ends = x.clamp(0, 1), 1 / 6
+    start, end = x.square() / (2 * ends), 1 - ends - (1 - x).square() / (2 * ends)
+    return torch.where(x < ends, start, torch.where(x > 1 - ends, end, x - ends / 2)) / (1 - ends)
 
 
 def _filled_shape(portrait: Portrait, line: BrowLine) -> torch.Tensor:
@@ -276,20 +305,50 @@ def _around(portrait: Portrait, line: BrowLine, brow: torch.Tensor) -> torch.Ten
     return (grown(near, 0.15 * line.length) - near) * labelled(portrait, "skin")
 
 
-def _refuse_unusable(portrait: Portrait, params: Params) -> None:
+def _lines(portrait: Portrait, mattes: dict[Side, torch.Tensor]) -> dict[Side, BrowLine]:
+    return {side: brow_line(portrait, side, matte) for side, matte in mattes.items()}
+
+
+def _within_reach(portrait: Portrait, lines: dict[Side, BrowLine], params: Params) -> Params:
+    """The parameters with lift, arch and thickness scaled to what neither brow's warp folds at; as they are where
+    nothing does. Raises SketchRefused where less than min_reach of them is left."""
+    share, less = 1.0, params
+    while (limit := _fold_limit(portrait, lines, less)) < 1:
+        # The flow is no straight function of the parameters: the limit of one share only says where to look next.
+        share = min(share - _STEP_BACK, math.floor(share * limit / _STEP_BACK) * _STEP_BACK)
+        if share < params.min_reach - 1e-6:
+            raise SketchRefused(
+                f"{portrait.name}: the brows could follow only {100 * share:.0f} % of lift, arch and thickness without "
+                f"a fold (min_reach {100 * params.min_reach:g} %)"
+            )
+        less = params.model_copy(update={name: round(share * getattr(params, name), 4) for name in _SHAPE})
+    return less
+
+
+def _fold_limit(portrait: Portrait, lines: dict[Side, BrowLine], params: Params) -> float:
+    """The factor in (0,1] of the edit at which the first of its warps folds; 1 where none does."""
+    flows = (shape_flow(portrait, side, line, params, may_fold=True) for side, line in lines.items())
+    return min(fold_limit(flow) for flow in flows)
+
+
+def _usable_mattes(portrait: Portrait, params: Params) -> dict[Side, torch.Tensor]:
+    """The mattes of the brows asked for. Raises SketchRefused where one is hidden, or nothing is asked for."""
     asked = (params.lift, params.arch, params.thickness, params.density, params.shade)
     if not any(asked):
         raise SketchRefused(f"{portrait.name}: lift, arch, thickness, density and shade are 0; nothing to change")
     if wears_glasses(portrait):
-        raise SketchRefused(f"{portrait.name}: glasses; their frames lie over the brows")
+        raise SketchRefused(f"{portrait.name}: glasses, or shadows that look like them, over the brows")
+    mattes: dict[Side, torch.Tensor] = {}
     for side in params.sides:
         hidden = hidden_share(portrait, side)
         if hidden > _MAX_HIDDEN:
             raise SketchRefused(f"{portrait.name}: hair hides {100 * hidden:.0f} % of the {side} brow")
-        label = labelled(portrait, "l_brow", "r_brow")
-        found = float(brow_matte(portrait, side).sum() / (label.sum() / 2).clamp_min(1))
+        mattes[side] = brow_matte(portrait, side)
+        label = labelled_brow(portrait, side)
+        found = float(mattes[side].sum() / label.sum().clamp_min(1))
         if found < _MIN_FOUND:
             raise SketchRefused(
                 f"{portrait.name}: only {100 * found:.0f} % of the labelled {side} brow shows hairs "
                 f"({100 * _MIN_FOUND:g} % needed); not to be told from the skin"
             )
+    return mattes

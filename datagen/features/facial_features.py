@@ -38,12 +38,12 @@ from stylepairs.datagen.portraits.regions import feather, labelled, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import nearest
 from stylepairs.datagen.sketching.face.face_parts import (
-    MAX_BRIDGE_OF_REFERENCE,
     MIN_BROW_CONTRAST,
     MIN_EYE_CONTRAST,
     PART_CLASSES,
     PARTS,
     PIECES,
+    bare_bridge,
     bare_skin,
     brow_contrast,
     covering,
@@ -99,7 +99,7 @@ class Params(FeatureParams):
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             return value
         wanted = {name.strip().lower() for name in names} - {""}
-        wanted = set(PARTS) if wanted == {"all"} else wanted
+        wanted = (wanted - {"all"}) | set(PARTS) if "all" in wanted else wanted
         for name in sorted(wanted - set(PARTS)):
             raise ValueError(f"unknown part {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}, or all")
         if not wanted:
@@ -207,7 +207,7 @@ def can_give(portrait: Portrait, parts: tuple[str, ...]) -> bool:
         return False
     if "eyes" in parts and eye_contrast(portrait.resized(_JUDGED_PX)) < MIN_EYE_CONTRAST:
         return False
-    return not hidden_part(portrait, parts, MAX_BRIDGE_OF_REFERENCE)
+    return (parts == ("mouth",) or bare_bridge(portrait)) and not hidden_part(portrait, parts)
 
 
 def _edited(portrait: Portrait, reference: Portrait, params: Params, degree: float) -> Sketch:

@@ -58,7 +58,7 @@ class BrowLine:
 def brow_matte(portrait: Portrait, side: Side) -> torch.Tensor:
     """The share of brow hair in each pixel [1,H,W]: without head hair and glasses; 0 where no brow is labelled."""
     inner, along, _, length = _frame(portrait, side)
-    brow = labelled(portrait, "l_brow", "r_brow") * _half(portrait, side)
+    brow = labelled_brow(portrait, side)
     if not bool(brow.any()) or length < 1:
         return torch.zeros_like(brow)
     cut = CutOut.around(brow, length, _MARGIN * length)
@@ -94,6 +94,11 @@ def hidden_share(portrait: Portrait, side: Side) -> float:
     places = portrait.points68[_BROW[side]] - _HALF_HEIGHT * length * up
     over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
     return float((read_at(over, places, padding="zeros")[0] > 0.5).float().mean())
+
+
+def labelled_brow(portrait: Portrait, side: Side) -> torch.Tensor:
+    """What the label map calls brow in the side's half of the picture [1,H,W], 0 or 1."""
+    return labelled(portrait, "l_brow", "r_brow") * _half(portrait, side)
 
 
 def _frame(portrait: Portrait, side: Side) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

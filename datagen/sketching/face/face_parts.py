@@ -14,6 +14,7 @@ from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.face_frame import FaceFrame
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import dilate, labelled, polygon
+from stylepairs.datagen.sketching.face.glasses import wears_glasses
 
 # Each part's pieces: positions among the 68 landmarks, and which of them are laid on the portrait's own. A mouth hangs
 # on its upper lip: open or shut, that is where the skull holds it.
@@ -33,16 +34,16 @@ PART_CLASSES = {
 _WORK_PX = 256
 # What covers more than this share of a part hides it: hair, a hat, an eye patch.
 _MAX_HIDDEN = 0.12
-# Slope of lightness across a spectacle's bridge, in shares of the skin's lightness an eye distance: bare faces have 0.1
-# to 1.2, bold frames over 1.8; rimless ones cannot be told from wrinkles. Of references there are enough to be strict.
-MAX_BRIDGE, MAX_BRIDGE_OF_REFERENCE = 1.3, 0.55
+# Slope of lightness across a spectacle's bridge, in shares of the skin's lightness an eye distance. Of references there
+# are enough to be strict: bare faces have 0.1 to 1.2, frames that `wears_glasses` may miss are among the higher.
+_MAX_BRIDGE_OF_REFERENCE = 0.55
 # Lightness by which brows must be darker than the skin around them to be worth taking.
 MIN_BROW_CONTRAST = 7.0
 # Spread of lightness between the lids: a quarter of portraits have less, squinting, blurred or in deep shadow.
 MIN_EYE_CONTRAST = 14.5
 
 
-def hidden_part(portrait: Portrait, parts: tuple[str, ...], max_bridge: float = MAX_BRIDGE) -> str:
+def hidden_part(portrait: Portrait, parts: tuple[str, ...]) -> str:
     """Why one of the parts cannot be seen plainly, or ""."""
     for part in parts:
         core = part_hulls(portrait, [portrait.points68], part)
@@ -50,9 +51,14 @@ def hidden_part(portrait: Portrait, parts: tuple[str, ...], max_bridge: float = 
         if share > _MAX_HIDDEN:
             return f"{100 * share:.0f} % of the {part} are hidden by hair or what is worn"
     beside = [part for part in parts if part != "mouth"]
-    if beside and _bridge_contrast(portrait) > max_bridge:
-        return f"spectacles hide the {', '.join(beside)}"
+    if beside and wears_glasses(portrait):
+        return f"glasses, or shadows that look like them, hide the {', '.join(beside)}"
     return ""
+
+
+def bare_bridge(portrait: Portrait) -> bool:
+    """Whether the nose between the eyes is so plain that no bridge of glasses can lie over it."""
+    return _bridge_contrast(portrait) <= _MAX_BRIDGE_OF_REFERENCE
 
 
 def part_hulls(portrait: Portrait, shapes: list[torch.Tensor], part: str) -> torch.Tensor:

@@ -37,13 +37,14 @@ def point_flow(
     pinned: torch.Tensor | None = None,
     method: Literal["mls", "tps"] = "mls",
     window: torch.Tensor | None = None,
+    may_fold: bool = False,
 ) -> torch.Tensor:
     """The flow [2,H,W] that moves source [K,2] to target [K,2] and holds pinned [J,2] (None: only the border).
 
     method: moving least squares of similarities ("mls"), local and stiff, or thin-plate splines ("tps"), the smoothest,
     which reach further. window [1,H,W] in [0,1] (None: all 1) scales the flow pointwise, to
     keep it within a region; it should be smooth. Where the moves are too large the whole flow is scaled back until
-    nothing folds: see `unfolded`. Points in pixels of an image of side size_px.
+    nothing folds (see `unfolded`), unless it may_fold. Points in pixels of an image of side size_px.
     """
     if source.shape != target.shape or source.ndim != 2 or source.shape[-1] != 2:
         raise ValueError(f"source and target must both be [K,2], not {list(source.shape)} and {list(target.shape)}")
@@ -56,7 +57,8 @@ def point_flow(
     coarse = torch.from_numpy(moved - nodes).float().T.reshape(1, 2, len(axis), len(axis))
     flow = F.interpolate(coarse, size=(size_px, size_px), mode="bicubic", align_corners=True)[0].to(source.device)
     flow = flow * _border_window(size_px).to(flow)
-    return unfolded(_without_stillness(flow if window is None else flow * window))
+    flow = _without_stillness(flow if window is None else flow * window)
+    return flow if may_fold else unfolded(flow)
 
 
 def warp_image(image: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,25 @@ def test_the_upper_line_goes_where_it_was_asked_to(portrait):
         assert figures["line_shift"] == pytest.approx(lift, abs=0.04)
 
 
+def test_settled_parameters_are_what_there_is_room_for(portrait):
+    points = portrait.points68.clone()
+    points[36:48, 1] -= 0.014 * portrait.size_px  # lids near the brows: little skin to stretch
+    tight, asked = replace(portrait, points68=points), brows.Params(lift=0.2, arch=0.2, thickness=0.6)
+    found = brows.settled(tight, asked)
+    shares = [getattr(found, name) / getattr(asked, name) for name in ("lift", "arch", "thickness")]
+    assert shares == pytest.approx([shares[0]] * 3, abs=0.01)
+    assert asked.min_reach <= shares[0] < 0.96
+    assert brows.settled(tight, found) == found
+    assert torch.equal(brows.sketch(tight, asked).image, brows.sketch(tight, found).image)
+    figures = brows.measure(tight, seen(tight, brows.sketch(tight, found)), found)
+    assert figures["degree"] == pytest.approx(1, abs=0.05)
+    assert figures["line_error"] < 0.1
+    with pytest.raises(SketchRefused, match=r"could follow only \d+ % of lift, arch and thickness .*min_reach 99 %"):
+        brows.settled(tight, asked.model_copy(update={"min_reach": 0.99}))
+    with_room = brows.Params(arch=0.05)
+    assert brows.settled(portrait, with_room) == with_room
+
+
 def test_one_side_leaves_the_other_to_the_bit(portrait):
     middle = portrait.size_px // 2
     right = brows.sketch(portrait, brows.Params(side="right", density=0.8))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.warped_faces import face, mirrored, seen
+from helpers.warped_faces import ellipse, face, mirrored, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -205,10 +205,13 @@ def test_crease_darkens_the_lid_or_fills_what_is_there(portrait):
 
 
 def test_closed_and_hidden_eyes_and_glasses_are_refused(portrait):
-    points = portrait.points68.clone()
-    points[36:48, 1] = points[36, 1]
-    with pytest.raises(SketchRefused, match=r"right eye is open by 0\.00"):
-        eyes.sketch(replace(portrait, points68=points), eyes.Params())
+    down, size = portrait.image.clone(), portrait.size_px
+    for x in (0.375, 0.625):  # skin where the white was, lashes below it; the landmarks are those of open eyes
+        lid, lashes = ellipse(size, x, 0.46, 0.06, 0.03), ellipse(size, x, 0.472, 0.055, 0.01)
+        down = down * (1 - lid) + torch.tensor([0.6, 0.25, 0.05])[:, None, None] * lid
+        down = down * (1 - lashes) - 0.8 * lashes
+    with pytest.raises(SketchRefused, match=r"lids of the right eye are down; .* \(max_lid_light 0\.65\)"):
+        eyes.sketch(replace(portrait, image=down), eyes.Params())
     eyeless = torch.where(portrait.label == CLASS["l_eye"], CLASS["skin"], portrait.label)
     with pytest.raises(SketchRefused, match="left eye is hidden"):
         eyes.sketch(replace(portrait, label=eyeless.to(torch.uint8)), eyes.Params())
