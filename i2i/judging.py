@@ -35,7 +35,8 @@ from stylepairs.i2i.evaluation import finite, frechet_distance
 from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.models.conditions import is_of_kinds
 from stylepairs.i2i.train.data import Sample, plain_sample
-from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, portrait_records
+from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
+from stylepairs.i2i.train.unpaired import portrait_records
 
 RESAMPLES, SHARE = 1000, 0.95  # of the bootstrap, and of what its intervals hold
 _PARTS = ("before", "after", "mask")
