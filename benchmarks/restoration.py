@@ -27,8 +27,9 @@ from stylepairs.i2i.judging import Judged, edited, judged_of, markdown, network_
 from stylepairs.i2i.models.checkpoints import load_model
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train.data import Sample
-from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, portrait_records
+from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
 from stylepairs.i2i.train.settings import DegradationSettings
+from stylepairs.i2i.train.unpaired import portrait_records
 
 Method = Callable[[Sample], torch.Tensor]
 STRENGTHS = (0.5, 0.75, 1.0, 1.25)  # of non-local means, by the noise's deviation

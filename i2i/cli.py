@@ -233,7 +233,7 @@ def evaluate(
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.identity import load_instruments
     from stylepairs.i2i.judging import judge_pairs, judge_restored
-    from stylepairs.i2i.train.degraded import RESTORATION
+    from stylepairs.i2i.models.restoration import RESTORATION
 
     if portraits is None and pairs is None:
         raise InputError("nothing to judge on; give --portraits, --pairs or both")

@@ -39,7 +39,8 @@ from stylepairs.i2i.intervals import SHARE, Interval, kernel_interval, median_in
 from stylepairs.i2i.models.conditions import is_of_kinds
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.train.data import Sample, plain_sample
-from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of, portrait_records
+from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
+from stylepairs.i2i.train.unpaired import portrait_records
 
 _PARTS = ("before", "after", "mask")
 SHEET_ROWS = 8

@@ -31,7 +31,7 @@ from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import CROP_PX, style_in_light, style_of
 from stylepairs.i2i.models.plain import makes_anew
-from stylepairs.i2i.train import degraded
+from stylepairs.i2i.models.restoration import FEATURE, RESTORATION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -114,7 +114,7 @@ class Editor:
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
         says of it. analyser: finds faces, and parses them where edits are judged; None does for `edit_portrait`."""
         self.model, self.info, self.analyser = model, info, analyser
-        self.feature = degraded.FEATURE if info.feature == degraded.RESTORATION else load_feature(info.feature)
+        self.feature = FEATURE if info.feature == RESTORATION else load_feature(info.feature)
 
     @classmethod
     def load(cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded") -> Editor:

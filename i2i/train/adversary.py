@@ -15,7 +15,7 @@ from stylepairs.i2i.models.published import PatchDiscriminators
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.data import Sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.state import Run
+from stylepairs.i2i.train.start import Run
 
 # Heads whose loss is lower win already; learning on, they lead to a painted look.
 HEADS_REST_BELOW = 1.5

@@ -16,26 +16,20 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from stylepairs.datagen.features import is_own_file, load_feature
-from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
-from stylepairs.datagen.pairs.record import Pair, PairRecord, split_of
-from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits, photo_digests, source_digest
-from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
+from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.data import PairDataset, Sample, Sides, Unpaired, plain_sample
+from stylepairs.i2i.train.data import PairDataset, Sample, plain_sample
 from stylepairs.i2i.train.settings import DegradationSettings
+from stylepairs.i2i.train.unpaired import files_by_name
 
 if TYPE_CHECKING:
     from stylepairs.i2i.models.checkpoints import ModelInfo
     from stylepairs.i2i.train.settings import DataSettings
 
-# What a model of restoration says that it edits.
-RESTORATION = "restoration"
 # Of a stroke, shares of the side: its width and the length of each of its straight parts; and how far these turn.
 BRUSH_SHARE, REACH_SHARE, MOST_TURN = (0.04, 0.14), (0.06, 0.3), 0.6 * math.pi
 PARTS_OF_A_STROKE = 6
@@ -44,78 +38,12 @@ RIM_PX = 2  # how far beyond a hole the mask is to reach
 DOWN_FILTERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 
-class NoParams(BaseModel):
-    """Restoration is told nothing but its degree."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def everywhere(portrait: Portrait, _params: BaseModel) -> Sketch:
-    """Restoration may change the whole picture."""
-    whole = torch.ones_like(portrait.image[:1])
-    return Sketch(portrait.image, whole, 1 - whole, portrait.image.shape[-1])
-
-
-def nothing_measured(_portrait: Portrait, _seen: AnalysedPair, _params: BaseModel) -> dict[str, float]:
-    """A restored picture is measured against what was lost, which a photo alone does not hold."""
-    return {}
-
-
-FEATURE = Feature(NoParams, everywhere, nothing_measured, keeps_texture=False)
-
-
 def degradation_of(info: ModelInfo) -> DegradationSettings:
     """What a model was trained to restore. Raises InputError where its file does not say it."""
     try:
         return DegradationSettings.model_validate(info.training["settings"]["degradation"])
     except (KeyError, TypeError, ValidationError) as error:
         raise InputError("the model does not say what it restores; train it again") from error
-
-
-def portrait_records(portraits: Path) -> list[PairRecord]:
-    """The portraits of a prepared folder as records of pairs that are yet to be made, split by their photos; raises
-    InputError where there are none."""
-    photos = photo_digests(portraits)
-    records = []
-    for number, file in enumerate(load_portraits(portraits)):
-        digest = file.digest()
-        source = source_digest(file.name, digest, photos)
-        records.append(PairRecord(
-            id=f"{number:06d}", feature=RESTORATION, params={}, degree=1.0, accepted=True, reasons=[], figures={},
-            portrait=file.name, portrait_digest=digest, generator_digest="", seed=0, code_version="",
-            split=split_of(source), source_digest=source,
-        ))  # fmt: skip
-    return records
-
-
-def files_by_name(portraits: Path) -> dict[str, PortraitFile]:
-    """The portraits of a prepared folder, as records name them."""
-    return {file.name: file for file in load_portraits(portraits)}
-
-
-def portrait_sides(portraits: Path) -> Sides:
-    """What a run learns from and is measured on, of a prepared folder; raises InputError."""
-    records = portrait_records(portraits)
-    train, held_out = ([record for record in records if record.split == side] for side in ("train", "val"))
-    if not train:
-        raise InputError(f"{portraits}: none of its {len(records)} portraits is for training; prepare more photos")
-    return Sides(train, held_out)
-
-
-def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None:
-    """The portraits for training of prepared folders, of which is learnt where a feature edits; None without folders.
-
-    Raises InputError, also for a feature that is a user's file: training runs none.
-    """
-    if not folders:
-        return None
-    if is_own_file(feature):
-        raise InputError(f"--portraits: {feature} is a file of your own, which training does not run; give pairs alone")
-    sides = [portrait_sides(folder) for folder in folders]
-    records = [record for side in sides for record in side.records]
-    named = map(files_by_name, folders)
-    files = [known[record.portrait] for known, side in zip(named, sides, strict=True) for record in side.records]
-    return Unpaired(records, files, load_feature(feature))
 
 
 class DegradedPortraits(PairDataset):

@@ -1,24 +1,117 @@
-"""The networks that a run starts from: fresh, or with trained weights, of this edit or of another; and its teacher."""
+"""What a run starts from: networks, fresh or with trained weights, of this edit or of another, and its teacher; or what it
+goes on from: all that it is made of at a step, as named tensors."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
+from stylepairs.datagen.build.plan import digest_portraits
+from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.adapters import attach, is_attached
 from stylepairs.i2i.models.checkpoints import BASE_FILE, Base, ModelInfo, Trained, load_model, model_path
 from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
+from stylepairs.i2i.models.prepared_glean import Network
+from stylepairs.i2i.train.data import Sides, Unpaired, data_digest
+from stylepairs.i2i.train.frozen import FrozenFeatures
+from stylepairs.i2i.train.run_folder import RunDescription, describe, newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
 
+# Of a state: by what the names of its tensors begin.
+PARTS = ("model", "average", "discriminator", "mixing", "optimizer", "critic_optimizer")
 # What a network's first layer is told of a photo before the style: its three colours, region and degree.
 _BEFORE_STYLE = 5
+
+
+@dataclass
+class Run:
+    """All that changes while training; `net` and `critic` are what accelerate wrapped."""
+
+    settings: TrainingSettings
+    accelerator: Accelerator
+    model: Trained
+    average: Trained
+    net: nn.Module
+    discriminator: nn.Module
+    critic: nn.Module
+    optimizer: Any
+    critic_optimizer: Any
+    perceptual: Perceptual
+    features: FrozenFeatures | None = None
+    teacher: Network | None = None
+    portraits: int = 0  # samples of a batch, its last, that are of portraits without pairs
+    has_refused: bool = True  # the folder of pairs holds portraits that the feature refused
+    step: int = 0
+    best: float | None = None
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        return self.step % every_steps == 0 or self.step == self.settings.steps
+
+
+def run_state(run: Run) -> checkpoints.Tensors:
+    """All that resuming needs, by name: the opposite of `resume`."""
+    tensors = {f"model.{name}": value for name, value in run.model.trainable_state().items()}
+    tensors |= {f"average.{name}": value for name, value in run.average.trainable_state().items()}
+    tensors |= {f"discriminator.{name}": value for name, value in run.discriminator.state_dict().items()}
+    if run.features is not None:
+        tensors |= {f"mixing.{name}": value for name, value in run.features.mixing.state_dict().items()}
+    tensors |= checkpoints.optimizer_tensors(run.optimizer, "optimizer.")
+    return tensors | checkpoints.optimizer_tensors(run.critic_optimizer, "critic_optimizer.")
+
+
+def refuse_divided(run: Run, identity: RunDescription, out: Path) -> None:
+    """Raises InputError where the processes would not go on from one state of one run: where each machine has a folder
+    of its own, say."""
+    digest = hashlib.sha256(identity.model_dump_json().encode())
+    for name, tensor in run_state(run).items() if run.step else ():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    own = torch.tensor([[run.step, int.from_bytes(digest.digest()[:7])]], device=run.accelerator.device)
+    steps, digests = run.accelerator.gather(own).T.tolist()
+    if len(set(digests)) > 1:
+        raise InputError(
+            f"{out}: the processes are at steps {', '.join(map(str, steps))} of runs or states that differ; give all"
+            " machines the same pairs and settings, and one --out that all of them see"
+        )
+
+
+def resume(run: Run, out: Path) -> None:
+    """Continue from the folder's state, where there is one. Raises InputError where it is not a state of this run."""
+    path = newest_state(out)
+    if path is None:
+        return
+    tensors, details = checkpoints.load_state(path)
+    parts = {part: dict(checkpoints.with_prefix(tensors, f"{part}.")) for part in PARTS}
+    try:
+        if sum(map(len, parts.values())) != len(tensors):
+            raise ValueError("tensors of no part")
+        for module, part in ((run.model, "model"), (run.average, "average")):
+            learns = module.trainable_state()
+            frozen = {name: value for name, value in module.state_dict().items() if name not in learns}
+            module.load_state_dict(frozen | parts[part])
+        run.discriminator.load_state_dict(parts["discriminator"])
+        if run.features is not None:
+            run.features.mixing.load_state_dict(parts["mixing"])
+        checkpoints.load_optimizer(run.optimizer, parts["optimizer"])
+        if parts["critic_optimizer"]:  # empty before adversarial training has begun
+            checkpoints.load_optimizer(run.critic_optimizer, parts["critic_optimizer"])
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not the whole state of this run; {checkpoints.ADVICE}") from error
+    run.step, run.best = details.step, details.best
 
 
 def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, generator: Generator | None) -> Trained:
@@ -94,6 +187,33 @@ def teacher_told(settings: TrainingSettings, feature: str) -> str:
     if settings.teacher.partition(":")[0] in ("none", "embedded"):
         return settings.teacher
     return f"{settings.teacher} (sha256 {file_digest(model_path(settings.teacher, feature))})"
+
+
+def identity_of(
+    settings: TrainingSettings, feature: str, generator: str, sides: Sides, unpaired: Unpaired | None
+) -> RunDescription:
+    """What a run is told from others by; generator: its digest."""
+    chosen, learnt = settings.model_dump(mode="json", exclude={"workers"}), [sides.records, sides.refused]
+    if unpaired:
+        learnt.append(unpaired.records)
+        chosen["portraits"] = digest_portraits(unpaired.files, {})  # parsed anew, they are others
+    else:
+        chosen["data"].pop("portraits_share")
+    chosen["teacher"] = teacher_told(settings, feature)
+    base = base_of(settings, feature)
+    if base is None:
+        chosen.pop("adapter_rank")
+    else:
+        chosen["base"] = asdict(base)
+    return describe(chosen, feature, generator, data_digest(*learnt))
+
+
+def info_of(settings: TrainingSettings, identity: RunDescription, kinds: Kinds) -> ModelInfo:
+    """What the run's model files say of themselves."""
+    told = identity.model_dump() | {"settings": settings_told(settings, identity.feature)}
+    if "base" in identity.settings:
+        told["base"] = identity.settings["base"]
+    return ModelInfo(identity.feature, settings.style, told, kinds)
 
 
 def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:

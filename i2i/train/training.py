@@ -10,14 +10,12 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from stylepairs.datagen.build.plan import digest_portraits
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
@@ -33,7 +31,8 @@ from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, 
 from stylepairs.i2i.train.data import (
     PairDataset,
     Sample,
-    data_digest,
+    Sides,
+    Unpaired,
     distinct,
     load_batches,
     mixed_batches,
@@ -41,13 +40,23 @@ from stylepairs.i2i.train.data import (
     pair_sides,
     told_sides,
 )
-from stylepairs.i2i.train.degraded import DegradedPortraits, portrait_sides, unpaired_portraits
+from stylepairs.i2i.train.degraded import DegradedPortraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
-from stylepairs.i2i.train.run_folder import RunLog, claim_folder, describe, line_of, save_checkpoint, save_sample
+from stylepairs.i2i.train.run_folder import RunLog, claim_folder, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import base_of, initial_model, latents_of, load_teacher, settings_told, teacher_told
-from stylepairs.i2i.train.state import Run, refuse_divided, resume, run_state
+from stylepairs.i2i.train.start import (
+    Run,
+    identity_of,
+    info_of,
+    initial_model,
+    latents_of,
+    load_teacher,
+    refuse_divided,
+    resume,
+    run_state,
+)
+from stylepairs.i2i.train.unpaired import portrait_sides, unpaired_portraits
 from stylepairs.kernels.precision import training_precision
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)
@@ -82,51 +91,21 @@ def train(
     sides = portrait_sides(pairs) if settings.degradation else pair_sides(pairs)
     feature = one_feature(sides.records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
-    if teacher:
-        kinds = teacher[1]
-    else:
-        kinds = kinds_of(distinct(sides.records, "params")) if settings.style == "params" else {}
+    own_kinds = kinds_of(distinct(sides.records, "params")) if settings.style == "params" else {}
+    network, kinds = teacher or (None, own_kinds)
     sides = told_sides(sides, pairs, settings.style, kinds, settings.val_pairs, say)
-    records, refused = sides.records, sides.refused
     unpaired = unpaired_portraits(portraits, feature)
-    run = build(
-        settings,
-        feature,
-        kinds,
-        teacher[0] if teacher else None,
-        portraits_in_batch(settings) if unpaired else 0,
-        has_refused=bool(refused),
-    )
-    accelerator, (latent_shape, digest) = run.accelerator, latents_of(run.model)
-    if settings.degradation:
-        shape = (run.model.size_px, latent_shape, settings.degradation)
-        dataset: PairDataset = DegradedPortraits(pairs, records, *shape, settings.data, settings.seed)
-        val: PairDataset = DegradedPortraits(pairs, sides.held_out, *shape)
-    else:
-        about = (run.model.size_px, settings.style, latent_shape, digest)
-        dataset = PairDataset(pairs, records, *about, settings.data, settings.seed, kinds, refused, unpaired)
-        val = PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen)
+    beside = portraits_in_batch(settings) if unpaired else 0
+    run = build(settings, feature, kinds, network, beside, has_refused=bool(sides.refused))
+    dataset, val = datasets(run, pairs, sides, kinds, unpaired)
     if settings.init != "none" and settings.generator != "embedded":
         say(f"the generator comes with init {settings.init}: generator {settings.generator} is used by init=none only")
-    if settings.losses.latent and digest and digest not in distinct(records, "generator_digest"):
+    _, generator = latents_of(run.model)
+    if settings.losses.latent and generator and generator not in distinct(sides.records, "generator_digest"):
         say("the pairs' latents belong to another generator: losses.latent has no effect in this run")
 
-    chosen, learnt = settings.model_dump(mode="json", exclude={"workers"}), [records, refused]
-    if unpaired:
-        learnt.append(unpaired.records)
-        chosen["portraits"] = digest_portraits(unpaired.files, {})  # parsed anew, they are others
-    else:
-        chosen["data"].pop("portraits_share")
-    chosen["teacher"] = teacher_told(settings, feature)
-    base = base_of(settings, feature)
-    if base is None:
-        chosen.pop("adapter_rank")
-    else:
-        chosen["base"] = asdict(base)
-    identity = describe(chosen, feature, digest, data_digest(*learnt))
-    told = identity.model_dump() | {"settings": settings_told(settings, feature)}
-    told |= {} if base is None else {"base": asdict(base)}
-    info = checkpoints.ModelInfo(feature, settings.style, told, kinds)
+    identity = identity_of(settings, feature, generator, sides, unpaired)
+    info, accelerator = info_of(settings, identity, kinds), run.accelerator
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
@@ -135,12 +114,30 @@ def train(
         if run.features is not None and not run.step:
             run.features.measure(dataset)
         what = "portraits" if settings.degradation else "pairs"
-        counts = f"{len(records)} {what}, {len(sides.held_out)} held out, {len(refused)} refused"
+        counts = f"{len(sides.records)} {what}, {len(sides.held_out)} held out, {len(sides.refused)} refused"
         counts += f", {len(unpaired.records)} portraits without pairs" if unpaired else ""
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
         take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
     return out
+
+
+def datasets(
+    run: Run, pairs: Path, sides: Sides, kinds: Kinds, unpaired: Unpaired | None
+) -> tuple[PairDataset, PairDataset]:
+    """What a run learns from, and what it is measured on."""
+    settings, size_px, (latents, generator) = run.settings, run.model.size_px, latents_of(run.model)
+    if settings.degradation:
+        shape = size_px, latents, settings.degradation
+        return (
+            DegradedPortraits(pairs, sides.records, *shape, settings.data, settings.seed),
+            DegradedPortraits(pairs, sides.held_out, *shape),
+        )
+    about, augmented = (size_px, settings.style, latents, generator), (settings.data, settings.seed)
+    return (
+        PairDataset(pairs, sides.records, *about, *augmented, kinds, sides.refused, unpaired),
+        PairDataset(pairs, sides.held_out, *about, kinds=kinds, refused=sides.unseen),
+    )
 
 
 def take_steps(

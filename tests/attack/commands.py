@@ -20,7 +20,7 @@ from stylepairs.datagen.shell.command_line import run_app
 from stylepairs.datagen.shell.storage import staged
 from stylepairs.i2i import cli as i2i_cli
 from stylepairs.i2i.train import training
-from stylepairs.i2i.train.state import Run
+from stylepairs.i2i.train.start import Run
 
 _APPS = {"datagen": datagen_cli.app, "i2i": i2i_cli.app}
 # What commands import when they need it, here before any process is forked.

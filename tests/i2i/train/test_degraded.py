@@ -26,9 +26,10 @@ from stylepairs.i2i.judging import judge_restored
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model
 from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.train.data import load_batches
-from stylepairs.i2i.train.degraded import DegradedPortraits, degraded, free_form_holes, portrait_records
+from stylepairs.i2i.train.degraded import DegradedPortraits, degraded, free_form_holes
 from stylepairs.i2i.train.settings import DataSettings, DegradationSettings, TrainingSettings
 from stylepairs.i2i.train.training import train
+from stylepairs.i2i.train.unpaired import portrait_records
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "tasks").glob("*.yaml"))
 TINY = [

@@ -15,14 +15,15 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model, save_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain
-from stylepairs.i2i.train.run_folder import read_metrics
+from stylepairs.i2i.train.run_folder import describe, read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.start import initial_model, settings_told
+from stylepairs.i2i.train.start import initial_model, refuse_divided, settings_told
 from stylepairs.i2i.train.training import build, lesson, train
 
 Make = Callable[..., TrainingSettings]
 NETWORKS = Path(__file__).parents[3] / "recipes" / "networks"
 SHAPES = {"channel_base": 256, "channel_max": 16, "width": 4}
+RUN = describe({"steps": 4, "seed": 0}, "hair_color", "a" * 64, "b" * 64)
 PATCHES: dict[str, Any] = {
     "losses": {"layers": 10.0, "adversarial": 1.0, "mask": 0.0, "confidence": 0.0, "generated": 0.0, "latent": 0.0},
     "discriminator": {"kind": "patches", "width": 4},
@@ -175,3 +176,24 @@ def test_no_precision_is_a_word_though_yaml_reads_a_truth_value(said: str, under
     found = load_recipe("bangs", "i2i", TrainingSettings, [f"mixed_precision={said}"])
     assert found.mixed_precision == understood
     assert load_recipe("bangs", "i2i", TrainingSettings, []).mixed_precision == "auto"
+
+
+def test_processes_that_would_go_on_from_different_states_are_refused(tmp_path: Path, settings, monkeypatch) -> None:
+    run = build(settings(losses={}), "hair_color", {})
+    refuse_divided(run, RUN, tmp_path)
+
+    def beside(step: int, description=RUN) -> None:
+        """As if another process were at this step of that run."""
+        gathered: list[torch.Tensor] = []
+        monkeypatch.setattr(run.accelerator, "gather", lambda own: gathered.append(own) or own)
+        run.step = step
+        refuse_divided(run, description, tmp_path)
+        run.step = 0
+        monkeypatch.setattr(run.accelerator, "gather", lambda own: torch.cat([own, *gathered]))
+        refuse_divided(run, RUN, tmp_path)
+
+    beside(0)
+    with pytest.raises(InputError, match=r"the processes are at steps 0, 4 of runs or states that differ; .*one --out"):
+        beside(4)
+    with pytest.raises(InputError, match="at steps 0, 0"):
+        beside(0, RUN.model_copy(update={"data_digest": "c" * 64}))

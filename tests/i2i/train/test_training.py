@@ -27,7 +27,7 @@ from stylepairs.i2i.train.adversary import discriminator_step
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
-from stylepairs.i2i.train.state import Run
+from stylepairs.i2i.train.start import Run
 from stylepairs.i2i.train.training import build, schedule, train, training_step
 
 Make = Callable[..., TrainingSettings]
