@@ -92,7 +92,7 @@ def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
 
 
 def _widened(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Largest within `radius` pixels along each axis: one after the other, as a square would take radius times as long."""
+    """Largest within `radius` pixels along each axis, one after the other: a square takes `radius` times as long."""
     side = 2 * radius + 1
     return F.max_pool2d(F.max_pool2d(mask, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
 
