@@ -76,7 +76,7 @@ def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Te
     """
     size_px = size_px or edit_mask.shape[-1]
     radius = max(1, round(DILATION * size_px))
-    wide = F.max_pool2d(edit_mask[None], 2 * radius + 1, 1, radius)
+    wide = _widened(edit_mask[None], radius)
     sigma = max(0.5, FEATHER * size_px)
     soft = blurred(wide, sigma)[0]
     return (soft.clamp(0, 1) * 255).round() / 255
@@ -88,7 +88,13 @@ def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
     size_px: as in `region_mask`.
     """
     radius = max(1, round(DILATION * (size_px or mask.shape[-1])))
-    return -F.max_pool2d(-mask, 2 * radius + 1, 1, radius)
+    return -_widened(-mask, radius)
+
+
+def _widened(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """Largest within `radius` pixels along each axis, one after the other: a square takes `radius` times as long."""
+    side = 2 * radius + 1
+    return F.max_pool2d(F.max_pool2d(mask, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
 
 
 def laplacian_blend(

@@ -359,4 +359,4 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, np.float32)
     brightest = float(np.nan_to_num(values).max())
     top = max(brightest, 1e-6) if image.mode == "F" else max(brightest, 65535.0)
-    return Image.fromarray(np.clip(np.nan_to_num(values) * (255 / top), 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.rint(np.nan_to_num(values) * (255 / top)), 0, 255).astype(np.uint8))

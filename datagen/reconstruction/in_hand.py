@@ -194,10 +194,11 @@ class InHand:
             second.lerp_(gradient.square(), 1 - settings.second_momentum)
             base = settings.learning_rate if index == 0 else settings.noise_learning_rate
             scale = (base * rate / correct[0]).view(shape)
-            x -= scale * first / ((second / correct[1].view(shape)).sqrt() + EPS)
+            moved = x - scale * first / ((second / correct[1].view(shape)).sqrt() + EPS)
             if index > 0:  # noise maps keep zero mean and unit variance (StyleGAN2's projector)
-                x -= x.mean((1, 2, 3), keepdim=True)
-                x *= x.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-8).rsqrt()
+                moved -= moved.mean((1, 2, 3), keepdim=True)
+                moved *= moved.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-8).rsqrt()
+            x.copy_(torch.where(finite.view(shape), moved, x))  # its momentum moves no one that breaks down
 
     def _rate(self) -> torch.Tensor:
         """Share of the learning rate [N] at each portrait's own step: linear warm-up, cosine decay."""

@@ -182,7 +182,10 @@ def _as_input_error(source: str | Path) -> Iterator[None]:
 
 def _configured(kind: type[Config], network: Network) -> Config:
     known = {field.name for field in fields(kind)}
-    return kind(**{key: value for key, value in network.config.items() if key in known})
+    try:
+        return kind(**{key: value for key, value in network.config.items() if key in known})
+    except ValueError as error:
+        raise CheckpointError(f"is of an unknown variant ({error}); use another checkpoint") from None
 
 
 def _shapes_only(kind: Callable[[Config], Net], config: Config) -> Net:

@@ -25,6 +25,13 @@ class DiscriminatorConfig:
     mbstd_group_size: int = 4
     conv_clamp: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("img_channels", 1), ("cond_channels", 0), ("mbstd_group_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.conv_clamp is not None and not self.conv_clamp > 0:
+            raise ValueError(f"conv_clamp must be above 0 or None, got {self.conv_clamp}")
+
     def channels(self, resolution: int) -> int:
         return min(self.channel_base // resolution, self.channel_max)
 

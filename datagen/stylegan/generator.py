@@ -39,6 +39,8 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.img_resolution < 8 or self.img_resolution & (self.img_resolution - 1):
             raise ValueError(f"img_resolution must be a power of two of at least 8, got {self.img_resolution}")
+        if self.conv_clamp is not None and not self.conv_clamp > 0:
+            raise ValueError(f"conv_clamp must be above 0 or None, got {self.conv_clamp}")
 
     def channels(self, resolution: int) -> int:
         return min(self.channel_base // resolution, self.channel_max)

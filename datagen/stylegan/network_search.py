@@ -58,6 +58,33 @@ class Network:
 
 def find_generator(content: Content) -> Network:
     """The generator in a file. Raises CheckpointError where there is none that this package can run."""
+    network = _any_generator(content)
+    if network.config["img_channels"] != 3:
+        raise CheckpointError(
+            f"makes images of {network.config['img_channels']} channels, only RGB is supported; use another checkpoint"
+        )
+    return network
+
+
+def find_discriminator(content: Content) -> Network:
+    """The discriminator in a file. Raises CheckpointError where there is none that this package can run."""
+    module = _official(content.root, ("D",), "b4")
+    if module is not None:
+        _check_official(module, r"b\d+\.(conv[01]|fromrgb)\.$", r"b\d+\.$", "resnet")
+        config = {"conv_clamp": _conv_clamp(module, r"b\d+\.(conv[01]?|fromrgb)\.$")} | _minibatch_stddev(module)
+        return _nvidia_discriminator(state_dict(module), config)
+    tensors, prefix = _search(
+        content.root, _DISCRIMINATOR_PLACES, _DISCRIMINATOR_PREFIXES, ("b4.out.weight", "final_linear.1.weight")
+    )
+    if "b4.out.weight" in tensors:
+        return _nvidia_discriminator(tensors, content.metadata, prefix)
+    if "final_linear.1.weight" not in tensors:
+        raise CheckpointError(_nothing_found(content.root, "discriminator"))
+    resolution = 4 * 2 ** key_maps.count_indexed(tensors, "convs.{}.conv1.0.weight", first=1, limit=10)
+    return _nvidia_discriminator(_rename(tensors, key_maps.discriminator_names(resolution)), {}, prefix)
+
+
+def _any_generator(content: Content) -> Network:
     root = content.root
     if isinstance(root, tuple) and len(root) == 3:
         raise CheckpointError(
@@ -79,24 +106,6 @@ def find_generator(content: Content) -> Network:
     if layout == "nvidia":
         return _nvidia_generator(tensors, content.metadata, prefix)
     return _renamed_generator(tensors, layout, prefix, root.get("latent_avg"))
-
-
-def find_discriminator(content: Content) -> Network:
-    """The discriminator in a file. Raises CheckpointError where there is none that this package can run."""
-    module = _official(content.root, ("D",), "b4")
-    if module is not None:
-        _check_official(module, r"b\d+\.(conv[01]|fromrgb)\.$", r"b\d+\.$", "resnet")
-        config = {"conv_clamp": _conv_clamp(module, r"b\d+\.(conv[01]?|fromrgb)\.$")} | _minibatch_stddev(module)
-        return _nvidia_discriminator(state_dict(module), config)
-    tensors, prefix = _search(
-        content.root, _DISCRIMINATOR_PLACES, _DISCRIMINATOR_PREFIXES, ("b4.out.weight", "final_linear.1.weight")
-    )
-    if "b4.out.weight" in tensors:
-        return _nvidia_discriminator(tensors, content.metadata, prefix)
-    if "final_linear.1.weight" not in tensors:
-        raise CheckpointError(_nothing_found(content.root, "discriminator"))
-    resolution = 4 * 2 ** key_maps.count_indexed(tensors, "convs.{}.conv1.0.weight", first=1, limit=10)
-    return _nvidia_discriminator(_rename(tensors, key_maps.discriminator_names(resolution)), {}, prefix)
 
 
 def _official(root: Any, places: tuple[str, ...], child: str) -> Module | None:
@@ -207,7 +216,9 @@ def _with_declared(config: dict[str, Any], declared: Mapping[str, Any]) -> dict[
     for key in ("z_dim", "w_dim", "img_resolution", "img_channels", "mapping_layers"):
         said = _number(declared, key)
         if key in config and said is not None and said != config[key]:
-            raise CheckpointError(f"declares {key} {said}, but its tensors have {config[key]}; export it again")
+            raise CheckpointError(
+                f"declares {key} {printable(said)}, but its tensors have {config[key]}; export it again"
+            )
     extra = {key: _number(declared, key) for key in ("conv_clamp", "mbstd_group_size")}
     return config | {key: value for key, value in extra.items() if value is not None}
 
@@ -218,10 +229,12 @@ def _number(declared: Mapping[str, Any], key: str) -> Any:
     if value is None or value == "None":
         return None
     try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TypeError
         number = float(value)
         if not math.isfinite(number) or number < 0 or (key != "conv_clamp" and not number.is_integer()):
             raise ValueError
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise CheckpointError(
             f"declares {key} {printable(value)!r}, which is no usable number; export it again"
         ) from None
@@ -242,10 +255,10 @@ def _check_official(module: Module, layers: str, blocks: str, architecture: str)
                 f"has the activation {printable(activation)}, only lrelu is supported; use another checkpoint"
             )
         gain = part.attribute("bias_gain")
-        is_mapping = re.fullmatch(r"mapping\.fc\d+\.", prefix)
-        if is_mapping and isinstance(gain, float) and not math.isclose(gain, _MAPPING_LR):
+        is_usual = gain is None or (isinstance(gain, float) and math.isclose(gain, _MAPPING_LR))
+        if re.fullmatch(r"mapping\.fc\d+\.", prefix) and not is_usual:
             raise CheckpointError(
-                f"has a mapping lr_multiplier of {gain}, only {_MAPPING_LR} is supported; use another one"
+                f"has a mapping lr_multiplier of {printable(gain)}, only {_MAPPING_LR} is supported; use another one"
             )
 
 
@@ -257,13 +270,18 @@ def _conv_clamp(module: Module, layers: str) -> float | None:
         arguments = module.state.get("_init_kwargs")
         arguments = arguments if isinstance(arguments, dict) else {}
         inner = arguments.get("synthesis_kwargs")
-        clamps = {(inner if isinstance(inner, dict) else arguments).get("conv_clamp")}
+        return _clamp(inner if isinstance(inner, dict) else arguments)
     clamp = clamps.pop()
     if clamps:
         raise CheckpointError(
             "clamps its layers differently from each other, which is not supported; use another checkpoint"
         )
-    return None if clamp is None else float(_number({"conv_clamp": clamp}, "conv_clamp"))
+    return _clamp({"conv_clamp": clamp})
+
+
+def _clamp(declared: Mapping[str, Any]) -> float | None:
+    clamp: float | None = _number(declared, "conv_clamp")
+    return clamp
 
 
 def _minibatch_stddev(module: Module) -> dict[str, int]:

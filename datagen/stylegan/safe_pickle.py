@@ -140,7 +140,11 @@ def read_zip(path: Path, data: mmap.mmap) -> Any:
 
 def printable(text: object, limit: int = 80) -> str:
     """Text from a hostile file as one short line for a message."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
+    try:
+        whole = str(text)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        whole = "a huge number"
+    line = "".join(c if c.isprintable() else "?" for c in whole[: limit + 1])
     return line if len(line) <= limit else line[:limit] + "..."
 
 

@@ -76,6 +76,11 @@ def test_region_mask_is_the_edit_mask_grown_and_softened_in_steps_of_a_byte(heig
     assert torch.equal(made, (made * 255).round() / 255)
 
 
+def test_masks_are_widened_by_a_square():
+    mask = torch.rand(1, 40, 60, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tightened(mask, 200), -F.max_pool2d(-mask, 11, 1, 5))
+
+
 @WIDTHS
 def test_tightened_takes_the_dilation_back(height, width, size_px, radius, sigma, cut):
     y, x = height // 2, width // 2

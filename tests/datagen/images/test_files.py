@@ -25,6 +25,7 @@ from stylepairs.datagen.images.files import (
     to_uint8,
     write_png,
 )
+from stylepairs.datagen.images.stored import eight_bits
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
 
@@ -265,6 +266,12 @@ def test_integer_greys_are_scaled_by_sixteen_bits_or_what_they_hold(tmp_path: Pa
     Image.fromarray(values).save(tmp_path / "grey.tif")
     wanted = np.linspace(0, 255 * min(1, brightest / 65535), 256).reshape(16, 16)
     assert np.abs(load_photo(tmp_path / "grey.tif").pixels[..., 0] - wanted).max() <= 1.01
+
+
+def test_greys_of_16_bits_are_rounded(tmp_path: Path) -> None:
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(deep).save(tmp_path / "grey.png")
+    assert np.array_equal(load_photo(tmp_path / "grey.png").pixels[..., 0], eight_bits(deep))
 
 
 @pytest.mark.parametrize("mode", sorted(set(_modes()) - {"YCbCr"}))

@@ -113,19 +113,21 @@ def test_the_multiplier_grows_by_the_violation_within_one_and_stays_between_a_te
 @pytest.mark.parametrize("broken", ["loss", "latent", "noise"])
 def test_one_that_is_not_finite_leaves_at_once_with_the_last_finite_state(broken):
     hand = in_hand(settings=WITH_NOISE, multiplier_rate=0.5)
-    start, gradients = hand.state.u[1].detach().clone(), [drawn(1, 2, 3, 2), drawn(2, 2, 1, 4, 4)]
+    gradients = [drawn(1, 2, 3, 2), drawn(2, 2, 1, 4, 4)]
+    hand.advance(verdict(), gradients, None)  # it has momentum
+    start, noise = hand.state.u[1].detach().clone(), hand.state.noise[0][1, 0].detach().clone()
     if broken != "loss":
         gradients[broken == "noise"][1].view(-1)[3] = torch.nan
     loss = (1.0, torch.inf if broken == "loss" else 2.0)
     hand.advance(verdict(loss, violation=(1.0, 1.0)), gradients, None)
     assert hand.left.tolist() == [False, True]
     outcome = hand.kept.outcome(1)
-    assert (outcome.steps, outcome.figures["finite"], outcome.figures["multiplier"]) == (1, 0.0, 1.0)
+    assert (outcome.steps, outcome.figures["finite"], outcome.figures["multiplier"]) == (2, 0.0, 1.0)
     assert torch.equal(outcome.u, start)
-    assert outcome.noise[0].isfinite().all()
+    assert torch.equal(outcome.noise[0], noise)
     assert not torch.equal(hand.state.u[0], start)
     hand.advance(verdict(), gradients, None)  # later steps change nothing of it
-    assert hand.kept.outcome(1).steps == 1
+    assert hand.kept.outcome(1).steps == 2
 
 
 def test_a_portrait_leaves_when_its_steps_and_their_decay_are_done():

@@ -140,7 +140,7 @@ def test_tensors_that_share_one_storage_to_claim_more_than_the_file_are_refused(
 
 def test_a_configuration_that_would_not_fit_in_memory_is_refused(tmp_path, refusal):
     """Small tensors can imply enormous ones."""
-    state = {f"synthesis.b{r}.torgb.weight": torch.zeros(1, 100_000, 1, 1) for r in (4, 8)}
+    state = {f"synthesis.b{r}.torgb.weight": torch.zeros(3, 100_000, 1, 1) for r in (4, 8)}
     state |= {"synthesis.b4.const": torch.zeros(1), "synthesis.b4.conv1.affine.weight": torch.zeros(1, 100_000)}
     save_file({**state, "mapping.fc0.weight": torch.zeros(1, 100_000)}, tmp_path / "a.safetensors")
     assert "mapping.fc0.weight of shape 1x100000" in refusal(tmp_path / "a.safetensors")
@@ -196,12 +196,27 @@ def test_conditional_networks_are_refused(small_generator, official_bytes, refus
     assert "conditional" in refusal_of(official_bytes({"G_ema": small_generator}))
 
 
+HUGE = 10**5000  # more digits than Python prints
+
+
+def _clamped(clamp) -> dict[str, dict[str, object]]:
+    layers = [f"synthesis.{name}." for name in ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b8.torgb")]
+    return {layer: {"conv_clamp": clamp} for layer in layers}
+
+
 @pytest.mark.parametrize(
     "attributes, words",
     [
         ({"synthesis.b8.": {"architecture": "resnet"}}, "architecture resnet"),
         ({"synthesis.b8.conv1.": {"activation": "relu"}}, "activation relu"),
         ({"mapping.fc0.": {"bias_gain": 1.0}}, "lr_multiplier"),
+        ({"mapping.fc0.": {"bias_gain": 1}}, "lr_multiplier of 1,"),
+        ({"mapping.fc0.": {"bias_gain": HUGE}}, "lr_multiplier of a huge number"),
+        ({"synthesis.b8.": {"architecture": HUGE}}, "architecture a huge number"),
+        (_clamped(HUGE), "conv_clamp 'a huge number'"),
+        (_clamped(10**400), "conv_clamp '1000"),
+        (_clamped(True), "conv_clamp 'True'"),
+        (_clamped(0), "conv_clamp must be above 0"),
         ({"synthesis.b8.conv1.": {"conv_clamp": 128}}, "differently"),
         (
             {"synthesis.b4.conv1.": {"conv_clamp": "x"}, "synthesis.b8.conv1.": {"conv_clamp": "x"}},
@@ -212,6 +227,28 @@ def test_conditional_networks_are_refused(small_generator, official_bytes, refus
 def test_settings_that_shapes_do_not_show_are_refused(small_generator, official_bytes, attributes, words, refusal_of):
     message = refusal_of(official_bytes({"G_ema": small_generator}, attributes=attributes))
     assert any(word in message for word in words.split("|"))
+
+
+def test_generators_of_other_than_three_channels_are_refused(renamed_state, tmp_path, refusal):
+    generator = Generator(GeneratorConfig(8, 8, 8, img_channels=4, channel_base=64, channel_max=8, mapping_layers=2))
+    save_generator(tmp_path / "g.safetensors", generator)
+    torch.save({"g_ema": renamed_state(generator)}, tmp_path / "g.pt")
+    for name in ("g.safetensors", "g.pt"):
+        assert "makes images of 4 channels, only RGB is supported" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"cond_channels": "3"}, "img_channels must be at least 1, got 0"),
+        ({"cond_channels": "9"}, "img_channels must be at least 1, got -6"),
+        ({"mbstd_group_size": "0"}, "mbstd_group_size must be at least 1, got 0"),
+        ({"conv_clamp": "0"}, "conv_clamp must be above 0"),
+    ],
+)
+def test_senseless_discriminators_are_refused(ada_discriminator, tmp_path, metadata, words, refusal):
+    save_file(dict(ada_discriminator.state_dict()), tmp_path / "d.safetensors", metadata)
+    assert words in refusal(tmp_path / "d.safetensors", load_discriminator)
 
 
 def test_another_resampling_filter_is_refused(small_generator, official_bytes, refusal_of):
