@@ -26,15 +26,21 @@ import torch
 from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.tones import in_shade
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.hair_and_skin import Scalp, find_scalp, hair_area, pixels_by_line
-from stylepairs.datagen.sketching.hair.hairline_curve import Hairline, find_hairline, refuse_unclear_hairline
+from stylepairs.datagen.sketching.hair.hairline_curve import (
+    Hairline,
+    find_hairline,
+    refuse_hidden_hairline,
+    refuse_unclear_hairline,
+)
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
-from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred_by_share, inner_contrast
+from stylepairs.datagen.sketching.tools.texture import LOCKS, blurred_by_share, blurred_within_by_share, inner_contrast
 
 # Of the side: up to here from the hairline thin hair is looked for, fading out at the second; further away only
 # partings and what the analyser takes for thin, because light locks and shine look like skin.
@@ -60,10 +66,12 @@ _LAID_PARTING, _PARTING_TO = 0.012, np.radians(25.0)
 _LEFT_STRANDS = StrandStyle(
     density=0.65, length=0.1, lock_width=0.008, strand_width=0.0022, lock_cover=2.0, clumping=0.5
 )
-# How much scalp shows through strands and, beyond that, between them; never more than _MOST.
-_THROUGH, _BETWEEN, _MOST = 0.35, 1.1, 0.75
-# Lightness by which scalp between strands is darker than the forehead.
-_SCALP_SHADE = 4.0
+# How much scalp shows through strands and, beyond that, between them; never more than _MOST. Of the side: how softly
+# strands end, so that what lies between them is no scratch.
+_THROUGH, _BETWEEN, _MOST, _STRAND_SOFTNESS = 0.45, 1.0, 0.8, 0.005
+# How far the lightness of scalp goes from the forehead's to that of the hair around it: it lies in its shadow. Of the
+# side: over what distance that is found.
+_SHADOW, _SHADOW_SCALE = 0.3, 0.02
 # Mean CIEDE2000 by which thinning has to change its places: less could not be told from the photo.
 _LEAST_THINNING = 3.0
 
@@ -79,7 +87,8 @@ class Params(FeatureParams):
     backwards; or either, thin hair first.
     strength: share of the visible scalp that is to go; of dense hair, of the scalp that thinning may show. intensity:
     the degree, 0 no change, 1 all of it. seed: of the strands. Refused are portraits with a hat; whose hairline is
-    found on less than min_found of the front or ragged by more than max_ragged eye distances. Thin hair is refused
+    found on less than min_found of the front or ragged by more than max_ragged eye distances; with less than
+    min_forehead eye distances of skin below it (a fringe hides the line). Thin hair is refused
     whose colour differs from the skin's by less than min_separation (Mahalanobis); that shows scalp on less than
     min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair to thicken. Dense
     hair is refused on which thinning would hardly show, and whose colour differs from the skin's by less than
@@ -94,6 +103,7 @@ class Params(FeatureParams):
     reference_px: int = Field(16, ge=4, le=256)
     min_found: float = Field(0.9, gt=0, le=1)
     max_ragged: float = Field(0.05, ge=0)
+    min_forehead: float = Field(0.33, ge=0)
     min_separation: float = Field(6.0, ge=0)
     min_dense_separation: float = Field(5.0, ge=0)
     min_scalp: float = Field(0.04, ge=0, le=1)
@@ -122,6 +132,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     scalp = find_scalp(portrait, line)
     _refuse_hat(portrait)
     refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
+    refuse_hidden_hairline(portrait, line, params.min_forehead)
     place = _places(portrait, line, scalp, params)
     backwards = params.made_from == "dense"
     if backwards:
@@ -141,7 +152,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         keep_mask=1 - feather(dilate((mask > 0.05).float(), _BAND), _BAND / 2),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
-        label=None if backwards else portrait.label.masked_fill(place[0] > 0.5, CLASS["hair"]),
+        label=None if backwards else portrait.label.masked_fill(share * place[0] > 0.5, CLASS["hair"]),
         hair=portrait.hair * (1 - share * hair) if backwards else torch.maximum(portrait.hair, share * hair),
         backwards=backwards,
     )
@@ -251,16 +262,19 @@ def _filled(portrait: Portrait, scalp: Scalp, place: torch.Tensor, params: Param
 def _thinned(portrait: Portrait, scalp: Scalp, share: torch.Tensor) -> torch.Tensor:
     """The portrait's image with that share of scalp [1,H,W] between its strands, whose own light and shade stay."""
     lab = srgb_to_lab(portrait.image)
-    skin = scalp.skin - torch.tensor([_SCALP_SHADE, 0.0, 0.0]).to(scalp.skin)
+    skin = scalp.skin[:, None, None]
+    around = blurred_within_by_share(lab[:1], portrait.hair, _SHADOW_SCALE).minimum(skin[:1])
+    light = skin[:1].lerp(around, _SHADOW)
+    bare = torch.cat([light, in_shade(skin[1:].expand(-1, *light.shape[1:]), skin[:1], light)])
     # What is skin already, at the hairline, gets no lighter.
-    return lab_to_srgb(lab + share * (1 - scalp.mixed(lab)) * (skin[:, None, None] - scalp.hair))
+    return lab_to_srgb(lab + share * (1 - scalp.mixed(lab)) * (bare - scalp.hair))
 
 
 def _scalp_between(portrait: Portrait, place: torch.Tensor, params: Params) -> torch.Tensor:
     """How much scalp is to show between the strands of dense hair [1,H,W]."""
     grown = dilate((place > 0).float(), 0.02)
     _, alpha = grow_hair(portrait, grown, own_flow(portrait), _LEFT_STRANDS, _rng(portrait, params))
-    return (place * (_THROUGH + _BETWEEN * blurred_by_share(1 - alpha, 0.0025))).clamp(max=_MOST)
+    return (place * (_THROUGH + _BETWEEN * blurred_by_share(1 - alpha, _STRAND_SOFTNESS))).clamp(max=_MOST)
 
 
 def _rng(portrait: Portrait, params: Params) -> np.random.Generator:

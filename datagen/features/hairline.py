@@ -35,6 +35,7 @@ from stylepairs.datagen.sketching.hair.hairline_curve import (
     Hairline,
     find_hairline,
     line_flow,
+    refuse_hidden_hairline,
     refuse_unclear_hairline,
     smoothed,
 )
@@ -205,12 +206,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
         raise SketchRefused(
             f"{name}: {hair:.2f} eye distances of hair above the line (min_hair {params.min_hair:g}); bald or shaven"
         )
-    forehead = float(np.nanquantile((line.line - line.brow)[front], 0.05)) / eyes
-    if forehead < params.min_forehead:
-        raise SketchRefused(
-            f"{name}: {forehead:.2f} eye distances of forehead below the line (min_forehead {params.min_forehead:g}); "
-            "hair hides the line"
-        )
+    refuse_hidden_hairline(portrait, line, params.min_forehead)
     contrast = _contrast_across(portrait, line)
     if contrast < params.min_contrast:
         raise SketchRefused(

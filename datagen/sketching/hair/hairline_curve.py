@@ -140,6 +140,18 @@ def refuse_unclear_hairline(portrait: Portrait, line: Hairline, min_found: float
         )
 
 
+def refuse_hidden_hairline(portrait: Portrait, line: Hairline, min_forehead: float) -> None:
+    """Raises SketchRefused where somewhere along its front less than min_forehead eye distances of forehead lie below
+    the line found: it is the edge of a fringe."""
+    heights = (line.line - line.brow)[np.abs(ANGLES) <= FRONT]
+    forehead = float(np.nanquantile(heights, 0.05)) / eye_distance(portrait.points68)
+    if forehead < min_forehead:
+        raise SketchRefused(
+            f"{portrait.name}: {forehead:.2f} eye distances of forehead below the line "
+            f"(min_forehead {min_forehead:g}); hair hides the line"
+        )
+
+
 def line_flow(hairline: Hairline, displacement: np.ndarray, size_px: int) -> torch.Tensor:
     """The backward flow [2,H,W] (see `warp`) that moves the line by displacement [K] pixels along the up direction.
 

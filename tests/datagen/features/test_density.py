@@ -14,11 +14,13 @@ from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.features import density
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.sketching.hair.hair_and_skin import find_scalp
 from stylepairs.datagen.sketching.hair.hairline_curve import find_hairline
 
+DENSE = density.Params(made_from="dense")
 OWN_FIGURES = ("scalp_removed", "texture_kept", "fill_delta_e", "degree")
 
 
@@ -114,13 +116,33 @@ def test_portraits_with_nothing_to_fill_are_refused(portrait, reason):
         density.sketch(portrait, density.Params())
 
 
+@pytest.mark.parametrize("made_from", ["thin", "dense", "either"])
+def test_a_fringe_is_not_taken_for_a_hairline(made_from):
+    with pytest.raises(SketchRefused, match=r"of forehead below the line \(min_forehead 0\.33\); hair hides the line"):
+        density.sketch(head(line=0.16), density.Params(made_from=made_from))
+
+
+def test_what_is_hardly_filled_is_not_labelled_hair():
+    portrait = head(scalp=0.7)
+    holes = (density.sketch(portrait, density.Params()).edit_mask[0] > 0.99) & (torch.arange(128) % 4 == 0)
+    bare = replace(portrait, label=portrait.label.masked_fill(holes, CLASS["skin"]))
+    for wanted, is_hair in (({}, True), ({"strength": 0.3}, False), ({"intensity": 0.3}, False)):
+        label = density.sketch(bare, density.Params(**wanted)).label
+        assert bool((label[holes] == CLASS["hair"]).any()) == is_hair
+
+
+def test_scalp_between_dark_strands_lies_in_their_shadow():
+    portrait = head()
+    sketch = density.sketch(portrait, DENSE)
+    forehead = srgb_to_lab(portrait.image)[0][portrait.label == CLASS["skin"]].median()
+    thinned = srgb_to_lab(sketch.image)[0][(sketch.edit_mask[0] > 0.5) & (portrait.hair[0] > 0.9)]
+    assert forehead - 40 < thinned.quantile(0.98) < forehead - 8
+
+
 def test_of_dense_hair_no_degree_is_told_whatever_becomes_of_it():
     """It was thousands: the matrix of what else an edit changes showed a recoloured head as filled up."""
     portrait = head()
     assert np.isnan(figures(portrait, (portrait.image * 0.8).clamp(-1, 1))["degree"])
-
-
-DENSE = density.Params(made_from="dense")
 
 
 @pytest.mark.parametrize("areas", ["all", "crown", "temples", "parting"])
