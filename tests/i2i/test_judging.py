@@ -18,6 +18,7 @@ from helpers.faked_faces import Brightening
 from helpers.tiny_build import write_portraits
 from PIL import Image
 
+from stylepairs.i2i import judging
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import (
@@ -150,6 +151,22 @@ def test_pictures_that_are_edited_everywhere_and_nowhere_are_judged_by_what_they
         found = [({}, image, {"target": image, "mask": mask}) for mask in masks]
         figures = judged_of(found, load_instruments("pyramid")).figures
         assert (figures["psnr_inside_db"].value, figures["psnr_outside_db"].value) == (100, 100)
+
+
+def test_an_fid_that_fails_is_said_and_does_not_take_the_figures_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def update(self, *_: object, **__: object) -> None: ...
+
+        def compute(self) -> None:
+            raise torch.linalg.LinAlgError("no eigenvalues")
+
+    monkeypatch.setattr(judging, "frechet_distance", lambda _: Failing())
+    said: list[str] = []
+    picture = {"target": torch.zeros(3, 32, 32), "mask": torch.ones(1, 32, 32)}
+    judged = judged_of([({}, torch.zeros(3, 32, 32), picture)] * 2, load_instruments("pyramid"), said.append)
+    assert judged.figures["psnr_inside_db"].value == 100
+    assert np.isnan(judged.figures["fid_pyramid"].value)
+    assert said == ["fid_pyramid is left out: no eigenvalues"]
 
 
 def test_no_more_than_the_sheets_pictures_are_held() -> None:
