@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from stylepairs.datagen.images.colors import lightness_in_light, srgb_to_lab
+from stylepairs.datagen.images.colors import lab_in_light, lightness_in_light, srgb_to_lab
+from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import labelled
 
@@ -37,3 +38,12 @@ def light_of(portrait: Portrait) -> float:
     span = _USUAL_WHITE - _LEAST_WHITE
     expected = _LEAST_WHITE + min(_LEAST_WHITE - brightest, span)
     return lightness_in_light(brightest, expected)
+
+
+def face_redness(portrait: Portrait) -> float:
+    """Mean a* of the face's skin as it would look in full light: of 260 portraits, 13 prints in one colour have 3.7 and
+    less, all others 5.7 and more; infinite where no skin is labelled."""
+    skin = labelled(portrait, "skin")
+    if not bool(skin.any()):
+        return float("inf")
+    return float(lab_in_light(mean_of(srgb_to_lab(portrait.image), skin), 1 / light_of(portrait))[1])
