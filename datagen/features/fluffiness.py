@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.images.filters import overall_mean
@@ -55,8 +55,14 @@ _RING = 0.03
 _TAINTED = 0.008
 # Side of the picture in which the hair's colour is spread.
 _SMALL_PX = 128
-# How opaque a loose strand is.
+# How opaque a loose strand is. Of the head's width: from the first thickness on hair lets strands loose, from the other
+# on all of them; cropped hair has none.
 _LOOSE = 0.65
+_STRANDS_FROM = (0.1, 0.3)
+# Of the side: what moves by so much or more is edited in full.
+_MOVES = 0.004
+# In degrees from straight up: rays over the forehead, and those beside the face, along which hair's length is read.
+_CROWN, _SIDES = (0.0, 45.0), (50.0, 100.0)
 _HEAD_CLASSES = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth")
 
 
@@ -69,8 +75,10 @@ class Params(FeatureParams):
 
     Portraits are refused that wear a hat, have hair on less than min_hair_share of the crop, or a matte that is not to
     be trusted: over more than max_on_face of the face below the brows, or with more than max_unsure half-transparent
-    pixels for each that is hair. Likewise where hair borders on background along less than min_free of the outline, is
-    too thin to follow by min_reach of the volume, or less than min_visible of the new outline is in the picture.
+    pixels for each that is hair; that is shaven or cropped: thinner between hairline and outline, above and beside the
+    face, than min_hair of the head's width. Likewise where hair borders on background along less than min_free of the
+    outline, is too thin to follow by min_reach of the volume, or less than min_visible of the new outline is in the
+    picture.
     """
 
     volume: float = Field(0.1, ge=-0.1, le=0.25)
@@ -80,10 +88,17 @@ class Params(FeatureParams):
     min_hair_share: float = Field(0.03, ge=0, lt=1)
     max_on_face: float = Field(0.25, ge=0, le=1)
     max_unsure: float = Field(1.1, ge=0)
+    min_hair: float = Field(0.18, ge=0)
     min_free: float = Field(0.4, ge=0, le=1)
     min_reach: float = Field(0.6, ge=0, le=1)
     min_visible: float = Field(0.35, ge=0, le=1)
     reference_px: int = Field(16, ge=4, le=256)
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Params:
+        if self.volume == 0:
+            raise ValueError("volume is 0: nothing to do")
+        return self
 
 
 @dataclass(frozen=True)
@@ -182,6 +197,12 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
             f"(min_hair_share {100 * params.min_hair_share:g} %)"
         )
     refuse_untrusted_matte(portrait, plan.matte, params.max_on_face, params.max_unsure)
+    hair = _hair_length(outline) / head_width_px(portrait)
+    if hair < params.min_hair:
+        raise SketchRefused(
+            f"{name}: {hair:.2f} head widths of hair from hairline to outline (min_hair {params.min_hair:g}); too "
+            "short to be made fluffier"
+        )
     asked = _where(outline.angles, params.where)
     free = asked * outline.free
     if free.sum() < params.min_free * asked.sum():
@@ -190,7 +211,7 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
             f"of the outline (min_free {100 * params.min_free:g} %)"
         )
     reach = float(plan.moved.abs().sum() / (abs(params.volume) * head_width_px(portrait) * free).sum().clamp_min(1e-6))
-    if params.volume != 0 and reach < params.min_reach:
+    if reach < params.min_reach:
         raise SketchRefused(
             f"{name}: the hair is too thin: it could follow only {100 * reach:.0f} % of the volume "
             f"(min_reach {100 * params.min_reach:g} %)"
@@ -201,6 +222,12 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
             f"{name}: no room: only {100 * visible:.0f} % of the new outline would be in the picture "
             f"(min_visible {100 * params.min_visible:g} %)"
         )
+
+
+def _hair_length(outline: HairOutline) -> float:
+    """Pixels from hairline to outline in the median above the face, or beside it where they are more."""
+    at = outline.angles.abs()
+    return max(float(outline.thickness[(at >= low) & (at <= high)].median()) for low, high in (_CROWN, _SIDES))
 
 
 def _background(image: torch.Tensor, portrait: Portrait, matte: torch.Tensor) -> torch.Tensor:
@@ -221,7 +248,8 @@ def _from_within(flow: torch.Tensor) -> torch.Tensor:
 def _loose_strands(portrait: Portrait, plan: _Plan, params: Params) -> torch.Tensor:
     """[1,H,W]: how much the strands cover that a fuller hair lets loose; none for flatter hair."""
     most = 0.1 * head_width_px(portrait)
-    amount = (plan.moved / most).clamp(0, 1)
+    long_enough = smoothstep(plan.outline.thickness / head_width_px(portrait), *_STRANDS_FROM)
+    amount = (plan.moved / most).clamp(0, 1) * long_enough
     loose = loose_strands(
         plan.outline,
         params.intensity * plan.moved,
@@ -234,7 +262,7 @@ def _loose_strands(portrait: Portrait, plan: _Plan, params: Params) -> torch.Ten
 
 def _edit_mask(before: torch.Tensor, after: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     """[1,H,W]: hair that moves, where it was and where it is, and its soft edges; 0 where nothing moves."""
-    moves = (flow.norm(dim=0, keepdim=True) / 0.5).clamp(0, 1)
+    moves = (flow.norm(dim=0, keepdim=True) / (_MOVES * flow.shape[-1])).clamp(0, 1)
     hair = dilate((torch.maximum(before, after) > 0.02).float(), _EDGE)
     return feather(hair * moves, _EDGE / 3) * (dilate(moves, 0.004) > 0)
 

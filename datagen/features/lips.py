@@ -38,7 +38,7 @@ from stylepairs.datagen.images.colors import (
 from stylepairs.datagen.images.filters import blurred, blurred_within, grown, mean_of
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
-from stylepairs.datagen.portraits.light import light_of
+from stylepairs.datagen.portraits.light import face_redness, light_of
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -92,8 +92,7 @@ class Params(FeatureParams):
     min_found, or less than min_found_each of one of both, shows a colour of its own (hidden, or not to be told from
     skin or beard: coloured in patches, or one lip alone, they look like a mistake); whose lips are lower than
     min_height_px in the mean (all edge: a colour on them is a blur); and, for a colour, whose face's redness a* is less
-    than min_redness, as in a print in one colour (of 260 portraits, 13 prints have 3.7 and less, all others 5.7 and
-    more).
+    than min_redness, as in a print in one colour (`face_redness`).
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
 
@@ -291,8 +290,7 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"(min_lip_share {100 * params.min_lip_share:g} %); no lips to edit"
         )
     if lip_color(params.color) is not None:
-        skin = mean_of(srgb_to_lab(portrait.image), labelled(portrait, "skin"))
-        redness = float(lab_in_light(skin, 1 / light_of(portrait))[1])
+        redness = face_redness(portrait)
         if redness < params.min_redness:
             raise SketchRefused(
                 f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "

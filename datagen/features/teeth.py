@@ -23,17 +23,19 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_in_light, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred_within, mean_of
 from stylepairs.datagen.portraits.landmarks import eye_distance
-from stylepairs.datagen.portraits.light import light_of
+from stylepairs.datagen.portraits.light import face_redness, light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.face_parts import widened
 
+# Landmarks of the inner lips, from the subject's right to the left.
+_INNER_UPPER, _INNER_LOWER = [61, 62, 63], [67, 66, 65]
 # The white of the light: this share of the cast of the eyes' whites, which are a little yellow and red themselves.
 _WHITE_SHARE = 0.5
 # Full whiteness adds so much lightness, up to the ceiling, and leaves so much of the teeth's colour.
@@ -53,29 +55,34 @@ class Params(FeatureParams):
     """How white and how even.
 
     whiteness: 0 keeps the teeth's own colour, 1 takes nearly all of the yellow and adds 9 L*. evenness: 0 keeps stains
-    and darker teeth, 1 evens them out. intensity: the degree of both. Portraits are refused whose teeth cover less than
-    min_teeth_share of the square over the eye distance: the mouth is closed; and those whose teeth the full degree
-    would change by less than min_change (CIEDE2000). reference_px: side of the downsampled
-    sketch that reconstruction matches.
+    and darker teeth, 1 evens them out. intensity: the degree of both. Portraits are refused whose
+    face's redness a* is less than min_redness, as in a print in one colour: teeth are told by theirs; whose inner lips
+    are apart by less than min_opening of the eye distance: the mouth is closed, and what is light in it is gloss; whose
+    teeth cover less than min_teeth_share of the square over the eye distance; and those whose teeth the full degree
+    would change by less than min_change (CIEDE2000). reference_px: side of the downsampled sketch that reconstruction
+    matches.
     """
 
     whiteness: float = Field(0.8, ge=0, le=1)
     evenness: float = Field(0.5, ge=0, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
-    min_teeth_share: float = Field(0.025, ge=0, le=1)
+    min_redness: float = Field(4.5, ge=-128, le=127)
+    min_opening: float = Field(0.06, ge=0, le=1)
+    min_teeth_share: float = Field(0.02, ge=0, le=1)
     min_change: float = Field(1.5, ge=0)
     reference_px: int = Field(32, ge=8, le=256)
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Params:
+        if self.whiteness == self.evenness == 0:
+            raise ValueError("whiteness and evenness are both 0; ask for one of them")
+        return self
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with whiter, evener teeth. Raises SketchRefused where no teeth are seen."""
     matte = teeth_matte(portrait)
-    share = float(matte.sum()) / eye_distance(portrait.points68) ** 2
-    if share < params.min_teeth_share:
-        raise SketchRefused(
-            f"{portrait.name}: teeth cover {100 * share:.1f} % of the eye distance squared (min_teeth_share "
-            f"{100 * params.min_teeth_share:g} %); the mouth is closed"
-        )
+    _refuse_unseen(portrait, matte, params)
     lab = srgb_to_lab(portrait.image)
     inside = matte * (matte > 0.5)
     change = float(delta_e_2000(mean_of(lab, inside), mean_of(_whitened(portrait, lab, matte, params, 1.0), inside)))
@@ -154,6 +161,28 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
     matte = ((share - 0.3) / 0.4).clamp(0, 1) * not_skin
     matte = _without_crumbs(matte * matte * (3 - 2 * matte) * inside)
     return torch.where(matte > 1 / 255, matte, torch.zeros_like(matte))
+
+
+def _refuse_unseen(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:
+    redness = face_redness(portrait)
+    if redness < params.min_redness:
+        raise SketchRefused(
+            f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
+            f"min_redness {params.min_redness:g}); its teeth cannot be told from its lips"
+        )
+    eyes, points = eye_distance(portrait.points68), portrait.points68
+    opening = float((points[_INNER_UPPER] - points[_INNER_LOWER]).norm(dim=-1).mean()) / eyes
+    if opening < params.min_opening:
+        raise SketchRefused(
+            f"{portrait.name}: the lips are {opening:.2f} eye distances apart (min_opening {params.min_opening:g}); "
+            "the mouth is closed"
+        )
+    share = float(matte.sum()) / eyes**2
+    if share < params.min_teeth_share:
+        raise SketchRefused(
+            f"{portrait.name}: teeth cover {100 * share:.1f} % of the eye distance squared (min_teeth_share "
+            f"{100 * params.min_teeth_share:g} %); too little of them is to be seen"
+        )
 
 
 def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from stylepairs.datagen.images.colors import lightness_in_light, srgb_to_lab
+from stylepairs.datagen.images.colors import lab_in_light, lightness_in_light, srgb_to_lab
+from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE, LEFT_EYE, RIGHT_EYE
 from stylepairs.datagen.portraits.portrait import Portrait
-from stylepairs.datagen.portraits.regions import polygon
+from stylepairs.datagen.portraits.regions import labelled, polygon
 
 # L*: of 180 portraits' brightest parts (the face's, the eyes' whites, the whole crop's) 5 % are darker than the first;
 # the middle one is the second. Cheeks and nose are lighter than the third in none of the 60 bundled photos.
@@ -43,6 +44,15 @@ def light_of(portrait: Portrait) -> float:
     span = _USUAL_WHITE - _LEAST_WHITE
     expected = _LEAST_WHITE + min(_LEAST_WHITE - brightest, span)
     return lightness_in_light(brightest, expected)
+
+
+def face_redness(portrait: Portrait) -> float:
+    """Mean a* of the face's skin as it would look in full light: of 260 portraits, 13 prints in one colour have 3.7 and
+    less, all others 5.7 and more; infinite where no skin is labelled."""
+    skin = labelled(portrait, "skin")
+    if not bool(skin.any()):
+        return float("inf")
+    return float(lab_in_light(mean_of(srgb_to_lab(portrait.image), skin), 1 / light_of(portrait))[1])
 
 
 def _inside(portrait: Portrait, *outlines: slice | list[int]) -> torch.Tensor:

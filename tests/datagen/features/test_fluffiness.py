@@ -189,7 +189,8 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
         "hair covers only": bald,
         "the matte is wrong": over_face,
         "unsure pixels": hazy,
-        "too thin": portrait(hair_radius=0.26, top=0.53),
+        r"\(min_hair 0\.18\); too short": portrait(hair_radius=0.26, top=0.53),
+        "too thin": portrait(hair_radius=0.285, top=0.53),
         "no room": portrait(hair_radius=0.49, top=0.4),
     }
     for reason, given_portrait in cases.items():
@@ -199,7 +200,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"volume": 0.3}, {"volume": -0.2}, {"where": "top"}, {"intensity": 1.1}, {"seed": -1}]
+    "wrong", [{"volume": 0.3}, {"volume": 0}, {"volume": -0.2}, {"where": "top"}, {"intensity": 1.1}, {"seed": -1}]
 )
 def test_parameters_have_ranges(wrong):
     with pytest.raises(ValidationError):
@@ -217,3 +218,13 @@ def test_the_warp_never_folds_and_leaves_the_hairline(share, radius):
     source = radii + (outline.read(flow, radii) * outwards.T[:, :, None]).sum(0)
     assert (source.diff(dim=1) > -0.05).all()
     assert (flow[:, soft_disc((0.5, 0.5), 0.15, 64)[0] > 0] == 0).all()
+
+
+def test_cropped_hair_lets_fewer_strands_loose():
+    params = fluffiness.Params(min_hair=0)
+    cropped, long = portrait(hair_radius=0.25, top=0.54), portrait()
+    covered = [
+        float(fluffiness._loose_strands(before, fluffiness._plan(before, params), params).sum())
+        for before in (cropped, long)
+    ]
+    assert covered[0] < 0.1 * covered[1]

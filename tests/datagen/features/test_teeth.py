@@ -10,6 +10,7 @@ import torch
 from helpers.warped_faces import ellipse, face
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from stylepairs.datagen.build.quality import judge
 from stylepairs.datagen.build.settings import BuildRecipe
@@ -102,8 +103,20 @@ def test_white_is_that_of_the_light():
     assert yellow[1] > yellow[0] + 3
 
 
+def test_prints_and_hidden_teeth_are_refused_for_what_they_are():
+    portrait, mouth = smiling()
+    grey = portrait.image.mean(0, keepdim=True).expand(3, -1, -1)
+    with pytest.raises(SketchRefused, match=r"the colour of a print \(redness a\* -?0\.0, min_redness 4\.5\)"):
+        teeth.sketch(replace(portrait, image=grey), teeth.Params())
+    dark = portrait.image * (1 - mouth) - 0.9 * mouth
+    with pytest.raises(SketchRefused, match=r"teeth cover 0\.0 % .*min_teeth_share 2 %\); too little of them"):
+        teeth.sketch(replace(portrait, image=dark), teeth.Params())
+    with pytest.raises(ValidationError, match="ask for one of them"):
+        teeth.Params(whiteness=0, evenness=0)
+
+
 def test_closed_mouths_and_white_teeth_are_refused():
-    with pytest.raises(SketchRefused, match=r"drawn: teeth cover .* the mouth is closed"):
+    with pytest.raises(SketchRefused, match=r"drawn: the lips are 0\.00 .*min_opening 0\.06\); the mouth is closed"):
         teeth.sketch(face(SIZE), teeth.Params())
     with pytest.raises(SketchRefused, match="as white already"):
         teeth.sketch(smiling((94.0, 0.0, 0.0))[0], teeth.Params(min_change=5.0))
