@@ -32,14 +32,13 @@ def transfer_detail(
     """The photo, its masked region recoloured as from generated_before to generated_after, with its own detail [3,H,W].
 
     photo, generated_*: [3,H,W] in [-1,1]; mask [1,H,W] soft matte in [0,1]. Where the two generated images are equal
-    the photo comes back (to 1e-6), and where the mask is 0 to the bit. Where they differ clearly, the region's mean
+    the photo comes back (to 1e-5), and where the mask is 0 to the bit. Where they differ clearly, the region's mean
     colour becomes that of generated_after.
     """
-    region = mask.double()
+    region = mask.to(photo.dtype)
     if not bool(region.any()):
         return photo
-    exact = photo.double()
-    lab, lab_before, lab_after = (srgb_to_lab(image.double()) for image in (photo, generated_before, generated_after))
+    lab, lab_before, lab_after = (srgb_to_lab(image) for image in (photo, generated_before, generated_after))
     sigma = _SCALE * photo.shape[-1]
     # In mixed pixels of the matte's edge only the region's share changes: they are coloured as if they were all region,
     # and the difference that this makes is added in proportion.
@@ -49,13 +48,13 @@ def transfer_detail(
     fade = _fade(low_before, low_after)
     target = low_after + fade * (low - low_before)
     wanted = _aim(lab, lab_before, lab_after, region)
-    moved = exact
+    moved = photo
     for _ in range(_AIM_STEPS):
         light = _toned(unmixed[:1], target[:1], region, sigma)
         recoloured = torch.cat([light, _rechromed(unmixed, light, low, target, fade)])
-        moved = (exact + region * (lab_to_srgb(recoloured) - lab_to_srgb(unmixed))).clamp(-1, 1)
+        moved = (photo + region * (lab_to_srgb(recoloured) - lab_to_srgb(unmixed))).clamp(-1, 1)
         target = target + wanted - _solid_mean(srgb_to_lab(moved), region)
-    return torch.where(mask > 0, moved.to(photo.dtype), photo)
+    return torch.where(mask > 0, moved, photo)
 
 
 def _aim(
