@@ -27,9 +27,10 @@ from stylepairs.datagen.build.finished import note_finished
 from stylepairs.datagen.build.models import Models
 from stylepairs.datagen.build.shard_runner import ShardedPlan, build_pairs
 from stylepairs.datagen.pairs import manifest, shards
+from stylepairs.datagen.pairs.index import distinct
 from stylepairs.datagen.pairs.record import PARTS, Pair, PairRecord, split_of
 from stylepairs.i2i.models.conditions import kinds_of
-from stylepairs.i2i.train.data import batches, data_digest, distinct, read_records, read_refused
+from stylepairs.i2i.train.data import batches, data_digest, read_records, read_refused
 
 PER_PORTRAIT = 8
 COLORS = ("black", "brown", "auburn", "red", "blond", "light_blond", "grey", "pink")

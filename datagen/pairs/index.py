@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -108,7 +108,7 @@ class PairIndex(Sequence[PairRecord]):
             return list(values)
         return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
 
-    def with_params(self, wanted: Callable[[dict[str, Any]], bool]) -> PairIndex:
+    def with_params(self, wanted: Callable[[Mapping[str, Any]], bool]) -> PairIndex:
         """Those whose parameters are wanted; of each different text that is asked once."""
         column = self._table["params"].dictionary_encode().combine_chunks()
         texts = [*column.dictionary.to_pylist(), None]
@@ -191,6 +191,28 @@ def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
     except Damaged as error:
         raise _damaged(path, error) from error
     return PairIndex(path, table, parts, np.arange(len(table)))
+
+
+def with_params(records: Sequence[PairRecord], wanted: Callable[[Mapping[str, Any]], bool]) -> Sequence[PairRecord]:
+    """Those whose parameters are wanted."""
+    if isinstance(records, PairIndex):
+        return records.with_params(wanted)
+    return [record for record in records if wanted(record.params)]
+
+
+def run_backwards(records: Sequence[PairRecord]) -> np.ndarray:
+    """Which of the records are of pairs that run backwards, bool [N]."""
+    if isinstance(records, PairIndex):
+        return records.backwards()
+    return np.array([record.backwards for record in records], bool)
+
+
+def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
+    """The different values of a field among the records; of parameters perhaps some more than once."""
+    if isinstance(records, PairIndex):
+        return records.distinct(name)
+    values = (getattr(record, name) for record in records)
+    return list(values if name == "params" else dict.fromkeys(values))
 
 
 def _parts_of(column: Any) -> _Parts:

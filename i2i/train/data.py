@@ -21,7 +21,7 @@ from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.features import SEPARATOR
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import to_float, to_uint8
-from stylepairs.datagen.pairs.index import PairIndex
+from stylepairs.datagen.pairs.index import PairIndex, distinct, run_backwards, with_params
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair, open_index
 from stylepairs.datagen.portraits.folders import PortraitFile
@@ -131,28 +131,6 @@ def told_sides(
         say(f"{pairs}: {count - len(records)} of {count} training pairs are left out ({problems[0]})")
     held_out, unseen = (evenly_spaced(each, held_out_count) for each in (held_out, sides.unseen))
     return Sides(records, held_out, sides.refused, unseen)
-
-
-def with_params(records: Sequence[PairRecord], wanted: Callable[[Mapping[str, Any]], bool]) -> Sequence[PairRecord]:
-    """Those whose parameters are wanted."""
-    if isinstance(records, PairIndex):
-        return records.with_params(wanted)
-    return [record for record in records if wanted(record.params)]
-
-
-def run_backwards(records: Sequence[PairRecord]) -> np.ndarray:
-    """Which of the records are of pairs that run backwards, bool [N]."""
-    if isinstance(records, PairIndex):
-        return records.backwards()
-    return np.array([record.backwards for record in records], bool)
-
-
-def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:
-    """The different values of a field among the records; of parameters perhaps some more than once."""
-    if isinstance(records, PairIndex):
-        return records.distinct(name)
-    values = (getattr(record, name) for record in records)
-    return list(values if name == "params" else dict.fromkeys(values))
 
 
 def calibration_inputs(

@@ -1,5 +1,5 @@
-"""What a run starts from: networks, fresh or with trained weights, of this edit or of another, and its teacher; or what it
-goes on from: all that it is made of at a step, as named tensors."""
+"""What a run starts from: networks, fresh or with trained weights, of this edit or of another, and its teacher; or, to
+go on, all that it is made of at a step, as named tensors."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from torch import nn
 from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
+from stylepairs.datagen.pairs.index import distinct
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.projected import Maps
@@ -33,7 +34,6 @@ from stylepairs.i2i.train.data import (
     Sample,
     Sides,
     Unpaired,
-    distinct,
     load_batches,
     mixed_batches,
     one_feature,
@@ -217,7 +217,7 @@ def build(
     critic_rate, critic_betas = settings.discriminator.learning_rate, PATCHES_BETAS if patches else DISCRIMINATOR_BETAS
     critic_optimizer = torch.optim.Adam(discriminator.parameters(), critic_rate, critic_betas)
     net, critic, wrapped, critic_wrapped = accelerator.prepare(model, discriminator, optimizer, critic_optimizer)
-    for wrapped_net in (net, critic):  # the keyword for it is deprecated
+    for wrapped_net in (net, critic):  # buffers stay each process's own; the keyword for that is deprecated
         if isinstance(wrapped_net, nn.parallel.DistributedDataParallel):
             wrapped_net.broadcast_buffers = False
     networks = (model, average, net, discriminator, critic)

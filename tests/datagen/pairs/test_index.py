@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.index import KEPT_FIGURES, PairIndex
+from stylepairs.datagen.pairs.index import KEPT_FIGURES, PairIndex, distinct
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.train.data import data_digest, distinct, read_records
+from stylepairs.i2i.train.data import data_digest, read_records
 
 
 @pytest.fixture

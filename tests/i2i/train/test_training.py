@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train import training
-from stylepairs.i2i.train.adversary import discriminator_step
 from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
@@ -371,27 +370,6 @@ def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings:
         assert training_step(run, batch)["rate"] == pytest.approx(rate)
         assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.learning_rate)
         assert run.critic_optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.discriminator.learning_rate)
-
-
-class SumOfChannels(torch.nn.Module):
-    """A discriminator of which image, mask and style each count for themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor([1.0, 50.0]))
-
-    def forward(self, judged: torch.Tensor) -> torch.Tensor:
-        image, rest = judged[:, :3].sum((1, 2, 3)), judged[:, 3:].sum((1, 2, 3))
-        return self.weight[0] * image + self.weight[1] * rest
-
-
-def test_r1_is_taken_over_the_image_alone(settings: Make) -> None:
-    run = build(settings(), "hair_color", {})
-    run.discriminator = run.critic = SumOfChannels()
-    image, mask = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
-    batch = {"target": image, "mask": mask, "style": torch.rand(2, 3)}
-    figures = discriminator_step(run, image, batch, None)
-    assert float(figures["r1"]) == pytest.approx(0.5 * 3 * 8 * 8)
 
 
 def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:
