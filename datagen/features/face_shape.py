@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import BROWS, EYES, FACE_OUTLINE, JAW, NOSE, eye_distance
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -47,7 +48,11 @@ _TIGHTEN = 0.55
 # Under the chin, of the side: depth of the skin that is relit; scale of folds (finer is grain); darkening at most.
 _UNDER_CHIN = 0.09
 _FOLD_SCALES = 0.006, 0.03
-_SHADOW = 0.33
+_SHADOW = 0.3
+# Of the face's lightness: skin that is darker than the first lies in shadow already, from the second on it may take all
+# of the shadow. Of the side: how softly the region ends within the skin's edges, which label maps draw raggedly.
+_DARK, _LIT = 0.45, 0.85
+_EDGE = 0.012
 
 
 class Params(FeatureParams):
@@ -55,9 +60,9 @@ class Params(FeatureParams):
 
     jaw, cheeks: share of the jaw's and of the cheeks' width to take away (negative: to add). chin: share of a double
     chin to take away, in [0,1]. intensity: the degree, 0 none of it, 1 all. Portraits are refused whose head is turned
-    so far that one side of the jaw is under min_side_share of its width, and for `chin` those with less skin under the
-    chin than min_under_chin_share of the region where it would be. reference_px: side of the downsampled sketch that
-    reconstruction matches.
+    so far that one side of the jaw is under min_side_share of its width, and for `chin` those with less lit skin under
+    the chin than min_under_chin_share of the region where it would be. reference_px: side of the downsampled sketch
+    that reconstruction matches.
     """
 
     jaw: float = Field(0.12, ge=-0.2, le=0.25)
@@ -65,7 +70,7 @@ class Params(FeatureParams):
     chin: float = Field(0.0, ge=0, le=1)
     intensity: float = Field(1.0, ge=0, le=1)
     min_side_share: float = Field(0.3, ge=0, le=0.5)
-    min_under_chin_share: float = Field(0.15, ge=0, le=1)
+    min_under_chin_share: float = Field(0.08, ge=0, le=1)
     reference_px: int = Field(32, ge=4, le=256)
 
     @model_validator(mode="after")
@@ -181,17 +186,22 @@ def _distance(portrait: Portrait) -> np.ndarray:
 
 
 def _under_chin(portrait: Portrait) -> torch.Tensor:
-    """[1,H,W] in [0,1]: the skin under the jaw line, from one jaw angle to the other, fading downwards."""
+    """[1,H,W] in [0,1]: the skin under the jaw line, from one jaw angle to the other, fading downwards and to its own
+    edges; less where it lies in shadow already."""
     size_px = portrait.size_px
     points = portrait.points68
-    skin = labelled(portrait, "skin", "neck")[0]
+    skin = (2 * blurred_by_share(labelled(portrait, "skin", "neck"), _EDGE) - 1).clamp_min(0)[0]
+    light = srgb_to_lab(portrait.image)[:1]
+    face = light[labelled(portrait, "skin", "nose") > 0]
+    usual = float(face.median()) if len(face) else 50.0
+    lit = smoothstep(blurred_by_share(light, _FOLD_SCALES[1])[0] / max(usual, 1.0), _DARK, _LIT)
     below = torch.from_numpy(_distance(portrait)).to(portrait.image) / (_UNDER_CHIN * size_px)
     at = torch.arange(size_px, device=points.device).float()
     ramp = 0.1 * float((points[12] - points[4]).norm())
     between = smoothstep(torch.minimum(at - points[4, 0], points[12, 0] - at), 0.0, ramp)
     lower = smoothstep(at, float(points[[4, 12], 1].mean()), float(points[[4, 12], 1].mean()) + ramp)
-    depth = smoothstep(below, 0.0, 0.12) * (1 - smoothstep(below, 0.3, 1.0))
-    return feather((depth * skin * between * lower[:, None])[None], 0.006)
+    depth = smoothstep(below, 0.0, 0.12) * (1 - smoothstep(below, 0.2, 0.9))
+    return feather((depth * skin * lit * between * lower[:, None])[None], 0.006)
 
 
 def _relit(image: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
@@ -222,6 +232,6 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
         share = float((_under_chin(portrait) > 0.3).sum()) / max(place, 1.0)
         if share < params.min_under_chin_share:
             raise SketchRefused(
-                f"{portrait.name}: skin under the chin fills {100 * share:.0f} % of its place "
+                f"{portrait.name}: skin in the light under the chin fills {100 * share:.0f} % of its place "
                 f"(min_under_chin_share {100 * params.min_under_chin_share:g} %); no double chin to be seen"
             )

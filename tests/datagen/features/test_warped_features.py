@@ -152,6 +152,13 @@ def test_a_reduced_double_chin_lies_in_deeper_shadow(portrait):
     assert under < portrait.image[:, 88:92, 46:50].mean() - 0.05
 
 
+def test_a_neck_that_lies_in_shadow_gets_no_darker(portrait):
+    neck = (portrait.label == CLASS["neck"]).float()
+    dark = replace(portrait, image=portrait.image * (1 - neck) - 0.85 * neck)
+    with pytest.raises(SketchRefused, match=r"skin in the light under the chin fills 0 % .*min_under_chin_share 8 %"):
+        face_shape.sketch(dark, face_shape.Params(jaw=0, chin=1))
+
+
 def test_a_face_turned_away_and_a_chin_out_of_sight_are_refused(portrait):
     points = portrait.points68.clone()
     points[4] = points[8] + torch.tensor([-4.0, -10.0])
