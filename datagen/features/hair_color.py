@@ -33,7 +33,7 @@ from stylepairs.datagen.images.colors import (
 )
 from stylepairs.datagen.images.filters import blurred, grown, mean_of
 from stylepairs.datagen.images.tones import ToneCurve, in_shade
-from stylepairs.datagen.portraits.light import face_redness, light_of
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
@@ -50,8 +50,6 @@ _SHADING_SCALE = 0.04
 _MOST_SHADING = 4.0
 # Fixed-point steps of the tone curve; the mean is then within 0.1 L.
 _STEPS = 3
-# Chroma up to which a colour is a grey, as hair in a black-and-white photo may have.
-_GREY = 6.0
 # Squared Lab distance of two colours under which going from one to the other counts as no change.
 _TELLABLE = 25.0
 
@@ -62,8 +60,7 @@ class Params(FeatureParams):
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"). intensity: the degree, 0 own colour, 1 wanted.
     Portraits are refused whose hair covers less than min_hair_share of the crop, or whose matte is not to be trusted:
     it lies over more than max_on_face of the face below the brows, or has more than max_unsure half-transparent pixels
-    for each that is hair (shaven heads, white hair on white); and, for a colour that is no grey, whose face's redness
-    a* is less than min_redness, as in a print in one colour. reference_px: side of the downsampled sketch that
+    for each that is hair (shaven heads, white hair on white). reference_px: side of the downsampled sketch that
     reconstruction matches.
     """
 
@@ -72,7 +69,6 @@ class Params(FeatureParams):
     min_hair_share: float = Field(0.02, ge=0, lt=1)
     max_on_face: float = Field(0.25, ge=0, le=1)
     max_unsure: float = Field(1.1, ge=0)
-    min_redness: float = Field(4.5, ge=-128, le=127)
     reference_px: int = Field(8, ge=4, le=256)
 
     @field_validator("color")
@@ -157,12 +153,6 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
         )
     refuse_untrusted_matte(portrait, matte, params.max_on_face, params.max_unsure)
-    chroma, redness = float(color_to_lab(parse_color(params.color))[1:].norm()), face_redness(portrait)
-    if chroma > _GREY and redness < params.min_redness:
-        raise SketchRefused(
-            f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
-            f"min_redness {params.min_redness:g}); a colour in its hair would be a patch"
-        )
 
 
 def _contrast(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ FEATURES = {
     "face_shape": Shown(("params.jaw=0.2",), (5, 8, 31)),
     "eyes": Shown(("params.size=0.25", "params.crease=0.0"), (15, 25, 27)),
     "lips": Shown(("params.color=[berry, red, rose]", "params.fullness=0.25", "params.finish=natural"), (1, 5, 41)),
-    "teeth": Shown(("params.whiteness=1.0", "params.min_teeth_share=0.005"), (3, 15, 55)),
+    "teeth": Shown(("params.whiteness=1.0", "params.min_teeth_share=0.005", "params.min_opening=0.0"), (3, 15, 55)),
     "brows": Shown(("params.arch=0.1", "params.lift=0.0", "params.thickness=0.4", "params.density=0.8"), (5, 13, 27)),
     "smile": Shown(("params.smile=0.8",), (5, 8, 13)),
     "hair_color": Shown(("params.color=auburn",), (1, 8, 27)),

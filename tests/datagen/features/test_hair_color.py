@@ -55,14 +55,6 @@ def recoloured(before, color):
     return lab_to_srgb(lab + (color_to_lab(PALETTE[color]) - own) * (matte > 0.5)).clamp(-1, 1)
 
 
-def test_a_colour_in_a_black_and_white_photo_is_refused_and_a_grey_is_not():
-    coloured = portrait()
-    grey = replace(coloured, image=coloured.image.mean(0, keepdim=True).expand(3, -1, -1))
-    with pytest.raises(SketchRefused, match=r"the colour of a print \(redness a\* -?0\.0, min_redness 4\.5\)"):
-        hair_color.sketch(grey, hair_color.Params(color="red"))
-    hair_color.sketch(grey, hair_color.Params(color="black"))
-
-
 def test_features_are_found_by_name_and_unknown_ones_answered_with_the_nearest():
     assert load_feature("hair_color").sketch is hair_color.sketch
     assert "hair_color" in feature_names()
