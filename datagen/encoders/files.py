@@ -18,7 +18,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 
 EMBEDDED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "encoder.safetensors"
 EMBEDDED = "embedded"
-_KIND = "stylepairs encoder 3"
+_KIND = "stylepairs encoder 4"
 
 
 def encoder_digest(encoder: Encoder) -> str:

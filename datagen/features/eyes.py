@@ -61,7 +61,7 @@ class Params(FeatureParams):
     -1 what there is smoothed away. side: the subject's. intensity: the degree, 0 none of it, 1 all. Refused are
     eyes whose lids are down (landmark models open them all the same): whose upper half is lighter than the lower one by
     more than max_lid_light of the spread of light there, skin over lashes instead of lashes over white; those that the
-    label map does not see, and glasses. Of 232 portraits, 5 with lowered lids have 0.9 to 1.8, all others up to 0.5.
+    label map does not see, and glasses. Of 231 portraits, 5 with lowered lids have 0.8 to 1.8, all others up to 0.5.
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
 

@@ -38,7 +38,7 @@ class WPrior:
         variance, basis = torch.linalg.eigh(centred.T @ centred / (samples - 1))
         deviation = variance.clamp_min(0).sqrt()
         deviation = deviation.clamp_min(LEAST_DEVIATION * deviation.max())
-        return WPrior(mean.float(), basis.T.contiguous().float(), deviation.float())
+        return WPrior(mean.float(), signed(basis.T).contiguous().float(), deviation.float())
 
     def whiten(self, w: torch.Tensor) -> torch.Tensor:
         """w [...,C] -> u [...,C], of unit variance for samples of the mapping network."""
@@ -65,6 +65,12 @@ class WPrior:
 
     def to(self, device: torch.device) -> WPrior:
         return WPrior(self.mean.to(device), self.basis.to(device), self.deviation.to(device))
+
+
+def signed(basis: torch.Tensor) -> torch.Tensor:
+    """Rows [K,C] with the largest entry positive: which sign an eigenvector comes with is the library's affair."""
+    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+    return basis * largest.sign()
 
 
 def _gaussianise(w: torch.Tensor) -> torch.Tensor:

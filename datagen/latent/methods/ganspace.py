@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.reconstruction.prior import signed
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -55,9 +56,3 @@ def feature_components(
     # w from the coordinates: the least squares solution of w - mean = (u / deviation) X.
     solved = torch.linalg.lstsq(coordinates / deviation, (w - w.mean(0)).double()).solution
     return solved.float(), deviation.float()
-
-
-def signed(basis: torch.Tensor) -> torch.Tensor:
-    """Rows [K,C] with the largest entry positive: eigenvectors come with any sign."""
-    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    return basis * largest.sign()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from stylepairs.datagen.latent.methods.ganspace import signed
 from stylepairs.datagen.latent.styles import style_layers
+from stylepairs.datagen.reconstruction.prior import signed
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 
