@@ -152,6 +152,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
         keep_mask=1 - feather(dilate((mask > 0.05).float(), _BAND), _BAND / 2),
         reference_px=min(params.reference_px, portrait.size_px),
         sketch_detail=1.0,
+        harmony=0.0,  # strands and scalp of the photo's own colours
         label=None if backwards else portrait.label.masked_fill(share * place[0] > 0.5, CLASS["hair"]),
         hair=portrait.hair * (1 - share * hair) if backwards else torch.maximum(portrait.hair, share * hair),
         backwards=backwards,
