@@ -76,10 +76,8 @@ class OnnxEditor:
         """The edit of one face as gain, bias, mask [S,S,7] (of 0..255), and the photo's transform onto their square."""
         about = self.editor.about
         side = about["size_px"]
-        maps, transform = (
-            self.seen(photo, points68, style, degree, 1.0),
-            square_transform(eyes_and_mouth(points68), side),
-        )
+        maps = self.seen(photo, points68, style, degree, 1.0)
+        transform = square_transform(eyes_and_mouth(points68), side)
         fade = border_fade(side)
         continues = about["keeps_texture"] and not about["draws"]
         if continues and (maps[..., 6] * (1 - fade)).mean() > 0.01 * FADE:

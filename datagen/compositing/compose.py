@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.detail import transfer_detail
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import blurred, grown
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
@@ -75,10 +75,7 @@ def region_mask(edit_mask: torch.Tensor, size_px: int | None = None) -> torch.Te
     size_px: the side that both widths are shares of; None: the mask's own.
     """
     size_px = size_px or edit_mask.shape[-1]
-    radius = max(1, round(DILATION * size_px))
-    wide = _widened(edit_mask[None], radius)
-    sigma = max(0.5, FEATHER * size_px)
-    soft = blurred(wide, sigma)[0]
+    soft = blurred(grown(edit_mask, DILATION * size_px), max(0.5, FEATHER * size_px))
     return (soft.clamp(0, 1) * 255).round() / 255
 
 
@@ -87,14 +84,7 @@ def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
 
     size_px: as in `region_mask`.
     """
-    radius = max(1, round(DILATION * (size_px or mask.shape[-1])))
-    return -_widened(-mask, radius)
-
-
-def _widened(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Largest within `radius` pixels along each axis, one after the other: a square takes `radius` times as long."""
-    side = 2 * radius + 1
-    return F.max_pool2d(F.max_pool2d(mask, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+    return -grown(-mask, DILATION * (size_px or mask.shape[-1]))
 
 
 def laplacian_blend(

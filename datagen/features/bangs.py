@@ -168,10 +168,11 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     Raises SketchRefused where there is no hair to learn from or to fall, a hat, or nothing to be done.
     """
     face = forehead(portrait)
-    if _is_worn(portrait, face, params):
+    backwards = _is_worn(portrait, face, params)
+    if backwards:
         # A matte that takes a bald head's shine for a fringe.
         _refuse_bald(portrait, face, face.across.abs() < 0.6, params)
-        return replace(sketch(portrait, _taking_away(params)), backwards=True)
+        params = _taking_away(params)
     if hat_share(portrait, face) > params.max_hat:
         raise SketchRefused(
             f"{portrait.name}: a hat covers the forehead (max_hat {params.max_hat:g}); no bangs to make"
@@ -179,7 +180,8 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     if params.style == "none":
         rng = random_generator("no bangs", params.seed, portrait.digest)
         bare = bare_forehead(portrait, face, params.min_fringe, params.intensity, rng)
-        return _made(portrait, params, bare.image, bare.painted, bare.label, bare.hair)
+        made = _made(portrait, params, bare.image, bare.painted, bare.label, bare.hair)
+        return replace(made, backwards=backwards)
     return _with_bangs(portrait, face, params)
 
 

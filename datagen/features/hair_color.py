@@ -20,6 +20,8 @@ Figures of `measure` (all of the hair where the matte is over 0.5 unless said ot
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import Field, field_validator
 
@@ -117,7 +119,8 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "degree": ((obtained - own) * (full - own)).sum() / (full - own).square().sum().clamp_min(_TELLABLE),
         "spill_delta_e": mean_of(delta_e_2000(lab_before, lab_after)[None], grown(rim, _band_px(matte)) - rim),
         "detail_kept": mean_of(strands[1], inside) / mean_of(strands[0], inside).clamp_min(1e-3),
-        "shading_kept": _spread(lab_after, inside) / _spread(lab_before, inside).clamp_min(1e-3),
+        "shading_kept": _spread(_locks(lab_after, inside), inside)
+        / _spread(_locks(lab_before, inside), inside).clamp_min(1e-3),
         "flat_share": mean_of((strands[1] < 0.25 * strands[0]).float(), inside),
         "clipped_share": mean_of((_clipped(after) & ~_clipped(before)).float(), inside),
         "light": torch.tensor(light),
@@ -134,14 +137,10 @@ def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: fl
 def _shaded(lab: torch.Tensor, matte: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
     """color [3,1,1] in the light and shade of the own hair's locks [3,H,W], both in Lab; its mean is color."""
     inside = (matte > 0.5).float()
-    own = blurred_within_by_share(lab[:1], inside, _SHADING_SCALE)
+    own = _locks(lab, inside)
     mean = mean_of(own, inside)
-    own = mean + (own - mean) * (_MOST_SHADING / _spread(lab, inside).clamp_min(1e-3)).clamp(max=1)
-    curve, shift = ToneCurve(float(color[0] - mean[0])), torch.zeros(1)
-    for _ in range(_STEPS):
-        light = curve.moved(own, shift)
-        shift = shift + curve.logit(color[:1]) - curve.logit(mean_of(light, inside))
-    light = curve.moved(own, shift)
+    own = mean + (own - mean) * (_MOST_SHADING / _spread(own, inside).clamp_min(1e-3)).clamp(max=1)
+    light = ToneCurve(float(color[0] - mean[0])).meeting(own, color[:1], partial(mean_of, weight=inside), _STEPS)
     return torch.cat([light, in_shade(color[1:].expand(-1, *light.shape[1:]), color[:1], light)])
 
 
@@ -161,10 +160,14 @@ def _contrast(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     return blurred_within_by_share(detail.square(), inside, 2 * _STRAND_SCALE).sqrt()
 
 
-def _spread(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Standard deviation over the hair of the lightness smoothed at the scale of locks."""
-    smooth = blurred_within_by_share(lab[:1], inside, _SHADING_SCALE)
-    return mean_of((smooth - mean_of(smooth, inside)).square(), inside).sqrt()
+def _locks(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Lightness [1,H,W] smoothed over the hair at the scale of locks."""
+    return blurred_within_by_share(lab[:1], inside, _SHADING_SCALE)
+
+
+def _spread(light: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of lightness over the hair [1,1,1]."""
+    return mean_of((light - mean_of(light, inside)).square(), inside).sqrt()
 
 
 def _grown(matte: torch.Tensor) -> torch.Tensor:

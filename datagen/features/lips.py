@@ -38,7 +38,7 @@ from stylepairs.datagen.images.colors import (
 from stylepairs.datagen.images.filters import blurred, blurred_within, grown, mean_of
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_CORNER, NOSE_BASE, RIGHT_CORNER, mouth_width
-from stylepairs.datagen.portraits.light import face_redness, light_of
+from stylepairs.datagen.portraits.light import light_of, refuse_print
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -210,7 +210,7 @@ def finished(image: torch.Tensor, matte: torch.Tensor, params: Params, width: fl
     if params.finish == "natural" or params.intensity == 0:
         return image
     lab = srgb_to_lab(image)
-    smooth = _regional(lab[:1], matte, _GLOSS_SCALE * width)
+    smooth = blurred_within(lab[:1], matte, _GLOSS_SCALE * width)
     peaks = (lab[:1] - smooth).clamp_min(0)
     if params.finish == "matte":
         light, white = lab[:1] - params.intensity * _FLATTEN * peaks, torch.zeros_like(smooth)
@@ -290,12 +290,7 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"(min_lip_share {100 * params.min_lip_share:g} %); no lips to edit"
         )
     if lip_color(params.color) is not None:
-        redness = face_redness(portrait)
-        if redness < params.min_redness:
-            raise SketchRefused(
-                f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
-                f"min_redness {params.min_redness:g}); a colour on its lips would be a patch"
-            )
+        refuse_print(portrait, params.min_redness, "a colour on its lips would be a patch")
     # Fully seen lips hold some of the skin's edge too, so that the whole may be more than the label's.
     upper, lower = labelled(portrait, "u_lip"), labelled(portrait, "l_lip")
     for name, found, limit in (
@@ -361,15 +356,10 @@ def _reached_share(
     return reached
 
 
-def _regional(values: torch.Tensor, matte: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian mean of [C,H,W] over the lips only; sigma in pixels."""
-    return blurred_within(values, matte, sigma)
-
-
 def _contrast(lab: torch.Tensor, matte: torch.Tensor, width: float) -> float:
     """Root mean square of lightness over the lips about its surroundings, at the scale of creases."""
     inside = matte**8  # the lips' edges are no creases
-    detail = lab[:1] - _regional(lab[:1], inside, max(0.7, _CREASE_SCALE * width))
+    detail = lab[:1] - blurred_within(lab[:1], inside, max(0.7, _CREASE_SCALE * width))
     return float(mean_of(detail.square(), inside).sqrt())
 
 

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from stylepairs.datagen.images.colors import delta_e_2000, lab_in_light, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred_within, mean_of
 from stylepairs.datagen.portraits.landmarks import eye_distance
-from stylepairs.datagen.portraits.light import face_redness, light_of
+from stylepairs.datagen.portraits.light import light_of, refuse_print
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, eye_region, feather, mouth_region, polygon
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -164,12 +164,7 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
 
 
 def _refuse_unseen(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:
-    redness = face_redness(portrait)
-    if redness < params.min_redness:
-        raise SketchRefused(
-            f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
-            f"min_redness {params.min_redness:g}); its teeth cannot be told from its lips"
-        )
+    refuse_print(portrait, params.min_redness, "its teeth cannot be told from its lips")
     eyes, points = eye_distance(portrait.points68), portrait.points68
     opening = float((points[_INNER_UPPER] - points[_INNER_LOWER]).norm(dim=-1).mean()) / eyes
     if opening < params.min_opening:

@@ -49,10 +49,10 @@ def overall_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def grown(mask: torch.Tensor, radius: float) -> torch.Tensor:
-    """mask [1,h,w] dilated by a square of about `radius` pixels."""
+    """mask [1,h,w] or [N,1,h,w] dilated by a square of about `radius` pixels, at least one."""
     reach = max(1, round(radius))
-    rows = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
-    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0]
+    rows = F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
 
 
 @lru_cache(maxsize=256)

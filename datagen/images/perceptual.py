@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.images.efficientnet import IMAGENET_ZERO, first_stages, layer
-from stylepairs.datagen.shell.decode import Damaged, read_torch
+from stylepairs.datagen.shell.decode import Damaged, finite, read_torch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.constants import Constant
 from stylepairs.kernels.inverted_bottleneck import strided_stem
@@ -240,7 +240,7 @@ def made_of(
         made(torch.zeros(1, 3, 32, 32))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{shown}: the tensors do not fit the network; pass the published state dict") from error
-    if not all(torch.isfinite(value).all() for value in (*made.parameters(), *made.buffers())):
+    if not finite((*made.parameters(), *made.buffers())):
         raise InputError(f"{shown}: has infinite or undefined numbers; pass the published state dict")
     return made
 

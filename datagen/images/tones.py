@@ -6,7 +6,11 @@ made blond does not burn out and blond hair made black keeps its detail.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+Mean = Callable[[torch.Tensor], torch.Tensor]  # of lightness [1,H,W], over a region or around each place
 
 # Lightness added at both ends before the logit, which bounds the slope of the tone curve: wide where hair is lightened
 # (crushed blacks would become noise), narrow where it is darkened (light strands must not turn black).
@@ -33,6 +37,14 @@ class ToneCurve:
         """Lightness moved by `shift` along the curve; a shift of 0 gives it back to the bit."""
         start = self.logit(light)
         return light + self.span * (torch.sigmoid(start + shift) - torch.sigmoid(start))
+
+    def meeting(self, light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) -> torch.Tensor:
+        """Lightness moved so far along the curve, in fixed-point steps, that its mean becomes target."""
+        wanted, moved, shift = self.logit(target), light, torch.zeros((), dtype=light.dtype, device=light.device)
+        for _ in range(steps):
+            shift = shift + wanted - self.logit(mean(moved))
+            moved = self.moved(light, shift)
+        return moved
 
 
 def in_shade(chroma: torch.Tensor, of: torch.Tensor, light: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from stylepairs.datagen.images.filters import mean_of
 from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE, LEFT_EYE, RIGHT_EYE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import labelled, polygon
+from stylepairs.datagen.portraits.sketch import SketchRefused
 
 # L*: of 180 portraits' brightest parts (the face's, the eyes' whites, the whole crop's) 5 % are darker than the first;
 # the middle one is the second. Cheeks and nose are lighter than the third in none of the 60 bundled photos.
@@ -44,6 +45,16 @@ def light_of(portrait: Portrait) -> float:
     span = _USUAL_WHITE - _LEAST_WHITE
     expected = _LEAST_WHITE + min(_LEAST_WHITE - brightest, span)
     return lightness_in_light(brightest, expected)
+
+
+def refuse_print(portrait: Portrait, min_redness: float, why: str) -> None:
+    """Raises SketchRefused, with why, where the face is less red than min_redness, as in a print in one colour."""
+    redness = face_redness(portrait)
+    if redness < min_redness:
+        raise SketchRefused(
+            f"{portrait.name}: the face has the colour of a print (redness a* {redness:.1f}, "
+            f"min_redness {min_redness:g}); {why}"
+        )
 
 
 def face_redness(portrait: Portrait) -> float:

@@ -132,9 +132,8 @@ def edit_video(
                     counts[0], counts[1] = counts[0] + 1, counts[1] + edited
                     progress(counts[0])
                 reader.close()
-        except (
-            av.error.FFmpegError
-        ) as error:  # what the disk refuses is no such error, though some of these are OSErrors
+        # What the disk refuses is no such error, though some of these are OSErrors.
+        except av.error.FFmpegError as error:
             raise InputError(
                 f"{path}: cannot be read or written as a video ({one_line(error)}); convert it to MP4"
             ) from None

@@ -15,12 +15,12 @@ LOCKS, STRANDS, GRAIN = 0.012, 0.006, 0.004
 
 def blurred_by_share(image: torch.Tensor, share: float) -> torch.Tensor:
     """Gaussian blur of [C,H,W] by a sigma that is `share` of the side, edges reflected."""
-    return filters.blurred(image, max(share * image.shape[-1], 0.4))
+    return filters.blurred(image, _sigma_px(image, share))
 
 
 def blurred_within_by_share(image: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
     """`blurred_by_share` of what lies inside [1,H,W] alone, carried on a little beyond it: [C,H,W]."""
-    return blurred_by_share(image * inside, share) / blurred_by_share(inside, share).clamp_min(1e-3)
+    return filters.blurred_within(image, inside, _sigma_px(image, share))
 
 
 def inner_contrast(lab: torch.Tensor, region: torch.Tensor) -> float:
@@ -54,6 +54,10 @@ def with_grain(
 def grain_strength(image: torch.Tensor) -> torch.Tensor:
     """Mean square [1,H,W] of the finest band of image [3,H,W], smoothed."""
     return blurred_by_share(_finest(image).square(), 2 * GRAIN).clamp_min(0)
+
+
+def _sigma_px(image: torch.Tensor, share: float) -> float:
+    return max(share * image.shape[-1], 0.4)
 
 
 def _finest(image: torch.Tensor) -> torch.Tensor:
