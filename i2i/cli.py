@@ -224,7 +224,7 @@ def evaluate(
     ] = "embedded",
     own_feature: OwnFeatureOption = None,
 ) -> None:
-    """Judge models, side by side where there are several; a list gives several edits: --set color=[black,blond,red].
+    r"""Judge models, side by side where there are several; a list gives several edits: --set color=\[black,blond,red].
 
     Models that restore are judged on portraits that are degraded as in their training.
     """
