@@ -23,7 +23,7 @@ def help_texts(command: object) -> Iterator[str]:
 def test_no_help_text_loses_words_in_brackets(package: str) -> None:
     app: typer.Typer = importlib.import_module(f"stylepairs.{package}.cli").app
     texts = list(help_texts(get_command(app)))
-    assert len(texts) > 50
+    assert len(texts) > 20
     # Text whose brackets are not taken for markup is shown with as many as it has, less the backslashes before them.
     lost = [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")]
     assert not lost
