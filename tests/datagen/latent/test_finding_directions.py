@@ -13,7 +13,7 @@ from stylepairs.datagen.latent.methods import interfacegan
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
 from stylepairs.datagen.latent.methods.sefa import factors
-from stylepairs.datagen.latent.methods.stylespace import fit_channels, rank_channels
+from stylepairs.datagen.latent.methods.stylespace import fit_channels, grown_region, rank_channels
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Score, Scorer
 from stylepairs.datagen.latent.styles import style_layers
@@ -80,6 +80,19 @@ def test_components_that_are_not_there_are_refused(method, wanted, message):
         fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
 
 
+@pytest.mark.parametrize("method, wanted, message", [
+    ("stylespace", {"layers": (0, 1)}, "--layers: stylespace takes none; it is for interfacegan, ganspace, sefa"),
+    ("ganspace", {"conditions": ("yaw",)}, "--condition: ganspace takes none"),
+    ("interfacegan", {"component": 0}, "--component: interfacegan takes none"),
+    ("sefa", {"features_px": 8}, "--features: sefa takes none"),
+    ("interfacegan", {"overlap": 0.2}, "--overlap: interfacegan takes none"),
+])  # fmt: skip
+def test_what_a_method_knows_nothing_of_is_refused(method, wanted, message):
+    samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
+    with pytest.raises(InputError, match=message):
+        fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
+
+
 def test_factors_are_what_the_affine_maps_stretch_most():
     generator = tiny_generator()
     found = factors(generator, [1], 16)
@@ -116,6 +129,12 @@ def test_channels_are_ranked_by_what_moving_them_does():
     assert list(direction.styles) == [channel.layer]
     light = [direction.render(generator, ws, s)[..., :16].mean() for s in (0.1, -0.1)]
     assert float(light[0] - light[1]) > 0  # the unit goes up, whatever the channel's own sign
+
+
+def test_a_region_is_grown_by_the_same_share_whatever_the_generators_side():
+    for side in (32, 512):
+        region = grown_region(left_half().reader, torch.zeros(1, 3, side, side), ("hair",))
+        assert float(region.mean()) == pytest.approx((SEEN_PX // 2 + 4) / SEEN_PX, abs=1e-3)
 
 
 @pytest.mark.slow
