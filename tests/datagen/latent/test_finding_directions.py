@@ -67,6 +67,9 @@ def test_components_of_features_are_carried_over_to_w():
     assert found.shape == (3, 16)
     assert (deviation.diff() < 0).all()
     assert float(w.std()) / 10 < float((w @ F.normalize(found[0], dim=0)).std())
+    assert feature_components(generator, w[:12], 8, 11)[0].isfinite().all()
+    with pytest.raises(InputError, match="12 components of the features of 12 samples; ask for fewer, or sample more"):
+        feature_components(generator, w[:12], 8, 12)
 
 
 @pytest.mark.parametrize("method, wanted, message", [
