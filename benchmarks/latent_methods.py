@@ -206,7 +206,7 @@ def _mask_face_gan(bench: Bench, attribute: str, options: argparse.Namespace) ->
     )
 
     def render(people: Sequence[Person], strengths: torch.Tensor) -> torch.Tensor:
-        wanted = mask_face_gan.Wanted(float(strengths[0]) / mask_face_gan.TARGET_SHARE)
+        wanted = mask_face_gan.Wanted(float(strengths[0]))
         made = mask_face_gan.edit(bench.generator, scorer, deviation, people, wanted, settings)
         return torch.stack([image for _, image in made])
 

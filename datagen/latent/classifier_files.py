@@ -72,7 +72,7 @@ class Classifier:
 
 
 def load_classifier(path: Path, size_px: int | None = None) -> Classifier:
-    """The classifier in a TorchScript (.pt, .ts) or ONNX file, on the CPU.
+    """The classifier in a TorchScript (.pt, .ts) file, which runs where its images are, or an ONNX file, on the CPU.
 
     It takes RGB [N,3,H,W] in [-1,1], aligned faces, and gives [N,K]; wrap what wants another range. size_px: the side
     that it takes; None: what an ONNX file says, else 224. Raises InputError.
@@ -113,7 +113,8 @@ def _torchscript(path: Path, data: bytes) -> Any:
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return module
+    # It follows its images: samples are scored on a GPU, an encoder is trained there.
+    return lambda image: module.to(image.device)(image)
 
 
 def _check_source(data: bytes) -> None:

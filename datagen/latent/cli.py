@@ -106,7 +106,7 @@ def fit(
     if method not in fitting.METHODS:
         known = "there are: " + ", ".join(fitting.METHODS)
         raise InputError(f"method {method!r}: unknown{nearest(method, fitting.METHODS, known)}")
-    _to_write(out, (".safetensors", ".npy"))
+    _to_write(out, (".safetensors",) if method == "stylespace" else (".safetensors", ".npy"))  # .npy holds rows alone
     network, digest = _generator(generator)
     rows = parse_layers(layers, network.num_ws)
     conditions = _names(condition)

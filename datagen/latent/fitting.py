@@ -31,6 +31,14 @@ CHANNEL_SAMPLES = 48
 # Pairs of whoever comes. Those that have the attribute most are no typical faces: from 32 bald heads the fine boundary
 # of a lower hairline was no better than the coarse one, from 32 of these it is.
 _PAIRS_SEED = 5
+# What of `Wanted` is of some methods alone: its option, and which.
+_TAKEN_BY = {
+    "layers": ("--layers", ("interfacegan", "ganspace", "sefa")),
+    "conditions": ("--condition", ("interfacegan",)),
+    "component": ("--component", ("ganspace", "sefa")),
+    "features_px": ("--features", ("ganspace",)),
+    "overlap": ("--overlap", ("stylespace",)),
+}
 _SEARCH_SAMPLES = 4
 _SEARCH_COMPONENTS = 12
 
@@ -57,8 +65,11 @@ def fit(method: Method, generator: Generator, digest: str, samples: Samples, wan
     """The direction of the method for the wanted attribute, its unit one deviation of the score over the samples.
 
     generator: on the CPU, of the samples; digest: of whose latents they are. Raises InputError: unknown scores, a score
-    that does not vary or that the direction does not move.
+    that does not vary or that the direction does not move, something wanted that the method knows nothing of.
     """
+    for name, (option, methods) in _TAKEN_BY.items():
+        if method not in methods and getattr(wanted, name) != getattr(Wanted, name):
+            raise InputError(f"{option}: {method} takes none; it is for {', '.join(methods)}")
     w, score = samples.scored(wanted.attribute)
     scorer = load_scorer([wanted.attribute])
     ws = w[:CHANNEL_SAMPLES, None].expand(-1, generator.num_ws, -1)

@@ -47,8 +47,11 @@ def compare(arguments: argparse.Namespace) -> None:
     names = sorted(wanted.keys() & set.intersection(*(set(found) for found in folders.values())))
     if not names:
         raise InputError(f"{arguments.wanted}: no picture has the name of one in each of the other folders")
-    print(f"{len(names)} pictures of {len(wanted)}")
     masks = pictures(arguments.masks) if arguments.masks else {}
+    bare = [name for name in names if name not in masks] if arguments.masks else []
+    if bare:
+        raise InputError(f"{arguments.masks}: no mask of {bare[0]} (of {len(bare)} pictures there is none)")
+    print(f"{len(names)} pictures of {len(wanted)}")
 
     def compared(found: dict[str, Path]) -> Iterator[tuple[dict[str, str], torch.Tensor, dict[str, torch.Tensor]]]:
         for name in names:
@@ -65,7 +68,11 @@ def compare(arguments: argparse.Namespace) -> None:
 def pictures(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PHOTO_SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PHOTO_SUFFIXES and found.setdefault(path.stem, path) != path:
+            raise InputError(f"{path}: {found[path.stem].name} has the same name; leave one of them")
+    return found
 
 
 def mask_of(path: Path | None, target: torch.Tensor) -> torch.Tensor:

@@ -218,8 +218,18 @@ def test_any_two_folders_are_compared(
     data = json.loads((tmp_path / "out" / "figures.json").read_text())
     psnr = {name: data[name]["figures"]["psnr_inside_db"]["value"] for name in ("near", "far")}
     assert psnr["near"] > psnr["far"] + 10
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", [script, "wanted", "nowhere", "--out", "out"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(script, run_name="__main__")
-    assert (ended.value.code, capsys.readouterr().err.strip()) == (2, "nowhere: no such folder")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
+    (tmp_path / "twice").mkdir()
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / "twice" / name).write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
+    for arguments, said in (
+        (["nowhere"], "nowhere: no such folder"),
+        (["near", "--masks", "masks"], "masks: no mask of b (of 2 pictures there is none)"),
+        (["twice"], "twice/a.png: a.jpg has the same name; leave one of them"),
+    ):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [script, "wanted", *arguments, "--out", "out"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        assert (ended.value.code, capsys.readouterr().err.strip()) == (2, said)

@@ -6,10 +6,11 @@ the change of v points to where the picture stands from G_A's mean (global); eac
 of the picture like it and the other way round (local); codes of both renderings agree in all elements but those in
 which the domains differ most (selective cross-domain consistency).
 
-Published: v and parts of CLIP ViT-B/32 and B/16, codes of e4e, 301 steps of 2, rate 2e-3; weights 1, 1.5 and 7; the
-coarse 7 of 18 rows of a code always agree, and of the rest the 0.8 of the elements that differ least. Here v and parts
-are of CLIP where a file is given, else of the ImageNet network that the package uses elsewhere; codes are of an encoder
-where one is given, else v itself. The rate is twice as high, for half of the steps.
+Published: v and parts of CLIP ViT-B/32 and B/16, codes of e4e, 301 steps of 2, rate 2e-3; weights 1, 1.5 and 7, the
+last one rising from 0 over the run; a code is the coarse 7 of 18 rows alone, the others are free to take the style, and
+the 0.8 of its elements that differ least agree. Here v and parts are of CLIP where a file is given, else of the
+ImageNet network that the package uses elsewhere; codes are of an encoder where one is given, else v itself. The rate is
+twice as high, for half of the steps, and the weights are whole from the first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.stylegan.generator import Generator
 
-KEPT_ROWS = 7 / 18  # of a code: the coarse rows, which say who it is and how the head stands
+CODE_ROWS = 7 / 18  # of W+: the coarse rows, which say who it is and how the head stands, not in what style
 # The features that the direction is of are also held together: with the published weight nothing moves.
 CODES_CONSISTENCY, FEATURES_CONSISTENCY = 7.0, 0.7
 MEAN_SAMPLES = 64  # of G_A, whose mean the global direction starts from
@@ -65,9 +66,8 @@ class RunningCodes(nn.Module):
     source: torch.Tensor
     target: torch.Tensor
 
-    def __init__(self, shape: tuple[int, int], kept_rows: int):
+    def __init__(self, shape: tuple[int, int]):
         super().__init__()
-        self.kept_rows = kept_rows
         self.register_buffer("source", torch.zeros(shape))
         self.register_buffer("target", torch.zeros(shape))
 
@@ -78,32 +78,29 @@ class RunningCodes(nn.Module):
             mean.lerp_(codes.mean(0), 1 - keep)
 
     def mask(self, share: float) -> torch.Tensor:
-        """True for the `share` of the elements whose means differ least, and for the coarse rows."""
+        """True for the `share` of the elements whose means differ least."""
         apart = (self.target - self.source).abs()
-        least = apart.flatten().kthvalue(max(1, round(share * apart.numel()))).values
-        mask: torch.Tensor = apart <= least
-        mask[: self.kept_rows] = True
+        mask: torch.Tensor = apart <= apart.flatten().kthvalue(max(1, round(share * apart.numel()))).values
         return mask
 
 
 @dataclass(frozen=True)
 class Domain:
     """What an adaptation follows: one picture [3,R,R] in [-1,1] at the generator's size, seen by eyes; codes of images;
-    kept_rows: the first rows of a code, which always agree; consistency_weight: where the settings leave it open."""
+    consistency_weight: where the settings leave it open."""
 
     style: torch.Tensor
     eyes: Eyes
     codes: Codes
-    kept_rows: int
     consistency_weight: float
 
 
 def domain(generator: Generator, style: torch.Tensor, eyes: Eyes, encoder: Encoder | None, prior: WPrior) -> Domain:
     """The domain of a picture; encoder None: the eyes' own vectors are the codes, as one row."""
     if encoder is None:
-        return Domain(style, eyes, lambda image: eyes(image)[0][:, None], 0, FEATURES_CONSISTENCY)
-    rows = round(KEPT_ROWS * generator.num_ws)
-    return Domain(style, eyes, lambda image: encoded(encoder, generator, prior, image)[0], rows, CODES_CONSISTENCY)
+        return Domain(style, eyes, lambda image: eyes(image)[0][:, None], FEATURES_CONSISTENCY)
+    rows = max(1, round(CODE_ROWS * generator.num_ws))
+    return Domain(style, eyes, lambda image: encoded(encoder, generator, prior, image)[0][:, :rows], CODES_CONSISTENCY)
 
 
 def adapt(
@@ -127,7 +124,7 @@ def adapt(
         around = _images(generator, _latents(generator, MEAN_SAMPLES, settings.seed, -1))
         mean = torch.cat([wanted.eyes(part)[0] for part in around.split(_BATCH)]).mean(0, keepdim=True)
         codes = wanted.codes(around[:_BATCH])
-    running = RunningCodes((codes.shape[1], codes.shape[2]), wanted.kept_rows)
+    running = RunningCodes((codes.shape[1], codes.shape[2]))
     running.follow(codes, codes, 0.0)
     modules, optimizers = {"synthesis": adapted.synthesis, "codes": running}, {"adam": optimizer}
     known = settings.model_dump_json()

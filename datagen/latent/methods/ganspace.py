@@ -36,6 +36,8 @@ def feature_components(
     sides = generator.config.resolutions
     if resolution not in sides:
         raise InputError(f"features of side {resolution}: the generator has blocks of {', '.join(map(str, sides))}")
+    if count >= len(w):  # less their mean, the samples span one direction less
+        raise InputError(f"{count} components of the features of {len(w)} samples; ask for fewer, or sample more")
     found = []
     for rows in w.split(batch):
         kept: list[torch.Tensor] = []

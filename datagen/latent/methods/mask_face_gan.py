@@ -7,8 +7,8 @@ frozen, noise maps alone: 2 masked MSE + 1 noise regularisation at rate 0.1; two
 result is blended over the photo in the union of the regions before and after.
 
 Changed. The classifier, trained on CelebA, is a score of ours behind a logistic curve: the face as it is counts as
-without the attribute (probability 0.02), `strength` deviations more as with it (0.98). The start is an inversion, which
-is what their first 500 steps on pixels alone do; the rate makes our fewer steps reach as far as their 500 at 1e-3.
+without the attribute (probability 0.02), `strength` deviations more are its target. The start is an inversion, which is
+what their first 500 steps on pixels alone do; the rate makes our fewer steps reach as far as their 500 at 1e-3.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NOISE_LEARNING_RATE = 0.1
 LATENT_SHARE = 2 / 3
 # Logit of the classifier for what has the attribute; minus it for what has not.
 _LOGIT = 4.0
-# The share of the strength at which the classifier says TARGET: there the attribute's loss is least.
-TARGET_SHARE = (1 + math.log(TARGET / (1 - TARGET)) / _LOGIT) / 2
+# Where the classifier says TARGET, on the way from without to with: there the attribute's loss is least.
+_TARGET_SHARE = (1 + math.log(TARGET / (1 - TARGET)) / _LOGIT) / 2
 _GROWN, _SOFT = 0.04, 0.012  # of the side: the region that may change, beyond the classes
 
 # A loss [N] of the latents' phase and its figures, of a render [N,3,H,W] and the state.
@@ -77,6 +77,11 @@ def attribute_probability(found: torch.Tensor, without: torch.Tensor, with_it: t
     axis = with_it - without
     share = ((found - without) * axis).sum(-1) / axis.square().sum(-1).clamp_min(1e-8)
     return torch.sigmoid(_LOGIT * (2 * share - 1))
+
+
+def with_attribute(without: torch.Tensor, change: torch.Tensor | float) -> torch.Tensor:
+    """The statistics with the attribute, of a classifier that says TARGET where `without` has changed by `change`."""
+    return without + change / _TARGET_SHARE
 
 
 def two_phases(
@@ -169,7 +174,7 @@ def _job(
         "photo": image[0],
         "keep_mask": 1 - _region(scorer, image),
         "without": without,
-        "with": without + wanted.strength * deviation,
+        "with": with_attribute(without, wanted.strength * deviation),
         "region": seen.labelled(*scorer.scores[0].classes)[0, 0] if scorer.scores[0].classes else seen.hair[0, 0],
     }
     return Job(person.ws, list(noise), targets)

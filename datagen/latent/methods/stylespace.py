@@ -26,19 +26,17 @@ KEPT = 12
 LEAST_OVERLAP = 0.5
 STEP = 2.0  # standard deviations by which a channel is moved to see what it changes
 _OVERLAP_SAMPLES = 6
-_GROWN = 9  # window in pixels by which a region is grown: what an edit moves over its edge still belongs to it
+_GROWN = 9  # window of SEEN_PX by which a region is grown: what an edit moves over its edge still belongs to it
 
 
 @dataclass(frozen=True)
 class Channel:
     """layer and index of a channel; effect: change of the attribute, in its deviations, for one deviation of the
-    channel; steady: mean over spread of that gradient, large where all faces agree; overlap: share of the picture's
-    change inside the region, NaN where not measured."""
+    channel; overlap: share of the picture's change inside the region, NaN where not measured."""
 
     layer: str
     index: int
     effect: float
-    steady: float
     overlap: float = float("nan")
 
 
@@ -59,11 +57,8 @@ def rank_channels(generator: Generator, scorer: Scorer, ws: torch.Tensor, batch:
     spread = known[known.isfinite()].std().clamp_min(1e-9)
     channels = []
     for name, parts in gradients.items():
-        rows = torch.cat(parts) / spread
-        steady = rows.mean(0) / rows.std(0).clamp_min(1e-9)
-        channels += [
-            Channel(name, i, float(e), float(s)) for i, (e, s) in enumerate(zip(rows.mean(0), steady, strict=True))
-        ]
+        effects = torch.cat(parts).mean(0) / spread
+        channels += [Channel(name, index, effect) for index, effect in enumerate(effects.tolist())]
     return sorted(channels, key=lambda channel: -abs(channel.effect))
 
 
@@ -92,7 +87,7 @@ def fit_channels(
     if score.classes:
         measured, around = [], ws[:_OVERLAP_SAMPLES]
         with torch.no_grad():
-            region = _region(scorer.reader, generator.synthesis(around).clamp(-1, 1), score.classes)
+            region = grown_region(scorer.reader, generator.synthesis(around).clamp(-1, 1), score.classes)
         for channel in chosen:
             styles = _styles([channel], deviations)
             alone = Direction(torch.zeros(ws.shape[1:]), DirectionInfo(method="stylespace"), styles)
@@ -134,7 +129,7 @@ def style_deviations(generator: Generator, ws: torch.Tensor) -> dict[str, torch.
     return {name: styles.std(0) for name, styles in styles_of_latents(generator, ws).items()}
 
 
-def _region(reader: FaceReader, image: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
+def grown_region(reader: FaceReader, image: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
     """Where the classes are in images [N,3,H,W], grown a little, [N,1,H,W]."""
-    found = F.interpolate(reader.read(image).labelled(*classes), size=image.shape[-2:], mode="bilinear")
-    return F.max_pool2d(found, _GROWN, 1, _GROWN // 2)
+    grown = F.max_pool2d(reader.read(image).labelled(*classes), _GROWN, 1, _GROWN // 2)
+    return F.interpolate(grown, size=image.shape[-2:], mode="bilinear")

@@ -42,6 +42,14 @@ def test_torchscript_gives_its_own_figures_with_gradients(tmp_path):
     assert torch.autograd.grad(classifier.score(image).sum(), image)[0].abs().max() > 0
 
 
+@pytest.mark.gpu
+def test_torchscript_runs_where_its_images_are(tmp_path):
+    classifier = load_classifier(scripted(small_network(), tmp_path / "net.pt"), 32)
+    here, there = classifier.score(IMAGES), classifier.score(IMAGES.cuda())
+    assert there.is_cuda
+    assert torch.allclose(here, there.cpu(), atol=1e-4)
+
+
 def test_a_traced_network_is_taken_too(tmp_path):
     torch.jit.save(torch.jit.trace(small_network(), IMAGES), str(tmp_path / "net.ts"))
     assert load_classifier(tmp_path / "net.ts", 32).outputs == 3

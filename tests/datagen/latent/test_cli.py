@@ -53,6 +53,10 @@ def test_attributes_are_listed_with_what_they_measure():
             ("fit", "interfacegna", "--samples", "x", "--attribute", "smile", "--out", "d"),
             "did you mean 'interfacegan'",
         ),
+        (
+            ("fit", "stylespace", "--samples", "x", "--attribute", "smile", "--out", "d.npy"),
+            r"d.npy: must end in .safetensors$",
+        ),
         (("edit", "none.safetensors", "--out", "x.png"), r"none.safetensors: cannot be read"),
         (("edit", "none.npy", "--out", "x.png"), r"none.npy: cannot be read as a direction"),
         (("edit", "none.npy", "--out", "x.png", "--strengths", "0,nan"), "--strengths 0,nan: must be finite numbers"),

@@ -92,13 +92,19 @@ def test_the_direction_counts_not_the_length_unless_it_is_next_to_nothing():
     assert gradient[4].tolist() == [0.0, -5.0]
 
 
-def test_codes_agree_in_the_coarse_rows_and_where_the_domains_differ_least():
-    running = RunningCodes((2, 4), kept_rows=1)
+def test_codes_agree_where_the_domains_differ_least():
+    running = RunningCodes((2, 4))
     running.follow(torch.zeros(1, 2, 4), torch.tensor([[[9.0, 9, 9, 9], [0, 1, 2, 3]]]), 0.0)
-    assert running.mask(0.25).tolist() == [[True] * 4, [True, True, False, False]]
+    assert running.mask(0.25).tolist() == [[False] * 4, [True, True, False, False]]
     running.follow(torch.ones(3, 2, 4), torch.ones(3, 2, 4), 0.5)
     assert running.source.unique().tolist() == [0.5]
     assert running.target[1].tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_an_encoders_fine_rows_are_free_to_take_the_style(generator, prior, eyes, red):
+    encoder = Encoder(EncoderConfig.of(generator, EncoderTraining(width=8, deep=8)))
+    codes = domain(generator, red, eyes, encoder, prior).codes(red[None])
+    assert codes.shape == (1, round(7 / 18 * generator.num_ws), generator.config.w_dim)
 
 
 @pytest.mark.parametrize("coded", [pytest.param(False, marks=pytest.mark.slow), True])

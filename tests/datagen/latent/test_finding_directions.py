@@ -13,7 +13,7 @@ from stylepairs.datagen.latent.methods import interfacegan
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
 from stylepairs.datagen.latent.methods.sefa import factors
-from stylepairs.datagen.latent.methods.stylespace import fit_channels, rank_channels
+from stylepairs.datagen.latent.methods.stylespace import fit_channels, grown_region, rank_channels
 from stylepairs.datagen.latent.samples import Samples
 from stylepairs.datagen.latent.scorers import Score, Scorer
 from stylepairs.datagen.latent.styles import style_layers
@@ -67,6 +67,9 @@ def test_components_of_features_are_carried_over_to_w():
     assert found.shape == (3, 16)
     assert (deviation.diff() < 0).all()
     assert float(w.std()) / 10 < float((w @ F.normalize(found[0], dim=0)).std())
+    assert feature_components(generator, w[:12], 8, 11)[0].isfinite().all()
+    with pytest.raises(InputError, match="12 components of the features of 12 samples; ask for fewer, or sample more"):
+        feature_components(generator, w[:12], 8, 12)
 
 
 @pytest.mark.parametrize("method, wanted, message", [
@@ -75,6 +78,19 @@ def test_components_of_features_are_carried_over_to_w():
     ("sefa", {"component": 99}, "component 99: there are 16, the first is 0"),
 ])  # fmt: skip
 def test_components_that_are_not_there_are_refused(method, wanted, message):
+    samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
+    with pytest.raises(InputError, match=message):
+        fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
+
+
+@pytest.mark.parametrize("method, wanted, message", [
+    ("stylespace", {"layers": (0, 1)}, "--layers: stylespace takes none; it is for interfacegan, ganspace, sefa"),
+    ("ganspace", {"conditions": ("yaw",)}, "--condition: ganspace takes none"),
+    ("interfacegan", {"component": 0}, "--component: interfacegan takes none"),
+    ("sefa", {"features_px": 8}, "--features: sefa takes none"),
+    ("interfacegan", {"overlap": 0.2}, "--overlap: interfacegan takes none"),
+])  # fmt: skip
+def test_what_a_method_knows_nothing_of_is_refused(method, wanted, message):
     samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
     with pytest.raises(InputError, match=message):
         fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
@@ -116,6 +132,12 @@ def test_channels_are_ranked_by_what_moving_them_does():
     assert list(direction.styles) == [channel.layer]
     light = [direction.render(generator, ws, s)[..., :16].mean() for s in (0.1, -0.1)]
     assert float(light[0] - light[1]) > 0  # the unit goes up, whatever the channel's own sign
+
+
+def test_a_region_is_grown_by_the_same_share_whatever_the_generators_side():
+    for side in (32, 512):
+        region = grown_region(left_half().reader, torch.zeros(1, 3, side, side), ("hair",))
+        assert float(region.mean()) == pytest.approx((SEEN_PX // 2 + 4) / SEEN_PX, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -116,6 +116,15 @@ def test_mask_face_gan_moves_the_attribute_and_blends_the_rest(strength):
         assert torch.equal(picture[:, -8:], before[:, -8:])
 
 
+@pytest.mark.parametrize("change", [0.4, -2.0])
+def test_the_change_that_is_asked_for_is_where_the_attributes_loss_is_least(change):
+    without = torch.tensor([[0.3]])
+    shares = torch.linspace(0.5, 1.5, 101)[:, None]
+    ends = mask_face_gan.with_attribute(without, change)
+    probability = mask_face_gan.attribute_probability(without + shares * change, without, ends)
+    assert float(shares[mask_face_gan.attribute_divergence(probability).argmin()]) == pytest.approx(1)
+
+
 def test_mask_face_gan_refuses_a_score_without_gradients():
     blind = replace(SCORER, scores=[replace(SCORER.scores[0], differentiable=False)])
     with pytest.raises(InputError, match="has no gradient"):
