@@ -27,7 +27,8 @@ Prepare = Callable[[Report], Callable[[Any], None]]
 # What shares work out: (prepare, items, workers, on_event), see `run_workers`.
 Engine = Callable[[Prepare, Sequence[Any], "int | None", Report], None]
 
-# A worker whose report is larger than a pipe holds waits until it is read: at 0.1 s prepare lost a third of its speed.
+# A worker whose report is larger than a pipe holds waits until it is read: at 0.1 s, items of 50 ms that report 200 kB
+# took 1.6 times as long.
 _POLL_S = 0.01
 # Items handed to each worker ahead: every look at those that wait costs time for each of them.
 _WAITING_EACH = 4
