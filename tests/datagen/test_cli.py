@@ -100,6 +100,33 @@ def test_an_export_leaves_no_pictures_of_an_earlier_one_and_no_pair_takes_anothe
     assert "both hold a pair" in error
 
 
+def test_an_export_touches_no_pictures_that_none_wrote_and_its_index_never_tells_of_others(
+    datagen, tmp_path, synthetic_pairs, monkeypatch
+):
+    from stylepairs.datagen.pairs import export
+
+    synthetic_pairs(tmp_path / "pairs", count=6)
+    mine = tmp_path / "mine" / "before" / "123456.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    code, _, error = datagen("export pairs --out mine")
+    assert (code, error) == (
+        2, "mine/before/123456.png: no export wrote it, as there is no index.jsonl; choose another --out\n",
+    )  # fmt: skip
+    assert mine.read_bytes() == b"mine"
+
+    assert datagen("export pairs --out plain")[0] == 0
+
+    def full(*_):
+        raise InputError("plain/before/000000.png: no space left to write it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_png", full)
+        assert datagen("export pairs --out plain --all")[0] == 2
+    assert (tmp_path / "plain" / "index.jsonl").read_bytes() == b""
+    assert datagen("export pairs --out plain --all")[1] == "plain: 6 pairs\n"
+
+
 def test_a_folder_that_may_only_be_read_is_inspected(datagen, tmp_path, synthetic_pairs, monkeypatch):
     from stylepairs.datagen.pairs import shards
 

@@ -224,6 +224,13 @@ def test_one_command_at_a_time_holds_a_folder_and_one_that_lapsed_is_taken_over(
         pass
 
 
+def test_a_lease_that_was_made_without_an_answer_is_held_by_the_command_itself(s3, folder):
+    s3.fail_first("unanswered", method="PUT", part=lease.LEASE_NAME)
+    with folder_lock(folder, "datagen build"):
+        assert is_held(folder)
+    assert s3.objects() == {}
+
+
 def test_of_two_that_find_a_lapsed_lease_one_gets_it(s3, folder, monkeypatch):
     place_of = key(folder / lease.LEASE_NAME)
     left = lease._Lease(command="killed", process=1, host="elsewhere", renewed=time.time() - lease.LAPSES_S - 1)
