@@ -83,6 +83,12 @@ def test_export_writes_the_pixels_of_the_pairs(datagen, tmp_path, synthetic_pair
     assert not (tmp_path / "plain" / "before" / "000002.png").exists()
 
 
+def test_portraits_are_not_prepared_among_pairs(datagen, synthetic_pairs, tmp_path):
+    synthetic_pairs(tmp_path / "pairs", count=2)
+    code, _, error = datagen("prepare faces --out pairs")
+    assert (code, error) == (2, "pairs: holds pairs; choose another --out\n")
+
+
 def test_an_export_leaves_no_pictures_of_an_earlier_one_and_no_pair_takes_anothers_name(
     datagen, tmp_path, synthetic_pairs
 ):
