@@ -22,8 +22,8 @@ _KEPT = ("connection", "transfer-encoding", "keep-alive", "content-length", "dat
 
 @dataclass
 class S3:
-    """fails(method, path) -> "500", "slow", "truncated", "dropped", "unanswered" (done, but nobody is told) or None, asked
-    for each request; seen: of each, its method and path."""
+    """fails(method, path) -> "500", "slow", "truncated", "dropped", "unanswered" (done, but nobody is told) or None,
+    asked for each request; seen: of each, its method and path."""
 
     port: int
     fails: Callable[[str, str], str | None] = lambda method, path: None

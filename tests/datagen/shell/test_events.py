@@ -166,13 +166,13 @@ def test_a_killed_build_is_seen_to_have_stopped(tmp_path) -> None:
 
 
 def test_what_ctrl_c_or_a_kill_stopped_before_there_was_a_list_is_counted_by_its_note(tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        folder_lock(tmp_path, "datagen prepare"),
-        progress_file(tmp_path, "datagen prepare", "photos", 7) as noted,
-    ):
-        noted.add(3, accepted=2, refused={"no face found": 1})
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with folder_lock(tmp_path, "x"), progress_file(tmp_path, "datagen prepare", "photos", 7) as noted:
+            noted.add(3, accepted=2, refused={"no face found": 1})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     found = status_of(tmp_path)
     assert (found.done, found.total, found.accepted, found.refused) == (3, 7, 2, {"no face found": 1})
     assert found.lines(tmp_path) == [
