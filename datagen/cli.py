@@ -69,10 +69,12 @@ def prepare(
     """Find the faces in photos, align and parse them: the portraits that `build` starts from."""
     import torch
 
+    from stylepairs.datagen.pairs.shards import refuse_pairs
     from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
     from stylepairs.datagen.shell.engines import engine as engine_of
     from stylepairs.datagen.shell.errors import printable
 
+    refuse_pairs(out)
     # The networks are small: more threads gain nothing, and beside other work they waited for each other (12 s became
     # 75 s for 24 photos on 2 busy cores).
     torch.set_num_threads(1)

@@ -125,6 +125,8 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     records = {record.id: record for record in shards.read_index(pairs)}
     if not records:
         raise InputError(f"{pairs}: no accepted pair; `datagen inspect {pairs}` shows why they were rejected")
+    if not next(iter(records.values())).generator_digest:
+        raise InputError(f"{pairs}: imported without latents; import into another --out with --generator, then augment")
     parents = ParentPairs(recipe, pairs, records, generator, device)
     if colors and _COLORS_HAIR in recipe.feature.split("+"):
         raise InputError(f"--colors: {recipe.feature} colours the hair itself; leave it out")

@@ -39,7 +39,7 @@ class Finished(BaseModel):
 
 
 def read_finished(folder: Path) -> dict[str, Finished]:
-    """Shard's file name -> what was noted of it last, by any process; what cannot be read was not noted."""
+    """Shard's file name -> what was noted of the newest of that name, by any process; what cannot be read was not."""
     found: dict[str, Finished] = {}
     if isinstance(folder, Staged):  # nothing can be added to there; each shard has its records beside it
         return found
@@ -48,7 +48,8 @@ def read_finished(folder: Path) -> dict[str, Finished]:
             for line in read_regular(path, _MAX_BYTES).split(b"\n"):
                 with contextlib.suppress(ValidationError):  # empty, or cut off when its process was killed
                     note = Finished.model_validate_json(line)
-                    found[note.shard] = note
+                    if note.shard not in found or note.modified_ns >= found[note.shard].modified_ns:
+                        found[note.shard] = note
     return found
 
 

@@ -44,6 +44,7 @@ from stylepairs.datagen.portraits.portrait import CLASS, bare_portrait
 from stylepairs.datagen.portraits.regions import feather
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.shell.durable import file_digest
+from stylepairs.datagen.shell.errors import as_text
 
 # Bounds on the pictures as they came, besides the recipe's; `gate.import_...` of a recipe replaces them.
 IMPORT_GATE: GateSettings = {
@@ -153,13 +154,13 @@ class Importer:
     def _origin(self, laid: Laid, pictures: Pictures) -> dict[str, str]:
         """How the pair came to be, as text."""
         found = {
-            "before": pictures.before.name,
-            "after": pictures.after.name,
+            "before": as_text(pictures.before.name),
+            "after": as_text(pictures.after.name),
             "after_sha256": file_digest(pictures.after),
             "shift_px": _text(laid.shift_px),
             "gain": _text(laid.gain),
             "offset": _text(laid.offset),
-            "mask": "found" if pictures.mask is None else pictures.mask.name,
+            "mask": "found" if pictures.mask is None else as_text(pictures.mask.name),
         }
         return found | ({"made_by": self.made_by} if self.made_by else {})
 

@@ -19,12 +19,12 @@ from stylepairs.datagen.features import code_digest, load_feature
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, visible_files
 from stylepairs.datagen.importing.laying import Pictures
 from stylepairs.datagen.importing.making import Importer
-from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.record import MAX_TEXT, Pair
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.decode import Damaged, read_json_lines
 from stylepairs.datagen.shell.durable import file_digest
-from stylepairs.datagen.shell.errors import InputError, nearest, one_line, printable
+from stylepairs.datagen.shell.errors import InputError, as_text, nearest, one_line, printable
 
 DEFAULT_SIZE_PX = 256
 _MIN_SIZE_PX, _MAX_SIZE_PX = 64, 4096
@@ -106,7 +106,7 @@ def plan_import(  # noqa: PLR0913 - all but four by name
     cache: Path | None = None,
     device: str = "cpu",
 ) -> tuple[ImportPlan, list[str]]:
-    """Decide an import, and which files have no partner.
+    """Decide an import, and say which files have no partner, and whether names of the list have no pair.
 
     before, after, masks: folders whose files belong together by their names without suffix, or one file each; masks
     None: where the pictures differ is looked for. params: what was done to all of them, as the feature names it; the
@@ -116,6 +116,9 @@ def plan_import(  # noqa: PLR0913 - all but four by name
     """
     if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
         raise InputError(f"--size {size_px}: must lie between {_MIN_SIZE_PX} and {_MAX_SIZE_PX} pixels")
+    made_by = as_text(made_by)
+    if len(made_by) > MAX_TEXT:
+        raise InputError(f"--made-by: {len(made_by)} characters, more than {MAX_TEXT}; shorten it")
     refuse_portraits(out)
     befores, afters = pictures_in(before), pictures_in(after)
     if before.is_file() and after.is_file():
@@ -130,6 +133,8 @@ def plan_import(  # noqa: PLR0913 - all but four by name
         raise InputError(f"{masks}: has no mask named {printable(missing[0])} ({len(missing)} are missing)")
     model = load_feature(recipe.feature, run_files=True).Params
     own = {} if listed is None else _listed(listed, names)
+    if unknown := sorted(own.keys() - set(names)):
+        lone.append(f"{listed}: names {len(unknown)} that no pair has, such as {printable(unknown[0])[:80]!r}")
     everybody = merged(recipe.params, params or {})
     pictures = tuple(
         Pictures(
@@ -156,13 +161,13 @@ def pictures_in(place: Path) -> dict[str, Path]:
     Raises InputError: no such place, no picture in it, two of one name.
     """
     if place.is_file():
-        return {place.stem: place}
+        return {as_text(place.stem): place}
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder")
     found: dict[str, Path] = {}
     for path in visible_files(place):
         if path.suffix.lower() in PHOTO_SUFFIXES:
-            name = path.relative_to(place).with_suffix("").as_posix()
+            name = as_text(path.relative_to(place).with_suffix("").as_posix())
             if name in found:
                 raise InputError(f"{path}: has the name of {found[name]}; pairs are matched by name without suffix")
             found[name] = path

@@ -188,9 +188,29 @@ def _opened(path: Path, shard_bytes: int, _stamp: tuple[int, int]) -> PairIndex:
                     raise Damaged(f"column {name} of {schema.field(name).type}")
             parts = _parts_of(table["parts"].combine_chunks())
             table = table.drop_columns(["parts"]).combine_chunks()
+            twice = _twice(table)
     except Damaged as error:
         raise _damaged(path, error) from error
+    if twice:
+        raise InputError(two_hold(path.parent, *twice))
     return PairIndex(path, table, parts, np.arange(len(table)))
+
+
+def _twice(table: pa.Table) -> list[str]:
+    """Two shards that both hold a pair, as those of builds that were put together do, and its id; none: []."""
+    import pyarrow.compute as pc
+
+    ids, counts = table["id"].value_counts().flatten()
+    twice = ids.filter(pc.greater(counts, 1))
+    if not len(twice):
+        return []
+    one, other, *_ = table["shard"].filter(pc.equal(table["id"], twice[0])).to_pylist()
+    return [one, other, twice[0].as_py()]
+
+
+def two_hold(folder: Path | str, one: str, other: str, id: str) -> str:
+    """What is said of a folder in which two shards have a pair of one id."""
+    return f"{folder}: {one} and {other} both hold a pair {id}; keep builds apart"
 
 
 def with_params(records: Sequence[PairRecord], wanted: Callable[[Mapping[str, Any]], bool]) -> Sequence[PairRecord]:

@@ -27,7 +27,8 @@ _PLACE = ("id", "shard", "parts")
 
 PairId = Annotated[str, Field(pattern=r"^[0-9]{6,12}$")]
 ShardName = Annotated[str, Field(pattern=r"^(pairs-[0-9]{5,9}\.tar)?$")]
-_Text = Annotated[str, Field(max_length=4096)]
+MAX_TEXT = 4096
+_Text = Annotated[str, Field(max_length=MAX_TEXT)]
 _Figure = Annotated[float | None, AfterValidator(lambda value: value if math.isfinite(value or 0.0) else None)]
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.pairs import manifest
-from stylepairs.datagen.pairs.index import PairIndex, open_manifest
+from stylepairs.datagen.pairs.index import PairIndex, open_manifest, two_hold
 from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, read_bytes, tar_members
 from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
@@ -107,7 +107,7 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
     for record in records:
         other = seen.setdefault(record.id, record.shard)
         if other != record.shard:
-            raise InputError(f"{directory}: {other} and {record.shard} both hold a pair {record.id}; keep builds apart")
+            raise InputError(two_hold(directory, other, record.shard, record.id))
     return records
 
 

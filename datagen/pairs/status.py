@@ -75,29 +75,29 @@ def status_of(folder: Path) -> Status:
     notes = read_progress(folder)
     running = is_held(folder)
     if notes and running:
-        return _of_notes(notes)
+        return _of_notes(notes, running)
     error = next((note.error for note in notes if note.error), "")
     if (folder / shards.BUILD_FILE).exists() or shards.shard_paths(folder):
         return _of_pairs(folder, running, error)
     if (folder / PORTRAITS_FILE).exists() or (folder / "skipped.jsonl").exists():
         return _of_portraits(folder, running, error, whole=not notes)
     if notes:
-        return Status(notes[0].unit, 0, round(sum(note.total for note in notes)), 0, running=running, error=error)
+        return _of_notes(notes, running)
     raise InputError(
         f"{folder}: holds neither pairs nor portraits; name one that prepare, build, import or augment makes"
     )
 
 
-def _of_notes(notes: list[Progress]) -> Status:
+def _of_notes(notes: list[Progress], running: bool) -> Status:
     refused: Counter[str] = Counter()
     for note in notes:
         refused.update(note.refused)
     done, total = sum(note.done for note in notes), sum(note.total for note in notes)
     # Of the moment: what a process noted a while ago has gone on since.
     now = time.time()
-    rate = sum((note.done - note.found) / max(now - note.began, 1e-3) for note in notes)
+    rate = sum((note.done - note.found) / max(now - note.began, 1e-3) for note in notes) if running else 0.0
     return Status(
-        notes[0].unit, round(done), round(total), sum(note.accepted for note in notes), dict(refused), True,
+        notes[0].unit, round(done), round(total), sum(note.accepted for note in notes), dict(refused), running,
         rate or None, (total - done) / rate if rate else None, next((note.error for note in notes if note.error), ""),
     )  # fmt: skip
 

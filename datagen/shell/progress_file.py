@@ -25,7 +25,7 @@ class Progress(BaseModel):
     """What one process has done of its work, in units (pairs, photos).
 
     done: of total, found: of these by an earlier run; refused: by kind of reason; began, updated: seconds since 1970;
-    error: why it ended, "" while it works.
+    error: why it ended, "" while it works and after Ctrl-C.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=False)
@@ -75,10 +75,12 @@ class ProgressFile:
 def progress_file(
     folder: Path, command: str, unit: str, total: float, rank: int = 0, world: int = 1
 ) -> Iterator[ProgressFile]:
-    """A ProgressFile in `folder` while the block runs; what ends it with an error stays in it, all else removes it."""
+    """A ProgressFile in `folder` while the block runs; it stays where an error or Ctrl-C ends the block."""
     now = time.time()
-    for left in folder.glob(f"{_NAME}-*.json") if world == 1 else ():
-        left.unlink(missing_ok=True)  # of killed ranks
+    for left in folder.glob(f"{_NAME}-*.json"):
+        number = left.name.removeprefix(f"{_NAME}-").removesuffix(".json")
+        if not (number.isdecimal() and int(number) < world):
+            left.unlink(missing_ok=True)  # of a rank of an earlier run, which had more
     process = f"process {os.getpid()} on {socket.gethostname()}"
     noted = ProgressFile(
         folder / f"{_NAME}-{rank}.json",
@@ -91,8 +93,8 @@ def progress_file(
         noted.progress.error = one_line(error)
         noted.write()
         raise
-    except BaseException:
-        noted.path.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        noted.write()
         raise
     noted.path.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ answer Ctrl-C themselves.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -26,7 +27,11 @@ Prepare = Callable[[Report], Callable[[Any], None]]
 # What shares work out: (prepare, items, workers, on_event), see `run_workers`.
 Engine = Callable[[Prepare, Sequence[Any], "int | None", Report], None]
 
-_POLL_S = 0.1
+# A worker whose report is larger than a pipe holds waits until it is read: at 0.1 s, items of 50 ms that report 200 kB
+# took 1.6 times as long.
+_POLL_S = 0.01
+# Items handed to each worker ahead: every look at those that wait costs time for each of them.
+_WAITING_EACH = 4
 
 
 def run_workers(
@@ -50,15 +55,17 @@ def run_workers(
     others = set(multiprocessing.active_children())
     turn = context.Value("i", 0)
     pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (prepare, events, turn, gpus))
+    todo, room = iter(items), workers * _WAITING_EACH
     try:
         with _interrupts_ignored():
-            waiting = {pool.submit(_work, item) for item in items}
+            waiting = {pool.submit(_work, item) for item in itertools.islice(todo, room)}
         while waiting:
             done, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
             while not events.empty():
                 on_event(events.get())
             for future in done:
                 future.result()
+            waiting |= {pool.submit(_work, item) for item in itertools.islice(todo, room - len(waiting))}
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
@@ -78,6 +85,7 @@ _prepare: Callable[[], Callable[[Any], None]]
 
 def _begin(prepare: Prepare, events: Any, turn: Any, gpus: int) -> None:
     global _prepare
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a process that a later item started
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if gpus:
         with turn.get_lock():

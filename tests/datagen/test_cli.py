@@ -83,6 +83,12 @@ def test_export_writes_the_pixels_of_the_pairs(datagen, tmp_path, synthetic_pair
     assert not (tmp_path / "plain" / "before" / "000002.png").exists()
 
 
+def test_portraits_are_not_prepared_among_pairs(datagen, synthetic_pairs, tmp_path):
+    synthetic_pairs(tmp_path / "pairs", count=2)
+    code, _, error = datagen("prepare faces --out pairs")
+    assert (code, error) == (2, "pairs: holds pairs; choose another --out\n")
+
+
 def test_an_export_leaves_no_pictures_of_an_earlier_one_and_no_pair_takes_anothers_name(
     datagen, tmp_path, synthetic_pairs
 ):
@@ -98,6 +104,33 @@ def test_an_export_leaves_no_pictures_of_an_earlier_one_and_no_pair_takes_anothe
     code, _, error = datagen("export pairs --out plain")
     assert (code, error.count("\n")) == (2, 1)
     assert "both hold a pair" in error
+
+
+def test_an_export_touches_no_pictures_that_none_wrote_and_its_index_never_tells_of_others(
+    datagen, tmp_path, synthetic_pairs, monkeypatch
+):
+    from stylepairs.datagen.pairs import export
+
+    synthetic_pairs(tmp_path / "pairs", count=6)
+    mine = tmp_path / "mine" / "before" / "123456.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    code, _, error = datagen("export pairs --out mine")
+    assert (code, error) == (
+        2, "mine/before/123456.png: no export wrote it, as there is no index.jsonl; choose another --out\n",
+    )  # fmt: skip
+    assert mine.read_bytes() == b"mine"
+
+    assert datagen("export pairs --out plain")[0] == 0
+
+    def full(*_):
+        raise InputError("plain/before/000000.png: no space left to write it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_png", full)
+        assert datagen("export pairs --out plain --all")[0] == 2
+    assert (tmp_path / "plain" / "index.jsonl").read_bytes() == b""
+    assert datagen("export pairs --out plain --all")[1] == "plain: 6 pairs\n"
 
 
 def test_a_folder_that_may_only_be_read_is_inspected(datagen, tmp_path, synthetic_pairs, monkeypatch):

@@ -22,8 +22,8 @@ _KEPT = ("connection", "transfer-encoding", "keep-alive", "content-length", "dat
 
 @dataclass
 class S3:
-    """fails(method, path) -> "500", "slow", "truncated", "dropped" or None, asked for each request; seen: of each, its
-    method and path."""
+    """fails(method, path) -> "500", "slow", "truncated", "dropped", "unanswered" (done, but nobody is told) or None,
+    asked for each request; seen: of each, its method and path."""
 
     port: int
     fails: Callable[[str, str], str | None] = lambda method, path: None
@@ -129,6 +129,9 @@ def _handler(s3: S3) -> type[http.server.BaseHTTPRequestHandler]:
             length = answer.getheader("Content-Length") if self.command == "HEAD" else None
             data = answer.read()
             behind.close()
+            if fault == "unanswered":
+                self.close_connection = True
+                return
             self._answer(answer.status, kept, data, length, cut=fault == "truncated")
 
         def _body(self) -> bytes:

@@ -16,7 +16,7 @@ from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform,
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.shell.durable import file_digest
-from stylepairs.datagen.shell.errors import InputError, printable
+from stylepairs.datagen.shell.errors import InputError, as_text, printable
 from stylepairs.datagen.shell.storage.staged import Staged, drop
 from stylepairs.datagen.shell.workers import Report
 
@@ -158,7 +158,5 @@ def whole_key(path: Path) -> str:
 
 
 def photo_key(path: Path) -> str:
-    """The photo's path as text: bytes that are no UTF-8 are written as escapes."""
-    if isinstance(path, Staged):
-        return path.url
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The photo's path or URL as text."""
+    return path.url if isinstance(path, Staged) else as_text(path)

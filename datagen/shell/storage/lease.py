@@ -68,6 +68,8 @@ def _take(url: str, folder: Path, command: str, token: str) -> None:
         if transfer.create(url, _text(command, token)):
             return
         found = _read(url)
+        if found is not None and found.token == token:  # made by a request whose answer was lost
+            return
         if found is not None and found.is_held():
             raise InputError(
                 f"{folder}: {printable(found.command)} (process {found.process} on {printable(found.host)}) is working"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from helpers.tiny_build import plan
@@ -38,6 +39,17 @@ def test_a_shard_that_was_changed_since_is_read_again(built, monkeypatch):
     build_pairs(plan(built))
     assert read.count(path.name) >= 1
     assert read_finished(built / "pairs")[path.name].is_of(path)
+
+
+def test_older_notes_of_another_rank_hide_no_newer_ones(built, monkeypatch):
+    """As of a folder that 16 ranks built, that was copied since, and that one process goes on with."""
+    other = built / "pairs" / ".finished-1.jsonl"
+    shutil.copy(built / "pairs" / ".finished-0.jsonl", other)
+    os.utime(plan(built).shard_path(0))
+    build_pairs(plan(built))
+    monkeypatch.setattr(shards, "scan_shard", lambda path: pytest.fail(f"{path} was read"))
+    assert build_pairs(plan(built)).complete
+    other.unlink()
 
 
 def test_lines_that_killed_processes_left_are_passed_over(built):

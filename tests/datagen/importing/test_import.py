@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from stylepairs.datagen import cli
+from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import read_image, write_png
@@ -188,8 +190,6 @@ def test_a_model_trains_on_imported_pairs(imported):
 
 @pytest.mark.slow
 def test_with_a_generator_both_halves_get_latents_and_can_be_augmented(pictures, tmp_path):
-    from stylepairs.datagen.augment.plan import plan_augmentation
-
     quick = [f"{stage}.{key}=2" for stage in ("inversion", "reconstruction") for key in ("steps", "decay_steps")]
     quick += ["inversion.warmup_steps=1", "reconstruction.warmup_steps=1", "reconstruction.coarse_to_fine_steps=1"]
     recipe = load_recipe("hair_color", "datagen", BuildRecipe, quick)
@@ -221,6 +221,7 @@ def test_the_command_says_what_is_wrong_in_one_line(pictures, tmp_path, capsys):
         ((*common, "hair_color", "--params", "color=blont"), "color 'blont': unknown"),
         ((*common, "hair_color", "--params", "color=red", "--size", "10"), "--size 10"),
         ((*common, "hair_color", "--params", "color=red", "--masks", tmp_path), "no picture in it"),
+        ((*common, "hair_color", "--params", "color=red", "--made-by", "x" * 5000), "--made-by: 5000 characters"),
         (("import", pictures / "before", tmp_path / "none", *common[3:], "lips"), "no such file or folder"),
     ):
         code, text = run(capsys, *arguments)
@@ -237,6 +238,32 @@ def test_a_list_says_what_was_done_to_each(pictures, tmp_path):
     (tmp_path / "list.jsonl").write_text('{"name": "portrait_4", "params": {}}\n')
     with pytest.raises(InputError, match="names no pair, the first is 'portrait_4'; did you mean 'portrait_00"):
         plan(pictures, tmp_path / "pairs", listed=tmp_path / "list.jsonl")
+
+
+def test_names_of_a_list_that_no_pair_has_are_told(pictures, tmp_path):
+    rows = [{"name": name, "params": {"color": "red"}} for name in (PEOPLE[0], f"{PEOPLE[1]}.png")]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe("hair_color", "datagen", BuildRecipe)
+    _, told = plan_import(
+        recipe, pictures / "before", pictures / "after", tmp_path / "pairs",
+        params=PARAMS, listed=tmp_path / "list.jsonl",
+    )  # fmt: skip
+    assert told == [f"{tmp_path / 'list.jsonl'}: names 1 that no pair has, such as '{PEOPLE[1]}.png'"]
+
+
+def test_pictures_whose_names_are_no_text_are_imported_and_kept_as_escapes(people, tmp_path):
+    for kind in ("before", "after"):
+        write_png(tmp_path / kind / os.fsdecode(b"anna-\xe9.png"), people[0].photo)
+    (pair,) = made(plan(tmp_path, tmp_path / "pairs", made_by=os.fsdecode(b"Ren\xe9")))
+    assert pair.record.portrait == "anna-\\xe9"
+    assert pair.record.origin["before"] == "anna-\\xe9.png"
+    assert pair.record.origin["made_by"] == "Ren\\xe9"
+
+
+@pytest.mark.slow
+def test_imported_pairs_without_latents_are_not_augmented(imported, tmp_path):
+    with pytest.raises(InputError, match="imported without latents; import into another --out with --generator"):
+        plan_augmentation(imported, tmp_path / "more")
 
 
 def test_pictures_of_one_name_and_files_without_a_partner_are_told(pictures, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,3 +107,12 @@ def test_a_manifest_of_more_rows_than_its_shards_could_hold_is_refused(folder):
     pq.write_table(many, path)
     with pytest.raises(InputError, match="10000 rows of"):
         shards.open_index(folder)
+
+
+def test_builds_that_were_put_together_are_refused_as_without_a_manifest(folder):
+    shutil.copy(folder / "pairs-00001.tar", folder / "pairs-00009.tar")
+    said = "pairs-00001.tar and pairs-00009.tar both hold a pair 000007; keep builds apart"
+    for _ in range(2):
+        with pytest.raises(InputError, match=said):
+            shards.open_index(folder)
+        shards.update_manifest(folder)

@@ -22,7 +22,7 @@ from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import run_app
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
-from stylepairs.datagen.shell.progress_file import progress_file, read_progress
+from stylepairs.datagen.shell.progress_file import Progress, progress_file, read_progress
 from stylepairs.i2i import cli as i2i_cli
 
 
@@ -163,6 +163,30 @@ def test_a_killed_build_is_seen_to_have_stopped(tmp_path) -> None:
     assert read_progress(tmp_path)
     found = status_of(tmp_path)
     assert (found.running, found.done, found.total) == (False, 0, 7)
+
+
+def test_what_ctrl_c_or_a_kill_stopped_before_there_was_a_list_is_counted_by_its_note(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with folder_lock(tmp_path, "x"), progress_file(tmp_path, "datagen prepare", "photos", 7) as noted:
+            noted.add(3, accepted=2, refused={"no face found": 1})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    found = status_of(tmp_path)
+    assert (found.done, found.total, found.accepted, found.refused) == (3, 7, 2, {"no face found": 1})
+    assert found.lines(tmp_path) == [
+        f"{tmp_path}: 3 of 7 photos, 2 accepted; stopped",
+        "  refused 1: no face found",
+    ]
+
+
+def test_notes_of_ranks_that_there_are_no_more_are_not_counted(tmp_path: Path) -> None:
+    for rank in (0, 1, 5):
+        left = tmp_path / f".progress-{rank}.json"
+        left.write_text(Progress(command="x", unit="pairs", total=9, process="", began=0, updated=0).model_dump_json())
+    with folder_lock(tmp_path, "x", 0, 2), progress_file(tmp_path, "x", "pairs", 4, 0, 2):
+        assert status_of(tmp_path).total == 4 + 9, "rank 1 may have begun already, rank 5 is of an earlier run"
 
 
 def test_portraits_are_done_unless_a_killed_run_left_its_note(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from helpers import worker_tasks
 
+from stylepairs.datagen.shell import workers
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import available_cpus, default_workers, own_gpus
 from stylepairs.datagen.shell.workers import run_workers
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_item_is_handled_once(workers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_item_is_handled_once(count):
     seen = []
-    run_workers(worker_tasks.square, range(7), workers, seen.append)
+    run_workers(worker_tasks.square, range(7), count, seen.append)
     assert sorted(seen) == [(i, i * i) for i in range(7)]
 
 
@@ -44,10 +45,10 @@ def test_gpus_are_shared_out_by_the_launcher_where_there_is_one(monkeypatch):
     assert (own_gpus("cuda:1"), default_workers("cuda:1")) == (0, 1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_input_error_arrives_as_it_was_raised(workers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_input_error_arrives_as_it_was_raised(count):
     with pytest.raises(InputError, match=r"photo\.jpg: three is refused"):
-        run_workers(worker_tasks.refuse, range(7), workers, lambda event: None)
+        run_workers(worker_tasks.refuse, range(7), count, lambda event: None)
 
 
 def test_another_error_arrives_as_itself_with_its_traceback():
@@ -67,6 +68,16 @@ def test_all_that_an_item_reported_is_there_in_order():
     run_workers(worker_tasks.many, range(3), 2, seen.append)
     for item in range(3):
         assert [event for event in seen if event[0] == item] == [(item, number) for number in range(1000)]
+
+
+def test_many_items_are_handed_out_a_few_at_a_time(monkeypatch):
+    waited = []
+    real = workers.wait
+    monkeypatch.setattr(workers, "wait", lambda some, *options: waited.append(len(some)) or real(some, *options))
+    seen = []
+    run_workers(worker_tasks.square, range(200), 2, seen.append)
+    assert sorted(item for item, _ in seen) == list(range(200))
+    assert max(waited) <= 16, "of all that wait each is looked at whenever one is done"
 
 
 def test_a_killed_worker_is_one_clear_line():

@@ -224,6 +224,13 @@ def test_one_command_at_a_time_holds_a_folder_and_one_that_lapsed_is_taken_over(
         pass
 
 
+def test_a_lease_that_was_made_without_an_answer_is_held_by_the_command_itself(s3, folder):
+    s3.fail_first("unanswered", method="PUT", part=lease.LEASE_NAME)
+    with folder_lock(folder, "datagen build"):
+        assert is_held(folder)
+    assert s3.objects() == {}
+
+
 def test_of_two_that_find_a_lapsed_lease_one_gets_it(s3, folder, monkeypatch):
     place_of = key(folder / lease.LEASE_NAME)
     left = lease._Lease(command="killed", process=1, host="elsewhere", renewed=time.time() - lease.LAPSES_S - 1)
@@ -244,12 +251,18 @@ def test_of_two_that_find_a_lapsed_lease_one_gets_it(s3, folder, monkeypatch):
 
 
 def test_a_lease_that_another_command_took_over_is_left_to_it(s3, folder, monkeypatch):
-    monkeypatch.setattr(lease, "RENEWED_S", 0.02)
+    monkeypatch.setattr(lease, "RENEWED_S", 1.0)  # the other has it before the first renewal
     place_of = key(folder / lease.LEASE_NAME)
     with folder_lock(folder, "sleeper"):
         other = lease._Lease(command="next", process=1, host="elsewhere", renewed=time.time(), token="t")
         s3.put(place_of, other.model_dump_json().encode())
+        s3.seen.clear()
+        for _ in range(200):
+            if any(method == "GET" for method, _ in s3.seen):
+                break
+            time.sleep(0.05)
         time.sleep(0.2)
+        assert [method for method, _ in s3.seen] == ["GET"], "it looks, and does not write"
     assert s3.objects()[place_of] == other.model_dump_json().encode()
 
 
