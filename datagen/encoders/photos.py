@@ -16,7 +16,7 @@ from stylepairs.datagen.stylegan.generator import Generator
 def load_photos(folders: Sequence[Path], size_px: int) -> torch.Tensor:
     """The portraits of prepared folders as uint8 [M,3,size_px,size_px]. Raises InputError where one holds none."""
     files = [file for folder in folders for file in load_portraits(folder)]
-    photos = torch.empty(len(files), 3, size_px, size_px, dtype=torch.uint8)  # once: thousands of 1024 px take gigabytes
+    photos = torch.empty(len(files), 3, size_px, size_px, dtype=torch.uint8)  # once: 3 MB each at 1024 px
     for photo, file in zip(photos, files, strict=True):
         photo.copy_(((file.load().resized(size_px).image + 1) * 127.5).round())
     return photos

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.images import filters
+from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.detection import LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT
 from stylepairs.datagen.portraits.analysis.networks import LANDMARK_INPUT_PX, PARSER_CLASSES, PARSER_INPUT_PX

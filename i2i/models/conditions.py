@@ -10,7 +10,7 @@ import torch
 
 from stylepairs.datagen.shell.errors import InputError
 
-# Least side of the crop that is cut out of the photo before it is brought to the network's size: pairs were prepared so.
+# Least side of the crop that is cut out of the photo before it is brought to the network's size, as `prepare` has it.
 CROP_PX = 256
 # "color": the wanted colour in Lab, for features with a `color` parameter; "params": whatever parameters differ between
 # the training pairs; "none": the feature has only one kind.
