@@ -426,7 +426,8 @@ def met(region: np.ndarray, edit: np.ndarray, margin: int) -> np.ndarray:
     area_of = np.bincount(pieces[along], minlength=pieces.max() + 1)
     share = np.bincount(pieces[along], edit[along], len(area_of)) / np.maximum(area_of, 1)
     solid = np.isin(pieces, np.flatnonzero(share > 0.6))
-    near = cv2.dilate(solid.astype(float), np.ones((5, 5), np.uint8))
+    reach = max(2, round(0.01 * len(place)))
+    near = cv2.dilate(solid.astype(float), np.ones(2 * [2 * reach + 1], np.uint8))
     passage = np.maximum(smooth_step(2 * edit), smooth_step(beyond / (FADE * len(place)) - 0.5))
     return region * near * passage
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from stylepairs.datagen.build.settings import GateSettings
 from stylepairs.datagen.images.colors import delta_e_2000, srgb_to_lab
 from stylepairs.datagen.images.files import to_uint8
-from stylepairs.datagen.images.filters import psnr_db
+from stylepairs.datagen.images.filters import grown, psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
 from stylepairs.datagen.portraits.face_frame import pixel_places
 from stylepairs.datagen.portraits.landmarks import LEFT_EYE, RIGHT_EYE, eye_distance
@@ -201,9 +201,8 @@ def seam_energy(before: torch.Tensor, generated: torch.Tensor, after: torch.Tens
 
 def rim_delta_e(before: torch.Tensor, after: torch.Tensor, edit_mask: torch.Tensor) -> float:
     """Mean CIEDE2000 between images [3,H,W] in the ring around edit_mask [1,H,W]; 0 where the mask leaves no ring."""
-    radius = max(1, round(_RIM * edit_mask.shape[-1]))
-    edited = (edit_mask > 0.02).float()[None]
-    ring = (F.max_pool2d(edited, 2 * radius + 1, 1, radius) - F.max_pool2d(edited, 3, 1, 1))[0, 0]
+    edited = (edit_mask > 0.02).float()
+    ring = (grown(edited, _RIM * edited.shape[-1]) - grown(edited, 1))[0]
     change = delta_e_2000(srgb_to_lab(before), srgb_to_lab(after))
     return float((change * ring).sum() / ring.sum().clamp_min(1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,15 +13,20 @@ from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.stylegan.generator import Generator
 
 
-def load_photos(folder: Path, size_px: int) -> torch.Tensor:
-    """The portraits of a prepared folder as uint8 [M,3,size_px,size_px]. Raises InputError where there is none."""
-    images = (file.load().resized(size_px).image for file in load_portraits(folder))
-    return torch.stack([((image + 1) * 127.5).round().to(torch.uint8) for image in images])
+def load_photos(folders: Sequence[Path], size_px: int) -> torch.Tensor:
+    """The portraits of prepared folders as uint8 [M,3,size_px,size_px]. Raises InputError where one holds none."""
+    files = [file for folder in folders for file in load_portraits(folder)]
+    photos = torch.empty(len(files), 3, size_px, size_px, dtype=torch.uint8)  # once: 3 MB each at 1024 px
+    for photo, file in zip(photos, files, strict=True):
+        photo.copy_(((file.load().resized(size_px).image + 1) * 127.5).round())
+    return photos
 
 
 def photos_digest(photos: torch.Tensor) -> str:
     """SHA-256 (hex) of the pictures that an encoder is trained on."""
-    return hashlib.sha256(f"{list(photos.shape)}".encode() + photos.contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{list(photos.shape)}".encode())
+    digest.update(photos.contiguous().numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather, reduce
 
 from stylepairs.datagen.encoders.critic import (
     LatentCritic,
@@ -101,7 +101,7 @@ def train_to_file(
     """
     refuse_folder(out)
     network = load_generator(generator)
-    photos = torch.cat([load_photos(folder, network.config.img_resolution) for folder in portraits])
+    photos = load_photos(portraits, network.config.img_resolution)
     digest = generator_digest(network)
     make_folder(out.parent)
     earlier = None if begin is None else load_encoder(begin, network, digest)
@@ -139,6 +139,7 @@ def train_encoder(
     shape = json.dumps(training.model_dump(), sort_keys=True)
     begun = state.path.exists()
     first = state.resume(run.modules, run.optimizers, shape) if begun else 0
+    _refuse_divided(state.path, first)
     if not begun and earlier is not None:
         run.encoder.load_state_dict(_like(earlier, run.encoder))
     elif not begun:
@@ -231,6 +232,17 @@ def _critic_step(
     critic_loss(critic, real, critic.pooled(fake, draw), step).backward()
     _reduce_gradients(critic)
     optimizer.step()
+
+
+def _refuse_divided(path: Path, first: int) -> None:
+    """Raises InputError where the processes would not go on from one step: where each machine has a disk of its own,
+    say. They would wait for each other at the end."""
+    steps = gather(torch.tensor([first], device=PartialState().device)).tolist()
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"{path}: the processes are at steps {', '.join(map(str, steps))}; give all machines one --out that all of"
+            " them see"
+        )
 
 
 def _reduce_gradients(module: torch.nn.Module) -> None:

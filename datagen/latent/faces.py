@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylepairs.datagen.images import filters
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.detection import LANDMARK_CROP_SHARE, LANDMARK_CROP_SHIFT
 from stylepairs.datagen.portraits.analysis.networks import LANDMARK_INPUT_PX, PARSER_CLASSES, PARSER_INPUT_PX
@@ -128,9 +128,8 @@ def regions(found: torch.Tensor, side: int, grown: float, soft: float) -> torch.
     """Where classes are in any of M images of each of P people, [P,1,side,side]; found [P,M,1,S,S]: their probability;
     grown: how far beyond them, soft: how softly it ends, in shares of the side."""
     fine = F.interpolate(found.flatten(0, 1), size=(side, side), mode="bilinear").unflatten(0, found.shape[:2])
-    radius = max(1, round(grown * side))
-    wide = F.max_pool2d(fine.amax(1), 2 * radius + 1, 1, radius)
-    return blurred(wide, max(0.5, soft * side)).clamp(0, 1)
+    wide = filters.grown(fine.amax(1), grown * side)
+    return filters.blurred(wide, max(0.5, soft * side)).clamp(0, 1)
 
 
 def load_reader() -> FaceReader:

@@ -17,6 +17,8 @@ MARGIN_SHARE = 0.3
 FEATHER_SHARE = 0.06
 # Of the crop's side: Gaussians that carry the maps outwards; each takes over where the one before has nothing to carry.
 _REACHES = (0.05, 0.15, 0.45)
+# Of the wide square's side, at least 2 px: how far a piece's soft edge goes on beyond where it hangs together.
+SOFT_EDGE_SHARE = 0.01
 # Pixels that a Gaussian's sigma keeps where the maps are reduced before it: at full size they take 60 ms a face.
 _LEAST_SIGMA = 10
 # Weight of a region's pixels from which they hang together, and the mean weight at a border that is worth extending.
@@ -96,7 +98,8 @@ def met(region: np.ndarray, edit: np.ndarray, margin: int) -> np.ndarray:
     area = np.bincount(pieces.flat[along], minlength=pieces.max() + 1)
     share = np.bincount(pieces.flat[along], edit.flat[along], len(area)) / np.maximum(area, 1)
     solid = np.isin(pieces, np.flatnonzero(share > _MET)).astype(np.float32)
-    near = cv2.dilate(solid, np.ones((5, 5), np.uint8))  # the soft edge of what is kept
+    reach = max(2, round(SOFT_EDGE_SHARE * len(place)))
+    near = cv2.dilate(solid, np.ones(2 * [2 * reach + 1], np.uint8))  # the soft edge of what is kept
     passage = np.maximum(smooth_step(2 * edit), smooth_step(beyond / (FEATHER_SHARE * len(place)) - 0.5))
     kept: np.ndarray = (region * near * passage).astype(np.float32)
     return kept

@@ -8,7 +8,7 @@ where the predicted mask is zero keep their bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,13 +23,13 @@ from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.light import light_of
-from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.portrait import Portrait, bare_portrait
 from stylepairs.datagen.portraits.sketch import Sketch, SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
-from stylepairs.i2i.models.conditions import CROP_PX, style_in_light, style_of
+from stylepairs.i2i.models.conditions import crop_px_of, style_in_light, style_of
 from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.models.restoration import FEATURE, RESTORATION
 
@@ -46,7 +46,6 @@ MIN_SCORE = 0.5
 LEAST_CONFIDENCE = 0.5
 # Below this degree an edit fades out, so that none is nothing: to networks the degree is one hint among others.
 FADES_BELOW = 0.1
-_UNPARSED = torch.zeros(1, CROP_PX, CROP_PX, dtype=torch.uint8)
 # Faces of one photo that go through the network together: bounds the memory.
 _BATCH = 8
 # How far beyond [0,1] a region's shares may lie: blurring and resizing do not end at 1 exactly.
@@ -263,18 +262,12 @@ class Editor:
         return region
 
     def _portrait(self, photo: np.ndarray, points68: np.ndarray, share: float = 1.0) -> Portrait:
-        """A face's crop, not parsed, `share` times FFHQ's square: taken at CROP_PX, brought to the network's size."""
-        points = np.asarray(points68, np.float64)
-        transform = square_transform(eyes_and_mouth(points), CROP_PX, share)
-        portrait = Portrait(
-            name="face",
-            image=to_float(crop_aligned(photo, transform, CROP_PX)),
-            label=_UNPARSED[0],
-            hair=_UNPARSED.float(),
-            points68=torch.from_numpy(apply_transform(transform, points)).float(),
-            digest="",
-        )
-        return portrait.resized(self.model.size_px)
+        """A face's crop, not parsed, `share` times FFHQ's square, at the network's size."""
+        points, taken_px = np.asarray(points68, np.float64), crop_px_of(self.model.size_px)
+        transform = square_transform(eyes_and_mouth(points), taken_px, share)
+        portrait = bare_portrait("face", to_float(crop_aligned(photo, transform, taken_px)))
+        moved = torch.from_numpy(apply_transform(transform, points)).float()
+        return replace(portrait, points68=moved).resized(self.model.size_px)
 
 
 def _check_region(region: np.ndarray | None, photo: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stylepairs.datagen.shell.errors import InputError
 
-# Side of the crop that is cut out of the photo before it is brought to the network's size.
+# Least side of the crop that is cut out of the photo before it is brought to the network's size, as `prepare` has it.
 CROP_PX = 256
 # "color": the wanted colour in Lab, for features with a `color` parameter; "params": whatever parameters differ between
 # the training pairs; "none": the feature has only one kind.
@@ -20,6 +20,11 @@ Kinds = dict[str, list[Any]]
 
 # More choices than this are no kinds (names of reference photos, say).
 _MOST_CHOICES = 32
+
+
+def crop_px_of(size_px: int) -> int:
+    """Side of the crop that is cut out of the photo for a network of this size; never less than it can see."""
+    return max(CROP_PX, size_px)
 
 
 def kinds_of(params: Sequence[Mapping[str, Any]]) -> Kinds:

@@ -20,7 +20,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.shell.durable import make_folder, replace_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.conditions import CROP_PX
+from stylepairs.i2i.models.conditions import crop_px_of
 from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.models.plain import Plain, makes_anew
 from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
@@ -132,7 +132,7 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "inputs": inputs,
         "outputs": list(OUTPUTS),
         "style_channels": model.config.style_channels,
-        "crop_px": CROP_PX,
+        "crop_px": crop_px_of(model.size_px),
         "draws": makes_anew(model.config),
         "keeps_texture": _keeps_texture(info.feature),
         **asdict(info),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.filters import blurred
+from stylepairs.datagen.images.filters import blurred, grown
 
 if TYPE_CHECKING:
     import albumentations
@@ -104,8 +104,7 @@ def rough_region(mask: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     is_box, spread = rng.random() < 0.5, rng.uniform(0.01, 0.1, size=4)
     margins = np.ceil(spread * mask.shape[-1]).astype(int)
     if not is_box:
-        radius = int(margins[0])
-        return F.max_pool2d((mask > 0).float()[None], 2 * radius + 1, 1, radius)[0]
+        return grown((mask > 0).float(), int(margins[0]))
     box = torch.zeros_like(mask)
     rows, columns = (torch.nonzero(mask[0].amax(dim)).flatten() for dim in (1, 0))
     if len(rows):

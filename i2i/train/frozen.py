@@ -50,11 +50,12 @@ class FrozenFeatures(nn.Module):
 def edited_squares(image: torch.Tensor, mask: torch.Tensor, size_px: int = LEAST_PX) -> torch.Tensor:
     """The square of each image [N,3,H,W] around its mask [N,1,H,W] (all of it where the mask is empty), brought to
     size_px."""
-    n, _, height, _ = image.shape
     theta = torch.stack([_square(one[0] > 0.5) for one in mask])
-    grid = F.affine_grid(theta, [n, 3, size_px, size_px], align_corners=False)
+    # Of a larger image several points are averaged: single ones would miss most pixels, and what is drawn in them.
+    points = -(-image.shape[-1] // size_px)
+    grid = F.affine_grid(theta, [len(image), 3, *[points * size_px] * 2], align_corners=False)
     squares: torch.Tensor = F.grid_sample(image.float(), grid, "bilinear", "reflection", align_corners=False)
-    return squares
+    return F.avg_pool2d(squares, points) if points > 1 else squares
 
 
 def _square(inside: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import srgb_to_lab
+from stylepairs.datagen.images.filters import grown
 
 # Lab distances are divided by this, so that a clearly visible error counts about as much as in the other terms.
 LAB_SCALE = 100.0
@@ -86,8 +87,7 @@ def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor, appl
 def halo_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, reach_px: int) -> torch.Tensor:
     """Mean over the mask and channels of how far the image lies above or below all that the target holds within
     `reach_px`: rims brighter than hair and wall, which other losses hardly see; other strands do not count."""
-    side = 2 * reach_px + 1
-    low, high = (sign * F.max_pool2d(sign * target, side, stride=1, padding=reach_px) for sign in (-1, 1))
+    low, high = -grown(-target, reach_px), grown(target, reach_px)
     beyond = (image - high).clamp_min(0) + (low - image).clamp_min(0)
     return (beyond * mask).sum() / (mask.sum() * image.shape[1]).clamp_min(1e-6)
 

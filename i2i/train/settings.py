@@ -163,7 +163,7 @@ class TrainingSettings(Section):
         description="init stays as it is, deltas of this rank learn; 0: all weights learn",
     )
     generator: str = Field(
-        default="embedded", description="used with init none; else the generator comes with the weights"
+        default="embedded", description="used with init none; else, or with a teacher that has one, it comes with that"
     )
     teacher: str = Field(
         default="none", description="a trained run, file or embedded:FEATURE whose edits take the place of the pairs'"

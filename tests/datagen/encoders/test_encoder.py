@@ -1,6 +1,10 @@
 """Encoders: learn a small generator's latents and noise, resume to the bit, are refused where they do not fit."""
 
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import asdict
 
 import numpy as np
@@ -19,7 +23,7 @@ from stylepairs.datagen.encoders.network import (
     empty_start,
     predict_start,
 )
-from stylepairs.datagen.encoders.photos import draw_samples, varied
+from stylepairs.datagen.encoders.photos import draw_samples, load_photos, photos_digest, varied
 from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
 from stylepairs.datagen.encoders.training import MOST_KURTOSIS, Teachers, noise_tails, train_encoder
@@ -235,6 +239,17 @@ def test_spiky_noise_maps_cost_and_gaussian_ones_do_not():
     assert torch.allclose(noise_tails([gaussian, spiky]), torch.full((2,), 64.0 - MOST_KURTOSIS))
 
 
+def test_photos_of_several_folders_are_read_in_turn_and_named_without_a_copy(photos, tmp_path):
+    for name, part in (("one", photos[:2]), ("two", photos[2:3])):
+        write_prepared(tmp_path / name, part)
+    assert torch.equal(load_photos([tmp_path / "one", tmp_path / "two"], photos.shape[-1]), photos[:3])
+    many = torch.zeros(64, 3, 128, 128, dtype=torch.uint8)
+    tracemalloc.start()
+    photos_digest(many)
+    assert tracemalloc.get_traced_memory()[1] < many.numel() / 2
+    tracemalloc.stop()
+
+
 def test_varied_photos_stay_in_range_follow_their_draw_and_differ():
     photo = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     one, again, other = (varied(photo, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
@@ -314,6 +329,48 @@ def test_train_encoder_command_end_to_end(generator, photos, tmp_path):
     result = CliRunner().invoke(app, [*arguments[:5], str(further), *arguments[6:], "--begin", str(out)])
     assert result.exit_code == 0, result.output
     assert encoder_digest(load_encoder(further, generator, generator_digest(generator))) != encoder_digest(encoder)
+
+
+DIVIDED = """
+import json, os, sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from stylepairs.datagen.encoders.run_file import RunFile
+from stylepairs.datagen.encoders.settings import EncoderTraining
+from stylepairs.datagen.encoders.training import Run, Teachers, train_encoder
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.stylegan.checkpoints import load_generator
+
+PartialState(cpu=True)
+generator = load_generator(sys.argv[1])
+photos = torch.zeros(2, 3, *[generator.config.img_resolution] * 2, dtype=torch.uint8)
+teachers = Teachers(generator, load_perceptual("pyramid"), WPrior.fit(generator), photos)
+settings = EncoderTraining(steps=3, portraits=1, samples=0, width=4, deep=4, probes=4)
+state = RunFile(Path(sys.argv[2]) / os.environ["RANK"], "")
+if os.environ["RANK"] == "0":
+    run = Run.begin(teachers, settings, torch.device("cpu"))
+    state.write(run.modules, run.optimizers, json.dumps(settings.model_dump(), sort_keys=True), 1)
+try:
+    train_encoder(teachers, settings, state)
+except InputError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_see_one_state_are_refused(generator, tmp_path):
+    save_generator(tmp_path / "tiny.safetensors", generator)
+    (tmp_path / "divided.py").write_text(DIVIDED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "divided.py"), str(tmp_path / "tiny.safetensors"), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=False, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.count("the processes are at steps 1, 0; give all machines one --out") == 2, done.stderr[-2000:]
 
 
 def write_prepared(folder, photos):

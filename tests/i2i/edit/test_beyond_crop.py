@@ -11,6 +11,7 @@ from stylepairs.i2i.edit.beyond_crop import (
     cut_off,
     extended,
     margin_px,
+    met,
     reaches_border,
 )
 
@@ -101,3 +102,15 @@ def test_a_gaussian_of_smaller_maps_is_that_of_the_maps(sigma):
     maps[100:300, 150:, 1] = 1
     wanted = cv2.GaussianBlur(maps, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     np.testing.assert_allclose(blurred(maps, sigma), wanted, atol=0.015)  # at the border
+
+
+def test_a_soft_edge_beyond_the_crop_stays_soft_at_any_size() -> None:
+    side = 512
+    margin = margin_px(side)
+    wide = side + 2 * margin
+    across = np.clip((0.25 * wide - np.abs(np.arange(wide) - wide / 2)) / (0.02 * wide) + 0.5, 0, 1)
+    region = np.tile(across.astype(np.float32), (wide, 1))
+    kept = met(region, region, margin)
+    row = kept[margin // 3]
+    assert row.max() == 1
+    assert np.abs(np.diff(row)).max() < 0.1

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.faked_faces import FakeAnalyser, photo_of
 from PIL import Image, ImageCms
 
-from stylepairs.datagen.portraits.alignment import ffhq_transform
+from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform
 from stylepairs.datagen.portraits.analysis import analyser
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
+from stylepairs.i2i.models.conditions import CROP_PX
 from stylepairs.i2i.models.glean import Edit, Glean
 
 INFO = ModelInfo("hair_color", "color", {})
@@ -66,6 +69,27 @@ def test_faces_smaller_and_larger_than_the_model(brightening: Glean, eye_distanc
     width = 4 * 1.6 * eye_distance  # of the widened crop: this hair runs on beyond the aligned one
     assert result.max() == 151
     assert 0.8 * width < changed[-1] - changed[0] < 1.05 * width
+
+
+@pytest.mark.parametrize("size_px", [32, 512])
+def test_the_network_is_shown_no_less_than_its_own_resolution(model: Glean, size_px: int) -> None:
+    shown: list[torch.Tensor] = []
+
+    class Looking(Glean):
+        size_px = 0
+
+        def forward(self, photo: torch.Tensor, *_: torch.Tensor) -> Edit:
+            shown.append(photo)
+            nothing = torch.zeros_like(photo)
+            return Edit(photo, photo, *[nothing[:, :1]] * 2, nothing, nothing, photo, nothing, torch.ones(1))
+
+    model.__class__, Looking.size_px = Looking, size_px
+    photo, face = photo_of(700, 700), FakeAnalyser([(350, 350)], 160.0)
+    Editor(model, PLAIN, face)(photo)
+    taken_px = max(size_px, CROP_PX)
+    crop = to_float(crop_aligned(photo, ffhq_transform(face.faces[0].points68, taken_px), taken_px))
+    wanted = F.interpolate(crop[None], size=(size_px, size_px), mode="bicubic", antialias=True).clamp(-1, 1)
+    assert torch.equal(shown[0], wanted if size_px < taken_px else crop[None])
 
 
 def test_face_cut_by_the_edge_of_the_photo(brightening: Glean) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_region_is_dropped_rough_or_analysed_in_its_shares_and_the_same_for_the_
     rough = sum(bool(((region == 0) | (region == 1)).all()) for region in regions) - dropped
     assert 45 <= dropped <= 75
     assert 18 <= rough <= 42
+
+
+def test_rough_region_of_a_large_picture_takes_no_time() -> None:
+    mask = torch.zeros(1, 512, 512)
+    mask[:, 100:300, 200:400] = 1
+    started = time.process_time()
+    for seed in range(4):
+        augment.rough_region(mask, np.random.default_rng(seed))
+    assert time.process_time() - started < 0.4
 
 
 def test_rough_region_is_wider_than_the_mask_and_cuts_nothing_off() -> None:

@@ -14,7 +14,7 @@ from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model, save_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
-from stylepairs.i2i.models.plain import Plain
+from stylepairs.i2i.models.plain import Plain, PlainConfig
 from stylepairs.i2i.train.run_folder import describe, read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
 from stylepairs.i2i.train.start import initial_model, refuse_divided, settings_told
@@ -157,6 +157,22 @@ def test_model_file_tells_the_files_it_came_from_by_digest_and_the_run_goes_on(
         train(settings(steps=3, **asked), pairs, tmp_path / "run")
     shipped = settings_told(settings(init="embedded:bangs"), "hair_color")
     assert (shipped["init"], shipped["teacher"]) == ("embedded:bangs", "none")
+
+
+def test_teacher_of_another_size_is_refused(tmp_path: Path, settings: Make, pairs: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "teacher.safetensors", Plain(PlainConfig("light", 64)), ModelInfo("hair_color", "color", {}))
+    with pytest.raises(InputError, match=r"teacher .*: works at 64 px, this run's network at 32 px; give"):
+        train(settings(teacher=str(tmp_path / "teacher.safetensors")), pairs, tmp_path / "run")
+
+
+def test_a_generator_that_the_teacher_takes_the_place_of_is_said(
+    tmp_path: Path, settings: Make, pairs: Path, model: Glean
+) -> None:
+    save_model(tmp_path / "teacher.safetensors", model, ModelInfo("hair_color", "color", {}))
+    said: list[str] = []
+    train(settings(steps=1, teacher=str(tmp_path / "teacher.safetensors")), pairs, tmp_path / "run", said.append)
+    assert any("the generator comes with teacher" in line for line in said)
 
 
 def test_teacher_of_another_edit_is_refused(tmp_path: Path, settings: Make, pairs: Path, model: Glean) -> None:
