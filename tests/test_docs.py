@@ -52,7 +52,8 @@ def test_no_two_commands_of_a_page_write_different_pairs_into_one_folder(page):
     for line in re.findall(r"^ *datagen (?:build|import|augment) .*", text, re.M):
         command = re.sub(r" +#.*", "", line).strip()
         if out := re.search(r" --out (\S+)", command):
-            written.setdefault(out[1], set()).add(re.sub(r" --(?:log|engine|address|workers|device) \S+| 2>.*", "", command))
+            same = re.sub(r" --(?:log|engine|address|workers|device) \S+| 2>.*", "", command)
+            written.setdefault(out[1], set()).add(same)
     assert {out: commands for out, commands in written.items() if len(commands) > 1} == {}
 
 
