@@ -179,6 +179,8 @@ def test_smoothed_l1_is_a_mean_over_the_mask_alone() -> None:
     image[..., 8:] = 1
     assert losses.smoothed_l1(image + 0.5 * mask, torch.zeros_like(image), mask, 8).item() == pytest.approx(0.5)
     assert losses.smoothed_l1(image, torch.zeros_like(image), 0 * mask, 8).item() == 0
+    assert losses.smoothed_l1(image + 0.5, image + 0.25, mask, 8).item() == pytest.approx(0.25)
+    assert losses.smoothed_l1(image + 0.5, image, mask, 64).item() == pytest.approx(0.5)  # no finer than pixels
 
 
 def test_texture_distance_sees_contrast_and_width_of_strands_and_not_where_they_lie() -> None:
