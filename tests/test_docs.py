@@ -45,6 +45,27 @@ def test_paths_that_pages_mention_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_two_commands_of_a_page_write_different_pairs_into_one_folder(page):
+    """Whoever types them in turn is refused: a folder holds one build."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    written: dict[str, set[str]] = {}
+    for line in re.findall(r"^ *datagen (?:build|import|augment) .*", text, re.M):
+        command = re.sub(r" +#.*", "", line).strip()
+        if out := re.search(r" --out (\S+)", command):
+            same = re.sub(r" --(?:log|engine|address|workers|device) \S+| 2>.*", "", command)
+            written.setdefault(out[1], set()).add(same)
+    assert {out: commands for out, commands in written.items() if len(commands) > 1} == {}
+
+
+def test_what_the_page_of_latents_fits_is_among_the_scores_that_it_samples():
+    page = (ROOT / "docs/latent.md").read_text(encoding="utf-8")
+    (sampled,) = re.findall(r"^ *datagen latent sample --scores (\S+)", page, re.M)
+    learnt = re.findall(r"^ *datagen latent .*--samples samples .*--(?:attributes?|condition) (\S+)", page, re.M)
+    assert len(learnt) >= 3
+    assert {name for names in learnt for name in names.split(",")} <= set(sampled.split(","))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_that_pages_mention_can_be_imported(page):
     text = page.read_text(encoding="utf-8")
     for module, names in re.findall(r"^ *from (stylepairs[\w.]*) import (\([^)]*\)|.*)$", text, re.M):

@@ -43,7 +43,8 @@ class Installed:
         self.binaries, self.work = folder / "venv" / "bin", work
 
     def __call__(self, *command: str, code: int = 0) -> str:
-        """What a command prints; AssertionError for another exit code. Nothing of the repository is on its path."""
+        """What a command prints, of a refusal the line on stderr; AssertionError for another exit code. Nothing of the
+        repository is on its path."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MYPY"))}
         environment |= {"PATH": f"{self.binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -51,7 +52,7 @@ class Installed:
             cwd=self.work, env=environment, check=False, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-        return done.stdout
+        return done.stderr if code else done.stdout
 
 
 def lowest_versions() -> list[str]:
@@ -161,4 +162,6 @@ def test_the_shipped_model_edits_a_photo(installed):
 
 
 def test_bad_input_is_one_line_and_code_2(installed):
-    installed("datagen", "build", "no_such_recipe", "--portraits", "portraits", "--out", "none", code=2)
+    told = installed("datagen", "build", "no_such_recipe", "--portraits", "portraits", "--out", "none", code=2)
+    assert told.startswith("no_such_recipe: no such recipe")
+    assert told.count("\n") == 1

@@ -18,7 +18,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def tracked_files() -> list[Path]:
-    """All files under version control, or all files of the known folders where git is not at hand (an sdist)."""
+    """All files under version control, or all of the known folders where git is not at hand (an unpacked archive)."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == 0 and done.stdout:
         return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]

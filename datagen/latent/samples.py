@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stylepairs.datagen.latent.attributes import ATTRIBUTES
 from stylepairs.datagen.latent.scorers import FACE, LEAST_FACE, Scorer, load_scorer
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.shell.decode import Damaged, decode_json, decoded, decoding
@@ -79,9 +80,10 @@ class Samples:
         """Latents [M,C] and scores [M] of the samples that have this score. Raises InputError where it is unknown or
         does not vary."""
         if name not in self.scores:
-            raise InputError(
-                f"score {name!r}: the samples have none{nearest(name, self.scores, ', '.join(self.scores))}"
-            )
+            advice = nearest(name, self.scores, ", ".join(self.scores))
+            if name in ATTRIBUTES:
+                advice = "; sample with it among --scores, into another folder"
+            raise InputError(f"score {name!r}: the samples have none{advice}")
         known = self.scores[name].isfinite()
         w, score = self.w[known], self.scores[name][known]
         if not float(score.std()) > LEAST_SPREAD:

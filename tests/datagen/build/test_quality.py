@@ -110,6 +110,22 @@ def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(port
     assert figures["landmark_shift"] == pytest.approx(math.sqrt(2) / float(eyes), rel=1e-3)
 
 
+def test_a_face_is_found_where_it_is_in_a_picture_that_is_enlarged_for_it():
+    place = torch.tensor([3.0, 11.0])
+    image = torch.full((3, SIZE, SIZE), -1.0)
+    image[:, int(place[1]), int(place[0])] = 1.0
+
+    def find(photo, min_score):
+        weight = torch.from_numpy(photo[..., 0].copy()).float()
+        at = torch.arange(len(photo)).float()
+        centre = torch.stack([(weight.sum(0) * at).sum(), (weight.sum(1) * at).sum()]) / weight.sum()
+        return [SimpleNamespace(score=0.9, points68=centre.expand(68, 2))]
+
+    found = quality._best_face(image, SimpleNamespace(find=find, parse=None))
+    assert found is not None
+    torch.testing.assert_close(found[1], place.expand(68, 2), rtol=0, atol=0.05)
+
+
 def test_a_lost_face_is_rejected_by_both_its_figures(portrait):
     parsed = portrait.label[None], portrait.hair[None]
     blind = SimpleNamespace(find=lambda photo, min_score: [], parse=lambda aligned: parsed)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.detail import transfer_detail
+from stylepairs.datagen.compositing.detail import _regional_mean, _toned, transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.tones import ToneCurve
 
 SIZE = 64
 COLORS = {"black": (38, 32, 31), "brown": (86, 64, 50), "light blond": (201, 179, 142), "blue": (64, 86, 140)}
@@ -103,3 +104,45 @@ def test_burnt_out_and_crushed_hair_stays_finite_and_in_range(value, after):
 def test_empty_mask_gives_the_photo_back_to_the_bit():
     photo, _ = scene(COLORS["brown"])
     assert torch.equal(transfer_detail(photo, photo, -photo, torch.zeros(1, SIZE, SIZE)), photo)
+
+
+def plain(*lab):
+    """[3,S,S] of one colour in Lab."""
+    return lab_to_srgb(torch.tensor(lab)[:, None, None].expand(3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(("light", "kept"), [(45.0, 0.3), (60.0, 0.3), (20.0, 0.3 * 36 / 61)])
+def test_of_the_photos_variation_of_hue_a_share_is_kept_less_in_the_dark(light, kept):
+    stripes = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(SIZE // 4)
+    lab = torch.tensor([45.0, 0.0, 8.0])[:, None, None] + torch.stack([0 * stripes, 6 * stripes, 0 * stripes])[:, None]
+    photo, mask = lab_to_srgb(lab.expand(3, SIZE, SIZE)), torch.ones(1, SIZE, SIZE)
+    result = transfer_detail(photo, plain(45.0, 0.0, 8.0), plain(light, 0.0, -12.0), mask)
+    hue = srgb_to_lab(result)[1, 16:48, 16:48]
+    assert float((hue * stripes[16:48]).mean() / 6) == pytest.approx(kept, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [2.0, 4.0, 6.0])
+def test_the_inversions_own_error_fades_with_the_generated_change(change):
+    """The photo is 3 L darker than its inversion; that is carried over where the generator changed little."""
+    before, after = plain(53.0, 0.0, 0.0), plain(53.0, 0.0, change)
+    fade = torch.exp(-((delta_e_2000(srgb_to_lab(before), srgb_to_lab(after)).mean() / 4) ** 2))
+    result = transfer_detail(plain(50.0, 0.0, 0.0), before, after, torch.ones(1, SIZE, SIZE))
+    assert float(srgb_to_lab(result)[0].mean()) == pytest.approx(53 - 3 * float(fade), abs=0.05)
+
+
+def test_the_colour_aimed_at_is_that_of_the_solid_region():
+    """A rim that is half hair is seen less: in the generated picture it has another colour."""
+    mask = soft_disc(radius=18, softness=16)
+    solid = (mask > 0.5).float()
+    after = plain(70.0, 5.0, 20.0) * solid + plain(30.0, 0.0, 0.0) * (1 - solid)
+    result = transfer_detail(plain(40.0, 0.0, 0.0), plain(40.0, 0.0, 0.0), after, mask)
+    assert float(delta_e_2000(mean_lab(result, mask), mean_lab(after, mask)).squeeze()) < 1.0
+
+
+@pytest.mark.parametrize("rise", [10.0, -10.0])
+def test_the_tone_curve_is_that_of_the_regions_mean_rise(rise):
+    region, light = soft_disc(), torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 40 + 30
+    inside = ToneCurve(rise).meeting(light, light + rise, lambda moved: _regional_mean(moved, region, 10.0), 4)
+    target = light + torch.where(region > 0, rise, 80.0)  # outside it says nothing
+    made = _toned(light, target, region, 10.0)
+    torch.testing.assert_close(made * (region > 0), inside * (region > 0))

@@ -85,6 +85,10 @@ def test_samples_know_whose_latents_they_are_and_which_scores_say_nothing(tmp_pa
     assert torch.equal(load_samples(tmp_path, found.generator_digest).w, found.w)
     with pytest.raises(InputError, match="of another generator"):
         load_samples(tmp_path, "0" * 64)
+    with pytest.raises(InputError, match="'smile': the samples have none; sample with it among --scores, into another"):
+        found.scored("smile")
+    with pytest.raises(InputError, match="'brihtness': the samples have none; did you mean 'brightness'"):
+        found.scored("brihtness")
     found.scores["brightness"].fill_(0.5)
     with pytest.raises(InputError, match="does not vary"):
         found.scored("brightness")

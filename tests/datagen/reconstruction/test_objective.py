@@ -139,6 +139,16 @@ def test_pyramid_l1_without_a_mask_counts_every_pixel():
     torch.testing.assert_close(pyramid_l1(image, target), pyramid_l1(image, target, ones))
 
 
+def test_pixels_are_compared_with_the_target():
+    """The other tests' targets are black, where a sum is as good as a difference."""
+    image, target, mask = random_images(1), random_images(2), random_images(3)[:, :1] / 2 + 0.5
+    difference, nothing = image - target, torch.zeros_like(image)
+    for term in (masked_l1, pyramid_l1):
+        assert term(target, target, mask).tolist() == [0, 0]
+        torch.testing.assert_close(term(image, target, mask), term(difference, nothing, mask))
+    torch.testing.assert_close(pyramid_l1(image, target), pyramid_l1(difference, nothing))
+
+
 def test_anchor_distance_by_hand():
     u, start = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
     u[0, 1], u[1, 2] = 2.0, 1.0

@@ -31,6 +31,9 @@ def test_untrained_model_leaves_the_outside_untouched_and_misses_the_colour(pair
     assert figures["delta_e_to_wanted"] > 5
     assert figures["l1_inside"] > 0.1
     assert "perceptual_pyramid" in figures
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    named = {name.removesuffix("_alone").replace("_pyramid", "_NAME") for name in figures}
+    assert {name for name in named if f"`{name}`" not in page} == set()
 
 
 def test_psnr_by_hand() -> None:

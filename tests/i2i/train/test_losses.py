@@ -179,6 +179,8 @@ def test_smoothed_l1_is_a_mean_over_the_mask_alone() -> None:
     image[..., 8:] = 1
     assert losses.smoothed_l1(image + 0.5 * mask, torch.zeros_like(image), mask, 8).item() == pytest.approx(0.5)
     assert losses.smoothed_l1(image, torch.zeros_like(image), 0 * mask, 8).item() == 0
+    assert losses.smoothed_l1(image + 0.5, image + 0.25, mask, 8).item() == pytest.approx(0.25)
+    assert losses.smoothed_l1(image + 0.5, image, mask, 64).item() == pytest.approx(0.5)  # no finer than pixels
 
 
 def test_texture_distance_sees_contrast_and_width_of_strands_and_not_where_they_lie() -> None:
@@ -194,6 +196,19 @@ def test_texture_distance_sees_contrast_and_width_of_strands_and_not_where_they_
     assert losses.texture_distance(smear, pair, mask, 8).item() > 0.3
     assert losses.texture_distance(wider, pair, mask, 8).item() > 0.1
     assert losses.texture_distance(smear, pair, 0 * mask, 8).item() == 0
+
+
+def test_texture_distance_is_a_mean_over_channels_and_masked_places_and_a_sum_over_levels() -> None:
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, :4] = 1
+    flat_features = [torch.full((2, 3, 8, 8), 0.5), torch.full((2, 5, 4, 4), -0.25)]
+    zero = [torch.zeros_like(x) for x in flat_features]
+    assert losses.texture_distance(flat_features, zero, mask, 4).item() == pytest.approx(0.5 + 0.25, rel=1e-4)
+    stripes = torch.ones(2, 3, 8, 8)
+    stripes[..., 1::2] = -1  # no mean, deviation 1 against the least, 0.01
+    assert losses.texture_distance([stripes], zero[:1], mask, 4).item() == pytest.approx(0.99, rel=1e-4)
+    faint = 0.01 * mask  # a place counts by its share, and its means are right however small that is
+    assert losses.texture_distance(flat_features[:1], zero[:1], faint, 4).item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_texture_distance_draws_a_flat_image_towards_strands() -> None:
@@ -217,3 +232,16 @@ def test_confidence_is_told_apart_by_its_logit() -> None:
     losses.confidence_cross_entropy(guess, applies, 0.2).backward()
     assert guess.grad is not None
     assert guess.grad.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_layers_are_summed_and_scales_meaned_and_logits_left_out() -> None:
+    def scale(*values: float) -> list[torch.Tensor]:
+        return [torch.full((1, 2, 4, 4), value) for value in values]
+
+    found, wanted = [scale(1.0, 2.0, 9.0), scale(0.5, -1.0, 9.0)], [scale(0.5, 1.0, 0.0), scale(0.0, 1.0, 0.0)]
+    assert losses.layers_l1(found, wanted).item() == pytest.approx((0.5 + 1.0 + 0.5 + 2.0) / 2)
+
+
+def test_least_squares_judges_the_logits_of_each_scale() -> None:
+    maps = [[torch.full((1, 2, 4, 4), 7.0), torch.full((2, 1, 2, 2), value)] for value in (0.5, -1.0)]
+    assert losses.least_squares(maps, 1.0).item() == pytest.approx(0.25 + 4.0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.recipe import installed_recipes, load_recipe
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model, save_model
@@ -191,7 +191,11 @@ def test_recipe_of_a_network_holds_what_training_asks_for(path: Path) -> None:
 def test_no_precision_is_a_word_though_yaml_reads_a_truth_value(said: str, understood: str) -> None:
     found = load_recipe("bangs", "i2i", TrainingSettings, [f"mixed_precision={said}"])
     assert found.mixed_precision == understood
-    assert load_recipe("bangs", "i2i", TrainingSettings, []).mixed_precision == "auto"
+
+
+@pytest.mark.parametrize("name", installed_recipes())
+def test_every_feature_is_trained_in_what_the_machine_is_quick_at(name: str) -> None:
+    assert load_recipe(name, "i2i", TrainingSettings).mixed_precision == "auto"
 
 
 def test_processes_that_would_go_on_from_different_states_are_refused(tmp_path: Path, settings, monkeypatch) -> None:
