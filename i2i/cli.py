@@ -222,6 +222,7 @@ def evaluate(
     identity: Annotated[
         str, typer.Option(help="embedded, or an .onnx of a face-recognition network (ArcFace): is it the same person?")
     ] = "embedded",
+    device: Annotated[str, typer.Option(help="of the models that are judged: cpu, cuda, or auto")] = "auto",
     own_feature: OwnFeatureOption = None,
 ) -> None:
     r"""Judge models, side by side where there are several; a list gives several edits: --set color=\[black,blond,red].
@@ -242,7 +243,7 @@ def evaluate(
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
     params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
     run_own_feature(own_feature)
-    editors = {run: Editor.load(run, device="cpu") for run in runs}
+    editors = {run: Editor.load(run, device=device) for run in runs}
     restores = {editor.info.feature == RESTORATION for editor in editors.values()}
     if restores != {False}:
         if portraits is None or len(restores) > 1:

@@ -82,13 +82,13 @@ def portrait_figures(
 
 
 def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row, torch.Tensor]:
-    """The figures of one edit and its image [3,H,W]; raises SketchRefused when the feature does not apply."""
+    """The figures of one edit and its image [3,H,W] on the CPU; raises SketchRefused when the feature does not apply."""
     edit, sketch = editor.edit_portrait(before, wanted)
-    after, params = edit.output[0], wanted.params
+    after, params = edit.output[0].cpu(), wanted.params
     if "intensity" in type(params).model_fields:  # what is measured is what was asked for, by either name
         params = params.model_copy(update={"intensity": wanted.degree})
         sketch = sketch if params == wanted.params else editor.feature.sketch(before, params)
-    allowed = region_mask(sketch.edit_mask).to(after.device)
+    allowed = region_mask(sketch.edit_mask)
     seen = AnalysedPair(*(analyse(before, image, editor.analyser).portrait for image in (before.image, after)))
     return {
         "confidence": float(edit.confidence),

@@ -56,6 +56,16 @@ def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     assert 0.5 < summary["identity_pyramid-pooled"] <= 1.001
 
 
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_has_the_same_figures(model: Glean) -> None:
+    portraits, params = [portrait_of("one", 1), portrait_of("two", 2)], [{"color": "blond"}]
+    by = load_instruments("pyramid")
+    (_, here), (_, there) = (
+        portrait_figures(Editor(model.to(device), INFO), portraits, params, by) for device in ("cpu", "cuda")
+    )
+    assert there == pytest.approx(here, rel=1e-2, abs=1e-2)
+
+
 def test_edits_that_one_portrait_refuses_do_not_cost_it_the_others(model: Glean, monkeypatch) -> None:
     whole = evaluation.edit_figures
 
