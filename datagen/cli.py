@@ -382,6 +382,22 @@ def inspect(
 
 @app.command()
 @at_urls
+def merge(
+    pairs: Annotated[list[Path], typer.Argument(help="folders of pairs of one feature, two or more")],
+    out: Annotated[Path, typer.Option(help="folder for all of them; the same command goes on after a stop")],
+    shard_size: ShardSizeOption = 32,
+) -> None:
+    """Put the pairs of several folders into one, to train on: they are numbered anew, those held twice taken once."""
+    from stylepairs.datagen.pairs.merge import plan_merge, run_merge
+
+    plan = plan_merge(pairs, out, shard_size)
+    with advice_if_interrupted("run the same command again to go on"), progress(len(plan.pairs), "pairs") as shown:
+        run_merge(plan, shown.reach)
+    print(f"{out}: {len(plan.pairs)} pairs" + (f", {plan.twice} left out that were there twice" if plan.twice else ""))
+
+
+@app.command()
+@at_urls
 def export(
     pairs: PairsArgument,
     out: Annotated[Path, typer.Option(help="folder for before/ID.png, after/ID.png, mask/ID.png and index.jsonl")],

@@ -147,6 +147,8 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
 def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | None) -> BuildRecipe:
     """The recipe that a build was made with, as it noted it."""
     path = pairs / shards.BUILD_FILE
+    if (pairs / shards.MERGE_FILE).exists():
+        raise InputError(f"{pairs}: holds pairs of several builds; augment each, then merge")
     try:
         noted = _BuildNote.model_validate(read_json(path, shards.MAX_BUILD_BYTES))
     except (Damaged, ValidationError) as error:

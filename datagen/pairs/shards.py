@@ -30,6 +30,7 @@ from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_
 
 MANIFEST = "manifest.parquet"
 BUILD_FILE = "build.json"  # what a build notes of itself
+MERGE_FILE = "merge.json"  # what a merge does
 MAX_BUILD_BYTES = 64 << 20  # with all choices of a recipe, a line each
 # Beside shards at a URL: the records of each, so that nobody has to fetch it for them.
 NOTES = ".records"
@@ -57,12 +58,30 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
     At a URL its records are noted beside it, and nothing of it is kept here.
     """
+    _write_members(path, ((f"{pair.record.id}.{name}", data) for pair in pairs for name, data in _encode_pair(pair)))
 
+
+def copy_pairs(path: Path, copies: Iterable[tuple[Path, PairRecord, str]]) -> None:
+    """Write pairs of other folders as one tar, as `write_shard` does: (folder, a record that `read_index` gave, its id
+    here). Pixels and latents are copied as they lie there. Raises InputError."""
+    _write_members(path, (member for copy in copies for member in _copied(*copy)))
+
+
+def _copied(directory: Path, record: PairRecord, id: str) -> Iterator[tuple[str, bytes]]:
+    source, parts = directory / record.shard, [part for part in PARTS if part in record.parts]
+    try:
+        for part, data in zip(parts, _members_at(source, [record.parts[part] for part in parts]), strict=True):
+            yield f"{id}.{part}.{'png' if part in IMAGES else 'npz'}", data
+    except (Damaged, OSError) as error:
+        raise InputError(f"{source}: pair {record.id} cannot be read ({one_line(error)})") from error
+    yield f"{id}.json", encode_record(record)
+
+
+def _write_members(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     def write(file: IO[bytes]) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for pair in pairs:
-                for name, data in _encode_pair(pair):
-                    tar.addfile(_header(f"{pair.record.id}.{name}", len(data)), io.BytesIO(data))
+            for name, data in members:
+                tar.addfile(_header(name, len(data)), io.BytesIO(data))
 
     replace_file(path, write)
     if isinstance(path, Staged):

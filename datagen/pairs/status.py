@@ -104,8 +104,9 @@ def _of_notes(notes: list[Progress], running: bool) -> Status:
 
 def _of_pairs(folder: Path, running: bool, error: str) -> Status:
     records = shards.read_index(folder, accepted_only=False) if shards.shard_paths(folder) else []
+    noted = folder / (shards.MERGE_FILE if (folder / shards.MERGE_FILE).exists() else shards.BUILD_FILE)
     try:
-        total = _BuildNote.model_validate(read_json(folder / shards.BUILD_FILE, shards.MAX_BUILD_BYTES)).pairs
+        total = _BuildNote.model_validate(read_json(noted, shards.MAX_BUILD_BYTES)).pairs
     except (Damaged, ValidationError):
         total = None
     refused = Counter(kind for record in records for kind in record.reason_kinds)

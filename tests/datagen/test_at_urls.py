@@ -20,6 +20,7 @@ from PIL import Image
 from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.pairs import shards
+from stylepairs.datagen.pairs.merge import plan_merge, run_merge
 from stylepairs.datagen.pairs.status import status_of
 from stylepairs.datagen.portraits.analysis import looking
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
@@ -115,6 +116,16 @@ def test_pairs_are_augmented_from_url_to_url(s3, local, tmp_path):
     build_pairs(plan_augmentation(local / "pairs", tmp_path / "more", **settings))
     build_pairs(plan_augmentation(place(f"{URL}/pairs"), place(f"{URL}/more"), **settings))
     assert at(s3, "more") == files_of(tmp_path / "more")
+
+
+@pytest.mark.slow
+def test_pairs_are_merged_from_urls_to_a_url(s3, local, tmp_path):
+    build_pairs(tiny_build.plan(tmp_path, seed=1))
+    put_folder(s3, local / "pairs", "pairs")
+    put_folder(s3, tmp_path / "pairs", "others")
+    run_merge(plan_merge([local / "pairs", tmp_path / "pairs"], tmp_path / "all", shard_size=3))
+    run_merge(plan_merge([place(f"{URL}/pairs"), place(f"{URL}/others")], place(f"{URL}/all"), shard_size=3))
+    assert at(s3, "all") == files_of(tmp_path / "all")
 
 
 @pytest.mark.parametrize("manifest", (True, False))
