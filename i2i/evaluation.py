@@ -82,7 +82,7 @@ def portrait_figures(
 
 
 def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row, torch.Tensor]:
-    """The figures of one edit and its image [3,H,W] on the CPU; raises SketchRefused when the feature does not apply."""
+    """The figures of one edit and its image [3,H,W] on the CPU; raises SketchRefused where it does not apply."""
     edit, sketch = editor.edit_portrait(before, wanted)
     after, params = edit.output[0].cpu(), wanted.params
     if "intensity" in type(params).model_fields:  # what is measured is what was asked for, by either name
