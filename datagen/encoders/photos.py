@@ -25,7 +25,7 @@ def load_photos(folders: Sequence[Path], size_px: int) -> torch.Tensor:
 def photos_digest(photos: torch.Tensor) -> str:
     """SHA-256 (hex) of the pictures that an encoder is trained on."""
     digest = hashlib.sha256(f"{list(photos.shape)}".encode())
-    digest.update(photos.contiguous().numpy())
+    digest.update(photos.contiguous().numpy().data)
     return digest.hexdigest()
 
 
