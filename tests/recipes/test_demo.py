@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def scripts(monkeypatch):
     """The demo's modules by name, imported as the demo itself does (from the script's own folder)."""
     monkeypatch.syspath_prepend(str(ROOT / "recipes" / "demo"))
-    names = ("page", "report", "demo")
+    names = ("page", "report", "demo", "pictures")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -115,6 +115,15 @@ def fill(out: Path, demo, synthetic_pairs) -> None:
         for name in (*demo.EDITED, "group"):
             Image.new("RGB", (20, 24), "red").save(out / "edited" / edit / f"{name}.jpg")
     demo.mark_done(out, [demo.Stage("build", "", 1.0, [])], 3.0)
+
+
+def test_pictures_of_an_unknown_feature_are_refused_before_any_is_made(scripts, monkeypatch, capsys):
+    pictures = scripts["pictures"]
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--features", "editors,nose"])
+    monkeypatch.setattr(pictures, "editors_picture", lambda: pytest.fail("made"))
+    with pytest.raises(SystemExit, match="2"):
+        pictures.main()
+    assert "--features nose: unknown; choose of pairs,steps" in capsys.readouterr().err
 
 
 def test_plot_leaves_out_series_without_a_line(scripts):
