@@ -2,9 +2,10 @@
 
     python benchmarks/encoder_report.py PORTRAITS --out DIR [--encoder auto] [--limit 12] [--docs docs/notes]
 
-PORTRAITS must not have been trained on. 0 steps: the encoder's start as it is. Runs that DIR/encoder_steps.json holds
-are not made again. Figures are of the final render in float32 from the stored float16 latents and noise, medians over
-the portraits; seconds are those of the processor, one thread, the encoder's passes included.
+PORTRAITS must not have been trained on. 0 steps: the encoder's start as it is; its seconds hold two steps, too short to
+show. Runs that DIR/encoder_steps.json holds are not made again. Figures are of the final render in float32 from the
+stored float16 latents and noise, medians over the portraits; seconds are those of the processor, one thread, the
+encoder's passes included.
 """
 
 from __future__ import annotations

@@ -68,7 +68,11 @@ def main() -> int:
                 good.append((pair, candidate(pair, feature, models, plan.recipe.sketch_detail)))
             except SketchRefused as refusal:
                 print(refusal, file=sys.stderr)
-    report, sheet = judge_all(good, recipe.gate, feature, models)
+    try:
+        report, sheet = judge_all(good, recipe.gate, feature, models)
+    except InputError as error:
+        print(f"{options.folder}: {error}", file=sys.stderr)
+        return 2
     records = read_index(options.folder, accepted_only=False)
     made = [record for record in records if "after" in record.parts]
     report["accepted_share_of_made"] = round(sum(record.accepted for record in made) / max(1, len(made)), 3)
@@ -112,7 +116,9 @@ def figures_of(pair: Candidate, params: Any, feature: Any, models: Models) -> di
 def judge_all(
     good: list[tuple[Pair, Candidate]], gate: GateSettings, feature: Any, models: Models
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """The report, and the sheet of all defects."""
+    """The report, and the sheet of all defects. Raises InputError where the pairs are not of two people."""
+    if len({pair.record.portrait_digest for pair, _ in good}) < 2:
+        raise InputError("the pairs to break are not of two people, which one defect takes; give more --pairs")
     gate = {name: bounds for name, bounds in gate.items() if not name.startswith(("inversion_", "reconstruction_"))}
     rejected: dict[str, list[bool]] = collections.defaultdict(list)
     kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -143,7 +149,7 @@ def stranger(good: list[tuple[Pair, Candidate]], number: int) -> Candidate:
     """The next pair of somebody else."""
     own = good[number][0].record.portrait_digest
     order = good[number + 1 :] + good[:number]
-    return next((found for pair, found in order if pair.record.portrait_digest != own), order[0][1])
+    return next(found for pair, found in order if pair.record.portrait_digest != own)
 
 
 def framed(image: np.ndarray, mark: bool) -> np.ndarray:

@@ -13,13 +13,17 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "speed"))
+
 import torch
+from stages import made_up_batch
 
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.stylegan.checkpoints import generator_digest
@@ -88,17 +92,6 @@ def training_step(rounds: int, pairs: Path | None) -> None:
         )
         calls["loading a batch"] = lambda: [data[0, index % len(data)] for index in range(recipe.batch_size)]
     report(f"training step, {run.model.size_px} px, batch of {recipe.batch_size}", calls, rounds)
-
-
-def made_up_batch(n: int, model: Glean) -> dict[str, torch.Tensor]:
-    size, generator = model.size_px, model.generator
-    photo, mask = torch.rand(n, 3, size, size) * 2 - 1, torch.zeros(n, 1, size, size)
-    mask[..., : size // 2, :] = 1
-    ws = torch.randn(n, generator.num_ws, generator.config.w_dim)
-    target = photo.lerp(photo.flip(1), mask)
-    style, ones = torch.rand(n, 3) - 0.5, torch.ones(n)
-    names = ("photo", "target", "region", "mask", "degree", "style", "ws", "ws_valid")
-    return dict(zip(names, (photo, target, mask, mask, ones, style, ws, ones), strict=True))
 
 
 def report(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import weakref
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
 from drawn import drawn, exactly, patch, random_generator
-from measure import processor
+from measure import cpu_seconds, peak_memory_mb, processor
 from pages import put_into
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -191,11 +190,10 @@ def measured(case: Case, threads: int) -> dict[str, float]:
 def measure_here(case: Case) -> dict[str, float]:
     keep_freed_memory()
     generator, perceptual = ffhq_like(case.size_px), load_perceptual()
-    start = resource.getrusage(resource.RUSAGE_SELF)
+    loaded, begun = peak_memory_mb(), cpu_seconds()
     run(case, generator, perceptual)
-    end = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
-    return {"loaded": start.ru_maxrss * 1024, "peak": end.ru_maxrss * 1024, "cpu_seconds": seconds}
+    seconds = cpu_seconds() - begun
+    return {"loaded": loaded * 2**20, "peak": peak_memory_mb() * 2**20, "cpu_seconds": seconds}
 
 
 def compared(stage: int, size_px: int, batch: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -247,6 +245,8 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, help="page whose figures are replaced")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)  # of the processes that it starts
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error(f"--steps {options.steps}: must be 2 or more, the last of which is of the schedule's end")
     torch.set_num_threads(options.threads)
     if options.case is not None:
         print(json.dumps(measure_here(Case(**options.case))))

@@ -2,9 +2,9 @@
 
     python benchmarks/scale_model.py docs/notes/speed.json [--docs PAGE] [--price 2.0] [--efficiency 0.9] ...
 
-Operations per step and bytes per pair are measured, by `benchmarks/speed --only scale_inputs pairs`. The time of a step
-on a GPU is an estimate, unless --pairs-per-gpu-hour gives a measured rate: the larger of operations / (peak * share
-reached) and bytes moved / (bandwidth * share reached).
+Operations per step and bytes per pair are measured, by `benchmarks/speed --portraits FOLDER --only scale_inputs pairs`.
+The time of a step on a GPU is an estimate, unless --pairs-per-gpu-hour gives a measured rate: the larger of operations
+/ (peak * share reached) and bytes moved / (bandwidth * share reached).
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def main() -> int:
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
     if "scale_inputs" not in results:
-        parser.error(f"{options.results}: has no scale_inputs; run benchmarks/speed --only scale_inputs pairs")
+        parser.error(f"{options.results}: has no scale_inputs; run benchmarks/speed --only scale_inputs")
     assumed = Assumptions(**{field.name: getattr(options, field.name) for field in fields(Assumptions)})
     found = markdown(results, assumed)
     print(found)

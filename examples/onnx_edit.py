@@ -62,13 +62,14 @@ class OnnxEditor:
         self.finder = Graph(editor.parent / "face_finder.onnx")
         self.landmarks = Graph(editor.parent / "face_landmarks.onnx")
 
-    def __call__(self, photo: np.ndarray, style: np.ndarray, degree: float) -> np.ndarray:
-        """Every face edited; style [C] is the editor's code of what is wanted (C may be 0), degree in [0,1]."""
+    def __call__(self, photo: np.ndarray, style: np.ndarray, degree: float) -> tuple[np.ndarray, np.ndarray]:
+        """Every face edited, and how much of each pixel was, [H,W]; style [C] is the editor's code of what is wanted (C
+        may be 0), degree in [0,1]."""
         result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
         for points68 in find_faces(photo, self.finder, self.landmarks):
             maps, transform = self.maps(photo, points68, style, degree)
             paste(result, photo, edited, maps, transform)
-        return result
+        return result, edited
 
     def maps(
         self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float
@@ -464,6 +465,8 @@ def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], h
 def load(path: Path) -> tuple[np.ndarray, Image.Image]:
     """The photo uint8 [H,W,3] sRGB, upright, and Pillow's image of it."""
     image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith(("I", "F")):
+        raise OSError("more than 8 bits; convert it first")
     profile = image.info.get("icc_profile")
     plain = image.convert("RGB")
     if profile and image.mode in ("RGB", "RGBA"):
@@ -472,22 +475,24 @@ def load(path: Path) -> tuple[np.ndarray, Image.Image]:
     return np.array(plain), image
 
 
-def save(path: Path, pixels: np.ndarray, image: Image.Image) -> None:
-    """Write sRGB pixels with the photo's EXIF, marked as edited, in XMP and in EXIF's software tag."""
-    exif = image.getexif()
-    exif[0x0131] = "onnx_edit.py"
+def save(path: Path, pixels: np.ndarray, image: Image.Image, edited: bool) -> None:
+    """Write sRGB pixels with the photo's EXIF and, in a PNG, its transparency; what was edited says so, in XMP and in
+    EXIF's software tag."""
+    result, exif = Image.fromarray(pixels), image.getexif()
+    if edited:
+        exif[0x0131] = "onnx_edit.py"
     options: dict = {"exif": exif.tobytes()}
     if path.suffix.lower() == ".png":
+        if "A" in image.getbands():
+            result.putalpha(image.getchannel("A"))
         options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP)
+        if edited:
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP)
     else:
         segment = b"http://ns.adobe.com/xap/1.0/\0" + XMP.encode()
-        options |= {
-            "extra": b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment,
-            "quality": 95,
-            "subsampling": 0,
-        }
-    Image.fromarray(pixels).save(path, **options)
+        mark = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+        options |= {"extra": mark if edited else b"", "quality": 95, "subsampling": 0}
+    result.save(path, **options)
 
 
 def main() -> None:
@@ -503,11 +508,21 @@ def main() -> None:
     try:
         style = np.array([float(value) for value in arguments.style.split(",") if value])
     except ValueError:
+        style = np.array([np.nan])
+    if not np.isfinite(style).all():
         parser.error(f"--style {arguments.style}: must be numbers with commas, a code that docs/export.md describes")
-    for path in (arguments.editor, arguments.photo):
+    if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg") or not arguments.out.parent.is_dir():
+        parser.error(
+            f"{arguments.out}: must be a .png or .jpg, which can say that they were edited, in a folder there is"
+        )
+    finder = [arguments.editor.parent / name for name in ("face_finder.onnx", "face_landmarks.onnx")]
+    for path in (arguments.editor, *finder, arguments.photo):
         if not path.is_file():
             parser.error(f"{path}: no such file")
-    editor = OnnxEditor(arguments.editor)
+    try:
+        editor = OnnxEditor(arguments.editor)
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no class in common
+        parser.error(f"{arguments.editor}: cannot be read as a model, or the two beside it ({error})")
     wanted = editor.editor.about.get("style_channels", 0)
     if len(style) != wanted:
         parser.error(f"--style: this model takes {wanted} numbers, {len(style)} are given")
@@ -515,7 +530,10 @@ def main() -> None:
         pixels, image = load(arguments.photo)
     except OSError as error:
         parser.error(f"{arguments.photo}: cannot be read as a photo ({error})")
-    save(arguments.out, editor(pixels, style, arguments.degree), image)
+    result, edited = editor(pixels, style, arguments.degree)
+    if arguments.degree and not edited.any():
+        parser.error(f"{arguments.photo}: no face found, or none that the edit applies to; nothing is written")
+    save(arguments.out, result, image, bool(edited.any()))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 KEPT_DOWNLOADS = 50  # the oldest goes when another is made
 SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
 MAX_STYLES = 60
+AS_TRAINED = "as trained"  # the style of a model that knows no kinds
 _SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".jfif": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
 
 
@@ -45,7 +46,7 @@ class Page:
         return None if path is None else small(stored.eight_bits(stored.srgb_of(stored.load_stored(path))))
 
     def edit(
-        self, path: str, name: str, style: str, degree: float, painted: Sequence[np.ndarray] = ()
+        self, path: str, name: str, style: str | None, degree: float, painted: Sequence[np.ndarray] = ()
     ) -> tuple[np.ndarray, np.ndarray, Path, str]:
         """Before and after at the page's size, the file to download, and a line of what was done.
 
@@ -75,23 +76,27 @@ def styles_of(info: ModelInfo) -> list[str]:
     """
     if info.style == "color":
         return list(PALETTE)
+    if not info.kinds:
+        return [AS_TRAINED]
     choices = []
     for name, values in info.kinds.items():
         low_to_high = isinstance(values[0], float)
         chosen = [values[0], (values[0] + values[-1]) / 2, values[-1]] if low_to_high else values
         choices.append([f"{name}={value:g}" if low_to_high else f"{name}={value}" for value in chosen])
-    return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)] or ["as trained"]
+    return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)]
 
 
-def params_of(info: ModelInfo, style: str) -> dict[str, Any]:
+def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:
     """The feature's parameters of one of `styles_of`, or of what was typed in its place. Raises InputError."""
+    if not style:
+        raise InputError("Style: choose one.")
     if info.style == "color":
         return {"color": style}
-    if "=" not in style:
+    if style == AS_TRAINED:
         return {}
     from stylepairs.datagen.recipe import nested_overrides
 
-    return nested_overrides(part.strip() for part in style.split(","))
+    return nested_overrides((part.strip() for part in style.split(",")), "Style")
 
 
 def region_of_layers(layers: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
@@ -133,7 +138,7 @@ def make_page(page: Page) -> gradio.Blocks:
         styles = styles_of(page.editors[name].info)
         return gr.Dropdown(choices=styles, value=styles[0])
 
-    def edit(path: str | None, name: str, style: str, degree: float, painted: Any) -> Any:
+    def edit(path: str | None, name: str, style: str | None, degree: float, painted: Any) -> Any:
         if path is None:
             return None, None, "Drop a photo first."
         try:

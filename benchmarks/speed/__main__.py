@@ -52,6 +52,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="small networks, two rounds: shows that all of it runs")
     options = parser.parse_args()
+    if "pairs" in (options.only or ()) and options.portraits is None:
+        parser.error("--only pairs: needs --portraits FOLDER, of which pairs are built")
     torch.set_num_threads(options.threads)
     path = options.out / "speed.json"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -173,6 +173,7 @@ def fresh_accelerator() -> Iterator[None]:
 
 
 def made_up_batch(n: int, model: Any) -> dict[str, torch.Tensor]:
+    """All that a training step of an edit takes of n pairs."""
     size, generator = model.size_px, model.generator
     torch.manual_seed(4)
     photo = torch.rand(n, 3, size, size) * 2 - 1
@@ -180,7 +181,7 @@ def made_up_batch(n: int, model: Any) -> dict[str, torch.Tensor]:
     mask[..., : size // 2, :] = 1
     return {
         "photo": photo, "target": photo.lerp(photo.flip(1), mask), "region": mask, "mask": mask,
-        "degree": torch.ones(n), "style": torch.rand(n, 3) - 0.5,
+        "degree": torch.ones(n), "style": torch.rand(n, 3) - 0.5, "applies": torch.ones(n),
         "ws": torch.randn(n, generator.num_ws, generator.config.w_dim), "ws_valid": torch.ones(n),
     }  # fmt: skip
 

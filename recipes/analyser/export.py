@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from training import save_average
+from training import fill, save_average
 
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS
 
@@ -29,13 +29,17 @@ def main() -> None:
     figures = json.loads(arguments.figures.read_text()) if arguments.figures else {}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for run in arguments.run:
-        name, folder = run.split("=", 1)
+        name, _, folder = run.partition("=")
+        if not folder or name not in NETWORKS:
+            raise SystemExit(f"--run {name}=...: must be NETWORK=DIR, NETWORK one of {', '.join(NETWORKS)}")
+        if not all((Path(folder) / file).is_file() for file in ("ema.safetensors", "log.jsonl")):
+            raise SystemExit(f"{folder}: no ema.safetensors or log.jsonl; train first")
         net = NETWORKS[name]()
         path = arguments.out / f"analyser_{name}.safetensors"
         weights = load_file(Path(folder) / "ema.safetensors")
-        net.load_state_dict(
-            average(weights, load_file(path), arguments.keep) if arguments.keep else weights, strict=False
-        )
+        fill(net, weights, folder)
+        if arguments.keep:
+            fill(net, average(weights, load_file(path), arguments.keep), str(path))
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         metadata = {
             "network": name,

@@ -19,7 +19,7 @@ from photos import Labelled, read_rgb, read_split
 from safetensors.torch import load_file
 from samples import detector_sample, landmark_sample, parser_sample
 from torch import nn
-from training import Batch, to_input, train
+from training import Batch, fill, to_input, train
 
 from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.landmarks import NOSE_TIP, eyes_and_mouth
@@ -127,11 +127,7 @@ def main() -> None:
     }[arguments.network]
     net = build()
     if arguments.init:
-        missing, unexpected = net.load_state_dict(
-            {k: v.float() for k, v in load_file(arguments.init).items()}, strict=False
-        )
-        if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
-            raise SystemExit(f"{arguments.init}: weights of another network")
+        fill(net, load_file(arguments.init), str(arguments.init))
     train(
         net,
         make,

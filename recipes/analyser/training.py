@@ -81,9 +81,11 @@ def train(  # noqa: PLR0913 - all that a training is made of
     recover_state(out)
     if (out / "state").is_dir():
         accelerator.load_state(str(out / "state"))
+    # With a generator of its own, as it would else draw from that of the losses once more in a resumed run.
     loader = DataLoader(
-        SampleStream(make, batch, range(progress.step, steps), seed), batch_size=None, num_workers=1, prefetch_factor=4
-    )
+        SampleStream(make, batch, range(progress.step, steps), seed),
+        batch_size=None, num_workers=1, prefetch_factor=4, generator=torch.Generator(),
+    )  # fmt: skip
     sums: dict[str, float] = {}
     since, begin = progress.step, time.perf_counter()
     for item in loader:
@@ -155,6 +157,16 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.average.load_state_dict(state["average"])
+
+
+def fill(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Give the network these weights, as `save_average` writes them; source: what to call them in an error."""
+    try:
+        missing, unexpected = net.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+    except RuntimeError:  # of shapes
+        missing, unexpected = [], list(weights)
+    if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
+        raise SystemExit(f"{source}: weights of another network")
 
 
 def save_average(net: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

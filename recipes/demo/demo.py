@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,10 @@ def run(out: Path, portrait_count: int, steps: int) -> int:
     stages = list(plan(out, portrait_count, steps))
     pace = 1.0
     for i, stage in enumerate(stages):
-        left_s = pace * sum(s.planned_s for s in stages[i:] if not is_done(out, s))
+        so_far = stages[: i + 1]
+        left_s = pace * sum(s.planned_s for n, s in enumerate(stages) if n >= i and not is_done(out, stages[: n + 1]))
         print(f"\n[{i + 1}/{len(stages) + 1}] {stage.title}", flush=True)
-        if is_done(out, stage):
+        if is_done(out, so_far):
             print("    done before", flush=True)
             continue
         print(f"    about {duration(pace * stage.planned_s)}, {duration(left_s)} left in all", flush=True)
@@ -92,7 +93,7 @@ def run(out: Path, portrait_count: int, steps: int) -> int:
                 print(f"The demo stops here: the command above ended with code {code}.", file=sys.stderr)
                 return code
         taken_s = time.monotonic() - stage_started
-        mark_done(out, stage, taken_s)
+        mark_done(out, so_far, taken_s)
         pace = taken_s / stage.planned_s if i == 0 else 0.5 * (pace + taken_s / stage.planned_s)
     print(f"\n[{len(stages) + 1}/{len(stages) + 1}] Drawing the page", flush=True)
     report.write(out, PHOTOS, EDITED, EDIT_COLORS, tuple(SHIPPED))
@@ -180,18 +181,19 @@ def make_group_photo(path: Path) -> None:
     group.save(path)
 
 
-def is_done(out: Path, stage: Stage) -> bool:
-    stamp = out / f".{stage.name}.done"
-    return stamp.is_file() and json.loads(stamp.read_text()).get("commands") == fingerprint(stage)
+def is_done(out: Path, stages: Sequence[Stage]) -> bool:
+    """Whether the last of these stages was run with its commands, after the others with theirs."""
+    stamp = out / f".{stages[-1].name}.done"
+    return stamp.is_file() and json.loads(stamp.read_text()).get("commands") == fingerprint(stages)
 
 
-def mark_done(out: Path, stage: Stage, seconds: float) -> None:
-    stamp = {"commands": fingerprint(stage), "seconds": round(seconds, 1)}
-    (out / f".{stage.name}.done").write_text(json.dumps(stamp))
+def mark_done(out: Path, stages: Sequence[Stage], seconds: float) -> None:
+    stamp = {"commands": fingerprint(stages), "seconds": round(seconds, 1)}
+    (out / f".{stages[-1].name}.done").write_text(json.dumps(stamp))
 
 
-def fingerprint(stage: Stage) -> str:
-    return hashlib.sha256(json.dumps(stage.commands).encode()).hexdigest()
+def fingerprint(stages: Sequence[Stage]) -> str:
+    return hashlib.sha256(json.dumps([stage.commands for stage in stages]).encode()).hexdigest()
 
 
 def duration(seconds: float) -> str:

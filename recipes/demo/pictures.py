@@ -89,8 +89,11 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--features", default=",".join(["pairs", "steps", "editors", *FEATURES]))
     options = parser.parse_args()
-    images = options.docs / "images"
-    for name in options.features.split(","):
+    images, names = options.docs / "images", options.features.split(",")
+    for name in names:
+        if name not in (known := ("pairs", "steps", "editors", *FEATURES)):
+            parser.error(f"--features {name}: unknown; choose of {','.join(known)}")
+    for name in names:
         if name == "pairs":
             save(images / "pairs.jpg", first_picture(options.out), PHOTO_PX)
         elif name == "steps":

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, required=True)
     add("--start-from", type=Path, help="folder with generator, generator_ema and, if there, discriminator, codes")
     add("--trunk", type=Path, help="EfficientNet-Lite0 weights; default: those installed")
-    add("--stages", nargs="+", default=["128:1000000"], help="RESOLUTION:UNTIL_IMAGES")
+    add("--stages", type=stage, nargs="+", default=[(128, 1_000_000)], help="RESOLUTION:UNTIL_IMAGES")
     add("--channel-base", type=int, default=2048)
     add("--channel-max", type=int, default=128)
     add("--latent-dim", type=int, default=256, help="both z and w")
@@ -79,7 +79,18 @@ def parse_args() -> argparse.Namespace:
     add("--minutes", type=float, help="stop (with the state saved) after so many minutes")
     add("--cool-minutes", type=float, default=0.0, help="lower the rates in the last so many of --minutes")
     add("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.shares is not None and len(args.shares) != len(args.portraits):
+        parser.error(f"--shares: {len(args.shares)} for {len(args.portraits)} folders of --portraits; give one of each")
+    return args
+
+
+def stage(text: str) -> tuple[int, int]:
+    """RESOLUTION:UNTIL_IMAGES."""
+    resolution, _, until = text.partition(":")
+    if not (resolution.isdecimal() and until.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text}: must be RESOLUTION:UNTIL_IMAGES, as 128:400000")
+    return int(resolution), int(until)
 
 
 def main() -> None:
@@ -89,12 +100,11 @@ def main() -> None:
     if args.batch % accelerator.num_processes:
         raise SystemExit(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
     args.out.mkdir(parents=True, exist_ok=True)
-    stages = [(int(r), int(until)) for r, until in (stage.split(":") for stage in args.stages)]
     deadline = time.time() + 60 * args.minutes if args.minutes else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
     state = load_state(args.out / "state.safetensors", rates, accelerator.device)
-    state = state or build_state(args, rates, stages[0][0])
-    for resolution, until in stages:
+    state = state or build_state(args, rates, args.stages[0][0])
+    for resolution, until in args.stages:
         if state.images_seen >= until:
             continue
         if state.generator.config.img_resolution < resolution:
@@ -122,7 +132,10 @@ class Stage:
         if not len(state.codes):
             state.codes = assign_codes(state.ema, self.trunk, self.data.with_mirrored(), args.seed)
         if len(state.codes) != 2 * len(self.data):
-            raise SystemExit(f"{len(state.codes)} codes for {len(self.data)} portraits: these are not the run's own")
+            raise SystemExit(
+                f"{len(state.codes)} codes for {len(self.data)} portraits: these are not the run's own; give those, or "
+                "another --out and a --start-from folder without codes.safetensors, and latents are assigned anew"
+            )
         if not state.measured:
             self.measure_portraits()
 

@@ -1,5 +1,9 @@
 """What the memory benchmark counts: tensors as they come and go, a step's own, less where blocks are recomputed."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +28,16 @@ def test_tensors_count_while_they_exist_and_views_once(memory):
         x = torch.zeros(500)
     assert (live.now, live.peak) == (2000, 8000)
     assert len(x) == 500
+
+
+def test_a_processes_peak_is_its_own_and_not_that_of_what_started_it(memory):
+    import measure
+
+    held = np.ones(1 << 27)  # 1 GiB
+    code = f"import sys; sys.path.insert(0, {str(measure.__file__).rpartition('/')[0]!r}); import measure; "
+    code += "print(measure.peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 900 < held.nbytes / 2**20 < measure.peak_memory_mb()
 
 
 @pytest.fixture

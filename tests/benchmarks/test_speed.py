@@ -7,7 +7,7 @@ import torch
 
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 
-NAMES = ("drawn", "generators", "measure", "pages", "peers", "report", "scale_model")
+NAMES = ("drawn", "generators", "measure", "pages", "peers", "report", "scale_model", "stages")
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,9 @@ def test_scale_model_counts_coarse_steps_by_their_cost(scripts):
     model = scripts["scale_model"]
     settings = model.ReconstructionSettings(steps=80, decay_steps=20, coarse_share=0.5)
     assert model.whole_steps(settings, model.Assumptions(coarse_cost=0.7)) == pytest.approx(100 - 40 * 0.3)
+
+
+@pytest.mark.slow
+def test_a_training_step_can_be_timed(scripts):
+    rows = scripts["stages"].training_step(1, 2)
+    assert all(row["seconds"] > 0 for row in rows.values())

@@ -164,6 +164,7 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
     [
         (["--degree", "5"], "--degree 5: must be a number from 0 to 1"),
         (["--style=red"], "--style red: must be numbers with commas"),
+        (["--style=nan"], "--style nan: must be numbers with commas"),
         ([], "editor.onnx: no such file"),
     ],
 )
@@ -174,3 +175,87 @@ def test_what_is_wrong_is_told_in_a_line(options: list[str], message: str, tmp_p
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Fake:
+    """An editor that edits the photo's lower half, as much as it is told."""
+
+    edits = 1.0
+
+    def __init__(self, path: Path) -> None:
+        self.editor = self
+        self.about: dict[str, int] = {}
+
+    def __call__(self, photo: np.ndarray, style: np.ndarray, degree: float) -> tuple[np.ndarray, np.ndarray]:
+        edited = np.zeros(photo.shape[:2])
+        edited[len(edited) // 2 :] = self.edits * degree
+        return photo, edited
+
+
+@pytest.fixture
+def run(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Edits a photo of `folder` by the fake editor into a file there."""
+    for name in ("editor.onnx", "face_finder.onnx", "face_landmarks.onnx"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(example, "OnnxEditor", Fake)
+
+    def edit(photo: str, out: str, *options: str) -> Path:
+        monkeypatch.setattr(sys, "argv", ["x", *(str(tmp_path / n) for n in ("editor.onnx", photo, out)), *options])
+        example.main()
+        return tmp_path / out
+
+    return edit
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_what_was_edited_says_so_and_nothing_else_does(run, photo: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    term = b"compositeWithTrainedAlgorithmicMedia"
+    assert term in run("photo.jpg", f"edited{suffix}").read_bytes()
+    untouched = run("photo.jpg", f"untouched{suffix}", "--degree=0").read_bytes()
+    assert term not in untouched
+    assert b"onnx_edit" not in untouched
+
+
+def test_a_photo_without_a_face_is_an_error_and_not_a_marked_copy(run, photo, tmp_path, monkeypatch, capsys) -> None:
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    monkeypatch.setattr(Fake, "edits", 0.0)
+    with pytest.raises(SystemExit, match="2"):
+        run("photo.jpg", "out.png")
+    assert "photo.jpg: no face found, or none that the edit applies to" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_transparency_stays(run, photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([photo, photo[..., 0]])).save(tmp_path / "photo.png")
+    np.testing.assert_array_equal(np.array(Image.open(run("photo.png", "out.png")))[..., 3], photo[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("photo", "out", "message"),
+    [
+        ("deep.png", "out.png", "deep.png: cannot be read as a photo (more than 8 bits; convert it first)"),
+        ("plain.png", "out.webp", "out.webp: must be a .png or .jpg"),
+        (
+            "plain.png",
+            "none/out.png",
+            "none/out.png: must be a .png or .jpg, which can say that they were edited, in a f",
+        ),
+    ],
+)
+def test_what_would_lose_the_photo_or_the_mark_is_refused(run, tmp_path, capsys, photo, out, message) -> None:
+    Image.fromarray(np.full((9, 9), 30000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
+    with pytest.raises(SystemExit, match="2"):
+        run(photo, out)
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_one_line(example, tmp_path, monkeypatch, capsys) -> None:
+    for name in ("editor.onnx", "face_finder.onnx", "face_landmarks.onnx", "photo.jpg"):
+        (tmp_path / name).write_text("no model")
+    arguments = ["x", *(str(tmp_path / name) for name in ("editor.onnx", "photo.jpg", "out.png"))]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="2"):
+        example.main()
+    assert "editor.onnx: cannot be read as a model" in capsys.readouterr().err

@@ -54,7 +54,16 @@ def test_styles_are_what_the_model_knows_and_come_back_as_parameters() -> None:
     assert len(styles) == 6
     assert params_of(KINDS, styles[1]) == {"length": 0.2, "bangs": {"style": "full"}}
     plain = ModelInfo("teeth", "none", {})
-    assert params_of(plain, styles_of(plain)[0]) == {}
+    assert styles_of(plain) == ["as trained"]
+    assert params_of(plain, "as trained") == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"), [("full", "Style full: must be key=value"), ("", "choose one"), (None, "choose one")]
+)
+def test_a_style_that_says_nothing_is_refused_and_not_passed_over(typed: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        params_of(KINDS, typed)
 
 
 def test_of_the_downloads_the_last_ones_stay(page: Page, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, PARS
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "analyser"
-NAMES = ("evaluate", "glasses", "groups", "hats", "photos", "samples", "textures", "train", "training")
+NAMES = ("evaluate", "export", "glasses", "groups", "hats", "photos", "samples", "textures", "train", "training")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,8 @@ def small_run(out: Path, stop_after: int | None = None) -> dict[str, torch.Tenso
         seen += 1
         if stop_after is not None and seen > stop_after:
             raise Stopped
-        return {"square": (net(batch["image"]).float() - 1).square().mean()}
+        chosen = torch.randperm(36)[:18]  # as the parser's loss draws its pixels
+        return {"square": (net(batch["image"]).flatten(2)[..., chosen].float() - 1).square().mean()}
 
     def sample(rng):
         return {"image": rng.normal(size=(3, 8, 8)).astype(np.float32)}
@@ -86,6 +87,28 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
         small_run(tmp_path / "broken", stop_after=3)
     resumed = small_run(tmp_path / "broken")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("parser={}", "{}: weights of another network"),
+        ("nose={}", "--run nose=...: must be NETWORK=DIR, NETWORK one of detector, landmarks, parser"),
+        ("parser", "--run parser=...: must be NETWORK=DIR"),
+        ("landmarks={}/none", "{}/none: no ema.safetensors or log.jsonl; train first"),
+    ],
+)
+def test_weights_of_another_network_are_not_shipped(tmp_path, monkeypatch, run, message):
+    import export
+    from training import save_average
+
+    save_average(nn.Linear(2, 2), tmp_path / "ema.safetensors")
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+    monkeypatch.setattr("sys.argv", ["export.py", "--run", run.format(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        export.main()
+    assert message.format(tmp_path) in str(stopped.value)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_chosen_pixels_of_a_block_are_those_of_the_whole_picture():

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def scripts(monkeypatch):
     """The demo's modules by name, imported as the demo itself does (from the script's own folder)."""
     monkeypatch.syspath_prepend(str(ROOT / "recipes" / "demo"))
-    names = ("page", "report", "demo")
+    names = ("page", "report", "demo", "pictures")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -41,13 +41,32 @@ def test_pairs_are_made_of_the_training_photos_only(scripts, tmp_path):
     assert [Path(c[2]).name for c in commands] == ["train"]
 
 
-def test_a_finished_stage_is_not_run_again_until_its_commands_change(scripts, tmp_path):
+def test_a_finished_stage_is_not_run_again_until_its_commands_or_those_before_change(scripts, tmp_path):
     demo = scripts["demo"]
-    stage = demo.Stage("s", "title", 1.0, [["datagen", "prepare", "a"]])
-    assert not demo.is_done(tmp_path, stage)
-    demo.mark_done(tmp_path, stage, 2.0)
-    assert demo.is_done(tmp_path, stage)
-    assert not demo.is_done(tmp_path, demo.Stage("s", "title", 1.0, [["datagen", "prepare", "b"]]))
+    build, train = (demo.Stage(name, "title", 1.0, [["datagen", name, "a"]]) for name in ("build", "train"))
+    assert not demo.is_done(tmp_path, [build])
+    demo.mark_done(tmp_path, [build], 2.0)
+    demo.mark_done(tmp_path, [build, train], 2.0)
+    assert demo.is_done(tmp_path, [build])
+    assert demo.is_done(tmp_path, [build, train])
+    other = demo.Stage("build", "title", 1.0, [["datagen", "build", "b"]])
+    assert not demo.is_done(tmp_path, [other])
+    assert not demo.is_done(tmp_path, [other, train])
+
+
+@pytest.mark.parametrize("changed", [(3, 3), (2, 4)], ids=["portraits", "steps"])
+def test_what_follows_a_change_is_made_again(scripts, tmp_path, monkeypatch, changed):
+    demo = scripts["demo"]
+    seen = []
+    monkeypatch.setattr(demo, "call", lambda command: seen.append(command) or 0)
+    monkeypatch.setattr(demo.report, "write", lambda *_: None)
+    demo.run(tmp_path, 2, 3)
+    whole = len(seen)
+    demo.run(tmp_path, 2, 3)
+    assert len(seen) == whole
+    demo.run(tmp_path, *changed)
+    again = {command[1] for command in seen[whole:]}
+    assert again == {"train", "edit"} | ({"build", "inspect"} if changed[0] != 2 else set())
 
 
 def test_a_failing_command_stops_the_demo_with_its_code(scripts, tmp_path, monkeypatch, capsys):
@@ -95,7 +114,16 @@ def fill(out: Path, demo, synthetic_pairs) -> None:
         (out / "edited" / edit).mkdir(parents=True)
         for name in (*demo.EDITED, "group"):
             Image.new("RGB", (20, 24), "red").save(out / "edited" / edit / f"{name}.jpg")
-    demo.mark_done(out, demo.Stage("build", "", 1.0, []), 3.0)
+    demo.mark_done(out, [demo.Stage("build", "", 1.0, [])], 3.0)
+
+
+def test_pictures_of_an_unknown_feature_are_refused_before_any_is_made(scripts, monkeypatch, capsys):
+    pictures = scripts["pictures"]
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--features", "editors,nose"])
+    monkeypatch.setattr(pictures, "editors_picture", lambda: pytest.fail("made"))
+    with pytest.raises(SystemExit, match="2"):
+        pictures.main()
+    assert "--features nose: unknown; choose of pairs,steps" in capsys.readouterr().err
 
 
 def test_plot_leaves_out_series_without_a_line(scripts):

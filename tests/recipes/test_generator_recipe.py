@@ -350,6 +350,33 @@ def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp
         run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--start-from", str(tmp_path), "--stages", "32:8")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stages", "32:many"], "argument --stages: 32:many: must be RESOLUTION:UNTIL_IMAGES, as 128:400000"),
+        (["--stages", "32"], "argument --stages: 32: must be RESOLUTION:UNTIL_IMAGES"),
+        (["--portraits", "a", "b", "--shares", "1"], "--shares: 1 for 2 folders of --portraits; give one of each"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(portraits, trunk_file, tmp_path, monkeypatch, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, portraits, trunk_file, tmp_path / "run", *options)
+    assert message in capsys.readouterr().err
+
+
+def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_file, tmp_path, monkeypatch):
+    start, others = tmp_path / "start", write_portraits(tmp_path / "others", 2)
+    import state
+
+    run(monkeypatch, portraits, trunk_file, tmp_path / "first", "--stages", "32:8")
+    state.write_weights(
+        start, state.load_state(tmp_path / "first" / "state.safetensors", state.Rates(), torch.device("cpu"))
+    )
+    asked = ["--start-from", str(start), "--stages", "32:16"]
+    with pytest.raises(SystemExit, match=r"10 codes for 2 portraits.*folder without codes\.safetensors"):
+        run(monkeypatch, others, trunk_file, tmp_path / "run", *asked)
+
+
 @pytest.mark.slow
 def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file, tmp_path, monkeypatch):
     run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")

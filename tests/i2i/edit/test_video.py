@@ -172,6 +172,17 @@ def test_colours_and_shape_of_pixels_are_kept_and_said(
     np.testing.assert_allclose(seen[0][3], seen[1][3], atol=2.5)
 
 
+def test_what_is_not_edited_keeps_its_brightness_edit_after_edit(brightening: Glean, tmp_path: Path) -> None:
+    frames = clip(6)
+    for frame in frames:
+        frame[100:] = (180, 140, 120)
+    write_video(tmp_path / "0.mp4", frames)
+    for again in range(3):
+        edit_video(editor_of(brightening), tmp_path / f"{again}.mp4", tmp_path / f"{again + 1}.mp4", BLOND)
+    first, last = (np.mean(contents(tmp_path / name)[1][3][100:]) for name in ("0.mp4", "3.mp4"))
+    assert abs(last - first) < 0.5
+
+
 def turn_on_its_side(path: Path) -> None:
     """Have the file say that it is shown turned right, as phones that are held upright do."""
     data = bytearray(path.read_bytes())
@@ -228,6 +239,8 @@ def test_sound_and_subtitles_that_are_left_out_are_said(brightening: Glean, tmp_
 
 def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:
     pytest.importorskip("av")
+    with pytest.raises(InputError, match=r"none\.mp4: no such file"):
+        edit_video(editor_of(brightening), tmp_path / "none.mp4", tmp_path / "b.mp4", BLOND)
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(InputError, match=r"a\.mp4: cannot be read or written as a video"):
         edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
