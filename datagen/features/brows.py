@@ -62,6 +62,8 @@ _HAIR_LENGTH, _EDGE_SOFTNESS = 0.16, 0.05
 # Share of the region that hairs of density 1 hide; how much less of that falls on hair that is there; how much farther
 # from the skin's colour than the brow as a whole a hair is.
 _FULL_COVER, _OWN_KEPT, _HAIR_DEPTH = 0.9, 0.4, 0.35
+# Of the side: how far around a brow its skin is looked at.
+_SKIN_RING = 3 / 128
 # Of a brow's own darkness: a gain that errors are shares of at least.
 _LEAST_HAIR = 0.25
 _SHAPE = ("lift", "arch", "thickness")
@@ -286,7 +288,8 @@ def _hair_color(image: torch.Tensor, matte: torch.Tensor, light: torch.Tensor) -
     mean = mean_of(lab, core)
     spread = mean_of((lab[:1] - mean[:1]).square(), core).sqrt().clamp(1.5, 5.0)
     # What is all hair in the photo still has skin between its hairs, so single hairs are darker than it.
-    skin = mean_of(lab, (grown((matte > 0.1).float(), 3) - (matte > 0.1).float()).clamp(0, 1))
+    brow = (matte > 0.1).float()
+    skin = mean_of(lab, grown(brow, _SKIN_RING * brow.shape[-1]) - brow)
     own = mean + _HAIR_DEPTH * (mean - skin)
     return lab_to_srgb(torch.cat([(own[:1] + spread * light).clamp(1, 99), own[1:] + torch.zeros_like(lab[1:])]))
 

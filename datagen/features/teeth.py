@@ -22,11 +22,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_in_light, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.filters import blurred_within, mean_of
+from stylepairs.datagen.images.filters import blurred_within, grown, mean_of
 from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.light import light_of, refuse_print
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -49,6 +48,8 @@ _BAND = 0.02
 _REDNESS, _MIN_WHITER, _MIN_LESS_RED, _LESS_RED_THAN_SKIN = 1.2, 8.0, 5.0, 4.0
 # Separate pieces smaller than this share of the largest are gloss on the lips.
 _CRUMB_SHARE = 0.35
+# Of the side: how far around the others their soft edges reach.
+_CRUMB_EDGE = 1 / 128
 
 
 class Params(FeatureParams):
@@ -186,7 +187,7 @@ def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:
     areas = np.bincount(pieces.ravel(), minlength=count)[1:]
     kept = [piece + 1 for piece in range(count - 1) if areas[piece] >= _CRUMB_SHARE * areas.max()]
     near = torch.from_numpy(np.isin(pieces, kept).astype(np.float32))[None].to(matte)
-    return matte * (F.max_pool2d(near[None], 3, 1, 1)[0] > 0)
+    return matte * grown(near, _CRUMB_EDGE * matte.shape[-1])
 
 
 def _between_lips(portrait: Portrait, eyes: float) -> torch.Tensor:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.filters import guided_blur
 
-from stylepairs.datagen.images.filters import blurred_within
+from stylepairs.datagen.images.filters import blurred_within, guided
 from stylepairs.datagen.sketching.tools.curves import half_crossing
 
 # The part's width, in pixels, at which colours are told apart; smaller parts are magnified by a whole factor.
@@ -87,8 +86,7 @@ def told_by_color(
 
 def with_own_edges(matte: torch.Tensor, image: torch.Tensor, radius: float, eps: float) -> torch.Tensor:
     """The matte [1,h,w] with the edges of image [3,h,w] in [-1,1] (guided filter, He et al. 2010); radius in pixels."""
-    window = 2 * max(1, round(radius)) + 1
-    return guided_blur((image[None] + 1) / 2, matte[None], window, eps)[0].clamp(0, 1)
+    return guided(matte, image, max(1, round(radius)), eps).clamp(0, 1)
 
 
 def interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

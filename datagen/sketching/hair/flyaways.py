@@ -54,11 +54,17 @@ def _draw(canvas: np.ndarray, points: np.ndarray, thick_px: float) -> None:
     """Add one strand, thinning out towards its tip; points [N,2] in pixels of the picture."""
     fine = (((points + 0.5) * _FINER - 0.5) * 16).round().astype(np.int32)
     width = max(1, round(thick_px * _FINER))
-    one = np.zeros(canvas.shape, np.uint8)
-    for part, strength in ((slice(0, 12), 255), (slice(11, 18), 200), (slice(17, None), 120)):
-        cv2.polylines(one, [fine[part]], False, strength, width, cv2.LINE_AA, shift=4)
+    # The part of the canvas around it: all of it takes 0.15 s a strand at 1024 px.
+    low = np.maximum(fine.min(0) // 16 - width - 2, 0)
+    high = np.maximum(fine.max(0) // 16 + width + 3, 0)
+    part = canvas[low[1] : high[1], low[0] : high[0]]
+    if part.size == 0:
+        return
+    fine, one = fine - 16 * low, np.zeros(part.shape, np.uint8)
+    for piece, strength in ((slice(0, 12), 255), (slice(11, 18), 200), (slice(17, None), 120)):
+        cv2.polylines(one, [fine[piece]], False, strength, width, cv2.LINE_AA, shift=4)
     # A stroke cannot be drawn thinner than one fine pixel: what it is too thick by, it is fainter.
-    np.maximum(canvas, one.astype(np.float32) / 255 * min(1.0, thick_px * _FINER / width), out=canvas)
+    np.maximum(part, one.astype(np.float32) / 255 * min(1.0, thick_px * _FINER / width), out=part)
 
 
 def _between(bounds: tuple[float, float], share: float) -> float:

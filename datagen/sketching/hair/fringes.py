@@ -26,9 +26,9 @@ _PARTING, _REACH = -0.62, 0.97
 # Where a worn fringe is read: up to this `across`, above this `up`, of lengths from cropped to over the brows.
 _READ_TO, _READ_FROM = 0.85, 0.02
 _READ_LENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-# The share of a fringe's height in which skin between its strands is a gap: below, its tips stand free. Fewer pixels
-# than _TELLING_PX, across or down, tell nothing.
-_UPPER, _TELLING_PX = 0.8, 5
+# The share of a fringe's height in which skin between its strands is a gap: below, its tips stand free. What is
+# smaller than so much of the side and so many pixels, across or down, tells nothing.
+_UPPER, _TELLING, _TELLING_PX = 0.8, 5 / 128, 5
 # Shaded skin between strands looks this much like hair.
 _HAIR = 0.75
 
@@ -122,8 +122,9 @@ def fringe_gaps(fringe: Fringe, face: Forehead, hair: torch.Tensor) -> tuple[flo
     wanted = (fringe.region[0] > 0.5) & (face.hairy[0] < 0.5)
     rows = torch.arange(wanted.shape[0], device=wanted.device)[:, None]
     top, end = torch.where(wanted, rows, wanted.shape[0]).amin(0), torch.where(wanted, rows, -1).amax(0) + 1
-    columns = end - top >= _TELLING_PX
-    if int(columns.sum()) < _TELLING_PX:
+    telling_px = max(_TELLING_PX, round(_TELLING * wanted.shape[0]))
+    columns = end - top >= telling_px
+    if int(columns.sum()) < telling_px:
         return 0.0, 0.0
     upper = wanted & (rows < top + _UPPER * (end - top)) & columns
     # Hair that hangs on at the top: up to the first row that shows skin.

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.filters import guided_blur
 
-from stylepairs.datagen.images.filters import blurred, grown, overall_mean
+from stylepairs.datagen.images.filters import blurred, grown, guided, overall_mean
 from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, polygon
@@ -20,6 +19,8 @@ _HAZE = 0.08
 _EDGE_SLACK = 0.024
 # Separate pieces with less than this share of all hair are mistakes: spectacle straps, shadows on a collar.
 _CRUMB_SHARE = 0.06
+# Of the crop's side: how far around them their soft edges reach.
+_CRUMB_EDGE = 1 / 128
 # Classes in which no head hair can be, whatever the matte says. Not the brows: a fringe hides them, and what is left of
 # them in the label map would punch holes into it.
 _NEVER_HAIR = ["l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat"]
@@ -34,10 +35,10 @@ def hair_matte(portrait: Portrait) -> torch.Tensor:
     """
     image, matte = portrait.image, _without_crumbs(_without_haze(portrait.hair))
     radius_px = max(1, round(_EDGE_SLACK * portrait.size_px))
-    guided = _without_haze(guided_blur((image[None] + 1) / 2, matte[None], 2 * radius_px + 1, 1e-3)[0])
+    edged = _without_haze(guided(matte, image, radius_px, 1e-3))
     slack_px = max(1, round(_EDGE_SLACK * portrait.size_px / 2))
     widest = grown(matte, slack_px)
-    refined = torch.minimum(torch.maximum(guided, 1 - grown(1 - matte, slack_px)), widest)
+    refined = torch.minimum(torch.maximum(edged, 1 - grown(1 - matte, slack_px)), widest)
     refined = torch.minimum(torch.maximum(refined, _share_by_color(image, refined)), widest)
     return refined * (1 - blurred(class_region(portrait, _NEVER_HAIR, 0.0), 0.7)).clamp(0, 1)
 
@@ -87,4 +88,4 @@ def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:
     areas = np.bincount(pieces.ravel(), minlength=count)
     small = [piece for piece in range(1, count) if areas[piece] < _CRUMB_SHARE * areas[1:].sum()]
     crumbs = torch.from_numpy(np.isin(pieces, small)).to(matte.device)[None].float()
-    return matte * (1 - grown(crumbs, 1))
+    return matte * (1 - grown(crumbs, _CRUMB_EDGE * matte.shape[-1]))

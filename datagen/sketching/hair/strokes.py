@@ -18,6 +18,8 @@ _GUIDE_POINTS = 40
 _STEP_SHARE = 0.012
 # Thinner than this many pixels a strand is only noise once it is averaged down.
 _MIN_STRAND_PX = 0.6
+# About the finer canvas's side: on one of 768 px the strands of a 256 px crop were one pixel wide in place of two.
+_CANVAS_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def paint(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All strands on a finer canvas, averaged down: shade [2,H,W] (lightness without unit; 0 root to 1 tip) and alpha
     [1,H,W]. Later strands lie over earlier ones; curl in [0,1]: how wavy they are."""
-    finer = int(np.clip(768 // size, 2, 4))
+    finer = int(np.clip(_CANVAS_PX // size, 2, 4))
     side, count, per_lock = size * finer, len(guides), style.strands_per_lock(size)
     canvas = np.zeros((side * side, 3), np.float32)
     lock_px, strand_px = style.lock_width * size, style.strand_px(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.build import quality
 from stylepairs.datagen.build.settings import Threshold
+from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
@@ -85,6 +87,30 @@ def test_a_hard_seam_is_seen_and_a_change_of_colour_alone_is_not():
     assert quality.seam_energy(dark, light, pasted, mask) > 0.3
     assert quality.seam_energy(dark, pasted, pasted, mask) == 0
     assert quality.seam_energy(dark, light, dark, torch.zeros_like(mask)) == 0
+
+
+def enlarged(portrait, side):
+    """The portrait [..,32,32] with every pixel a square: the same picture at another size."""
+    return replace(portrait.resized(side), image=as_squares(portrait.image, side), hair=as_squares(portrait.hair, side))
+
+
+def as_squares(plane, side):
+    return plane.repeat_interleave(side // SIZE, -1).repeat_interleave(side // SIZE, -2)
+
+
+def test_figures_of_one_pair_are_the_same_at_every_size(portrait, instruments):
+    found = []
+    for side in (128, 512):
+        large = enlarged(portrait, side)
+        sketch = Sketch(large.image, large.hair, 1 - large.hair, reference_px=8)
+        spread = blurred(large.hair, 0.03 * side)
+        generated = blurred(large.image, 0.02 * side) + 0.3
+        after = large.image + spread * (generated - large.image)
+        images = quality.Images(blurred(large.image, 0.01 * side), generated, after, spread)
+        found.append(quality.measure_pair(large, sketch, images, None, instruments))
+    for name in ("identity_pyramid", "outside_perceptual_pyramid", "seam_energy", "rim_delta_e", "outside_psnr_db"):
+        assert found[0][name] > 0, name
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.1), name
 
 
 def test_faces_are_sought_in_a_larger_image_and_shifts_are_in_eye_distances(portrait):

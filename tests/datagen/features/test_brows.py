@@ -193,3 +193,14 @@ def test_an_edit_of_another_kind_is_not_taken_for_this_one(portrait):
     figures = brows.measure(portrait, AnalysedPair(portrait, darker), params)
     assert figures["degree"] < 0.4
     assert figures["explained"] < 0.35
+
+
+def test_hairs_have_one_colour_at_every_size():
+    lightness = []
+    for size in (128, 512):
+        away = (torch.arange(size) / size - 0.5).abs().expand(1, size, size)
+        matte = (away < 0.0625).float()
+        image = torch.where(away < 0.0703, -0.5, 0.4).expand(3, -1, -1)  # the skin right beside it lies in its shade
+        hairs = brows._hair_color(image, matte, torch.zeros_like(matte))
+        lightness.append(float(srgb_to_lab(hairs)[0].mean()))
+    assert lightness[1] == pytest.approx(lightness[0], abs=1.0)

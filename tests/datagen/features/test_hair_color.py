@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.features import feature_names, hair_color, load_feature
 from stylepairs.datagen.images.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait, resized_image
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.sketching.hair import hair_matte
 
 SIZE = 64
 
@@ -168,6 +169,12 @@ def test_a_matte_a_pixel_too_small_is_drawn_to_the_edge_of_the_hair():
     truth = (full.hair > 0.5).float()
     missed = [((truth - m).clamp(0, 1)).sum() for m in (tight.hair, hair_color.hair_matte(tight))]
     assert missed[1] < 0.5 * missed[0]
+
+
+def test_crumbs_leave_the_matte_of_a_large_portrait_with_their_soft_edges():
+    small = torch.maximum(portrait().hair, soft_disc((58, 58), 2))
+    matte = hair_matte._without_crumbs(resized_image(small, 512).clamp(0, 1))
+    assert matte[0, 424:, 424:].max() < 0.08, "all above counts as hair"
 
 
 def test_crumbs_and_what_cannot_be_hair_leave_the_matte():

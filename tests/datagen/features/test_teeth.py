@@ -59,6 +59,14 @@ def test_matte_is_the_teeth_and_not_the_lips(size_px):
     assert float(matte[mouth < 0.05].max()) < 0.05
 
 
+def test_soft_edges_of_a_large_matte_stay_and_crumbs_leave_it():
+    x = torch.arange(512.0)
+    matte = ((60 - (x - 200).abs()) / 16).clamp(0, 1).expand(1, 512, 512)  # edges of 16 px, as of 4 at 128 px
+    assert torch.equal(teeth._without_crumbs(matte), matte)
+    crumb = ((4 - (x - 400).abs()) / 4).clamp(0, 1).expand(1, 512, 512)
+    assert torch.equal(teeth._without_crumbs(matte + crumb), matte)
+
+
 @settings(max_examples=8, deadline=None)
 @given(whiteness=st.floats(0.2, 1), evenness=st.floats(0, 1), intensity=st.floats(0, 1), yellow=st.floats(10, 28))
 def test_only_teeth_change_and_never_to_yellower(whiteness, evenness, intensity, yellow):

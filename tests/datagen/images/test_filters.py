@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, blurred, psnr, psnr_db, read_at
+from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, blurred, guided, psnr, psnr_db, read_at
 
 
 def test_a_blurred_point_is_a_gaussian_that_is_cut_off():
@@ -36,6 +36,43 @@ def test_it_is_kornias_blur_with_a_gradient_also_after_inference(side):
     found, wanted = blurred(image, 1.7), gaussian_blur2d(image, 11, (1.7, 1.7))
     assert torch.equal(found, wanted)
     assert torch.equal(*(torch.autograd.grad(each.square().sum(), image)[0] for each in (found, wanted)))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The sizes of all kernels that images are convolved with from now on."""
+    seen, convolve = [], torch.conv2d
+
+    def noted(image, weight, *rest, **options):
+        seen.append(weight.shape[-2] * weight.shape[-1])
+        return convolve(image, weight, *rest, **options)
+
+    for module in (torch, torch.nn.functional):
+        monkeypatch.setattr(module, "conv2d", noted)
+    return seen
+
+
+@pytest.mark.parametrize(("shape", "sigma"), [((512, 512), 128.0), ((300, 410), 61.0), ((5, 400), 45.0)])
+def test_a_wide_blur_is_kornias_by_short_kernels(shape, sigma, kernels):
+    from kornia.filters import gaussian_blur2d
+
+    image = torch.rand(1, 2, *shape, generator=torch.Generator().manual_seed(0)).cumsum(-1) / shape[-1]
+    found = blurred(image, sigma)
+    assert max(kernels) <= 241
+    wanted = gaussian_blur2d(image, 2 * min(round(3 * sigma), min(shape) - 1) + 1, (sigma, sigma))
+    assert (found - wanted).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("radius", [2, 9])
+def test_the_guided_filter_is_kornias_by_short_kernels(radius, kernels):
+    from kornia.filters import guided_blur
+
+    draw = torch.Generator().manual_seed(0)
+    image, matte = torch.rand(3, 60, 50, generator=draw) * 2 - 1, torch.rand(1, 60, 50, generator=draw)
+    found = guided(matte, image, radius, 1e-3)
+    assert max(kernels) <= 25
+    wanted = guided_blur((image[None] + 1) / 2, matte[None], 2 * radius + 1, 1e-3)[0]
+    assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_read_at_takes_x_before_y_and_pixel_centres_at_integers():

@@ -20,7 +20,7 @@ from stylepairs.datagen.sketching.hair.strands import (
     shade_skin,
     strand_likeness,
 )
-from stylepairs.datagen.sketching.hair.strokes import StrandStyle
+from stylepairs.datagen.sketching.hair.strokes import StrandStyle, paint
 
 SIZE = 64
 BROWN = (86, 64, 50)
@@ -183,3 +183,14 @@ def test_the_shadow_lies_under_and_below_the_hair_only():
     assert darker[int(0.2 * SIZE), SIZE // 2] < 1e-3
     assert darker[int(0.9 * SIZE), SIZE // 2] < 1e-3
     assert torch.equal(shade_skin(image, torch.zeros_like(alpha)), image)
+
+
+@pytest.mark.parametrize("size", [256, 1024])
+def test_strands_cover_as_much_at_every_size(size):
+    def covered(size):
+        x, y = np.meshgrid(np.linspace(0.2, 0.8, 12) * size, np.linspace(0.3, 0.6, 40) * size, indexing="ij")
+        lines = np.stack([x, y], -1)
+        _, alpha = paint(size, lines, np.full(12, 0.3 * size), StrandStyle(), 0.2, np.random.default_rng(0))
+        return float(alpha.mean())
+
+    assert covered(size) == pytest.approx(covered(512), rel=0.06)
