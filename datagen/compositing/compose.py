@@ -3,7 +3,6 @@ region, the photo to the bit outside."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,7 @@ from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 # Of the image's side: how far beyond the edit mask pixels may change, and how softly that ends.
 DILATION = 0.024
 FEATHER = 0.012
-# Bands of detail at this side, one more for each doubling: the coarsest cross over the same share of a larger image.
-LEVELS, _LEVELS_SIDE = 4, 128
+LEVELS = 4
 # Of a cell of the reference: what is coarser follows the generator where the sketch keeps its own detail.
 _HARMONY_SCALE = 0.75
 
@@ -90,14 +88,9 @@ def tightened(mask: torch.Tensor, size_px: int | None = None) -> torch.Tensor:
 
 
 def laplacian_blend(
-    photo: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor, levels: int | None = None
+    photo: torch.Tensor, edited: torch.Tensor, mask: torch.Tensor, levels: int = LEVELS
 ) -> torch.Tensor:
-    """photo where mask is 0, edited where it is 1, each band of detail crossing over its own width; images [C,H,W].
-
-    levels: of the pyramid; None: as many as an image of this side needs.
-    """
-    if levels is None:
-        levels = LEVELS + max(0, round(math.log2(photo.shape[-1] / _LEVELS_SIDE)))
+    """photo where mask is 0, edited where it is 1, each band of detail crossing over its own width; images [C,H,W]."""
     weights = [mask[None]]
     bands = [(edited - photo)[None]]
     for _ in range(levels):
