@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def plan_merge(folders: Sequence[Path], out: Path, shard_size: int = 32) -> Merg
     found: list[tuple[Path, PairRecord]] = []
     known, count = set[bytes](), 0
     for folder in folders:
-        records = read_index(folder, accepted_only=False)
+        records = [_as_measured(record) for record in read_index(folder, accepted_only=False)]
         for record in records:
             if record.feature != (feature := found[0][1].feature if found else record.feature):
                 raise InputError(
@@ -59,6 +59,11 @@ def plan_merge(folders: Sequence[Path], out: Path, shard_size: int = 32) -> Merg
         count += len(records)
         known.update(map(encode_record, records))
     return MergePlan(tuple(found), count - len(found), out, shard_size)
+
+
+def _as_measured(record: PairRecord) -> PairRecord:
+    """A record without figures that are not finite: manifests tell them no more from those that were not measured."""
+    return replace(record, figures={name: value for name, value in record.figures.items() if value is not None})
 
 
 def run_merge(plan: MergePlan, report: Callable[[int], None] = lambda done: None) -> None:

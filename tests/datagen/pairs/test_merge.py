@@ -45,6 +45,19 @@ def test_pairs_that_two_folders_hold_are_taken_once(tmp_path: Path, folders: lis
     assert (len(plan.pairs), plan.twice) == (8, 6)
 
 
+def test_the_bytes_do_not_depend_on_manifests(tmp_path: Path, folders: list[Path]) -> None:
+    """They give every pair all columns, also a portrait that was refused, of which nothing was measured."""
+    refused = [replace(pair, record=replace(pair.record, figures={})) for pair in shards.read_pairs(folders[1], False)]
+    shards.write_shard(folders[1] / shards.shard_name(0), refused[:4])
+    shards.write_manifest(folders[1])
+    run_merge(plan_merge(folders, tmp_path / "with"))
+    (folders[1] / shards.MANIFEST).unlink()
+    run_merge(plan_merge(folders, tmp_path / "without"))
+    assert shards.shard_paths(tmp_path / "with")
+    for path in shards.shard_paths(tmp_path / "with"):
+        assert path.read_bytes() == (tmp_path / "without" / path.name).read_bytes()
+
+
 def test_a_stopped_merge_goes_on_and_another_is_refused(tmp_path: Path, folders: list[Path], monkeypatch) -> None:
     plan, whole = plan_merge(folders, tmp_path / "all", shard_size=4), merge.copy_pairs
 
