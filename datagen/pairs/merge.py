@@ -21,7 +21,7 @@ from stylepairs.datagen.pairs.shards import (
 )
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.decode import Damaged, read_json
-from stylepairs.datagen.shell.durable import make_folder, write_bytes
+from stylepairs.datagen.shell.durable import write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 
@@ -31,10 +31,11 @@ _MAX_BYTES = 1 << 20
 @dataclass(frozen=True)
 class MergePlan:
     """pairs: with the folders that hold them, in the order of `out`; twice: how many were left out, as an earlier
-    folder has them."""
+    folder has them; digest: of all that `out` will hold."""
 
     pairs: tuple[tuple[Path, PairRecord], ...]
     twice: int
+    digest: str
     out: Path
     shard_size: int
 
@@ -46,19 +47,24 @@ def plan_merge(folders: Sequence[Path], out: Path, shard_size: int = 32) -> Merg
         raise InputError("merge: give two folders of pairs or more, each once")
     refuse_portraits(out)
     found: list[tuple[Path, PairRecord]] = []
-    known, count = set[bytes](), 0
+    known, twice, digest = set[bytes](), 0, hashlib.sha256(str(shard_size).encode())
     for folder in folders:
-        records = [_as_measured(record) for record in read_index(folder, accepted_only=False)]
-        for record in records:
-            if record.feature != (feature := found[0][1].feature if found else record.feature):
+        own = set[bytes]()
+        for record in map(_as_measured, read_index(folder, accepted_only=False)):
+            feature = found[0][1].feature if found else record.feature
+            if record.feature != feature:
                 raise InputError(
                     f"{folder}: holds pairs of {record.feature}, {folders[0]} of {feature}; keep them apart"
                 )
-            if encode_record(record) not in known:  # which tells all but where the pair lies
+            text = encode_record(record)  # all but where the pair lies
+            own.add(text)
+            if text in known:
+                twice += 1
+            else:
                 found.append((folder, record))
-        count += len(records)
-        known.update(map(encode_record, records))
-    return MergePlan(tuple(found), count - len(found), out, shard_size)
+                digest.update(text)
+        known |= own
+    return MergePlan(tuple(found), twice, digest.hexdigest(), out, shard_size)
 
 
 def _as_measured(record: PairRecord) -> PairRecord:
@@ -69,11 +75,10 @@ def _as_measured(record: PairRecord) -> PairRecord:
 def run_merge(plan: MergePlan, report: Callable[[int], None] = lambda done: None) -> None:
     """Copy the pairs of a plan, numbered anew; one that was stopped goes on. report(done): pairs. Raises InputError
     where `out` holds something else."""
-    note = {"merged": _digest(plan), "pairs": len(plan.pairs)}
+    note = {"merged": plan.digest, "pairs": len(plan.pairs)}
     with folder_lock(plan.out, "datagen merge"):
         if not _is_of(plan.out, note):
             refuse_pairs(plan.out)
-            make_folder(plan.out)
             write_bytes(plan.out / MERGE_FILE, json.dumps(note, sort_keys=True).encode())
         for begin in range(0, len(plan.pairs), plan.shard_size):
             path = plan.out / shard_name(begin // plan.shard_size)
@@ -82,13 +87,6 @@ def run_merge(plan: MergePlan, report: Callable[[int], None] = lambda done: None
                 copy_pairs(path, ((*pair, pair_id(index)) for index, pair in enumerate(copied, begin)))
             report(begin + len(copied))
         write_manifest(plan.out)
-
-
-def _digest(plan: MergePlan) -> str:
-    digest = hashlib.sha256(str(plan.shard_size).encode())
-    for _, record in plan.pairs:
-        digest.update(encode_record(record))
-    return digest.hexdigest()
 
 
 def _is_of(out: Path, note: dict[str, Any]) -> bool:

@@ -68,9 +68,9 @@ def copy_pairs(path: Path, copies: Iterable[tuple[Path, PairRecord, str]]) -> No
 
 
 def _copied(directory: Path, record: PairRecord, id: str) -> Iterator[tuple[str, bytes]]:
-    source, parts = directory / record.shard, [part for part in PARTS if part in record.parts]
+    source = directory / record.shard
     try:
-        for part, data in zip(parts, _members_at(source, [record.parts[part] for part in parts]), strict=True):
+        for part, data in _parts_at(source, record, PARTS):
             yield f"{id}.{part}.{'png' if part in IMAGES else 'npz'}", data
     except (Damaged, OSError) as error:
         raise InputError(f"{source}: pair {record.id} cannot be read ({one_line(error)})") from error
@@ -160,9 +160,8 @@ def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] 
     """The pixels and latents of a record that `read_index` gave. Raises InputError."""
     path = _folder(directory) / record.shard
     loaded: dict[str, Any] = {}
-    found = [part for part in parts if part in record.parts]
     try:
-        for part, data in zip(found, _members_at(path, [record.parts[part] for part in found]), strict=True):
+        for part, data in _parts_at(path, record, parts):
             loaded |= _decode_part(part, data)
     except (Damaged, OSError) as error:
         raise InputError(
@@ -228,6 +227,12 @@ def _scanned(path: Path) -> list[PairRecord]:
 
 def _folder(directory: Path | str) -> Path:
     return directory if isinstance(directory, Path) else Path(directory)
+
+
+def _parts_at(path: Path, record: PairRecord, parts: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Those of the parts that a pair in a tar has, as they lie there. Raises Damaged, OSError."""
+    found = [part for part in parts if part in record.parts]
+    return zip(found, _members_at(path, [record.parts[part] for part in found]), strict=True)
 
 
 def _members_at(path: Path, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:

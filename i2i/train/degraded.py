@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 
 from stylepairs.datagen.images.files import read_image, to_float, to_uint8
+from stylepairs.datagen.images.filters import grown
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train import augment
@@ -77,7 +77,7 @@ class DegradedPortraits(PairDataset):
         # A restoration of lower degree is part of the way to the clean picture.
         target = poor.lerp(clean, sample["degree"])
         # A little beyond the hole the target is the photo: a mask that ends short of it leaves a grey rim.
-        tight = F.max_pool2d(hole, 2 * RIM_PX + 1, 1, RIM_PX)
+        tight = grown(hole, RIM_PX)
         return sample | {"photo": poor, "target": target, "mask": hole, "tight": tight, "region": region}
 
     def pair_sample(self, record: PairRecord) -> Sample:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.images.filters import grown
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo
 from stylepairs.datagen.latent.faces import FaceReader
 from stylepairs.datagen.latent.scorers import Scorer
@@ -26,7 +27,7 @@ KEPT = 12
 LEAST_OVERLAP = 0.5
 STEP = 2.0  # standard deviations by which a channel is moved to see what it changes
 _OVERLAP_SAMPLES = 6
-_GROWN = 9  # window of SEEN_PX by which a region is grown: what an edit moves over its edge still belongs to it
+_GROWN_PX = 4  # of SEEN_PX, by which a region is grown: what an edit moves over its edge still belongs to it
 
 
 @dataclass(frozen=True)
@@ -131,5 +132,5 @@ def style_deviations(generator: Generator, ws: torch.Tensor) -> dict[str, torch.
 
 def grown_region(reader: FaceReader, image: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
     """Where the classes are in images [N,3,H,W], grown a little, [N,1,H,W]."""
-    grown = F.max_pool2d(reader.read(image).labelled(*classes), _GROWN, 1, _GROWN // 2)
-    return F.interpolate(grown, size=image.shape[-2:], mode="bilinear")
+    wide = grown(reader.read(image).labelled(*classes), _GROWN_PX)
+    return F.interpolate(wide, size=image.shape[-2:], mode="bilinear")

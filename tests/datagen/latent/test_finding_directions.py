@@ -76,21 +76,13 @@ def test_components_of_features_are_carried_over_to_w():
     ("ganspace", {"features_px": 7}, "features of side 7: the generator has blocks of 4, 8, 16, 32"),
     ("ganspace", {"component": 16}, "component 16: there are 16, the first is 0"),
     ("sefa", {"component": 99}, "component 99: there are 16, the first is 0"),
-])  # fmt: skip
-def test_components_that_are_not_there_are_refused(method, wanted, message):
-    samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
-    with pytest.raises(InputError, match=message):
-        fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
-
-
-@pytest.mark.parametrize("method, wanted, message", [
     ("stylespace", {"layers": (0, 1)}, "--layers: stylespace takes none; it is for interfacegan, ganspace, sefa"),
     ("ganspace", {"conditions": ("yaw",)}, "--condition: ganspace takes none"),
     ("interfacegan", {"component": 0}, "--component: interfacegan takes none"),
     ("sefa", {"features_px": 8}, "--features: sefa takes none"),
     ("interfacegan", {"overlap": 0.2}, "--overlap: interfacegan takes none"),
 ])  # fmt: skip
-def test_what_a_method_knows_nothing_of_is_refused(method, wanted, message):
+def test_components_that_are_not_there_and_what_a_method_knows_nothing_of_are_refused(method, wanted, message):
     samples = Samples(draw(40, 16), {"brightness": draw(40)}, "d")
     with pytest.raises(InputError, match=message):
         fit(method, tiny_generator(), "d", samples, Wanted("brightness", **wanted))
