@@ -32,8 +32,9 @@ from stylepairs.i2i.models.checkpoints import Trained, load_model
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import training
-from stylepairs.i2i.train.data import PairDataset, read_records
+from stylepairs.i2i.train.data import PairDataset
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.sides import read_records
 
 # FFHQ's generators: this many channels times the side, at the finest resolution (config-f at 1024, its half at 256).
 FFHQ_CHANNEL_BASE = {256: 16384, 512: 32768, 1024: 32768}

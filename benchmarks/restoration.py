@@ -29,7 +29,7 @@ from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train.data import Sample
 from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
 from stylepairs.i2i.train.settings import DegradationSettings
-from stylepairs.i2i.train.unpaired import portrait_records
+from stylepairs.i2i.train.sides import portrait_records
 
 Method = Callable[[Sample], torch.Tensor]
 STRENGTHS = (0.5, 0.75, 1.0, 1.25)  # of non-local means, by the noise's deviation

@@ -30,7 +30,8 @@ from stylepairs.datagen.pairs import manifest, shards
 from stylepairs.datagen.pairs.index import distinct
 from stylepairs.datagen.pairs.record import PARTS, Pair, PairRecord, split_of
 from stylepairs.i2i.models.conditions import kinds_of
-from stylepairs.i2i.train.data import batches, data_digest, read_records, read_refused
+from stylepairs.i2i.train.data import batches
+from stylepairs.i2i.train.sides import data_digest, read_records, read_refused
 
 PER_PORTRAIT = 8
 COLORS = ("black", "brown", "auburn", "red", "blond", "light_blond", "grey", "pink")

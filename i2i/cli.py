@@ -182,7 +182,8 @@ def export(
     model, info = load_model(run)
     samples, small = [], out.with_suffix(".int8.onnx")
     if int8 is not None:  # whatever is wrong with it is said before anything is written
-        from stylepairs.i2i.train.data import calibration_inputs, one_feature, read_records
+        from stylepairs.i2i.train.data import calibration_inputs
+        from stylepairs.i2i.train.sides import one_feature, read_records
 
         require_onnxruntime(small)
         one_feature(read_records(int8, "train"), int8, info.feature)

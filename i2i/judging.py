@@ -40,7 +40,7 @@ from stylepairs.i2i.models.conditions import is_of_kinds
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.train.data import Sample, plain_sample
 from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
-from stylepairs.i2i.train.unpaired import portrait_records
+from stylepairs.i2i.train.sides import portrait_records
 
 _PARTS = ("before", "after", "mask")
 SHEET_ROWS = 8

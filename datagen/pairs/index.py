@@ -108,6 +108,12 @@ class PairIndex(Sequence[PairRecord]):
             return list(values)
         return [self._checked(functools.partial(OBJECT.validate_json, value or "")) for value in values]
 
+    def codes(self, name: str) -> np.ndarray:
+        """Which of a field of text's different values each of these records has, by numbers from 0, int [N]."""
+        column = self._table[name].combine_chunks().dictionary_encode()
+        found: np.ndarray = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
+        return found
+
     def with_params(self, wanted: Callable[[Mapping[str, Any]], bool]) -> PairIndex:
         """Those whose parameters are wanted; of each different text that is asked once."""
         column = self._table["params"].dictionary_encode().combine_chunks()
@@ -225,6 +231,14 @@ def run_backwards(records: Sequence[PairRecord]) -> np.ndarray:
     if isinstance(records, PairIndex):
         return records.backwards()
     return np.array([record.backwards for record in records], bool)
+
+
+def codes(records: Sequence[PairRecord], name: str) -> np.ndarray:
+    """Which of a field of text's different values each record has, by numbers from 0, int [N]."""
+    if isinstance(records, PairIndex):
+        return records.codes(name)
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(getattr(record, name), len(known)) for record in records], int)
 
 
 def distinct(records: Sequence[PairRecord], name: str) -> list[Any]:

@@ -6,25 +6,20 @@ where a run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import region_mask, tightened
-from stylepairs.datagen.features import SEPARATOR
-from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.images.files import to_float, to_uint8
-from stylepairs.datagen.pairs.index import PairIndex, distinct, run_backwards, with_params
+from stylepairs.datagen.pairs.index import distinct, run_backwards
 from stylepairs.datagen.pairs.record import Pair, PairRecord
-from stylepairs.datagen.pairs.shards import load_pair, open_index
-from stylepairs.datagen.portraits.folders import PortraitFile
+from stylepairs.datagen.pairs.shards import load_pair
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.recipe import validate_params
@@ -41,6 +36,7 @@ from stylepairs.i2i.models.conditions import (
 )
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.losses import mean_color
+from stylepairs.i2i.train.sides import Siblings, Unpaired, evenly_spaced, read_records
 
 if TYPE_CHECKING:
     from stylepairs.i2i.train.settings import DataSettings
@@ -56,83 +52,6 @@ PORTRAIT_DRAWS = 4
 Sample = dict[str, torch.Tensor]
 
 
-def read_records(pairs: Path, split: str) -> Sequence[PairRecord]:
-    """The accepted pairs of one side of the split ("train" or "val"), in order, with few figures; InputError when train
-    is empty."""
-    index = open_index(pairs)
-    if isinstance(index, PairIndex):
-        records: Sequence[PairRecord] = index.where(accepted=True, split=split)
-    else:
-        records = [record for record in index if record.accepted and record.split == split]
-    if not records and split == "train":
-        held_out = len(read_records(pairs, "val"))
-        if held_out:
-            raise InputError(
-                f"{pairs}: all {held_out} accepted pairs are of photos that are held out (a tenth, by their bytes); "
-                "build pairs of more photos"
-            )
-        raise InputError(
-            f"{pairs}: no accepted pair to train on; `datagen inspect {pairs}` shows why pairs were rejected"
-        )
-    return records
-
-
-def read_refused(pairs: Path, split: str) -> Sequence[PairRecord]:
-    """The portraits of one side of the split to which the feature did not apply: nothing was made of them."""
-    index = open_index(pairs)
-    if isinstance(index, PairIndex):
-        return index.where(accepted=False, split=split, having="before", lacking="after")
-    return [
-        record
-        for record in index
-        if not record.accepted and record.split == split and "before" in record.parts and "after" not in record.parts
-    ]
-
-
-class Sides(NamedTuple):
-    """What a run learns from and is measured on: records of pairs, and portraits that the feature refused; held_out,
-    unseen: those of the split's other side."""
-
-    records: Sequence[PairRecord]
-    held_out: Sequence[PairRecord]
-    refused: Sequence[PairRecord] = ()
-    unseen: Sequence[PairRecord] = ()
-
-
-def pair_sides(pairs: Path) -> Sides:
-    """Those of a folder of pairs. Raises InputError where there is nothing to train on."""
-    records, held_out = read_records(pairs, "train"), read_records(pairs, "val")
-    return Sides(records, held_out, read_refused(pairs, "train"), read_refused(pairs, "val"))
-
-
-def told_sides(
-    sides: Sides, pairs: Path, style: Style, kinds: Kinds, held_out_count: int, say: Callable[[str], None]
-) -> Sides:
-    """The sides without pairs whose parameters `style_of` cannot tell, at most so many held out. Says how many training
-    pairs are left out; raises InputError where all are."""
-    problems: list[str] = []
-
-    def is_told(params: Mapping[str, Any]) -> bool:
-        try:
-            style_of(style, params, kinds)
-        except InputError as error:
-            problems.append(str(error))
-            return False
-        return True
-
-    held_out = with_params(sides.held_out, is_told)
-    problems.clear()
-    records, count = with_params(sides.records, is_told), len(sides.records)
-    if not records:
-        raise InputError(
-            f"{pairs}: none of its {count} training pairs can be learnt from ({problems[0]}); change style or teacher"
-        )
-    if problems:
-        say(f"{pairs}: {count - len(records)} of {count} training pairs are left out ({problems[0]})")
-    held_out, unseen = (evenly_spaced(each, held_out_count) for each in (held_out, sides.unseen))
-    return Sides(records, held_out, sides.refused, unseen)
-
-
 def calibration_inputs(
     pairs: Path, size_px: int, style: Style, kinds: Kinds, count: int = 48
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -143,49 +62,6 @@ def calibration_inputs(
         sample["region"] = torch.ones_like(sample["region"])
         names = ("photo", "region", "degree", *(("style",) if len(sample["style"]) else ()))
         yield {name: sample[name][None].numpy() for name in names}
-
-
-def evenly_spaced(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
-    """At most so many of them; neighbours are of one photo."""
-    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-    return [records[place] for place in places]
-
-
-def one_feature(records: Sequence[PairRecord], pairs: Path, wanted: str | None = None) -> str:
-    """The feature that all records are of; InputError when they are of several, or not of the wanted one.
-
-    Pairs of a combination ("bangs+hair_color") are of each of its features.
-    """
-    features = sorted(distinct(records, "feature"))
-    if len(features) != 1:
-        raise InputError(f"{pairs}: pairs of several features ({', '.join(features)}); train one model on each")
-    if wanted is not None and wanted != features[0] and wanted not in features[0].split(SEPARATOR):
-        raise InputError(f"{pairs}: pairs of {features[0]}, the recipe is for {wanted}; take the recipe of the pairs")
-    return str(features[0])
-
-
-def data_digest(*sets: Sequence[PairRecord]) -> str:
-    """Names sets of pairs: sha256 over ids, sources, parameters and places, in order."""
-    digest = hashlib.sha256()
-    for records in sets:
-        for place in _places(records):
-            digest.update(f"{' '.join(map(str, place))}\n".encode())
-    return digest.hexdigest()
-
-
-def _places(records: Sequence[PairRecord]) -> Iterable[tuple[Any, ...]]:
-    if isinstance(records, PairIndex):
-        return records.places()
-    return ((r.id, r.portrait_digest, r.generator_digest, r.params, r.seed, r.shard, r.parts) for r in records)
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """Prepared portraits without pairs: of them is learnt where a feature would edit, and whether."""
-
-    records: Sequence[PairRecord]
-    files: Sequence[PortraitFile]
-    feature: Feature
 
 
 class PairDataset(torch.utils.data.Dataset[Sample]):
@@ -228,6 +104,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         if settings is not None and settings.flip_share and has_sides(distinct(records, "params")):
             settings = settings.model_copy(update={"flip_share": 0.0})
         self.settings, self.seed = settings, seed
+        self.siblings = Siblings(records) if settings is not None and settings.from_after_share else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -244,6 +121,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             sample = self.refused_sample(int(rng.integers(len(self.refused))), record)
         else:
             sample = self.pair_sample(record)
+            if self.siblings is not None and rng.random() < cast("DataSettings", self.settings).from_after_share:
+                sample |= self.edited_before(sample, self.siblings.of(index), rng)
         return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
 
     def pair_sample(self, record: PairRecord) -> Sample:
@@ -255,6 +134,21 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         if fits and record.generator_digest == self.generator_digest:
             sample["ws"], sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
         return sample
+
+    def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> Sample:
+        """The photo of a pair's sample as one of its portrait's other pairs made it, which the pair's own edit covers;
+        none where there is no such pair of the same mask."""
+        if not len(siblings):
+            return {}
+        record = self.records[int(rng.choice(siblings))]
+        other = load_pair(self.pairs, record, ("after", "mask"))
+        if (
+            other.after is None
+            or other.mask is None
+            or not torch.equal(_mask(other.mask, self.size_px), sample["mask"])
+        ):
+            return {}
+        return {"photo": _image(other.after, self.size_px)}
 
     def refused_sample(self, index: int, asked: PairRecord) -> Sample:
         """A portrait that the feature refused, with another pair's parameters and region, by which it is not to be told
@@ -302,7 +196,7 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
     record = pair.record
     if pair.before is None or pair.after is None or pair.mask is None:
         raise InputError(f"{record.shard}: pair {record.id} has no before, after or mask; build it again")
-    mask = _resized(torch.from_numpy(pair.mask)[None].float() / 255, size_px).clamp(0, 1)
+    mask = _mask(pair.mask, size_px)
     code = style_in_light(style, style_of(style, record.params, kinds), record.figures.get("light") or 1.0)
     return _sample(_image(pair.before, size_px), _image(pair.after, size_px), mask, record.degree, code)
 
@@ -438,6 +332,10 @@ def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _image(pixels: np.ndarray, size_px: int) -> torch.Tensor:
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
     return _resized(image, size_px).clamp(-1, 1)
+
+
+def _mask(pixels: np.ndarray, size_px: int) -> torch.Tensor:
+    return _resized(torch.from_numpy(pixels)[None].float() / 255, size_px).clamp(0, 1)
 
 
 def _resized(image: torch.Tensor, size_px: int) -> torch.Tensor:

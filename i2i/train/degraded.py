@@ -24,7 +24,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import PairDataset, Sample, plain_sample
 from stylepairs.i2i.train.settings import DegradationSettings
-from stylepairs.i2i.train.unpaired import files_by_name
+from stylepairs.i2i.train.sides import files_by_name
 
 if TYPE_CHECKING:
     from stylepairs.i2i.models.checkpoints import ModelInfo
@@ -61,7 +61,9 @@ class DegradedPortraits(PairDataset):
         seed: int = 0,
     ):
         if settings is not None:  # what is wanted stays clean
-            settings = settings.model_copy(update={"degrade_share": 0.0, "refused_share": 0.0})
+            settings = settings.model_copy(
+                update=dict.fromkeys(("degrade_share", "refused_share", "from_after_share"), 0.0)
+            )
         super().__init__(portraits, records, size_px, "none", latent_shape, "", settings, seed)
         self.degradation = degradation
         self.files = files_by_name(portraits)

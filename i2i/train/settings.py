@@ -54,6 +54,12 @@ class DataSettings(Section):
     dyed_share: float = Field(
         default=0.0, ge=0, le=1, description="samples whose hues are all turned, so that hair of every colour is seen"
     )
+    from_after_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="samples whose photo is the after half of another pair of the portrait, where masks are the same",
+    )
     degrade_share: float = Field(
         default=0.3, ge=0, le=1, description="samples whose photo, not target, is poor: blurred, reduced, noisy, JPEG"
     )

@@ -25,10 +25,10 @@ from stylepairs.i2i.models.conditions import Kinds, Style, style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.models.plain import Plain, PlainConfig
 from stylepairs.i2i.models.prepared_glean import Network
-from stylepairs.i2i.train.data import Sides, Unpaired, data_digest
 from stylepairs.i2i.train.frozen import FrozenFeatures
 from stylepairs.i2i.train.run_folder import RunDescription, describe, newest_state
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.sides import Sides, Unpaired, data_digest
 
 # Of a state: by what the names of its tensors begin.
 PARTS = ("model", "average", "discriminator", "mixing", "optimizer", "critic_optimizer")

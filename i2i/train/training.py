@@ -29,22 +29,21 @@ from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, initial_discriminator
-from stylepairs.i2i.train.data import (
-    PairDataset,
-    Sample,
-    Sides,
-    Unpaired,
-    load_batches,
-    mixed_batches,
-    one_feature,
-    pair_sides,
-    told_sides,
-)
+from stylepairs.i2i.train.data import PairDataset, Sample, load_batches, mixed_batches
 from stylepairs.i2i.train.degraded import DegradedPortraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
 from stylepairs.i2i.train.run_folder import RunLog, claim_folder, line_of, save_checkpoint, save_sample
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.sides import (
+    Sides,
+    Unpaired,
+    one_feature,
+    pair_sides,
+    portrait_sides,
+    told_sides,
+    unpaired_portraits,
+)
 from stylepairs.i2i.train.start import (
     Run,
     identity_of,
@@ -56,7 +55,6 @@ from stylepairs.i2i.train.start import (
     resume,
     run_state,
 )
-from stylepairs.i2i.train.unpaired import portrait_sides, unpaired_portraits
 from stylepairs.kernels.precision import training_precision
 
 ADAM_BETAS, DISCRIMINATOR_BETAS = (0.9, 0.99), (0.0, 0.99)

@@ -26,7 +26,8 @@ from stylepairs.datagen.portraits.analysis import looking
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.storage.staged import place
-from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
+from stylepairs.i2i.train.data import PairDataset, load_batches
+from stylepairs.i2i.train.sides import read_records
 
 URL = f"s3://{BUCKET}"
 

@@ -30,7 +30,7 @@ from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.train.data import read_records
+from stylepairs.i2i.train.sides import read_records
 
 STEPS = (0.0, 0.5, 1.0)
 

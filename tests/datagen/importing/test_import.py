@@ -27,7 +27,8 @@ from stylepairs.datagen.pairs.record import Pair, split_of
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.train.data import PairDataset, read_records
+from stylepairs.i2i.train.data import PairDataset
+from stylepairs.i2i.train.sides import read_records
 
 PHOTOS = Path(__file__).parents[3] / "recipes" / "photos" / "train"
 PEOPLE = ("portrait_005", "portrait_008", "portrait_009")

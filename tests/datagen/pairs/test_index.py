@@ -12,7 +12,7 @@ import pytest
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.index import KEPT_FIGURES, PairIndex, distinct
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.train.data import data_digest, read_records
+from stylepairs.i2i.train.sides import data_digest, read_records
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from stylepairs.datagen.pairs import merge, shards
 from stylepairs.datagen.pairs.merge import plan_merge, run_merge
 from stylepairs.datagen.pairs.status import status_of
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.train.data import pair_sides
+from stylepairs.i2i.train.sides import pair_sides
 
 
 @pytest.fixture

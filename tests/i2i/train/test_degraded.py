@@ -28,8 +28,8 @@ from stylepairs.i2i.models.glean import Glean
 from stylepairs.i2i.train.data import load_batches
 from stylepairs.i2i.train.degraded import DegradedPortraits, degraded, free_form_holes
 from stylepairs.i2i.train.settings import DataSettings, DegradationSettings, TrainingSettings
+from stylepairs.i2i.train.sides import portrait_records
 from stylepairs.i2i.train.training import train
-from stylepairs.i2i.train.unpaired import portrait_records
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "tasks").glob("*.yaml"))
 TINY = [

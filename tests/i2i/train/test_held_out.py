@@ -12,8 +12,9 @@ from PIL import Image
 
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.i2i.models.glean import Glean
-from stylepairs.i2i.train.data import PairDataset, read_records
+from stylepairs.i2i.train.data import PairDataset
 from stylepairs.i2i.train.held_out import pair_figures, psnr_outside_db, sample_sheet
+from stylepairs.i2i.train.sides import read_records
 
 CPU = torch.device("cpu")
 

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train import training
-from stylepairs.i2i.train.data import PairDataset, load_batches, read_records
+from stylepairs.i2i.train.data import PairDataset, load_batches
 from stylepairs.i2i.train.run_folder import read_metrics
 from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.sides import read_records
 from stylepairs.i2i.train.start import Run
 from stylepairs.i2i.train.training import build, schedule, train, training_step
 

@@ -21,10 +21,10 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.train.data import PairDataset, Unpaired, load_batches, mixed_batches, read_records
+from stylepairs.i2i.train.data import PairDataset, load_batches, mixed_batches
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
+from stylepairs.i2i.train.sides import Unpaired, portrait_records, read_records, unpaired_portraits
 from stylepairs.i2i.train.training import build, refused_in_batch, train, training_step
-from stylepairs.i2i.train.unpaired import portrait_records, unpaired_portraits
 
 Make = Callable[..., TrainingSettings]
 STILL = {name: 0.0 for name in DataSettings.model_fields if name.endswith("_share")}
