@@ -37,6 +37,8 @@ _TRUST = 0.85
 _SOLID = 1.2
 # Half the height of a brow that the matte does not show, in brow lengths.
 _HALF_HEIGHT = 0.08
+# Places along a brow where it may be hidden.
+_LOOKED_AT = 33
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ def brow_line(portrait: Portrait, side: Side, matte: torch.Tensor, columns: int 
     """The brow's edges, read from its matte to a fraction of a pixel; from the landmarks where it shows none."""
     inner, along, up, length = _frame(portrait, side)
     at = torch.linspace(0.06, 0.94, columns, device=up.device)
-    marks = portrait.points68[_BROW[side]]
-    middle = interpolated(at * length, (marks - inner) @ along, (marks - inner) @ up) - _HALF_HEIGHT * length
+    middle = _middle(portrait, side, at * length)
     base = inner + at[:, None] * length * along
     reach = torch.linspace(0, 0.8, 161, device=up.device) * length
     top = middle + 0.3 * length
@@ -89,9 +90,10 @@ def brow_line(portrait: Portrait, side: Side, matte: torch.Tensor, columns: int 
 
 
 def hidden_share(portrait: Portrait, side: Side) -> float:
-    """The share of the brow's landmarks, a little under which its hairs lie, that head hair or a hat hides."""
-    _, _, up, length = _frame(portrait, side)
-    places = portrait.points68[_BROW[side]] - _HALF_HEIGHT * length * up
+    """The share of the brow's length, a little under whose landmarks its hairs lie, that head hair or a hat hides."""
+    inner, along, up, length = _frame(portrait, side)
+    at = torch.linspace(0, 1, _LOOKED_AT, device=up.device)[:, None] * length
+    places = inner + at * along + _middle(portrait, side, at[:, 0])[:, None] * up
     over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
     return float((read_at(over, places, padding="zeros")[0] > 0.5).float().mean())
 
@@ -107,6 +109,13 @@ def _frame(portrait: Portrait, side: Side) -> tuple[torch.Tensor, torch.Tensor, 
     frame = FaceFrame.between(marks[0], marks[-1])
     away = (marks.mean(0) - portrait.points68[EYE[side]].mean(0)) @ frame.down
     return marks[0], frame.across, frame.down if float(away) > 0 else -frame.down, frame.unit_px
+
+
+def _middle(portrait: Portrait, side: Side, at: torch.Tensor) -> torch.Tensor:
+    """How far up the brow's middle lies, as its landmarks have it, at distances `at` [K] from its inner end."""
+    inner, along, up, length = _frame(portrait, side)
+    marks = portrait.points68[_BROW[side]] - inner
+    return interpolated(at, marks @ along, marks @ up) - _HALF_HEIGHT * length
 
 
 def _half(portrait: Portrait, side: Side) -> torch.Tensor:

@@ -17,7 +17,7 @@ from stylepairs.datagen.portraits.landmarks import SIDES
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
-from stylepairs.datagen.sketching.face.brow_matte import brow_line, brow_matte
+from stylepairs.datagen.sketching.face.brow_matte import brow_line, brow_matte, hidden_share
 from stylepairs.datagen.sketching.face.fine_hairs import strew_hairs
 
 CASES = [{"arch": 0.15}, {"arch": 0, "density": 1.0}, {"arch": 0.1, "thickness": 0.3, "density": 0.8, "shade": 10}]
@@ -141,6 +141,19 @@ def test_refusals_say_why(portrait):
     bare = replace(portrait, image=portrait.image * 0 + 0.3)
     with pytest.raises(SketchRefused, match="not to be told from the skin"):
         brows.sketch(bare, brows.Params())
+
+
+def test_what_hair_hides_is_a_share_of_length_not_of_landmarks(portrait):
+    """Landmarks crowd at the outer end: of a brow whose tail alone hair hid, "40 %" were hidden."""
+    points = portrait.points68.clone()
+    inner, outer = points[21].clone(), points[17].clone()
+    for place, mark in zip((0.3, 0.6, 0.9), (20, 19, 18), strict=True):
+        points[mark] = inner.lerp(outer, place)
+    hair = torch.zeros_like(portrait.hair)
+    hair[..., : round(float(inner.lerp(outer, 0.82)[0]))] = 1
+    crowded = replace(portrait, points68=points, hair=hair)
+    assert hidden_share(crowded, "right") == pytest.approx(0.18, abs=0.06)
+    assert hidden_share(crowded, "left") == 0
 
 
 def test_parameters_have_bounds():
