@@ -28,6 +28,7 @@ from pydantic import Field, field_validator
 from stylepairs.datagen.images.colors import (
     color_to_lab,
     delta_e_2000,
+    is_of_one_tone,
     lab_in_light,
     lab_to_srgb,
     parse_color,
@@ -62,8 +63,8 @@ class Params(FeatureParams):
     color: the mean colour wanted (palette name, "#rrggbb" or "r,g,b"). intensity: the degree, 0 own colour, 1 wanted.
     Portraits are refused whose hair covers less than min_hair_share of the crop, or whose matte is not to be trusted:
     it lies over more than max_on_face of the face below the brows, or has more than max_unsure half-transparent pixels
-    for each that is hair (shaven heads, white hair on white). reference_px: side of the downsampled sketch that
-    reconstruction matches.
+    for each that is hair (shaven heads, white hair on white); so are black-and-white pictures. reference_px: side of
+    the downsampled sketch that reconstruction matches.
     """
 
     color: str = "blond"
@@ -152,6 +153,8 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"(min_hair_share {100 * params.min_hair_share:g} %); no hair to colour"
         )
     refuse_untrusted_matte(portrait, matte, params.max_on_face, params.max_unsure)
+    if is_of_one_tone(portrait.image):
+        raise SketchRefused(f"{portrait.name}: black-and-white, or in one tint; hair would be all that has a colour")
 
 
 def _contrast(lab: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,9 @@ _SPELLINGS = {"gray": "grey", "blonde": "blond", "ginger": "red", "violet": "pur
 
 
 # Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1].
+# Distance in a*, b* from what lightness tells of them, root mean square. Of 1 905 colour portraits the least has 1.6, a
+# sepia print 0.5.
+_ONE_TONE = 0.8
 _TO_XYZ = Constant([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 
@@ -107,6 +110,14 @@ def color_to_lab(color: tuple[int, int, int], like: torch.Tensor | None = None) 
     rgb = torch.tensor(color, dtype=torch.float32)[:, None, None] / 127.5 - 1
     lab = srgb_to_lab(rgb)
     return lab if like is None else lab.to(like)
+
+
+def is_of_one_tone(image: torch.Tensor) -> bool:
+    """Whether an image [3,H,W] in [-1,1] is black-and-white, or tinted so that its lightness tells its colour."""
+    lab = srgb_to_lab(image).flatten(1).double().cpu()
+    tints = torch.stack([torch.ones_like(lab[0]), lab[0]], 1)
+    told = tints @ torch.linalg.lstsq(tints, lab[1:].T, driver="gelsd").solution
+    return float((lab[1:].T - told).square().sum(1).mean().sqrt()) < _ONE_TONE
 
 
 def delta_e_2000(lab1: torch.Tensor, lab2: torch.Tensor, dim: int = -3) -> torch.Tensor:

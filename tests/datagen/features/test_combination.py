@@ -60,6 +60,7 @@ def portrait() -> Portrait:
     label[:8] = CLASS["hair"]
     image = torch.full((3, SIZE, SIZE), 0.5)
     image[:, :8] = -0.6
+    image[2, -8:] = -0.5  # in black and white no hair is recoloured
     points = torch.rand(68, 2, generator=torch.Generator().manual_seed(0)) * 8 + 20
     return Portrait("portrait_001", image, label, (label == CLASS["hair"])[None].float(), points, "a" * 64)
 

@@ -131,6 +131,17 @@ def test_a_matte_of_haze_is_refused():
         hair_color.sketch(portrait(matte=clean * 0.65), hair_color.Params())
 
 
+@pytest.mark.parametrize("tint", [(1, 1, 1), (1.07, 0.74, 0.43)], ids=["grey", "sepia"])
+def test_a_picture_without_colours_is_refused(tint):
+    before = portrait()
+    light = (before.image.mean(0, keepdim=True) + 1) / 2
+    toned = (light * torch.tensor(tint)[:, None, None]).clamp(0, 1) * 2 - 1
+    with pytest.raises(SketchRefused, match="black-and-white, or in one tint"):
+        hair_color.sketch(replace(before, image=toned), hair_color.Params())
+    pale = before.image.mean(0, keepdim=True).lerp(before.image, 0.4)
+    hair_color.sketch(replace(before, image=pale), hair_color.Params())
+
+
 def test_reaching_the_colour_exactly_measures_as_such():
     before = portrait("black")
     figures = hair_color.measure(before, seen(before, recoloured(before, "auburn")), hair_color.Params(color="auburn"))
