@@ -36,8 +36,10 @@ DYED_SATURATION, DYED_HUE = (0.8, 2.5), (-0.5, 0.5)
 
 @dataclass(frozen=True)
 class Transforms:
-    """In the order in which they are applied: to photo, target and mask; to photo and target; to the photo alone."""
+    """In the order in which they are applied: to the photo, inside the mask; to photo, target and mask; to photo and
+    target; to the photo alone."""
 
+    dyeing: albumentations.Compose
     moving: albumentations.Compose
     recolouring: albumentations.Compose
     degrading: albumentations.Compose
@@ -65,7 +67,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
     saturation = A.ColorJitter((1, 1), (1, 1), _around_one(settings.saturation), (0, 0), p=1)
     recolouring: list[Any] = [A.Sequential([lightness, saturation], p=settings.photometric_share)]
     if settings.dyed_share:
-        recolouring.append(A.ColorJitter((1, 1), (1, 1), DYED_SATURATION, DYED_HUE, p=settings.dyed_share))
+        recolouring.append(_dyeing(settings.dyed_share))
     poor = [
         A.GaussianBlur(blur_limit=0, sigma_limit=BLUR_SIGMA_PX, p=0.5),
         A.Downscale(DOWN_SCALE, {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=0.5),
@@ -74,6 +76,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
     ]
     pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
     return Transforms(
+        dyeing=A.Compose([_dyeing(1.0)]),
         moving=A.Compose([A.HorizontalFlip(p=settings.flip_share), affine], **pair),
         recolouring=A.Compose(recolouring, **pair),
         degrading=A.Compose([A.Sequential(poor, p=settings.degrade_share)]),
@@ -125,6 +128,12 @@ def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) 
     soft = F.pad(blurred(mask, sigma)[None], (1, 1, 1, 1), "replicate")[0]
     soft = soft[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
     return ((soft - 0.5) * hardness + 0.5 + grow * 4 * soft * (1 - soft)).clamp(0, 1)
+
+
+def _dyeing(share: float) -> albumentations.ColorJitter:
+    import albumentations as A
+
+    return A.ColorJitter((1, 1), (1, 1), DYED_SATURATION, DYED_HUE, p=share)
 
 
 def _around_one(share: float) -> tuple[float, float]:

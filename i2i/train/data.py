@@ -121,8 +121,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             sample = self.refused_sample(int(rng.integers(len(self.refused))), record)
         else:
             sample = self.pair_sample(record)
-            if self.siblings is not None and rng.random() < cast("DataSettings", self.settings).from_after_share:
-                sample |= self.edited_before(sample, self.siblings.of(index), rng)
+            if self.settings is not None:
+                sample |= self.other_start(sample, index, self.settings, rng)
         return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
 
     def pair_sample(self, record: PairRecord) -> Sample:
@@ -135,20 +135,26 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             sample["ws"], sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
         return sample
 
-    def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> Sample:
-        """The photo of a pair's sample as one of its portrait's other pairs made it, which the pair's own edit covers;
-        none where there is no such pair of the same mask."""
+    def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> Sample:
+        """The photo of a pair's sample as another of the portrait's pairs made it, and with other hues inside the mask,
+        in the shares that settings ask for: the pair's own edit covers both."""
+        photo = sample["photo"]
+        if self.siblings is not None and rng.random() < settings.from_after_share:
+            photo = self.edited_before(sample, self.siblings.of(index), rng)
+        if settings.dyed_before_share and rng.random() < settings.dyed_before_share:
+            dyed, _ = augment.applied(augment.transforms_of(settings).dyeing, rng, image=to_uint8(photo))
+            photo = photo.lerp(to_float(dyed["image"]), sample["mask"])
+        return {"photo": photo}
+
+    def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """The after half of one of a sample's siblings; its own photo where there is none of the same mask."""
         if not len(siblings):
-            return {}
+            return sample["photo"]
         record = self.records[int(rng.choice(siblings))]
-        other = load_pair(self.pairs, record, ("after", "mask"))
-        if (
-            other.after is None
-            or other.mask is None
-            or not torch.equal(_mask(other.mask, self.size_px), sample["mask"])
-        ):
-            return {}
-        return {"photo": _image(other.after, self.size_px)}
+        pair = load_pair(self.pairs, record, ("after", "mask"))
+        if pair.after is None or pair.mask is None or not torch.equal(_mask(pair.mask, self.size_px), sample["mask"]):
+            return sample["photo"]
+        return _image(pair.after, self.size_px)
 
     def refused_sample(self, index: int, asked: PairRecord) -> Sample:
         """A portrait that the feature refused, with another pair's parameters and region, by which it is not to be told
