@@ -7,6 +7,7 @@ Every number comes from a generator that the caller seeds. All transforms of a c
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.filters import blurred, grown
+from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.filters import blurred, grown, mean_of
+from stylepairs.datagen.images.tones import in_shade
 
 if TYPE_CHECKING:
     import albumentations
@@ -32,14 +35,14 @@ NOISE_STD = (0.0, 0.03)  # of the range from black to white
 JPEG_QUALITY = (40, 95)
 # Of a dyed sample: any hue, and colours from dull to glaring.
 DYED_SATURATION, DYED_HUE = (0.8, 2.5), (-0.5, 0.5)
+# CIELAB of a painted sample: chroma up to that of vivid dyes, how much lighter than it was, its mean lightness.
+PAINTED_CHROMA, PAINTED_LIGHTER, PAINTED_LIGHTNESS = 75.0, (-15.0, 35.0), (8.0, 88.0)
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """In the order in which they are applied: to the photo, inside the mask; to photo, target and mask; to photo and
-    target; to the photo alone."""
+    """In the order in which they are applied: to photo, target and mask; to photo and target; to the photo alone."""
 
-    dyeing: albumentations.Compose
     moving: albumentations.Compose
     recolouring: albumentations.Compose
     degrading: albumentations.Compose
@@ -67,7 +70,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
     saturation = A.ColorJitter((1, 1), (1, 1), _around_one(settings.saturation), (0, 0), p=1)
     recolouring: list[Any] = [A.Sequential([lightness, saturation], p=settings.photometric_share)]
     if settings.dyed_share:
-        recolouring.append(_dyeing(settings.dyed_share))
+        recolouring.append(A.ColorJitter((1, 1), (1, 1), DYED_SATURATION, DYED_HUE, p=settings.dyed_share))
     poor = [
         A.GaussianBlur(blur_limit=0, sigma_limit=BLUR_SIGMA_PX, p=0.5),
         A.Downscale(DOWN_SCALE, {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=0.5),
@@ -76,7 +79,6 @@ def transforms_of(settings: DataSettings) -> Transforms:
     ]
     pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
     return Transforms(
-        dyeing=A.Compose([_dyeing(1.0)]),
         moving=A.Compose([A.HorizontalFlip(p=settings.flip_share), affine], **pair),
         recolouring=A.Compose(recolouring, **pair),
         degrading=A.Compose([A.Sequential(poor, p=settings.degrade_share)]),
@@ -90,6 +92,18 @@ def applied(
     transforms.set_random_state(rng, random.Random(int(rng.integers(2**63))))
     result = transforms(**images)
     return {name: result[name] for name in images}, bool(result.get("applied_transforms"))
+
+
+def painted(image: torch.Tensor, mask: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """An image [3,H,W] in [-1,1] whose mean colour inside the mask [1,H,W] is any other, in its own light and shade."""
+    lab, inside = srgb_to_lab(image), (mask > 0.5).float()
+    hue, chroma, lighter = rng.uniform(0, 2 * math.pi), rng.uniform(0, PAINTED_CHROMA), rng.uniform(*PAINTED_LIGHTER)
+    own = mean_of(lab[:1], inside)
+    lightness = (own + lighter).clamp(*PAINTED_LIGHTNESS)
+    color = chroma * torch.tensor([math.cos(hue), math.sin(hue)])[:, None, None]
+    light = (lab[:1] + lightness - own).clamp(0, 100)
+    paint = torch.cat([light, in_shade(color.expand(-1, *light.shape[1:]), lightness, light)])
+    return image.lerp(lab_to_srgb(paint).clamp(-1, 1), mask)
 
 
 def region(mask: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
@@ -128,12 +142,6 @@ def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) 
     soft = F.pad(blurred(mask, sigma)[None], (1, 1, 1, 1), "replicate")[0]
     soft = soft[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
     return ((soft - 0.5) * hardness + 0.5 + grow * 4 * soft * (1 - soft)).clamp(0, 1)
-
-
-def _dyeing(share: float) -> albumentations.ColorJitter:
-    import albumentations as A
-
-    return A.ColorJitter((1, 1), (1, 1), DYED_SATURATION, DYED_HUE, p=share)
 
 
 def _around_one(share: float) -> tuple[float, float]:

@@ -136,14 +136,13 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         return sample
 
     def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> Sample:
-        """The photo of a pair's sample as another of the portrait's pairs made it, and with other hues inside the mask,
-        in the shares that settings ask for: the pair's own edit covers both."""
+        """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
+        mask, in the shares that settings ask for: the pair's own edit covers both."""
         photo = sample["photo"]
         if self.siblings is not None and rng.random() < settings.from_after_share:
             photo = self.edited_before(sample, self.siblings.of(index), rng)
-        if settings.dyed_before_share and rng.random() < settings.dyed_before_share:
-            dyed, _ = augment.applied(augment.transforms_of(settings).dyeing, rng, image=to_uint8(photo))
-            photo = photo.lerp(to_float(dyed["image"]), sample["mask"])
+        if settings.painted_share and rng.random() < settings.painted_share:
+            photo = augment.painted(photo, sample["mask"], rng)
         return {"photo": photo}
 
     def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> torch.Tensor:

@@ -62,7 +62,7 @@ class DegradedPortraits(PairDataset):
     ):
         if settings is not None:  # what is wanted stays clean
             settings = settings.model_copy(
-                update=dict.fromkeys(("degrade_share", "refused_share", "from_after_share", "dyed_before_share"), 0.0)
+                update=dict.fromkeys(("degrade_share", "refused_share", "from_after_share", "painted_share"), 0.0)
             )
         super().__init__(portraits, records, size_px, "none", latent_shape, "", settings, seed)
         self.degradation = degradation

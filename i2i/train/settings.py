@@ -60,11 +60,11 @@ class DataSettings(Section):
         le=1,
         description="samples whose photo is the after half of another pair of the portrait, where masks are the same",
     )
-    dyed_before_share: float = Field(
+    painted_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="samples whose photo alone has other hues inside the mask; only for edits of colour",
+        description="samples whose photo alone has any other colour inside the mask; only for edits of colour",
     )
     degrade_share: float = Field(
         default=0.3, ge=0, le=1, description="samples whose photo, not target, is poor: blurred, reduced, noisy, JPEG"

@@ -302,15 +302,15 @@ def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> No
     assert (dyed["style"] - plain["style"]).abs().max() > 0.02  # the wanted colour went along
 
 
-def test_photo_alone_is_dyed_inside_the_mask(pairs: Path) -> None:
+def test_photo_alone_is_painted_inside_the_mask(pairs: Path) -> None:
     plain = dataset(pairs)[0]
-    dyed = dataset(pairs, DataSettings(**(NONE | {"dyed_before_share": 1.0})))[0]
+    dyed = dataset(pairs, DataSettings(**(NONE | {"painted_share": 1.0})))[0]
     inside = (dyed["mask"] > 0).expand(3, -1, -1)
     assert (dyed["photo"] - plain["photo"])[inside].abs().mean() > 0.05
     torch.testing.assert_close(dyed["photo"][~inside], plain["photo"][~inside], rtol=0, atol=1e-6)
     for name in ("target", "mask", "degree", "style", "ws_valid"):
         torch.testing.assert_close(dyed[name], plain[name], rtol=0, atol=1e-6)
-    identity = dataset(pairs, DataSettings(**(NONE | {"dyed_before_share": 1.0, "identity_share": 1.0})))[0]
+    identity = dataset(pairs, DataSettings(**(NONE | {"painted_share": 1.0, "identity_share": 1.0})))[0]
     torch.testing.assert_close(identity["target"], identity["photo"], rtol=0, atol=1e-6)
 
 
