@@ -20,7 +20,7 @@ from stylepairs.datagen.shell.machine import host_name
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.glean import Edit, Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
@@ -84,6 +84,36 @@ def test_a_face_that_is_lost_for_a_moment_keeps_its_edit(brightening: Glean) -> 
     done = [edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND))]
     assert all(done)
     assert not all(edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND), steady=False))
+
+
+class InItsLight(Brightening):
+    """Brightens a light photo more."""
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, *told: torch.Tensor) -> Edit:
+        self.light = float(photo.mean())
+        return super().forward(photo, region, *told)
+
+    def amount(self) -> float:
+        return 0.4 + 0.4 * self.light
+
+
+class InTheDark(FakeAnalyser):
+    """Finds the face in dark frames alone."""
+
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+        return self.faces if photo.mean() < 150 else []
+
+
+@pytest.mark.parametrize("other_shot", [60, 200])  # another face at the same place; none
+def test_nothing_passes_over_a_cut(brightening: Glean, other_shot: int) -> None:
+    editor = editor_of(brightening, InItsLight)
+    editor.analyser = InTheDark([(80, 60)])
+    first, then = clip(8), [frame - np.uint8(110) + np.uint8(other_shot) for frame in clip(8)]
+    whole = list(edit_frames(editor, first + then, editor.wanted(BLOND)))
+    apart = [*edit_frames(editor, first, editor.wanted(BLOND)), *edit_frames(editor, then, editor.wanted(BLOND))]
+    for (frame, edited), (expected, expected_edited) in zip(whole, apart, strict=True):
+        assert edited == expected_edited
+        np.testing.assert_array_equal(frame, expected)
 
 
 def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
