@@ -134,10 +134,10 @@ def edit(
 def video_work(editor: Any, params: dict[str, Any], min_score: float, provenance: bool) -> Any:
     """What is done to each file of --video, and what is said of it."""
     from stylepairs.datagen.shell.command_line import progress
-    from stylepairs.i2i.edit.video import edit_video
+    from stylepairs.i2i.edit.video import edit_video, frame_count
 
     def work(path: Path, target: Path) -> str:
-        with progress(0, "frames") as shown:
+        with progress(frame_count(path), "frames") as shown:
             done = edit_video(editor, path, target, params, min_score, provenance, shown.reach)
         left = [*(f"some faces left: {reason}" for reason in done.refused), *done.notes]
         return "; ".join([f"a face edited in {done.edited} of {done.frames} frames", *left])

@@ -31,11 +31,14 @@ WINDOW = 4
 NEW_SHARE = 0.4
 # Frames that a face may be lost for: a hand before it, a blink of the finder.
 HELD_FRAMES = 6
-# Levels of 255 by which frames differ on the whole, seen at so many pixels a side, where another shot begins. Of photos of
-# different people any two differ by 29 and more, a pan by 3 % of the width from frame to frame by 16 to 27.
+# Levels of 255 by which frames differ on the whole, seen at so many pixels a side, where another shot begins. Any two
+# of 40 photos of people differ by 29 and more, a pan by 3 % of the width from frame to frame by 16 (median).
 _CUT_LEVELS, _CUT_PX = 24, 32
 # Of the distance between eyes and mouth: two places further apart are two faces.
 _SAME_FACE = 1.0
+_BITS = 8  # of what is written, a colour
+# Of a video, that may be missing at its end: containers round.
+_MISSING_S = 0.5
 MAX_PIXELS = 3840 * 2160
 # FFmpeg's names of containers.
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
@@ -88,7 +91,8 @@ def edit_frames(
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Edited frames uint8 [H,W,3], each with whether a face was edited in it, as many as came and in their order.
 
-    steady False: each frame by itself, as a photo; else nothing passes over a cut. refused: reasons for which faces are left are added to it.
+    steady False: each frame by itself, as a photo; else nothing passes over a cut. refused: reasons for which faces are
+    left are added to it.
     """
     tracks: list[_Track] = []
     waiting: deque[tuple[int, np.ndarray]] = deque()
@@ -144,6 +148,7 @@ def edit_video(
                     counts[0], counts[1] = counts[0] + 1, counts[1] + edited
                     progress(counts[0])
                 reader.close()
+                notes.extend(reader.cut_off())
         # What the disk refuses is no such error, though some of these are OSErrors.
         except av.error.FFmpegError as error:
             raise InputError(
@@ -157,6 +162,20 @@ def edit_video(
     remove_stale(target.parent)
     replace_file(target, write)
     return VideoEdit(counts[0], counts[1], tuple(sorted(refused)), tuple(notes))
+
+
+def frame_count(path: Path) -> int:
+    """About how many frames a video has, as its container says; 0 where that is not said, or it cannot be read."""
+    try:
+        import av
+    except ImportError:
+        return 0
+    try:
+        with av.open(str(path)) as source:
+            video = source.streams.video[0]
+            return int(video.frames or _seconds(source) * (video.average_rate or 0))
+    except (av.error.FFmpegError, IndexError):  # IndexError: of sound alone
+        return 0
 
 
 class _Reader:
@@ -186,6 +205,13 @@ class _Reader:
         self.stream.codec_context.time_base = self.video.time_base
         self._show_alike(turned=height != self.video.height)
         self.times: deque[int | None] = deque()
+        self.reached_s = 0.0
+
+    def cut_off(self) -> Iterator[str]:
+        """That the file ended before its container says, once all frames are read."""
+        said_s = _seconds(self.source)
+        if self.reached_s + _MISSING_S < said_s:
+            yield f"the file is cut off: it holds {self.reached_s:.1f} of {said_s:.1f} s"
 
     def left_out(self) -> Iterator[str]:
         """What of the source is not in the new file."""
@@ -194,6 +220,11 @@ class _Reader:
             yield f"without {tracks} further sound track{'s' * (tracks > 1)}"
         if subtitles:
             yield f"without {subtitles} track{'s' * (subtitles > 1)} of subtitles"
+        parts = self.video.format.components
+        if parts[0].bits > _BITS:
+            yield f"{_BITS} bits of {parts[0].bits}"
+        if any(part.is_alpha for part in parts):
+            yield "without its transparency"
 
     def _show_alike(self, turned: bool) -> None:
         """Have the new stream say what the source's does of the shape of its pixels and of its colours."""
@@ -207,6 +238,9 @@ class _Reader:
     def frames(self) -> Iterator[np.ndarray]:
         outs = dict(self.sound)
         for packet in self.source.demux(self.video, *outs):
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                self.reached_s = max(self.reached_s, float(end) - (self.source.start_time or 0) / 1e6)
             if packet.stream is not self.video:
                 if packet.dts is not None:
                     packet.stream = outs[packet.stream]
@@ -231,6 +265,12 @@ class _Reader:
 
     def close(self) -> None:
         self.made.mux(self.stream.encode(None))
+
+
+def _seconds(source: Any) -> float:
+    """The length of a source's pictures as its container says it; 0 where it does not."""
+    video = source.streams.video[0]
+    return float(video.duration * video.time_base) if video.duration else (source.duration or 0) / 1e6
 
 
 def _first_picture(path: Path) -> np.ndarray:

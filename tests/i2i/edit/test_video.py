@@ -18,7 +18,7 @@ from stylepairs.datagen.portraits.analysis.detection import Face
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import host_name
 from stylepairs.i2i.edit.editor import Editor
-from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
+from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video, frame_count
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
 
@@ -265,6 +265,42 @@ def test_sound_and_subtitles_that_are_left_out_are_said(brightening: Glean, tmp_
     write_video(tmp_path / "a.mp4", clip(5), tracks=3)
     done = edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
     assert done.notes == ("without 2 further sound tracks",)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"), [("yuv420p10le", ("8 bits of 10",)), ("yuva420p", ("without its transparency",))]
+)
+def test_depth_and_transparency_that_are_left_out_are_said(
+    brightening: Glean, tmp_path: Path, pixels: str, said: tuple[str, ...]
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as made:
+        video = made.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 160, 120, pixels
+        for frame in clip(5):
+            made.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)))
+        made.mux(video.encode(None))
+    assert edit_video(editor_of(brightening), tmp_path / "a.mkv", tmp_path / "b.mp4", BLOND).notes == said
+
+
+def test_of_a_file_that_is_cut_off_it_is_said_how_much_there_is(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", clip(50))
+    whole = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    assert not edit_video(editor_of(brightening), tmp_path / "a.mkv", tmp_path / "b.mp4", BLOND).notes
+    done = edit_video(editor_of(brightening), tmp_path / "half.mkv", tmp_path / "c.mp4", BLOND)
+    assert 15 < done.frames < 35
+    assert done.notes == (
+        f"the file is cut off: it holds {done.frames / 25:.1f} of 2.1 s",
+    )  # its sound is a block longer
+
+
+def test_how_many_frames_there_are_is_known_before(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.mkv"):
+        write_video(tmp_path / name, clip(10))
+        assert 10 <= frame_count(tmp_path / name) <= 12  # a container's length may be that of its sound
+    (tmp_path / "b.mp4").write_bytes(b"no video at all")
+    assert frame_count(tmp_path / "b.mp4") == frame_count(tmp_path / "none.mp4") == 0
 
 
 def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:
