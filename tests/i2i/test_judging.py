@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.faked_faces import Brightening
+from helpers.faked_faces import Brightening, face_points
 from helpers.tiny_build import write_portraits
 from PIL import Image
 
+from stylepairs.datagen.features.feature import Feature
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.i2i import judging
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
@@ -34,6 +37,7 @@ from stylepairs.i2i.judging import (
 )
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.restoration import NoParams, everywhere
 
 ROOT = Path(__file__).parents[2]
 INFO = ModelInfo("hair_color", "color", {})
@@ -184,21 +188,36 @@ def test_no_more_than_the_sheets_pictures_are_held() -> None:
     assert (len(judged.rows), len(judged.pictures)) == (4 * SHEET_ROWS, SHEET_ROWS)
 
 
-@pytest.mark.slow
-def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
-    from helpers.faked_faces import face_points
-
-    from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-
+def haired_portrait() -> Portrait:
     torch.manual_seed(0)
     label, hair = torch.full((32, 32), CLASS["skin"], dtype=torch.uint8), torch.zeros(1, 32, 32)
     label[:14], hair[:, :14] = CLASS["hair"], 1
     label[24:27, 12:20] = CLASS["l_lip"]
     points = torch.from_numpy(face_points(16, 16, 8.0))
-    portrait = Portrait("one", torch.rand(3, 32, 32) - 0.5, label, hair, points, "one")
-    found = entanglement(Editor(model, INFO), [portrait], {"color": "blond", "degree": 0.0})
+    return Portrait("one", torch.rand(3, 32, 32) - 0.5, label, hair, points, "one")
+
+
+@pytest.mark.slow
+def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
+    found = entanglement(Editor(model, INFO), [haired_portrait()], {"color": "blond", "degree": 0.0})
     assert found
     assert all(value == 0 for value in found.values())
+
+
+def test_a_feature_is_entangled_only_on_portraits_that_it_applies_to(
+    model: Glean, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> Sketch:
+        raise SketchRefused("nothing to fill")
+
+    def measure(before: Portrait, seen: AnalysedPair, params: object) -> dict[str, float]:
+        return {"degree": 9.0 * (seen.after is not seen.before)}
+
+    features = {"applies": Feature(NoParams, everywhere, measure), "refuses": Feature(NoParams, refuses, measure)}
+    monkeypatch.setattr(judging, "feature_names", lambda: list(features))
+    monkeypatch.setattr(judging, "load_feature", features.__getitem__)
+    found = entanglement(Editor(model, INFO), [haired_portrait()], {"color": "blond"})
+    assert found == {"applies": 9.0}
 
 
 def test_any_two_folders_are_compared(
