@@ -173,6 +173,14 @@ def test_an_fid_that_fails_is_said_and_does_not_take_the_figures_with_it(monkeyp
     assert said == ["fid_pyramid is left out: no eigenvalues"]
 
 
+@pytest.mark.parametrize("size", [(8, 8), (40, 400), (400, 40)])
+def test_pictures_of_any_shape_are_judged(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    made = [(torch.rand(3, *size), {"target": torch.rand(3, *size), "mask": torch.ones(1, *size)}) for _ in range(3)]
+    figures = judged_of([({}, *each) for each in made], load_instruments("efficientnet-lite0")).figures
+    assert np.isfinite([each.value for each in figures.values()]).all()
+
+
 def test_no_more_than_the_sheets_pictures_are_held() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
@@ -239,12 +247,15 @@ def test_any_two_folders_are_compared(
     assert psnr["near"] > psnr["far"] + 10
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
+    (tmp_path / "specks").mkdir()
+    Image.new("RGB", (5, 32)).save(tmp_path / "specks" / "a.png")
     (tmp_path / "twice").mkdir()
     for name in ("a.jpg", "a.png"):
         (tmp_path / "twice" / name).write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
     for arguments, said in (
         (["nowhere"], "nowhere: no such folder"),
         (["near", "--masks", "masks"], "masks: no mask of b (of 2 pictures there is none)"),
+        (["near", "specks"], "specks/a.png: 5 x 32 pixels; pictures need 6 on each side to be compared"),
         (["twice"], "twice/a.png: a.jpg has the same name; leave one of them"),
     ):
         capsys.readouterr()
