@@ -219,7 +219,11 @@ def evaluate(
     ] = None,
     overrides: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="first portraits or pairs only")] = None,
-    perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
+    perceptual: Annotated[
+        str,
+        typer.Option(help="features of the perceptual and FID-style figures: auto, efficientnet-lite0, vgg16 (LPIPS)"),
+    ] = "auto",
+    perceptual_weights: Annotated[str | None, typer.Option(help="file of their weights; vgg16 needs one")] = None,
     identity: Annotated[
         str, typer.Option(help="embedded, or an .onnx of a face-recognition network (ArcFace): is it the same person?")
     ] = "embedded",
@@ -242,7 +246,8 @@ def evaluate(
     folder = out if out is not None and out.suffix != ".json" else None
     if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
-    params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
+    params = combinations(nested_overrides(overrides or []))
+    by = load_instruments(perceptual, identity, perceptual_weights)
     run_own_feature(own_feature)
     editors = {run: Editor.load(run, device=device) for run in runs}
     restores = {editor.info.feature == RESTORATION for editor in editors.values()}

@@ -47,7 +47,7 @@ class Instruments:
 
 
 def load_instruments(
-    perceptual: str = "auto", identity: str | Path = "embedded", weights: Path | None = None
+    perceptual: str = "auto", identity: str | Path = "embedded", weights: str | Path | None = None
 ) -> Instruments:
     """Both by name; perceptual, weights: as in `load_perceptual`. Raises InputError."""
     features = load_perceptual(perceptual, weights)

@@ -47,6 +47,10 @@ assert not triton, triton
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
         (["edit", "--nope"], "--nope"),
         (
+            ["evaluate", "embedded", "--portraits", "p", "--perceptual", "vgg16", "--perceptual-weights", "vgg.pth"],
+            "vgg.pth: no such file",
+        ),
+        (
             ["evaluate", "embedded", "embedded:bangs", "--portraits", "p", "--set", "color=auburn"],
             "bangs: params.color: unknown",
         ),

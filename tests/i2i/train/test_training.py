@@ -61,6 +61,14 @@ DRAWS: dict[str, Any] = {
 }
 
 
+def test_features_of_a_file_are_read_from_it(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vgg16 needs perceptual_weights, a file"):
+        settings(perceptual="vgg16")
+    chosen = settings(perceptual="vgg16", perceptual_weights=str(tmp_path / "vgg16.pth"))
+    with pytest.raises(InputError, match=r"vgg16\.pth: no such file"):
+        build(chosen, "hair_color", {})
+
+
 @pytest.mark.parametrize("changes", [{}, pytest.param(DRAWS, marks=pytest.mark.slow)], ids=["recolours", "draws"])
 def test_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, settings: Make, synthetic_pairs, changes: dict[str, Any]
