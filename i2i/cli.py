@@ -177,9 +177,12 @@ def export(
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
     from stylepairs.i2i.models.quantized import quantize, require_onnxruntime
+    from stylepairs.i2i.models.restoration import RESTORATION
 
     run_own_feature(own_feature)
     model, info = load_model(run)
+    if int8 is not None and info.feature == RESTORATION:
+        raise InputError(f"--int8: scales come of pairs, and {run} restores, which needs none; leave --int8 out")
     samples, small = [], out.with_suffix(".int8.onnx")
     if int8 is not None:  # whatever is wrong with it is said before anything is written
         from stylepairs.i2i.train.data import calibration_inputs

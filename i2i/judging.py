@@ -91,7 +91,10 @@ def known_pairs(editors: Mapping[str, Editor], pairs: Path) -> list[PairRecord]:
         )
     ]
     if not records:
-        raise InputError(f"{pairs}: no accepted held-out pair of a kind that every run knows; build more pairs")
+        wanted = " and ".join(sorted({editor.info.feature for editor in editors.values()}))
+        raise InputError(
+            f"{pairs}: no accepted held-out pair of {wanted} of a kind that every run knows; build more, or name others"
+        )
     return records
 
 

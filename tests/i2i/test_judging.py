@@ -21,6 +21,7 @@ from PIL import Image
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i import judging
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
@@ -31,6 +32,7 @@ from stylepairs.i2i.judging import (
     judge_pairs,
     judge_portraits,
     judged_of,
+    known_pairs,
     markdown,
     picture_figures,
     write_report,
@@ -138,6 +140,12 @@ def test_faces_that_edit_leaves_are_judged_as_they_are_and_counted(
     assert of["run"].figures["faces_left"].value == len(of["run"].rows) == 2
     assert of["run"].figures["psnr_outside_db"].value == 100
     assert {"confidence", "seconds", "color_delta_e"} <= set(of["run"].figures)
+
+
+def test_pairs_of_another_feature_are_said_to_be(model: Glean, synthetic_pairs, tmp_path: Path) -> None:
+    synthetic_pairs(tmp_path / "pairs", count=4, size_px=32, shard_size=4)
+    with pytest.raises(InputError, match="no accepted held-out pair of bangs of a kind that every run knows"):
+        known_pairs({"run": Editor(model, ModelInfo("bangs", "none", {}))}, tmp_path / "pairs")
 
 
 def test_an_edit_is_judged_as_faint_as_edit_makes_it(brightening: Glean) -> None:

@@ -287,7 +287,7 @@ def test_two_trainings_into_one_folder_do_not_mix(tmp_path: Path, pairs: Path, s
 
 
 def test_pairs_of_another_feature_than_the_recipes_are_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
-    with pytest.raises(InputError, match="pairs of hair_color, the recipe is for bangs; take the recipe of the pairs"):
+    with pytest.raises(InputError, match="pairs of hair_color, not of bangs; name pairs of bangs"):
         train(settings(), pairs, tmp_path / "run", feature="bangs")
     assert not (tmp_path / "run").exists()
 
