@@ -186,7 +186,7 @@ class _Reader:
 
         if not source.streams.video:
             raise InputError(f"{path}: no picture in it; name a video")
-        self.source, self.made, self.video = source, made, source.streams.video[0]
+        self.path, self.source, self.made, self.video = path, source, made, source.streams.video[0]
         if self.video.width * self.video.height > MAX_PIXELS:
             raise InputError(f"{path}: {self.video.width} x {self.video.height} pixels, more than 4K; make it smaller")
         self.video.thread_type = "AUTO"
@@ -223,7 +223,7 @@ class _Reader:
         parts = self.video.format.components
         if parts[0].bits > _BITS:
             yield f"{_BITS} bits of {parts[0].bits}"
-        if any(part.is_alpha for part in parts):
+        if any(part.is_alpha for part in parts) and self.video.codec_context.name != "gif":  # which always has it
             yield "without its transparency"
 
     def _show_alike(self, turned: bool) -> None:
@@ -248,7 +248,12 @@ class _Reader:
                 continue
             for frame in packet.decode():
                 self.times.append(frame.pts)
-                yield _upright(frame)
+                pixels = _upright(frame)
+                height, width = pixels.shape[:2]
+                if (width, height) != (self.stream.width, self.stream.height):
+                    sizes = f"{self.stream.width} x {self.stream.height} to {width} x {height}"
+                    raise InputError(f"{self.path}: its pictures change from {sizes} pixels; cut it there")
+                yield pixels
 
     def write(self, pixels: np.ndarray) -> None:
         import av

@@ -283,6 +283,15 @@ def test_depth_and_transparency_that_are_left_out_are_said(
     assert edit_video(editor_of(brightening), tmp_path / "a.mkv", tmp_path / "b.mp4", BLOND).notes == said
 
 
+def test_pictures_that_change_their_size_are_one_line(brightening: Glean, tmp_path: Path) -> None:
+    for name, size in (("a.ts", (120, 160)), ("b.ts", (96, 160))):
+        write_video(tmp_path / name, clip(5, size), tracks=0)
+    (tmp_path / "c.ts").write_bytes(b"".join((tmp_path / name).read_bytes() for name in ("a.ts", "b.ts")))
+    with pytest.raises(InputError, match=r"c\.ts: its pictures change from 160 x 120 to 160 x 96 pixels"):
+        edit_video(editor_of(brightening), tmp_path / "c.ts", tmp_path / "d.mp4", BLOND)
+    assert not (tmp_path / "d.mp4").exists()
+
+
 def test_of_a_file_that_is_cut_off_it_is_said_how_much_there_is(brightening: Glean, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", clip(50))
     whole = (tmp_path / "a.mkv").read_bytes()
