@@ -77,13 +77,14 @@ class OnnxEditor:
         """The edit of one face as gain, bias, mask [S,S,7] (of 0..255), and the photo's transform onto their square."""
         about = self.editor.about
         side = about["size_px"]
-        maps = self.seen(photo, points68, style, degree, 1.0)
+        maps, sure = self.seen(photo, points68, style, degree, 1.0)
+        maps[..., 6] *= sure >= SURE
         transform = square_transform(eyes_and_mouth(points68), side)
         fade = border_fade(side)
         continues = about["keeps_texture"] and not about["draws"]
         if continues and (maps[..., 6] * (1 - fade)).mean() > 0.01 * FADE:
             margin = round(MARGIN * side)
-            wide = self.seen(photo, points68, style, degree, 1 + 2 * margin / side)[..., 6]
+            wide = self.seen(photo, points68, style, degree, 1 + 2 * margin / side)[0][..., 6]
             transform[:, 2] += margin
             return extended(maps, resized(wide, side + 2 * margin, Image.Resampling.BILINEAR), margin), transform
         maps[..., 6] *= fade
@@ -91,8 +92,9 @@ class OnnxEditor:
 
     def seen(
         self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float, share: float
-    ) -> np.ndarray:
-        """What the network says of a square `share` times the face's own: gain, bias, mask, [S,S,7]."""
+    ) -> tuple[np.ndarray, float]:
+        """What the network says of a square `share` times the face's own: gain, bias, mask, [S,S,7], and how sure it is
+        that there is anything to edit, which counts for the face's own square alone."""
         side, crop_px = self.editor.about["size_px"], self.editor.about["crop_px"]
         transform = square_transform(eyes_and_mouth(points68), crop_px, share)
         crop = crop_aligned(photo, transform, crop_px).astype(np.float32) / 127.5 - 1
@@ -106,8 +108,8 @@ class OnnxEditor:
             points = (moved_points(transform, points68.astype(np.float64)) + 0.5) * side / crop_px - 0.5
             inputs["style"] = (in_light(style, small, points) if self.editor.about["style"] == "color" else style)[None]
         _, mask, gain, bias, confidence = self.editor(**inputs)
-        mask = mask * (confidence[0] >= SURE) * min(1.0, degree / FADES_BELOW)
-        return np.concatenate([gain[0], bias[0] * 127.5, mask[0]]).transpose(1, 2, 0).copy()
+        maps = np.concatenate([gain[0], bias[0] * 127.5, mask[0] * min(1.0, degree / FADES_BELOW)])
+        return maps.transpose(1, 2, 0).copy(), float(confidence[0])
 
 
 def in_light(style: np.ndarray, crop: np.ndarray, points68: np.ndarray) -> np.ndarray:
@@ -467,6 +469,8 @@ def load(path: Path) -> tuple[np.ndarray, Image.Image]:
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode.startswith(("I", "F")):
         raise OSError("more than 8 bits; convert it first")
+    if "transparency" in image.info:  # of one colour, or of a palette's
+        image = image.convert("RGBA")
     profile = image.info.get("icc_profile")
     plain = image.convert("RGB")
     if profile and image.mode in ("RGB", "RGBA"):
@@ -528,7 +532,7 @@ def main() -> None:
         parser.error(f"--style: this model takes {wanted} numbers, {len(style)} are given")
     try:
         pixels, image = load(arguments.photo)
-    except OSError as error:
+    except (OSError, ImageCms.PyCMSError, Image.DecompressionBombError) as error:
         parser.error(f"{arguments.photo}: cannot be read as a photo ({error})")
     result, edited = editor(pixels, style, arguments.degree)
     if arguments.degree and not edited.any():

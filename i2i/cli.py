@@ -134,10 +134,10 @@ def edit(
 def video_work(editor: Any, params: dict[str, Any], min_score: float, provenance: bool) -> Any:
     """What is done to each file of --video, and what is said of it."""
     from stylepairs.datagen.shell.command_line import progress
-    from stylepairs.i2i.edit.video import edit_video
+    from stylepairs.i2i.edit.video import edit_video, frame_count
 
     def work(path: Path, target: Path) -> str:
-        with progress(0, "frames") as shown:
+        with progress(frame_count(path), "frames") as shown:
             done = edit_video(editor, path, target, params, min_score, provenance, shown.reach)
         left = [*(f"some faces left: {reason}" for reason in done.refused), *done.notes]
         return "; ".join([f"a face edited in {done.edited} of {done.frames} frames", *left])
@@ -177,9 +177,12 @@ def export(
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export as write_graph
     from stylepairs.i2i.models.quantized import quantize, require_onnxruntime
+    from stylepairs.i2i.models.restoration import RESTORATION
 
     run_own_feature(own_feature)
     model, info = load_model(run)
+    if int8 is not None and info.feature == RESTORATION:
+        raise InputError(f"--int8: scales come of pairs, and {run} restores, which needs none; leave --int8 out")
     samples, small = [], out.with_suffix(".int8.onnx")
     if int8 is not None:  # whatever is wrong with it is said before anything is written
         from stylepairs.i2i.train.data import calibration_inputs
@@ -219,7 +222,11 @@ def evaluate(
     ] = None,
     overrides: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="first portraits or pairs only")] = None,
-    perceptual: Annotated[str, typer.Option(help="features of the perceptual and FID-style figures")] = "auto",
+    perceptual: Annotated[
+        str,
+        typer.Option(help="features of the perceptual and FID-style figures: auto, efficientnet-lite0, vgg16 (LPIPS)"),
+    ] = "auto",
+    perceptual_weights: Annotated[str | None, typer.Option(help="file of their weights; vgg16 needs one")] = None,
     identity: Annotated[
         str, typer.Option(help="embedded, or an .onnx of a face-recognition network (ArcFace): is it the same person?")
     ] = "embedded",
@@ -242,7 +249,8 @@ def evaluate(
     folder = out if out is not None and out.suffix != ".json" else None
     if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
-    params, by = combinations(nested_overrides(overrides or [])), load_instruments(perceptual, identity)
+    params = combinations(nested_overrides(overrides or []))
+    by = load_instruments(perceptual, identity, perceptual_weights)
     run_own_feature(own_feature)
     editors = {run: Editor.load(run, device=device) for run in runs}
     restores = {editor.info.feature == RESTORATION for editor in editors.values()}

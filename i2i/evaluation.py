@@ -147,4 +147,6 @@ class PooledFeatures(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         deepest = self.perceptual.features(image.clamp(-1, 1))[-1]
-        return torch.cat([deepest.mean((2, 3)), deepest.std((2, 3))], dim=1)
+        # Of a picture so small that one cell is left of it the deviation is 0: NaN ends the process in FID's algebra.
+        spread = deepest.std((2, 3), correction=min(1, deepest[0, 0].numel() - 1))
+        return torch.cat([deepest.mean((2, 3)), spread], dim=1)

@@ -47,7 +47,7 @@ class Instruments:
 
 
 def load_instruments(
-    perceptual: str = "auto", identity: str | Path = "embedded", weights: Path | None = None
+    perceptual: str = "auto", identity: str | Path = "embedded", weights: str | Path | None = None
 ) -> Instruments:
     """Both by name; perceptual, weights: as in `load_perceptual`. Raises InputError."""
     features = load_perceptual(perceptual, weights)
@@ -93,7 +93,11 @@ def _network(network: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def inner_face(image: torch.Tensor) -> torch.Tensor:
-    """[3,H,W] in [-1,1] -> [1,3,112,112]: the part of an aligned picture that recognition networks are shown."""
-    left, top, side = (round(share * image.shape[-1]) for share in INNER_FACE)
-    crop = image[None, :, top : top + side, left : left + side].clamp(-1, 1).cpu()
+    """[3,H,W] in [-1,1] -> [1,3,112,112]: the part of an aligned picture that recognition networks are shown; of one
+    that is no square the same shares of its sides."""
+    rows, columns = (
+        slice(round(start * side), round(start * side) + max(round(INNER_FACE[2] * side), 1))
+        for start, side in zip((INNER_FACE[1], INNER_FACE[0]), image.shape[1:], strict=True)
+    )
+    crop = image[None, :, rows, columns].clamp(-1, 1).cpu()
     return F.interpolate(crop, size=(FACE_PX, FACE_PX), mode="bilinear", antialias=True)

@@ -29,13 +29,15 @@ class Interval:
 def median_interval(values: Sequence[float], people: Sequence[Hashable] | None = None, seed: int = 0) -> Interval:
     """The median of the finite values, and the bootstrap interval of it.
 
-    people: who each value is of; None: each is of somebody else.
+    people: who each value is of; None: each is of somebody else. Of one person there is no interval.
     """
     known = [place for place, value in enumerate(values) if math.isfinite(value)]
     if not known:
         return Interval(math.nan)
     found, of = np.array([values[place] for place in known]), _numbered(people or range(len(values)), known)
     rng, count = np.random.default_rng(seed), of.max() + 1
+    if count < 2:
+        return Interval(float(np.median(found)))
     medians = [np.median(found[_rows(of, rng.integers(0, count, count))]) for _ in range(RESAMPLES)]
     return Interval(float(np.median(found)), *np.quantile(medians, _bounds()).tolist())
 
@@ -45,7 +47,8 @@ def kernel_interval(found: np.ndarray, wanted: np.ndarray, people: Sequence[Hash
 
     people: who the pictures are of, where those of both sets are the same one by one; they are drawn alike then. None:
     each picture is of somebody else. Kernel (x.y / C + 1)^3. Pictures of one person, of either set, are not drawn
-    independently of each other: they do not count against each other. NaN where there is one person alone.
+    independently of each other: they do not count against each other. NaN where there is one person alone, and no
+    interval of two: whoever of them is drawn, it is the same two that count.
     """
     kernels = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((found, found), (wanted, wanted), (found, wanted))]
     if people is None:
@@ -53,8 +56,8 @@ def kernel_interval(found: np.ndarray, wanted: np.ndarray, people: Sequence[Hash
     else:
         of = (_numbered(people, range(len(people))),) * 2
     value = _kernel_distance(kernels, of, (np.arange(len(found)), np.arange(len(wanted))))
-    if math.isnan(value):
-        return Interval(math.nan)
+    if math.isnan(value) or min(len(np.unique(each)) for each in of) < 3:
+        return Interval(value)
     rng, values = np.random.default_rng(0), []
     for _ in range(_KERNEL_RESAMPLES):
         drawn = [_rows(each - each.min(), rng.integers(0, np.ptp(each) + 1, np.ptp(each) + 1)) for each in of]

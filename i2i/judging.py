@@ -91,7 +91,10 @@ def known_pairs(editors: Mapping[str, Editor], pairs: Path) -> list[PairRecord]:
         )
     ]
     if not records:
-        raise InputError(f"{pairs}: no accepted held-out pair of a kind that every run knows; build more pairs")
+        wanted = " and ".join(sorted({editor.info.feature for editor in editors.values()}))
+        raise InputError(
+            f"{pairs}: no accepted held-out pair of {wanted} of a kind that every run knows; build more, or name others"
+        )
     return records
 
 
@@ -254,8 +257,8 @@ def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tenso
 
 def entanglement(editor: Editor, portraits: Iterable[Portrait], params: Mapping[str, Any]) -> dict[str, float]:
     """How much each other feature is found to have changed by an edit: the mean, over portraits, of the change in the
-    degree that this feature measures with its own default parameters (0: nothing of it). Features that measure no
-    degree, or none of the portraits, are left out.
+    degree that this feature measures with its own default parameters (0: nothing of it), over the portraits that it
+    applies to. Features that measure no degree, or apply to none of the portraits, are left out.
     """
     wanted, found = editor.wanted(params), dict[str, list[float]]()
     others = [name for name in feature_names() if name != editor.info.feature]
@@ -269,8 +272,10 @@ def entanglement(editor: Editor, portraits: Iterable[Portrait], params: Mapping[
         for name in others:
             feature = load_feature(name)
             try:
+                asked = feature.Params()
+                feature.sketch(before, asked)  # where it refuses, a degree is a share of next to nothing
                 after, as_was = (
-                    feature.measure(before, AnalysedPair(unchanged, each), feature.Params()).get("degree", math.nan)
+                    feature.measure(before, AnalysedPair(unchanged, each), asked).get("degree", math.nan)
                     for each in (seen, unchanged)
                 )
             except (SketchRefused, InputError, ValueError):  # no such thing on this face, or a parameter is missing

@@ -248,7 +248,8 @@ def made_of(
 def _vgg16_state(weights: str | Path | None) -> dict[str, torch.Tensor]:
     if weights is None:
         raise InputError(
-            "perceptual vgg16: needs a local VGG16 ImageNet state dict (torchvision's key names); pass weights=FILE"
+            "perceptual vgg16: needs a local VGG16 ImageNet state dict (torchvision's key names); give the file as"
+            " perceptual weights"
         )
     return _state_dict(
         Path(weights), ["features.0.weight", "features.28.weight"], "a VGG16 state dict in torchvision's key names"

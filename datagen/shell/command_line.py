@@ -145,8 +145,9 @@ def _set_parser(annotation: Any, parser: Callable[[str], Path]) -> None:
 
 
 class Progress:
-    """Counts work of a known size on stderr: a bar with the time left on a terminal, now and then a line elsewhere.
+    """Counts work on stderr: a bar with the time left on a terminal, now and then a line elsewhere.
 
+    total: how much there is, 0 where that is not known, and then no time left is told.
     quiet: notes only, for all but one of several processes that share a terminal.
     """
 
@@ -166,7 +167,7 @@ class Progress:
         )
         shows_bar = self.console.is_terminal and not quiet and not events.is_json()
         self.bar = Progress(*columns, console=self.console) if shows_bar else None
-        self.task = self.bar.add_task("", total=round(total)) if self.bar else None
+        self.task = self.bar.add_task("", total=round(total) or None) if self.bar else None
 
     def advance(self, work: float, status: str = "", now: bool = True) -> None:
         """Count `work` more as done; status is shown beside it. now False: an earlier run did it, it tells no speed."""
@@ -177,7 +178,8 @@ class Progress:
             self.bar.update(self.task, completed=int(self.done + 1e-6), description=status or None)
         elif work and not self.quiet and time.monotonic() - self.printed > _PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
-            text = f"{self.done:.0f} of {self.total:.0f} {self.unit}{self._left()}{f'; {status}' if status else ''}"
+            of = f" of {self.total:.0f}" if self.total else ""
+            text = f"{self.done:.0f}{of} {self.unit}{self._left()}{f'; {status}' if status else ''}"
             fields = {"done": self.done, "total": self.total, "unit": self.unit, "left_s": self.left_s()}
             events.tell(text, kind="progress", **fields)
 
@@ -195,7 +197,7 @@ class Progress:
     def left_s(self) -> float | None:
         """Seconds that the rest will take, at the speed so far; None where that cannot be told yet."""
         elapsed = time.monotonic() - self.started
-        if self.done <= self.found or elapsed < 1:
+        if not self.total or self.done <= self.found or elapsed < 1:
             return None
         return max(elapsed * (self.total - self.done) / (self.done - self.found), 0.0)
 

@@ -99,9 +99,9 @@ def save_onnx(program: Any, inputs: list[str], outputs: list[str], description: 
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """The exporters warn of their own internals, and of torchvision not being there."""
-    logger = logging.getLogger("torch.onnx")
+def without_warnings(logged_by: str = "torch.onnx") -> Iterator[None]:
+    """The exporters warn of their own internals, and of torchvision not being there; logged_by "": whoever it is."""
+    logger = logging.getLogger(logged_by)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

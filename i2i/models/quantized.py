@@ -4,7 +4,6 @@ pairs (onnxruntime's static quantisation), weights channel by channel."""
 from __future__ import annotations
 
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from stylepairs.datagen.shell.durable import replace_file
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.i2i.models.export import without_warnings
 
 # What follows the last of them are the edit's own pixels, which 8 bits of a wider range would band.
 _EXACT_LAST = 1
@@ -37,8 +37,7 @@ def quantize(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]]) ->
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.samples, None)
 
-    logging.getLogger().setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with without_warnings(""), tempfile.TemporaryDirectory() as folder:
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
         quant_pre_process(str(path), str(whole), skip_symbolic_shape=True)
         graph = onnx.load(str(whole))

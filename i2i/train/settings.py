@@ -184,6 +184,7 @@ class TrainingSettings(Section):
         default=None, description="restore portraits that are degraded so, in place of learning from pairs"
     )
     perceptual: Literal["auto", "efficientnet-lite0", "vgg16", "pyramid"] = "auto"
+    perceptual_weights: str | None = Field(default=None, description="file of the features' weights; vgg16 needs one")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     losses: LossSettings = LossSettings()
@@ -219,6 +220,8 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _terms_fit_together(self) -> TrainingSettings:
+        if self.perceptual == "vgg16" and self.perceptual_weights is None:
+            raise ValueError("perceptual: vgg16 needs perceptual_weights, a file")
         if self.losses.color and self.style != "color":
             raise ValueError("losses.color needs style: color")
         if self.degradation and self.style != "none":

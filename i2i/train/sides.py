@@ -143,7 +143,9 @@ def one_feature(records: Sequence[PairRecord], pairs: Path, wanted: str | None =
     if len(features) != 1:
         raise InputError(f"{pairs}: pairs of several features ({', '.join(features)}); train one model on each")
     if wanted is not None and wanted != features[0] and wanted not in features[0].split(SEPARATOR):
-        raise InputError(f"{pairs}: pairs of {features[0]}, the recipe is for {wanted}; take the recipe of the pairs")
+        raise InputError(
+            f"{pairs}: pairs of {features[0]}, not of {wanted}; name pairs of {wanted}, or what belongs to these"
+        )
     return str(features[0])
 
 

@@ -206,7 +206,7 @@ def build(
         )
     judged = settings.batch_size - (0 if teacher else portraits)
     discriminator = initial_discriminator(settings, model.size_px, model.config.style_channels, judged)
-    perceptual, features = load_perceptual(settings.perceptual), None
+    perceptual, features = load_perceptual(settings.perceptual, settings.perceptual_weights), None
     modules: list[nn.Module] = [model, discriminator, perceptual]
     if settings.discriminator.kind == "projected" or settings.losses.texture or settings.losses.matching:
         half = accelerator.mixed_precision == "bf16"

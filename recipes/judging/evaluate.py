@@ -22,6 +22,8 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import SHEET_ROWS, judged_of, write_report
 
+LEAST_PX = 6  # SSIM's window of 11 pixels reflects what it sees at the borders
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,8 +57,8 @@ def compare(arguments: argparse.Namespace) -> None:
 
     def compared(found: dict[str, Path]) -> Iterator[tuple[dict[str, str], torch.Tensor, dict[str, torch.Tensor]]]:
         for name in names:
-            target = to_float(read_image(wanted[name]))
-            image = fitted(to_float(read_image(found[name])), target)
+            target = picture(wanted[name])
+            image = fitted(picture(found[name]), target)
             yield {"picture": name}, image, {"target": target, "mask": mask_of(masks.get(name), target)}
 
     judged = {folder: judged_of(compared(found), by) for folder, found in folders.items()}
@@ -73,6 +75,14 @@ def pictures(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in PHOTO_SUFFIXES and found.setdefault(path.stem, path) != path:
             raise InputError(f"{path}: {found[path.stem].name} has the same name; leave one of them")
     return found
+
+
+def picture(path: Path) -> torch.Tensor:
+    image = to_float(read_image(path))
+    height, width = image.shape[1:]
+    if min(height, width) < LEAST_PX:
+        raise InputError(f"{path}: {width} x {height} pixels; pictures need {LEAST_PX} on each side to be compared")
+    return image
 
 
 def mask_of(path: Path | None, target: torch.Tensor) -> torch.Tensor:

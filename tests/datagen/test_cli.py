@@ -234,6 +234,14 @@ def test_progress_off_a_terminal_is_plain_lines(capsys, monkeypatch):
     assert capsys.readouterr().err == "note\n"
 
 
+def test_progress_of_work_of_an_unknown_size_tells_no_total_and_no_time_left(capsys, monkeypatch):
+    monkeypatch.setattr("stylepairs.datagen.shell.command_line._PLAIN_INTERVAL_S", 0.0)
+    shown = Progress(0, "frames")
+    shown.started -= 60
+    shown.advance(15)
+    assert capsys.readouterr().err == "15 frames\n"
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     import io
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.faked_faces import face_points
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.portraits import alignment
@@ -96,6 +96,28 @@ def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: 
         results.append(result.astype(int))
     assert (results[0] != photo).mean() > 0.01
     np.testing.assert_allclose(results[0], results[1], atol=1)
+
+
+def test_how_sure_the_network_is_of_the_wider_square_does_not_count(example: ModuleType, photo: np.ndarray) -> None:
+    """As in the package: whether there is anything to edit is asked of the face's own square."""
+
+    class Unsure:
+        def __init__(self, *confidences: float) -> None:
+            self.about = {"size_px": 32, "crop_px": 32, "keeps_texture": True, "draws": False}
+            self.confidences = iter(confidences)
+
+        def __call__(self, photo: np.ndarray, **_: np.ndarray) -> list[np.ndarray]:
+            whole = np.ones_like(photo)
+            return [whole, whole[:, :1], whole, whole, np.array([next(self.confidences)])]
+
+    def mask_of(*confidences: float) -> np.ndarray:
+        editor = example.OnnxEditor.__new__(example.OnnxEditor)
+        editor.editor = Unsure(*confidences)
+        return editor.maps(photo, face_points(130, 98, 45.0), np.zeros(0), 1.0)[0][..., 6]
+
+    assert mask_of(0.9, 0.9).max() > 0.9
+    np.testing.assert_array_equal(mask_of(0.9, 0.1), mask_of(0.9, 0.9))
+    assert not mask_of(0.1, 0.9).any()
 
 
 def test_a_graph_of_another_version_is_one_line(example: ModuleType, photo: np.ndarray, tmp_path: Path) -> None:
@@ -231,9 +253,20 @@ def test_transparency_stays(run, photo: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(Image.open(run("photo.png", "out.png")))[..., 3], photo[..., 0])
 
 
+def test_one_transparent_colour_stays_transparent(run, photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(photo).quantize(16).save(tmp_path / "palette.png", transparency=3)
+    Image.fromarray(photo).save(tmp_path / "colour.png", transparency=tuple(map(int, photo[0, 0])))
+    for name in ("palette.png", "colour.png"):
+        wanted = np.array(Image.open(tmp_path / name).convert("RGBA"))[..., 3]
+        assert wanted.min() == 0
+        np.testing.assert_array_equal(np.array(Image.open(run(name, "out.png")))[..., 3], wanted)
+
+
 @pytest.mark.parametrize(
     ("photo", "out", "message"),
     [
+        ("profile.png", "out.png", "profile.png: cannot be read as a photo (cannot build transform)"),
+        ("huge.png", "out.png", "huge.png: cannot be read as a photo (Image size (100 pixels) exceeds limit"),
         ("deep.png", "out.png", "deep.png: cannot be read as a photo (more than 8 bits; convert it first)"),
         ("plain.png", "out.webp", "out.webp: must be a .png or .jpg"),
         (
@@ -243,9 +276,16 @@ def test_transparency_stays(run, photo: np.ndarray, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_lose_the_photo_or_the_mark_is_refused(run, tmp_path, capsys, photo, out, message) -> None:
-    Image.fromarray(np.full((9, 9), 30000, np.uint16)).save(tmp_path / "deep.png")
-    Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
+def test_what_would_lose_the_photo_or_the_mark_is_refused(
+    run, tmp_path, monkeypatch, capsys, photo, out, message
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 49)
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[200:400] = bytes(200)
+    Image.new("RGB", (2, 2)).save(tmp_path / "profile.png", icc_profile=bytes(profile))
+    Image.new("RGB", (10, 10)).save(tmp_path / "huge.png")
+    Image.fromarray(np.full((7, 7), 30000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (7, 7)).save(tmp_path / "plain.png")
     with pytest.raises(SystemExit, match="2"):
         run(photo, out)
     assert message in capsys.readouterr().err

@@ -47,6 +47,10 @@ assert not triton, triton
         (["evaluate", "nowhere", "--portraits", "p"], "nowhere: no such run folder"),
         (["edit", "--nope"], "--nope"),
         (
+            ["evaluate", "embedded", "--portraits", "p", "--perceptual", "vgg16", "--perceptual-weights", "vgg.pth"],
+            "vgg.pth: no such file",
+        ),
+        (
             ["evaluate", "embedded", "embedded:bangs", "--portraits", "p", "--set", "color=auburn"],
             "bangs: params.color: unknown",
         ),
@@ -89,15 +93,17 @@ def test_export_reads_the_pairs_of_int8_before_it_writes(
 ) -> None:
     pytest.importorskip("onnxruntime")
     info = ModelInfo("hair_color", "params", {}, {"shine": [0.0, 1.0]})
-    config = GleanConfig(style_channels=style_channels(info.style, info.kinds), channel_base=256, channel_max=16)
-    save_model(tmp_path / "model.safetensors", Glean(generator, config), info)
     arguments = ["export", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "made" / "editor.onnx")]
     monkeypatch.setattr(sys, "argv", ["i2i", *arguments, "--int8", str(pairs)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "shine" in capsys.readouterr().err
-    assert not (tmp_path / "made").exists()
+    restoring = ModelInfo("restoration", "none", {})
+    for kept, said in ((info, "shine"), (restoring, "restores, which needs none; leave --int8 out")):
+        config = GleanConfig(style_channels=style_channels(kept.style, kept.kinds), channel_base=256, channel_max=16)
+        save_model(tmp_path / "model.safetensors", Glean(generator, config), kept)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(

@@ -59,4 +59,13 @@ def test_kernel_distance_of_paired_sets_is_not_biased() -> None:
 def test_a_kernel_distance_takes_two_people() -> None:
     rows = np.random.default_rng(3).normal(0, 1, (4, 8))
     assert np.isnan(kernel_interval(rows, rows + 1, ["one"] * 4).value)
+    assert np.isnan(kernel_interval(rows, rows + 1, ["one", "one", "two", "two"]).low)
+    assert np.isfinite(kernel_interval(rows, rows + 1, ["one", "one", "two", "three"]).low)
     assert np.isfinite(kernel_interval(rows, rows + 1, ["one", "one", "two", "two"]).value)
+
+
+def test_of_one_person_there_is_a_median_and_no_interval() -> None:
+    one = median_interval([1.0, 2.0, 4.0], ["one"] * 3)
+    assert one.value == 2
+    assert np.isnan([one.low, one.high]).all()
+    assert np.isfinite(median_interval([1.0, 2.0]).low)

@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.faked_faces import Brightening
+from helpers.faked_faces import Brightening, face_points
 from helpers.tiny_build import write_portraits
 from PIL import Image
 
+from stylepairs.datagen.features.feature import Feature
+from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i import judging
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import load_instruments
@@ -28,12 +32,14 @@ from stylepairs.i2i.judging import (
     judge_pairs,
     judge_portraits,
     judged_of,
+    known_pairs,
     markdown,
     picture_figures,
     write_report,
 )
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.restoration import NoParams, everywhere
 
 ROOT = Path(__file__).parents[2]
 INFO = ModelInfo("hair_color", "color", {})
@@ -136,6 +142,12 @@ def test_faces_that_edit_leaves_are_judged_as_they_are_and_counted(
     assert {"confidence", "seconds", "color_delta_e"} <= set(of["run"].figures)
 
 
+def test_pairs_of_another_feature_are_said_to_be(model: Glean, synthetic_pairs, tmp_path: Path) -> None:
+    synthetic_pairs(tmp_path / "pairs", count=4, size_px=32, shard_size=4)
+    with pytest.raises(InputError, match="no accepted held-out pair of bangs of a kind that every run knows"):
+        known_pairs({"run": Editor(model, ModelInfo("bangs", "none", {}))}, tmp_path / "pairs")
+
+
 def test_an_edit_is_judged_as_faint_as_edit_makes_it(brightening: Glean) -> None:
     editor, photo = Editor(brightening, INFO), torch.zeros(3, 32, 32)
     sample = {"photo": photo, "region": torch.ones(1, 32, 32), "style": torch.zeros(3)}
@@ -169,6 +181,14 @@ def test_an_fid_that_fails_is_said_and_does_not_take_the_figures_with_it(monkeyp
     assert said == ["fid_pyramid is left out: no eigenvalues"]
 
 
+@pytest.mark.parametrize("size", [(8, 8), (40, 400), (400, 40)])
+def test_pictures_of_any_shape_are_judged(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    made = [(torch.rand(3, *size), {"target": torch.rand(3, *size), "mask": torch.ones(1, *size)}) for _ in range(3)]
+    figures = judged_of([({}, *each) for each in made], load_instruments("efficientnet-lite0")).figures
+    assert np.isfinite([each.value for each in figures.values()]).all()
+
+
 def test_no_more_than_the_sheets_pictures_are_held() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
@@ -184,21 +204,36 @@ def test_no_more_than_the_sheets_pictures_are_held() -> None:
     assert (len(judged.rows), len(judged.pictures)) == (4 * SHEET_ROWS, SHEET_ROWS)
 
 
-@pytest.mark.slow
-def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
-    from helpers.faked_faces import face_points
-
-    from stylepairs.datagen.portraits.portrait import CLASS, Portrait
-
+def haired_portrait() -> Portrait:
     torch.manual_seed(0)
     label, hair = torch.full((32, 32), CLASS["skin"], dtype=torch.uint8), torch.zeros(1, 32, 32)
     label[:14], hair[:, :14] = CLASS["hair"], 1
     label[24:27, 12:20] = CLASS["l_lip"]
     points = torch.from_numpy(face_points(16, 16, 8.0))
-    portrait = Portrait("one", torch.rand(3, 32, 32) - 0.5, label, hair, points, "one")
-    found = entanglement(Editor(model, INFO), [portrait], {"color": "blond", "degree": 0.0})
+    return Portrait("one", torch.rand(3, 32, 32) - 0.5, label, hair, points, "one")
+
+
+@pytest.mark.slow
+def test_an_edit_of_nothing_entangles_nothing(model: Glean) -> None:
+    found = entanglement(Editor(model, INFO), [haired_portrait()], {"color": "blond", "degree": 0.0})
     assert found
     assert all(value == 0 for value in found.values())
+
+
+def test_a_feature_is_entangled_only_on_portraits_that_it_applies_to(
+    model: Glean, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> Sketch:
+        raise SketchRefused("nothing to fill")
+
+    def measure(before: Portrait, seen: AnalysedPair, params: object) -> dict[str, float]:
+        return {"degree": 9.0 * (seen.after is not seen.before)}
+
+    features = {"applies": Feature(NoParams, everywhere, measure), "refuses": Feature(NoParams, refuses, measure)}
+    monkeypatch.setattr(judging, "feature_names", lambda: list(features))
+    monkeypatch.setattr(judging, "load_feature", features.__getitem__)
+    found = entanglement(Editor(model, INFO), [haired_portrait()], {"color": "blond"})
+    assert found == {"applies": 9.0}
 
 
 def test_any_two_folders_are_compared(
@@ -220,12 +255,15 @@ def test_any_two_folders_are_compared(
     assert psnr["near"] > psnr["far"] + 10
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
+    (tmp_path / "specks").mkdir()
+    Image.new("RGB", (5, 32)).save(tmp_path / "specks" / "a.png")
     (tmp_path / "twice").mkdir()
     for name in ("a.jpg", "a.png"):
         (tmp_path / "twice" / name).write_bytes((tmp_path / "wanted" / "a.png").read_bytes())
     for arguments, said in (
         (["nowhere"], "nowhere: no such folder"),
         (["near", "--masks", "masks"], "masks: no mask of b (of 2 pictures there is none)"),
+        (["near", "specks"], "specks/a.png: 5 x 32 pixels; pictures need 6 on each side to be compared"),
         (["twice"], "twice/a.png: a.jpg has the same name; leave one of them"),
     ):
         capsys.readouterr()

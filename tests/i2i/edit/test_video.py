@@ -18,9 +18,9 @@ from stylepairs.datagen.portraits.analysis.detection import Face
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import host_name
 from stylepairs.i2i.edit.editor import Editor
-from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video
+from stylepairs.i2i.edit.video import WINDOW, edit_frames, edit_video, frame_count
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.models.glean import Edit, Glean
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
@@ -84,6 +84,36 @@ def test_a_face_that_is_lost_for_a_moment_keeps_its_edit(brightening: Glean) -> 
     done = [edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND))]
     assert all(done)
     assert not all(edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND), steady=False))
+
+
+class InItsLight(Brightening):
+    """Brightens a light photo more."""
+
+    def forward(self, photo: torch.Tensor, region: torch.Tensor, *told: torch.Tensor) -> Edit:
+        self.light = float(photo.mean())
+        return super().forward(photo, region, *told)
+
+    def amount(self) -> float:
+        return 0.4 + 0.4 * self.light
+
+
+class InTheDark(FakeAnalyser):
+    """Finds the face in dark frames alone."""
+
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+        return self.faces if photo.mean() < 150 else []
+
+
+@pytest.mark.parametrize("other_shot", [60, 200])  # another face at the same place; none
+def test_nothing_passes_over_a_cut(brightening: Glean, other_shot: int) -> None:
+    editor = editor_of(brightening, InItsLight)
+    editor.analyser = InTheDark([(80, 60)])
+    first, then = clip(8), [frame - np.uint8(110) + np.uint8(other_shot) for frame in clip(8)]
+    whole = list(edit_frames(editor, first + then, editor.wanted(BLOND)))
+    apart = [*edit_frames(editor, first, editor.wanted(BLOND)), *edit_frames(editor, then, editor.wanted(BLOND))]
+    for (frame, edited), (expected, expected_edited) in zip(whole, apart, strict=True):
+        assert edited == expected_edited
+        np.testing.assert_array_equal(frame, expected)
 
 
 def test_no_more_than_a_window_of_frames_is_held(brightening: Glean) -> None:
@@ -235,6 +265,51 @@ def test_sound_and_subtitles_that_are_left_out_are_said(brightening: Glean, tmp_
     write_video(tmp_path / "a.mp4", clip(5), tracks=3)
     done = edit_video(editor_of(brightening), tmp_path / "a.mp4", tmp_path / "b.mp4", BLOND)
     assert done.notes == ("without 2 further sound tracks",)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"), [("yuv420p10le", ("8 bits of 10",)), ("yuva420p", ("without its transparency",))]
+)
+def test_depth_and_transparency_that_are_left_out_are_said(
+    brightening: Glean, tmp_path: Path, pixels: str, said: tuple[str, ...]
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as made:
+        video = made.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 160, 120, pixels
+        for frame in clip(5):
+            made.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)))
+        made.mux(video.encode(None))
+    assert edit_video(editor_of(brightening), tmp_path / "a.mkv", tmp_path / "b.mp4", BLOND).notes == said
+
+
+def test_pictures_that_change_their_size_are_one_line(brightening: Glean, tmp_path: Path) -> None:
+    for name, size in (("a.ts", (120, 160)), ("b.ts", (96, 160))):
+        write_video(tmp_path / name, clip(5, size), tracks=0)
+    (tmp_path / "c.ts").write_bytes(b"".join((tmp_path / name).read_bytes() for name in ("a.ts", "b.ts")))
+    with pytest.raises(InputError, match=r"c\.ts: its pictures change from 160 x 120 to 160 x 96 pixels"):
+        edit_video(editor_of(brightening), tmp_path / "c.ts", tmp_path / "d.mp4", BLOND)
+    assert not (tmp_path / "d.mp4").exists()
+
+
+def test_of_a_file_that_is_cut_off_it_is_said_how_much_there_is(brightening: Glean, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", clip(50))
+    whole = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    assert not edit_video(editor_of(brightening), tmp_path / "a.mkv", tmp_path / "b.mp4", BLOND).notes
+    done = edit_video(editor_of(brightening), tmp_path / "half.mkv", tmp_path / "c.mp4", BLOND)
+    assert 15 < done.frames < 35
+    assert done.notes == (
+        f"the file is cut off: it holds {done.frames / 25:.1f} of 2.1 s",
+    )  # its sound is a block longer
+
+
+def test_how_many_frames_there_are_is_known_before(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.mkv"):
+        write_video(tmp_path / name, clip(10))
+        assert 10 <= frame_count(tmp_path / name) <= 12  # a container's length may be that of its sound
+    (tmp_path / "b.mp4").write_bytes(b"no video at all")
+    assert frame_count(tmp_path / "b.mp4") == frame_count(tmp_path / "none.mp4") == 0
 
 
 def test_what_is_no_video_is_one_line_and_leaves_nothing(brightening: Glean, tmp_path: Path) -> None:

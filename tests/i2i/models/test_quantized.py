@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def test_quantized_editor_edits_nearly_alike_in_a_smaller_file(tmp_path: Path) -
             parameter.add_(0.03 * torch.randn_like(parameter))
     whole, small = tmp_path / "light.onnx", tmp_path / "light.int8.onnx"
     export(model, ModelInfo("hair_color", "color", {"steps": 6}), whole)
+    level = logging.getLogger().level
     quantize(whole, small, (sample(seed) for seed in range(8)))
+    assert logging.getLogger().level == level, "the caller's own log stays as it was"
     one, two = (onnxruntime.InferenceSession(str(each), providers=["CPUExecutionProvider"]) for each in (whole, small))
     about = [each.get_modelmeta().custom_metadata_map[METADATA_NAME] for each in (one, two)]
     assert about[0] == about[1]

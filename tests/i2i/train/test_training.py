@@ -61,6 +61,14 @@ DRAWS: dict[str, Any] = {
 }
 
 
+def test_features_of_a_file_are_read_from_it(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vgg16 needs perceptual_weights, a file"):
+        settings(perceptual="vgg16")
+    chosen = settings(perceptual="vgg16", perceptual_weights=str(tmp_path / "vgg16.pth"))
+    with pytest.raises(InputError, match=r"vgg16\.pth: no such file"):
+        build(chosen, "hair_color", {})
+
+
 @pytest.mark.parametrize("changes", [{}, pytest.param(DRAWS, marks=pytest.mark.slow)], ids=["recolours", "draws"])
 def test_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, settings: Make, synthetic_pairs, changes: dict[str, Any]
@@ -279,7 +287,7 @@ def test_two_trainings_into_one_folder_do_not_mix(tmp_path: Path, pairs: Path, s
 
 
 def test_pairs_of_another_feature_than_the_recipes_are_refused(tmp_path: Path, pairs: Path, settings: Make) -> None:
-    with pytest.raises(InputError, match="pairs of hair_color, the recipe is for bangs; take the recipe of the pairs"):
+    with pytest.raises(InputError, match="pairs of hair_color, not of bangs; name pairs of bangs"):
         train(settings(), pairs, tmp_path / "run", feature="bangs")
     assert not (tmp_path / "run").exists()
 
