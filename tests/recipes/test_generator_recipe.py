@@ -2,6 +2,7 @@
 and data are what they claim."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers.recipe_scripts import scripts_on_path
 from PIL import Image
 from safetensors.torch import load_file
 
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
@@ -338,16 +340,50 @@ def test_shares_decide_how_often_a_folder_is_drawn_from(tmp_path):
     assert 0.8 < (rows < 2).float().mean() < 0.97
 
 
-def test_empty_folder_is_named(tmp_path):
+def test_codes_stay_with_their_portraits_whatever_the_endings(tmp_path):
+    from data import aligned_files
+    from pack import pack_portraits
+
+    folder = write_portraits(tmp_path / "data", 3)
+    for path in ((folder / "aligned" / "0.png"), (folder / "aligned" / "1.png")):
+        Image.open(path).save(path.with_name(f"{path.stem}-b.jpg"))
+    pack_portraits(folder, tmp_path / "packed")
+    names = [path.stem for path in aligned_files(folder)]
+    assert names == [path.stem for path in aligned_files(tmp_path / "packed")] == ["0-b", "0", "1-b", "1", "2"]
+    Image.open(folder / "aligned" / "2.png").save(folder / "aligned" / "2.jpg")
+    with pytest.raises(InputError, match=r"2\.png: 2\.jpg has the same name"):
+        aligned_files(folder)
+
+
+def test_portraits_that_are_not_there_or_damaged_are_named(tmp_path):
     from data import Portraits
 
-    with pytest.raises(SystemExit, match="no aligned"):
+    with pytest.raises(InputError, match="no aligned"):
         Portraits([tmp_path], 16)
+    folder = write_portraits(tmp_path / "data", 2)
+    (folder / "hair" / "1.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"hair/1\.png: cannot be read as an image"):
+        Portraits([folder], 16)
 
 
-def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="start from"):
-        run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--start-from", str(tmp_path), "--stages", "32:8")
+def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, begun, tmp_path, monkeypatch, capsys):
+    import state
+
+    def refusal(out: Path, *options: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, portraits, trunk_file, out, *options)
+        return capsys.readouterr().err
+
+    asked, new, start = ("--stages", "32:16"), tmp_path / "new", tmp_path / "start"
+    assert re.match(r"--stages 16:16: .*state\.safetensors is at 32 px already", refusal(begun, "--stages", "16:16"))
+    assert "a run keeps its sizes" in refusal(begun, *asked, "--channel-base", "256")
+    assert "must be a portrait rebuilt and one must not" in refusal(new, *asked, "--rebuilt-share", "0")
+    assert "start from" in refusal(new, *asked, "--start-from", str(tmp_path))
+    state.write_weights(start, state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu")))
+    for smaller in (("--latent-dim", "8"), ("--channel-max", "4"), ("--mapping-layers", "3"), ("--stages", "16:16")):
+        assert "of a larger generator" in refusal(new, *asked, "--start-from", str(start), *smaller)
+    (begun / "state.safetensors").write_bytes(b"cut off")
+    assert "state.safetensors: damaged" in refusal(begun, *asked)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +391,11 @@ def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp
     [
         (["--stages", "32:many"], "argument --stages: 32:many: must be RESOLUTION:UNTIL_IMAGES, as 128:400000"),
         (["--stages", "32"], "argument --stages: 32: must be RESOLUTION:UNTIL_IMAGES"),
+        (["--stages", "33:8"], "argument --stages: 33:8: the resolution must be a power of two, at least 8"),
         (["--portraits", "a", "b", "--shares", "1"], "--shares: 1 for 2 folders of --portraits; give one of each"),
+        (["--shares", "0"], "--shares: none may be below 0, and one must be above"),
+        (["--save-every", "0"], "argument --save-every: 0: must be a whole number above 0"),
+        (["--cool-minutes", "2"], "--cool-minutes: the end that rates are lowered towards is that of --minutes"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(portraits, trunk_file, tmp_path, monkeypatch, capsys, options, message):
@@ -364,7 +404,7 @@ def test_what_is_asked_wrongly_is_one_line(portraits, trunk_file, tmp_path, monk
     assert message in capsys.readouterr().err
 
 
-def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_file, tmp_path, monkeypatch):
+def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_file, tmp_path, monkeypatch, capsys):
     start, others = tmp_path / "start", write_portraits(tmp_path / "others", 2)
     import state
 
@@ -373,8 +413,9 @@ def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_
         start, state.load_state(tmp_path / "first" / "state.safetensors", state.Rates(), torch.device("cpu"))
     )
     asked = ["--start-from", str(start), "--stages", "32:16"]
-    with pytest.raises(SystemExit, match=r"10 codes for 2 portraits.*folder without codes\.safetensors"):
+    with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, others, trunk_file, tmp_path / "run", *asked)
+    assert re.search(r"10 codes for 2 portraits.*folder without codes\.safetensors", capsys.readouterr().err)
 
 
 @pytest.mark.slow
@@ -389,8 +430,13 @@ def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file,
         subprocess.run(words, env=os.environ | limits | places, check=True)
 
     gpu("pack", tmp_path / "run", portraits)
+    (tmp_path / "pack" / "run").mkdir()
+    (tmp_path / "pack" / "run" / "state.safetensors").write_text("of a rehearsal: not to be gone on from")
     gpu("train", tmp_path / "out")
     gpu("unpack", tmp_path / "out", tmp_path / "run")
+    gpu("pack", tmp_path / "run", portraits)  # once more, before going on here
+    for brought in (tmp_path / "run" / "from_gpu").iterdir():
+        assert (tmp_path / "pack" / "weights" / brought.name).read_bytes() == brought.read_bytes()
     start = ["--start-from", str(tmp_path / "run" / "from_gpu"), "--stages", "64:1000000000", "--minutes", "0.05"]
     after = run(monkeypatch, portraits, trunk_file, tmp_path / "run", *start)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"generator_ema.safetensors", "samples.png"}
