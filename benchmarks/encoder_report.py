@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
-from pages import put_into
+from pages import plotting, put_into
 from reconstruction_speed import near
 
 from stylepairs.datagen.encoders.files import find_encoder
@@ -82,7 +82,8 @@ def main() -> None:
     rows = measured(runs, setting, options.out / "encoder_steps.json")
     if options.docs is not None:
         put_into(options.docs / "encoder.md", table(rows))
-        plot(rows, options.docs / "images" / "encoder_steps.png")
+        with plotting():
+            plot(rows, options.docs / "images" / "encoder_steps.png")
 
 
 def numbers(text: str) -> list[int]:
@@ -106,9 +107,10 @@ def from_mean(setting: Setting, steps: int) -> list[Inversion]:
 
 
 def from_encoder(setting: Setting, encoder: Encoder, steps: int) -> list[Inversion]:
-    """The rates that builds take from an encoder's start; for 0 steps, one too short to show."""
+    """The rates, and the share of the way, that builds take from an encoder's start; for 0 steps all of the way, and
+    steps too short to show."""
     start = partial(predict_start, encoder, setting.generator, setting.prior)
-    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0}
+    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0, "start_share": 1.0}
     settings = near(steps) if steps else InversionSettings.model_validate(still).near()
     return invert(setting.generator, setting.perceptual, setting.portraits, settings, setting.prior, start=start)
 

@@ -28,6 +28,7 @@ import measure
 import report
 import torch
 from baselines import projector
+from pages import plotting
 
 from stylepairs.datagen.encoders.files import find_encoder
 from stylepairs.datagen.encoders.network import Encoder, predict_start
@@ -85,8 +86,9 @@ def main() -> None:
     text = table(results)
     (options.out / "table.md").write_text(text)
     print(text)
-    for folder in filter(None, (options.out, options.docs and options.docs / "images")):
-        plot(rows, folder / "stage0_speed.png")
+    with plotting():
+        for folder in filter(None, (options.out, options.docs and options.docs / "images")):
+            plot(rows, folder / "stage0_speed.png")
 
 
 def contestants(
