@@ -134,7 +134,11 @@ def run(args: argparse.Namespace) -> None:
     deadline = time.time() + 60 * args.minutes if args.minutes is not None else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
     path = args.out / "state.safetensors"
-    state = load_state(path, rates, accelerator.device) or build_state(args, rates, args.stages[0][0])
+    begun = load_state(path, rates, accelerator.device)
+    if begun is not None and accelerator.is_main_process:
+        for name in ("log.jsonl", "figures.jsonl"):
+            forget_after(args.out / name, begun.images_seen)
+    state = begun or build_state(args, rates, args.stages[0][0])
     found = state.generator.config
     if found != (asked := config_of(args, found.img_resolution)):
         raise InputError(f"{path}: the run's is {found}, asked for is {asked}; a run keeps its sizes")
@@ -410,6 +414,13 @@ class Stage:
 def halvings_due(left: float, cooling: float) -> int:
     """How often the rates are to be halved with so many seconds left, of which the last `cooling` lower them."""
     return 0 if left >= cooling else min(1 + int(COOLING * (1 - left / cooling)), COOLING)
+
+
+def forget_after(path: Path, images_seen: int) -> None:
+    """Leave out the rows of images that a resumed run sees again."""
+    if path.exists():
+        rows = path.read_text().splitlines()
+        path.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["images"] <= images_seen))
 
 
 def append(path: Path, row: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """The recipe of the embedded generator: resume is exact, what is frozen stays, growth keeps what was learned, figures
 and data are what they claim."""
 
+import json
 import os
 import re
 import shutil
@@ -338,6 +339,16 @@ def test_shares_decide_how_often_a_folder_is_drawn_from(tmp_path):
     data = Portraits(folders, 16, shares=[0.9, 0.1])
     rows = data.batch(400, 0.0, torch.Generator().manual_seed(0)).codes % len(data)
     assert 0.8 < (rows < 2).float().mean() < 0.97
+
+
+def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    (begun / "log.jsonl").write_text('{"images": 8}\n{"images": 12}\n')  # killed after the state at 8
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:12")
+    rows = [json.loads(line) for line in (begun / "log.jsonl").read_text().splitlines()]
+    assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
 
 
 def test_codes_stay_with_their_portraits_whatever_the_endings(tmp_path):
