@@ -351,6 +351,15 @@ def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypa
     assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
 
 
+def test_stages_end_by_the_first_processes_clock_alone(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    left = iter([1.0, 0.0])  # after a step the first process's time is up, by the clock here there are minutes
+    monkeypatch.setattr(train.Stage, "seconds_until", lambda stage, deadline: next(left))
+    asked = ("--stages", "32:16", "64:24", "--minutes", "5")
+    assert "generator/synthesis.b64.conv0.weight" not in run(monkeypatch, portraits, trunk_file, begun, *asked)
+
+
 def test_codes_stay_with_their_portraits_whatever_the_endings(tmp_path):
     from data import aligned_files
     from pack import pack_portraits
