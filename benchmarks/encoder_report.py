@@ -35,6 +35,7 @@ from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -175,4 +176,5 @@ def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
 from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -56,11 +55,8 @@ def main() -> None:
         parser.error(
             f"--shares: {len(args.shares)} for {len(args.trained_on)} folders of --trained-on; give one of each"
         )
-    try:
+    with exit_on_bad_input():
         print_table(args)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def print_table(args: argparse.Namespace) -> None:

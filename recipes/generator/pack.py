@@ -7,7 +7,6 @@ python recipes/generator/pack.py weights --run RUN --to FOLDER           (what -
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from state import Rates, load_state, write_weights
 
 from stylepairs.datagen.images.perceptual import efficientnet_state
 from stylepairs.datagen.shell.durable import make_folder
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
 ALIGNED_PX, ALIGNED_QUALITY = 256, 80  # WebP: 6 KB a portrait, half of a JPEG file that looks the same
 MATTE_PX, MATTE_QUALITY = 128, 70  # mattes are soft
@@ -34,11 +33,8 @@ def main() -> None:
     needed = "portraits" if args.what == "data" else "run"
     if not getattr(args, needed):
         parser.error(f"{args.what}: takes --{needed}")
-    try:
+    with exit_on_bad_input():
         pack(args)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def pack(args: argparse.Namespace) -> None:

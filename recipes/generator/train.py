@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +32,7 @@ from state import Rates, TrainingState, build_state, config_of, export_ema, load
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import make_folder
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
 from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.precision import training_precision
@@ -111,11 +110,8 @@ def stage(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    try:
+    with exit_on_bad_input():
         run(parse_args())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def run(args: argparse.Namespace) -> None:

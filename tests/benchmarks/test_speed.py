@@ -1,5 +1,6 @@
 """What the speed benchmark claims: its reference is the generator, its turns alternate, its cost model adds up."""
 
+import runpy
 import sys
 from dataclasses import replace
 
@@ -122,3 +123,11 @@ def test_without_matplotlib_a_line_says_what_is_missing(import_script, tmp_path,
         encoder_report.plot({"mean face, 4": {}}, tmp_path / "steps.png")
     assert "no plots: " in (told := capsys.readouterr().err)
     assert "pip install 'stylepairs[bench]'" in told
+
+
+def test_a_script_of_wrong_portraits_ends_with_a_line(import_script, tmp_path, monkeypatch, capsys):
+    path = import_script("stage0_report").__file__
+    monkeypatch.setattr(sys, "argv", [path, str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(path, run_name="__main__")
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: no prepared portraits")
