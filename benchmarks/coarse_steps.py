@@ -27,6 +27,7 @@ from stylepairs.datagen.images.perceptual import Perceptual, load_perceptual
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import ReconstructionSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -76,4 +77,5 @@ def seconds_per_step(generator: Generator, perceptual: Perceptual, batch: int, s
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

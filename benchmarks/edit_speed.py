@@ -26,6 +26,7 @@ import torch
 
 from stylepairs.datagen.images import stored
 from stylepairs.datagen.images.files import read_image, save_photo
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.shell.machine import peak_memory_mb
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.provenance import marked
@@ -128,4 +129,5 @@ def scene(size: tuple[int, int], share: float) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
-from pages import put_into
+from pages import plotting, put_into
 from reconstruction_speed import near
 
 from stylepairs.datagen.encoders.files import find_encoder
@@ -35,6 +35,7 @@ from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -82,7 +83,8 @@ def main() -> None:
     rows = measured(runs, setting, options.out / "encoder_steps.json")
     if options.docs is not None:
         put_into(options.docs / "encoder.md", table(rows))
-        plot(rows, options.docs / "images" / "encoder_steps.png")
+        with plotting():
+            plot(rows, options.docs / "images" / "encoder_steps.png")
 
 
 def numbers(text: str) -> list[int]:
@@ -106,9 +108,10 @@ def from_mean(setting: Setting, steps: int) -> list[Inversion]:
 
 
 def from_encoder(setting: Setting, encoder: Encoder, steps: int) -> list[Inversion]:
-    """The rates that builds take from an encoder's start; for 0 steps, one too short to show."""
+    """The rates, and the share of the way, that builds take from an encoder's start; for 0 steps all of the way, and
+    steps too short to show."""
     start = partial(predict_start, encoder, setting.generator, setting.prior)
-    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0}
+    still = {"steps": 1, "decay_steps": 1, "learning_rate": 1e-9, "noise_learning_rate": 0.0, "start_share": 1.0}
     settings = near(steps) if steps else InversionSettings.model_validate(still).near()
     return invert(setting.generator, setting.perceptual, setting.portraits, settings, setting.prior, start=start)
 
@@ -173,4 +176,5 @@ def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -16,6 +16,7 @@ import torch
 
 from stylepairs.datagen.images.files import to_uint8, write_png
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 
 
@@ -41,4 +42,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

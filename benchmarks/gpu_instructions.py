@@ -20,7 +20,12 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-import triton
+try:
+    import triton
+except ImportError:
+    raise SystemExit(
+        "gpu_instructions: triton is not installed, whose compiler it reads; pip install '.[triton]'"
+    ) from None
 from gpu_kernels import GPUS  # which puts the folder of `pages` on the path
 from pages import put_into
 from triton.backends.compiler import GPUTarget

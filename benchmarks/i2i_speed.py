@@ -26,6 +26,7 @@ import torch
 from stages import made_up_batch
 
 from stylepairs.datagen.recipe import load_recipe
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.i2i.models.checkpoints import Trained, load_model
@@ -114,4 +115,5 @@ def report(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

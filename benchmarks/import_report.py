@@ -41,6 +41,7 @@ from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
 SIZE_PX = 256
 # The edits, in turn.
@@ -253,6 +254,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     people = scenes(options.photos, load_analyser())
+    if not people:
+        raise InputError(f"{options.photos}: no photo with a face that can be edited; give another --photos")
     tried = write_pairs(people, round(1.6 * options.pairs), options.out / "good", (), options.seed)
     clean = imported(options.out / "good", tried, options.workers, "clean")
     good = {name: one for name, one in tried.items() if clean[name].record.accepted}
@@ -293,4 +296,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

@@ -46,6 +46,7 @@ from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.features.feature import Feature, asked_degree
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.shards import pair_id
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
 from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
@@ -208,7 +209,8 @@ def unedited(problem: Problem, progress: Progress | None = None) -> list[Reconst
 
 def job_of(folder: Path, name: str, recipe: BuildRecipe) -> WantedPair:
     portrait = load_portrait(folder, name)
-    return WantedPair(name, portrait, draw(combinations(recipe.params), 1, 0, portrait.digest)[0], portrait.digest)
+    params = draw(combinations(recipe.params), 1, 0, portrait.digest)[0]
+    return WantedPair(pair_id(0), portrait, params, portrait.digest)  # results know it by its portrait
 
 
 def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float | None]:

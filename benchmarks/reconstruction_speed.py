@@ -28,6 +28,7 @@ import measure
 import report
 import torch
 from baselines import projector
+from pages import plotting
 
 from stylepairs.datagen.encoders.files import find_encoder
 from stylepairs.datagen.encoders.network import Encoder, predict_start
@@ -40,6 +41,7 @@ from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render
 from stylepairs.datagen.reconstruction.settings import NEAR, InversionSettings, OptimiserSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -85,8 +87,9 @@ def main() -> None:
     text = table(results)
     (options.out / "table.md").write_text(text)
     print(text)
-    for folder in filter(None, (options.out, options.docs and options.docs / "images")):
-        plot(rows, folder / "stage0_speed.png")
+    with plotting():
+        for folder in filter(None, (options.out, options.docs and options.docs / "images")):
+            plot(rows, folder / "stage0_speed.png")
 
 
 def contestants(
@@ -251,4 +254,5 @@ def plot(rows: Rows, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

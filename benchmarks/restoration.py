@@ -21,6 +21,7 @@ import torch
 
 from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.images.filters import psnr_db
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import Instruments, load_instruments
 from stylepairs.i2i.judging import Judged, edited, judged_of, markdown, network_cost, write_report
@@ -121,4 +122,5 @@ def best_strength(samples: list[Sample]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -24,6 +24,7 @@ from stylepairs.datagen.portraits.folders import load_portraits
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.kernels.memory import keep_freed_memory
 
@@ -65,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

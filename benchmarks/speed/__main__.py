@@ -115,12 +115,10 @@ def write(results: dict[str, Any], out: Path, docs: Path | None) -> None:
     """Tables and plots; into the documentation too, where asked for."""
     table = report.markdown(results)
     (out / "speed.md").write_text(table + "\n")
-    try:
+    with pages.plotting():
         report.plots(results, out)
         if docs is not None:
             report.plots(results, docs / "images" / "speed")
-    except ImportError as error:
-        print(f"no plots: {error}; pip install 'stylepairs[bench]'", file=sys.stderr)
     if docs is not None:
         (docs / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
         pages.put_into(docs / "speed.md", table)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def plotting() -> Iterator[None]:
+    """Where matplotlib, of the bench extra, is missing, the figures are kept without pictures, and a line says so."""
+    try:
+        yield
+    except ImportError as error:
+        print(f"no plots: {error}; pip install 'stylepairs[bench]'", file=sys.stderr)
 
 
 def put_into(page: Path, table: str, mark: str = "figures") -> None:

@@ -105,6 +105,8 @@ def train_to_file(
     digest = generator_digest(network)
     make_folder(out.parent)
     earlier = None if begin is None else load_encoder(begin, network, digest)
+    if earlier is not None:
+        _refuse_other_shape(str(begin), earlier.config, EncoderConfig.of(network, training))
     place = PartialState(cpu=device == "cpu")
     prior = WPrior.fit(network).to(place.device)
     features = load_perceptual(training.perceptual).to(place.device)
@@ -130,8 +132,8 @@ def train_encoder(
 ) -> Encoder:
     """Train to the end, from `state` where it is there, else from `earlier`; report(step, loss) after each step.
 
-    A state of another run, or of other settings, raises InputError. A step's draws follow from (seed, step, process)
-    alone, so a resumed run ends as an unbroken one.
+    earlier: of the shape that the settings ask for. A state of another run, or of other settings, raises InputError. A
+    step's draws follow from (seed, step, process) alone, so a resumed run ends as an unbroken one.
     """
     generator, place = teachers.generator, PartialState()
     use_channels_last(generator)
@@ -141,7 +143,7 @@ def train_encoder(
     first = state.resume(run.modules, run.optimizers, shape) if begun else 0
     _refuse_divided(state.path, first)
     if not begun and earlier is not None:
-        run.encoder.load_state_dict(_like(earlier, run.encoder))
+        run.encoder.load_state_dict(earlier.state_dict())
     elif not begun:
         run.encoder.know(fit_curvature(generator, teachers.perceptual, teachers.prior, training.probes, training.seed))
     for step in range(first, training.steps):
@@ -282,10 +284,13 @@ def _rate(step: int, steps: int) -> float:
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def _like(earlier: Encoder, fresh: Encoder) -> dict[str, torch.Tensor]:
-    """The earlier encoder's weights, if they are of the fresh one's shape; else InputError."""
-    if earlier.config != fresh.config:
+def _refuse_other_shape(source: str, found: EncoderConfig, wanted: EncoderConfig) -> None:
+    """Raises InputError, with what differs, where an encoder to go on from is of another shape than the settings'."""
+    differing = {
+        key: (value, getattr(wanted, key)) for key, value in asdict(found).items() if value != getattr(wanted, key)
+    }
+    if differing:
+        has, asked = (", ".join(f"{key} {values[i]}" for key, values in differing.items()) for i in (0, 1))
         raise InputError(
-            f"the encoder to begin from is {asdict(earlier.config)}, the settings ask for {asdict(fresh.config)}"
+            f"{source}: has {has}, the settings ask for {asked}; give the --method and --set that it was trained with"
         )
-    return earlier.state_dict()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pydantic_core import ErrorDetails, ValidationError
 
@@ -39,6 +41,16 @@ class InputError(Exception):
 
     Commands print it and exit with code 2.
     """
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Around what a script does: an InputError is printed and ends the program with code 2, as commands end."""
+    try:
+        yield
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from training import fill, save_average
+from training import fill, read_weights, save_average
 
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS
 
@@ -36,10 +35,10 @@ def main() -> None:
             raise SystemExit(f"{folder}: no ema.safetensors or log.jsonl; train first")
         net = NETWORKS[name]()
         path = arguments.out / f"analyser_{name}.safetensors"
-        weights = load_file(Path(folder) / "ema.safetensors")
+        weights = read_weights(Path(folder) / "ema.safetensors")
         fill(net, weights, folder)
         if arguments.keep:
-            fill(net, average(weights, load_file(path), arguments.keep), str(path))
+            fill(net, average(weights, read_weights(path), arguments.keep), str(path))
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         metadata = {
             "network": name,

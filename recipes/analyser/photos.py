@@ -32,8 +32,17 @@ def read_split(folder: Path, limit: int | None = None) -> list[Labelled]:
     """All photos of `folder` (aligned/, label/, hair/, landmarks.npz, index.jsonl; raw/ where there is one), by name.
 
     Without raw/, the aligned crop stands in for the photo. The mesh may lie in raw or in aligned pixels. limit: None =
-    no limit.
+    no limit. Another folder ends the program with a line.
     """
+    try:
+        with np.load(folder / "landmarks.npz") as stored:
+            labelled = (folder / "index.jsonl").is_file() and {"name", "mesh468"} <= set(stored)
+    except (OSError, ValueError):
+        labelled = False
+    if not labelled:
+        raise SystemExit(
+            f"{folder}: no split of labelled portraits (index.jsonl, landmarks.npz with mesh468): see README.md"
+        )
     names = sorted(json.loads(line)["name"] for line in (folder / "index.jsonl").read_text().splitlines())
     with np.load(folder / "landmarks.npz") as stored:
         points = dict(zip(stored["name"].tolist(), stored["mesh468"][:, MESH_TO_68].astype(np.float64), strict=True))

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from glasses import with_frames
 from photos import Labelled, read_rgb, read_split
-from safetensors.torch import load_file
 from samples import detector_sample, landmark_sample, parser_sample
 from torch import nn
-from training import Batch, fill, to_input, train
+from training import Batch, fill, read_weights, to_input, train
 
 from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.landmarks import NOSE_TIP, eyes_and_mouth
@@ -106,8 +105,8 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, help="folder that glasses.py wrote, looked through (parser)")
     parser.add_argument("--without", type=Path, help="names of portraits to leave out, one a line (wrong_labels.txt)")
     parser.add_argument("--mined", type=Path, help="folder that mine.py wrote (landmarks)")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=positive)
+    parser.add_argument("--batch", type=positive)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--init", type=Path, help="start from these weights (an earlier stage's ema.safetensors)")
     parser.add_argument("--seed", type=int, default=0)
@@ -127,7 +126,7 @@ def main() -> None:
     }[arguments.network]
     net = build()
     if arguments.init:
-        fill(net, load_file(arguments.init), str(arguments.init))
+        fill(net, read_weights(arguments.init), str(arguments.init))
     train(
         net,
         make,
@@ -138,6 +137,12 @@ def main() -> None:
         arguments.learning_rate or rate,
         arguments.seed,
     )
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
 
 
 def balanced(split: list[Labelled]) -> list[Labelled]:

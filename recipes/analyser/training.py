@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -80,7 +81,8 @@ def train(  # noqa: PLR0913 - all that a training is made of
     accelerator.register_for_checkpointing(progress, schedule)
     recover_state(out)
     if (out / "state").is_dir():
-        accelerator.load_state(str(out / "state"))
+        resume(accelerator, out / "state")
+        forget_after(out / "log.jsonl", progress.step)
     # With a generator of its own, as it would else draw from that of the losses once more in a resumed run.
     loader = DataLoader(
         SampleStream(make, batch, range(progress.step, steps), seed),
@@ -102,7 +104,7 @@ def train(  # noqa: PLR0913 - all that a training is made of
         progress.update(accelerator.unwrap_model(net))
         for key, value in terms.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
-        if progress.step % log_every == 0:
+        if progress.step % log_every == 0 or progress.step == steps:
             spent, count = time.perf_counter() - begin, progress.step - since
             row = {"step": progress.step, "images_per_s": round(count * batch / spent, 1)} | {
                 k: round(v / count, 5) for k, v in sums.items()
@@ -116,6 +118,21 @@ def train(  # noqa: PLR0913 - all that a training is made of
             replace_state(out)
             save_average(average, out / "ema.safetensors")
     return average
+
+
+def resume(accelerator: Accelerator, folder: Path) -> None:
+    """Where the run was; a state of another network ends the program with a line."""
+    try:
+        accelerator.load_state(str(folder))
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(f"{folder}: cannot be gone on from ({reason}); give another --out, or remove it") from error
+
+
+def forget_after(log: Path, step: int) -> None:
+    """Leave out the rows of steps that are made again."""
+    rows = log.read_text().splitlines() if log.exists() else []
+    log.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= step))
 
 
 def replace_state(out: Path) -> None:
@@ -157,6 +174,14 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.average.load_state_dict(state["average"])
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file; another file ends the program with a line."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SystemExit(f"{path}: no weights can be read ({error}); give a .safetensors file of train.py") from error
 
 
 def fill(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylepairs.datagen.shell.decode import Damaged, decoding
+from stylepairs.datagen.shell.errors import InputError
+
 # Mean hair colours (sRGB) drawn for recolouring; portraits of public persons are mostly grey and brown, products need
 # all.
 NATURAL = ((28, 24, 24), (52, 38, 30), (84, 58, 40), (112, 76, 48), (96, 48, 34), (140, 66, 38), (176, 136, 88), (206,
@@ -87,11 +90,16 @@ def recolour(image: torch.Tensor, matte: torch.Tensor, colour: torch.Tensor, str
 
 
 def aligned_files(folder: Path) -> list[Path]:
-    """By name, which is the order of the codes."""
-    paths = [path for ending in ("jpg", "png", "webp") for path in sorted((folder / "aligned").glob(f"*.{ending}"))]
-    if not paths:
-        raise SystemExit(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
-    return paths
+    """By name without its ending, which is the order of the codes: packed portraits have other endings. Raises
+    InputError."""
+    found: dict[str, Path] = {}
+    for path in (path for ending in ("jpg", "png", "webp") for path in (folder / "aligned").glob(f"*.{ending}")):
+        if path.stem in found:
+            raise InputError(f"{path}: {found[path.stem].name} has the same name; leave one of them")
+        found[path.stem] = path
+    if not found:
+        raise InputError(f"{folder}: no aligned/*.png or *.jpg; run `datagen prepare PHOTOS --out {folder}` first")
+    return [found[name] for name in sorted(found, key=lambda name: f"{name}.")]  # as their files sort
 
 
 def matte_file(aligned: Path) -> Path | None:
@@ -106,6 +114,9 @@ def _matte(aligned: Path, resolution: int) -> torch.Tensor:
 
 
 def _read(path: Path, resolution: int, mode: str) -> torch.Tensor:
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert(mode).resize((resolution, resolution), Image.Resampling.LANCZOS))
+    try:
+        with decoding(), Image.open(path) as image:
+            pixels = np.asarray(image.convert(mode).resize((resolution, resolution), Image.Resampling.LANCZOS))
+    except Damaged as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); prepare it anew or take it out") from error
     return torch.from_numpy(pixels.copy()).reshape(resolution, resolution, -1).permute(2, 0, 1).contiguous()

@@ -26,6 +26,7 @@ from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
 from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -50,15 +51,26 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", help="how often each of them is drawn")
     parser.add_argument("--count", type=int, default=BROUGHT_BACK, help="portraits of each folder to bring back")
     args = parser.parse_args()
+    if args.shares is not None and len(args.shares) != len(args.trained_on):
+        parser.error(
+            f"--shares: {len(args.shares)} for {len(args.trained_on)} folders of --trained-on; give one of each"
+        )
+    with exit_on_bad_input():
+        print_table(args)
+
+
+def print_table(args: argparse.Namespace) -> None:
+    """Raises InputError."""
     folders = [f"{folder.parent.name}/{folder.name}" for folder in args.portraits]
     figures = [f"kernel distance {name}: features, landmarks" for name in ("all", *folders)]
-    figures += [f"{name}: {how}" for name in folders for how in HOW]
+    brought = [f"{name}: {how}" for name in folders for how in HOW] if args.count else []
+    figures += brought
     print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
     both = {"features": pooled_features(), "landmarks": pooled_landmarks()}
     if args.trained_on:
         sets = {folder: Portraits([folder], PHOTO_PX).images for folder in args.portraits}
         photos = drawn([Portraits([folder], PHOTO_PX).images for folder in args.trained_on], args.shares)
-        cells = _cells(distances_of(photos, sets, both)) + ["" for _ in folders for _ in HOW]
+        cells = _cells(distances_of(photos, sets, both)) + ["" for _ in brought]
         print("| photos | " + " | ".join(cells) + " |", flush=True)
     for path in args.weights:
         generator = load_generator(path).eval().requires_grad_(False)

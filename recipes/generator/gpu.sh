@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # A short run on a machine with a GPU, torch, accelerate, kornia and rich: no network, no package index, the clock running.
 #   gpu.sh pack RUN PORTRAITS...   here: data, weights and frozen features into $PACK (an ignored folder, under 64 MiB);
-#                                  where RUN has no state yet, the weights beside this file are what training starts from
-#   gpu.sh train OUT               there, in the repository with $PACK carried along: 128 px, then 256 px, weights to OUT
+#                                  where RUN has no state yet, training starts from what came back to it, else from the
+#                                  weights beside this file
+#   gpu.sh train OUT               there, in the repository with $PACK carried along: 128 px, then 256 px, weights to OUT; begins
+#                                  with what was packed, whatever was trained or rehearsed since
 #   gpu.sh unpack OUT RUN          here: RUN starts from what came back
 # The limits are variables, so that the whole can be rehearsed on a CPU in two minutes:
 #   SECONDS_SMALL=60 SECONDS_LARGE=60 BATCH=8 gpu.sh train OUT
@@ -30,7 +32,11 @@ pack() {
   rm -rf "$PACK"
   as_packages
   "$PYTHON" "$HERE/pack.py" data --portraits "$@" ${TRUNK:+--trunk "$TRUNK"} --to "$PACK/data"
-  [ ! -e "$run/state.safetensors" ] || "$PYTHON" "$HERE/pack.py" weights --run "$run" --to "$PACK/weights"
+  if [ -e "$run/state.safetensors" ]; then
+    "$PYTHON" "$HERE/pack.py" weights --run "$run" --to "$PACK/weights"
+  elif [ -e "$run/from_gpu" ]; then
+    cp -r "$run/from_gpu" "$PACK/weights"
+  fi
   local mib
   mib=$(du -sm "$PACK" | cut -f1)
   echo "$PACK: $mib MiB"
@@ -41,6 +47,7 @@ train() {
   local out=$1 run=$PACK/run start=$PACK/weights
   [ -d "$start" ] || start=$HERE/weights
   mkdir -p "$out"
+  rm -rf "$run"
   as_packages
   "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
   local portraits=("$PACK"/data/[0-9]*)
@@ -50,7 +57,7 @@ train() {
     set -- $stage
     [ "$2" != 0 ] || continue
     # What a stage that fails leaves behind still comes back: the state of the one before.
-    "$PYTHON" -u "$HERE/train.py" "${common[@]}" --stages "$1:1000000000" --minutes "$(echo "$2 / 60" | bc -l)" \
+    "$PYTHON" -u "$HERE/train.py" "${common[@]}" --stages "$1:1000000000" --minutes "$("$PYTHON" -c "print($2 / 60)")" \
       || echo "the stage at $1 px failed" >&2
     "$PYTHON" "$HERE/pack.py" weights --run "$run" --to "$out"
     for file in log.jsonl samples.png; do [ ! -e "$run/$file" ] || cp "$run/$file" "$out/"; done

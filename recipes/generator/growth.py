@@ -14,6 +14,16 @@ from stylepairs.datagen.stylegan.generator import Generator
 State = dict[str, torch.Tensor]
 
 
+def can_grow(old: State, target: Generator) -> bool:
+    """Whether `target` has room for all of `old`, and the same mapping network."""
+    new = target.state_dict()
+    learned = {key: value.shape for key, value in old.items() if "resample_filter" not in key}
+    mapping = {key: value.shape for key, value in new.items() if key.startswith("mapping.")}
+    return mapping == {key: shape for key, shape in learned.items() if key.startswith("mapping.")} and all(
+        key in new and all(a <= b for a, b in zip(shape, new[key].shape, strict=True)) for key, shape in learned.items()
+    )
+
+
 def grow_generator(old: State, target: Generator) -> None:
     """Fill `target` (same z_dim, w_dim and mapping depth) so that it renders what `old` rendered, upsampled."""
     new = target.state_dict()

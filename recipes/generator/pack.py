@@ -1,6 +1,6 @@
 """Portraits, weights and frozen features in a small folder, to train where there is no network and no package index.
 
-python recipes/generator/pack.py data --portraits DIR... --to FOLDER     (FOLDER/0, FOLDER/1, ..., trunk.pth)
+python recipes/generator/pack.py data --portraits DIR... --to FOLDER     (FOLDER/000, FOLDER/001, ..., trunk.pth)
 python recipes/generator/pack.py weights --run RUN --to FOLDER           (what --start-from reads)
 """
 
@@ -14,7 +14,9 @@ from data import aligned_files, matte_file
 from PIL import Image
 from state import Rates, load_state, write_weights
 
-from stylepairs.datagen.images.perceptual import installed_efficientnet
+from stylepairs.datagen.images.perceptual import efficientnet_state
+from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
 ALIGNED_PX, ALIGNED_QUALITY = 256, 80  # WebP: 6 KB a portrait, half of a JPEG file that looks the same
 MATTE_PX, MATTE_QUALITY = 128, 70  # mattes are soft
@@ -28,15 +30,24 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder with a state.safetensors")
     parser.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
-    args.to.mkdir(parents=True, exist_ok=True)
+    needed = "portraits" if args.what == "data" else "run"
+    if not getattr(args, needed):
+        parser.error(f"{args.what}: takes --{needed}")
+    with exit_on_bad_input():
+        pack(args)
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Raises InputError."""
+    make_folder(args.to)
     if args.what == "data":
         for index, folder in enumerate(args.portraits):
-            pack_portraits(folder, args.to / str(index))
-        pack_trunk(args.trunk or installed_efficientnet(), args.to / "trunk.pth")
+            pack_portraits(folder, args.to / f"{index:03}")  # sorted as they were given, and so are the codes
+        pack_trunk(args.trunk, args.to / "trunk.pth")
         return
     state = load_state(args.run / "state.safetensors", Rates(), torch.device("cpu"))
     if state is None:
-        raise SystemExit(f"{args.run}: no state.safetensors; train first")
+        raise InputError(f"{args.run}: no state.safetensors; train first")
     write_weights(args.to, state)
 
 
@@ -52,10 +63,8 @@ def pack_portraits(source: Path, to: Path) -> None:
 
 
 def pack_trunk(source: Path | None, to: Path) -> None:
-    """Its weights without the classifier, in float16."""
-    if source is None:
-        raise SystemExit("EfficientNet-Lite0 weights are not installed; pass --trunk FILE")
-    state = torch.load(source, map_location="cpu", weights_only=True)
+    """The weights (None: those installed) without the classifier, in float16. Raises InputError."""
+    state = efficientnet_state(source)
     kept = {key: value for key, value in state.items() if not key.startswith(("_conv_head", "_bn1", "_fc"))}
     torch.save({key: value.half() if value.is_floating_point() else value for key, value in kept.items()}, to)
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from codes import Offsets
-from growth import grow_generator, grow_offsets
+from growth import can_grow, grow_generator, grow_offsets
 from moments import Moments
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from stylepairs.datagen.images.trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
+from stylepairs.datagen.shell.decode import Damaged, read_safetensors
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
 
@@ -62,19 +64,29 @@ class TrainingState:
 def build_state(args: argparse.Namespace, rates: Rates, resolution: int) -> TrainingState:
     """A fresh state, its generator grown from --start-from where that is given."""
     torch.manual_seed(args.seed)
-    config = GeneratorConfig(
-        args.latent_dim, args.latent_dim, resolution, mapping_layers=args.mapping_layers,
-        channel_base=args.channel_base, channel_max=args.channel_max,
-    )  # fmt: skip
-    state = _assemble(config, rates)
+    state = _assemble(config_of(args, resolution), rates)
     if args.start_from is not None:
         start_from(state, args.start_from)
     return state
 
 
+def config_of(args: argparse.Namespace, resolution: int) -> GeneratorConfig:
+    """The generator that the options ask for."""
+    return GeneratorConfig(
+        args.latent_dim, args.latent_dim, resolution, mapping_layers=args.mapping_layers,
+        channel_base=args.channel_base, channel_max=args.channel_max,
+    )  # fmt: skip
+
+
 def start_from(state: TrainingState, folder: Path) -> None:
-    """Weights of `folder`: generator and generator_ema, discriminator and codes where they are there."""
+    """Weights of `folder`: generator and generator_ema, discriminator and codes where they are there. Raises
+    InputError."""
     generator, ema = (_weights(folder / f"{name}.safetensors") for name in ("generator", "generator_ema"))
+    if not (can_grow(generator, state.generator) and can_grow(ema, state.generator)):
+        raise InputError(
+            f"{folder}: weights of a larger generator, or of other latents; give the --latent-dim, --mapping-layers, "
+            "--channel-base, --channel-max and the resolution that they were trained with, or larger layers"
+        )
     _grow(state, generator, ema)
     with safe_open(folder / "generator.safetensors", "pt") as file:
         state.images_seen = int((file.metadata() or {}).get("images_seen", 0))
@@ -130,12 +142,11 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState | None:
-    """The saved state on the device, or None where there is none yet."""
+    """The saved state on the device, or None where there is none yet. Raises InputError."""
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-    tensors = load_file(path)
+    tensors, metadata = _read(path, "the state cannot be continued; remove it to start over")
+    progress = json.loads(metadata["progress"])
     state = _assemble(GeneratorConfig(**progress["generator"]), rates)
     for name in MODULES:
         # Runs begun before the enlarged face had heads of its own go on with those of the whole picture.
@@ -217,8 +228,15 @@ def _load_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, torch.Tensor
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
-        raise SystemExit(f"{path}: no such file; a folder to start from has generator and generator_ema .safetensors")
-    return {key: value.float() for key, value in load_file(path).items()}
+        raise InputError(f"{path}: no such file; a folder to start from has generator and generator_ema .safetensors")
+    return {key: value.float() for key, value in _read(path, "write the weights anew")[0].items()}
+
+
+def _read(path: Path, advice: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        return read_safetensors(path)
+    except Damaged as error:
+        raise InputError(f"{path}: damaged ({error}); {advice}") from error
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -28,9 +28,11 @@ from data import Portraits
 from draws import Draws, draw_step
 from figures import kernel_distances, write_sheet
 from losses import accuracy, balanced, decibel, likeness_loss
-from state import Rates, TrainingState, build_state, export_ema, load_state, save_state, start_stage
+from state import Rates, TrainingState, build_state, config_of, export_ema, load_state, save_state, start_stage
 
 from stylepairs.datagen.images.trunk import load_trunk
+from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
 from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.precision import training_precision
@@ -38,6 +40,7 @@ from stylepairs.kernels.precision import training_precision
 W_AVG_BETA = 0.998
 EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
+LEAST_STAGE_PX = 8  # of a generator
 COOLING = 3  # how often the rates are halved, evenly spread over --cool-minutes
 MEASURE_BATCH, DEVIATION_BATCHES = 32, 16  # of portraits, from which channels' deviations are taken
 FACE_TOP, FACE_LEFT, FACE_SIDE = 0.34, 0.25, 0.5  # of an aligned portrait's side: brows to chin
@@ -56,11 +59,11 @@ def parse_args() -> argparse.Namespace:
     add("--start-from", type=Path, help="folder with generator, generator_ema and, if there, discriminator, codes")
     add("--trunk", type=Path, help="EfficientNet-Lite0 weights; default: those installed")
     add("--stages", type=stage, nargs="+", default=[(128, 1_000_000)], help="RESOLUTION:UNTIL_IMAGES")
-    add("--channel-base", type=int, default=2048)
-    add("--channel-max", type=int, default=128)
-    add("--latent-dim", type=int, default=256, help="both z and w")
-    add("--mapping-layers", type=int, default=2)
-    add("--batch", type=int, default=8, help="images per step, all processes together")
+    add("--channel-base", type=positive, default=2048)
+    add("--channel-max", type=positive, default=128)
+    add("--latent-dim", type=positive, default=256, help="both z and w")
+    add("--mapping-layers", type=positive, default=2)
+    add("--batch", type=positive, default=8, help="images per step, all processes together")
     add("--learning-rate", type=float, default=0.001)
     add("--heads-rate", type=float, default=0.0003)
     add("--offsets-rate", type=float, default=0.0005)
@@ -68,21 +71,31 @@ def parse_args() -> argparse.Namespace:
     add("--likeness", type=float, default=0.4, help="its gradient on the images by the heads'")
     add("--moments", type=float, default=0.6, help="the moments' gradient by the heads', likewise")
     add("--offsets-decay", type=float, default=0.1, help="weight of the offsets' mean square beside the likeness")
-    add("--measure-images", type=int, default=8192, help="draws of portraits from which their moments are taken")
+    add("--measure-images", type=positive, default=8192, help="draws of portraits from which their moments are taken")
     add("--augment-p", type=float, default=0.3)
     add("--face-weight", type=float, default=0.5, help="of heads that see brows to chin alone, enlarged; 0: none")
     add("--ema-images", type=float, default=5_000, help="half-life of the weight average, in images")
     add("--recolour-share", type=float, default=0.2, help="share of real images with recoloured hair")
     add("--precision", choices=["no", "bf16"], default=training_precision(), help="default: this machine's fastest")
-    add("--save-every", type=int, default=2_000, help="images between saved states")
-    add("--sheet-every", type=int, default=10_000, help="images between sample sheets and figures")
+    add("--save-every", type=positive, default=2_000, help="images between saved states")
+    add("--sheet-every", type=positive, default=10_000, help="images between sample sheets and figures")
     add("--minutes", type=float, help="stop (with the state saved) after so many minutes")
     add("--cool-minutes", type=float, default=0.0, help="lower the rates in the last so many of --minutes")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.shares is not None and len(args.shares) != len(args.portraits):
         parser.error(f"--shares: {len(args.shares)} for {len(args.portraits)} folders of --portraits; give one of each")
+    if args.shares is not None and not (min(args.shares) >= 0 and sum(args.shares) > 0):
+        parser.error("--shares: none may be below 0, and one must be above")
+    if args.cool_minutes and args.minutes is None:
+        parser.error("--cool-minutes: the end that rates are lowered towards is that of --minutes; give it too")
     return args
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
 
 
 def stage(text: str) -> tuple[int, int]:
@@ -90,27 +103,53 @@ def stage(text: str) -> tuple[int, int]:
     resolution, _, until = text.partition(":")
     if not (resolution.isdecimal() and until.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text}: must be RESOLUTION:UNTIL_IMAGES, as 128:400000")
-    return int(resolution), int(until)
+    px = int(resolution)
+    if px < LEAST_STAGE_PX or px & (px - 1):
+        raise argparse.ArgumentTypeError(f"{text}: the resolution must be a power of two, at least {LEAST_STAGE_PX}")
+    return px, int(until)
 
 
 def main() -> None:
-    args = parse_args()
+    with exit_on_bad_input():
+        run(parse_args())
+
+
+def run(args: argparse.Namespace) -> None:
+    """All stages. Raises InputError."""
     torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
     if args.batch % accelerator.num_processes:
-        raise SystemExit(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
-    args.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.time() + 60 * args.minutes if args.minutes else float("inf")
+        raise InputError(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
+    count = args.batch // accelerator.num_processes
+    if not 0 < round(count * args.rebuilt_share) < count:
+        raise InputError(
+            f"--rebuilt-share {args.rebuilt_share:g}: of a process's {count} images at least one must be a portrait "
+            "rebuilt and one must not; change it, or give a larger --batch"
+        )
+    make_folder(args.out)
+    deadline = time.time() + 60 * args.minutes if args.minutes is not None else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
-    state = load_state(args.out / "state.safetensors", rates, accelerator.device)
-    state = state or build_state(args, rates, args.stages[0][0])
+    path = args.out / "state.safetensors"
+    begun = load_state(path, rates, accelerator.device)
+    if begun is not None and accelerator.is_main_process:
+        for name in ("log.jsonl", "figures.jsonl"):
+            forget_after(args.out / name, begun.images_seen)
+    state = begun or build_state(args, rates, args.stages[0][0])
+    found = state.generator.config
+    if found != (asked := config_of(args, found.img_resolution)):
+        raise InputError(f"{path}: the run's is {found}, asked for is {asked}; a run keeps its sizes")
     for resolution, until in args.stages:
         if state.images_seen >= until:
             continue
+        if state.generator.config.img_resolution > resolution:
+            raise InputError(
+                f"--stages {resolution}:{until}: {path} is at {state.generator.config.img_resolution} px already; "
+                "leave the stage out, or give another --out"
+            )
         if state.generator.config.img_resolution < resolution:
             state = start_stage(state, rates, resolution, args.seed)
         Stage(state, args, accelerator).train(until, deadline)
-        if time.time() > deadline:
+        if state.images_seen < until:  # the time is up, of which the first process alone decides
             break
 
 
@@ -132,7 +171,7 @@ class Stage:
         if not len(state.codes):
             state.codes = assign_codes(state.ema, self.trunk, self.data.with_mirrored(), args.seed)
         if len(state.codes) != 2 * len(self.data):
-            raise SystemExit(
+            raise InputError(
                 f"{len(state.codes)} codes for {len(self.data)} portraits: these are not the run's own; give those, or "
                 "another --out and a --start-from folder without codes.safetensors, and latents are assigned anew"
             )
@@ -371,6 +410,13 @@ class Stage:
 def halvings_due(left: float, cooling: float) -> int:
     """How often the rates are to be halved with so many seconds left, of which the last `cooling` lower them."""
     return 0 if left >= cooling else min(1 + int(COOLING * (1 - left / cooling)), COOLING)
+
+
+def forget_after(path: Path, images_seen: int) -> None:
+    """Leave out the rows of images that a resumed run sees again."""
+    if path.exists():
+        rows = path.read_text().splitlines()
+        path.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["images"] <= images_seen))
 
 
 def append(path: Path, row: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
+from stylepairs.datagen.encoders.network import Encoder, EncoderConfig, predict_start
 from stylepairs.datagen.encoders.photos import draw_samples
 from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
 from stylepairs.datagen.images.perceptual import load_perceptual
@@ -38,6 +38,16 @@ def setting(report):
     images = draw_samples(generator, prior, 2, torch.Generator().manual_seed(5))
     pictures = [Picture(str(index), image) for index, image in enumerate(images)]
     return report.Setting(generator, load_perceptual("pyramid"), prior, pictures)
+
+
+def test_without_a_step_it_is_the_encoders_start_as_it_is(report, setting):
+    encoder = Encoder(EncoderConfig.of(setting.generator, EncoderTraining.model_validate(METHODS["psp"])))
+    for name, parameter in encoder.named_parameters():
+        if name.startswith("styles") and name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    for found, picture in zip(report.from_encoder(setting, encoder, 0), setting.portraits, strict=True):
+        u, _ = predict_start(encoder, setting.generator, setting.prior, picture.image)
+        torch.testing.assert_close(found.ws.float(), setting.prior.unwhiten(u), atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What the speed benchmark claims: its reference is the generator, its turns alternate, its cost model adds up."""
 
+import runpy
+import sys
 from dataclasses import replace
 
 import pytest
@@ -112,3 +114,20 @@ def test_a_training_step_can_be_timed(scripts):
     rows = scripts["stages"].training_step(1, 2)
     AcceleratorState._reset_state()  # or its precision would be that of all trainings after it in this process
     assert all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_without_matplotlib_a_line_says_what_is_missing(import_script, tmp_path, monkeypatch, capsys):
+    pages, encoder_report = import_script("pages"), import_script("encoder_report")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pages.plotting():
+        encoder_report.plot({"mean face, 4": {}}, tmp_path / "steps.png")
+    assert "no plots: " in (told := capsys.readouterr().err)
+    assert "pip install 'stylepairs[bench]'" in told
+
+
+def test_a_script_of_wrong_portraits_ends_with_a_line(import_script, tmp_path, monkeypatch, capsys):
+    path = import_script("stage0_report").__file__
+    monkeypatch.setattr(sys, "argv", [path, str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(path, run_name="__main__")
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: no prepared portraits")

@@ -48,7 +48,11 @@ def small_run(out: Path, stop_after: int | None = None) -> dict[str, torch.Tenso
     def sample(rng):
         return {"image": rng.normal(size=(3, 8, 8)).astype(np.float32)}
 
-    return train(net, sample, loss, out, 6, 2, 0.01, precision="no", save_every=2).state_dict()
+    return train(net, sample, loss, out, 6, 2, 0.01, precision="no", log_every=4, save_every=3).state_dict()
+
+
+def steps_logged(out: Path) -> list[int]:
+    return [json.loads(row)["step"] for row in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_state_that_was_just_being_replaced_is_recovered(tmp_path):
@@ -84,9 +88,45 @@ def test_the_precision_is_the_machines_own_unless_it_is_named(tmp_path, monkeypa
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     whole = small_run(tmp_path / "whole")
     with pytest.raises(Stopped):
-        small_run(tmp_path / "broken", stop_after=3)
+        small_run(tmp_path / "broken", stop_after=5)
+    assert steps_logged(tmp_path / "broken") == [4]
     resumed = small_run(tmp_path / "broken")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert steps_logged(tmp_path / "whole") == [4, 6]  # the end too, however few steps
+    assert steps_logged(tmp_path / "broken") == [4, 6]  # the fourth was made again
+
+
+def test_a_run_of_another_network_is_named_and_left(tmp_path):
+    from training import train
+
+    small_run(tmp_path)
+    before = (tmp_path / "state" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match=r"state: cannot be gone on from .* give another --out, or remove it"):
+        train(nn.Linear(1, 1), None, None, tmp_path, 1, 1, 0.1, precision="no")
+    assert (tmp_path / "state" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--portraits", "{}/none"], "{}/none: no split of labelled portraits"),
+        (["--portraits", "{}"], "{}: no split of labelled portraits"),
+        (["--portraits", "{}/split", "--init", "{}/landmarks.npz"], "{}/landmarks.npz: no weights can be read"),
+        (["--portraits", "{}/split", "--init", "{}/none"], "{}/none: no weights can be read"),
+        (["--portraits", "{}/split", "--steps", "0"], "argument --steps: 0: must be a whole number above 0"),
+    ],
+)
+def test_what_a_training_cannot_begin_with_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+    import train
+
+    np.savez(tmp_path / "landmarks.npz", name=["a"], points68=np.zeros((1, 68, 2)))  # of `datagen prepare`
+    (tmp_path / "index.jsonl").write_text('{"name": "a"}\n')
+    write_split(tmp_path / "split", face_points(), None)
+    given = ["parser", *(option.format(tmp_path) for option in options), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["train.py", *given])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert message.format(tmp_path) in f"{stopped.value} {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """The recipe of the embedded generator: resume is exact, what is frozen stays, growth keeps what was learned, figures
 and data are what they claim."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers.recipe_scripts import scripts_on_path
 from PIL import Image
 from safetensors.torch import load_file
 
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
@@ -182,41 +184,6 @@ def test_trunk_gives_five_levels_as_its_blocks_one_by_one_do(trunk_state):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_heads_have_unit_spectral_norm_and_give_logits_for_every_level():
-    from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads
-
-    torch.manual_seed(0)
-    heads = Heads()
-    maps = [torch.randn(3, c, 64 // 2**level, 64 // 2**level) for level, c in enumerate(MIXED_CHANNELS)]
-    for _ in range(20):
-        logits = heads(maps)
-    assert [tuple(x.shape[:2]) for x in logits] == [(3, 1)] * 5
-    for module in heads.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            assert torch.linalg.matrix_norm(module.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
-
-
-def test_moments_are_those_of_all_images_and_draw_a_batch_towards_them():
-    from moments import Moments
-
-    draw = torch.Generator().manual_seed(0)
-    real = torch.randn(64, 3, 4, 4, generator=draw) * 2 + 1
-    moments = Moments([(3, 4, 4)], window_images=8)
-    moments.fit([part] for part in real.split(16))
-    torch.testing.assert_close(moments.real0, torch.stack([real.mean(0), real.square().mean(0)]))
-    assert float(moments([real], 0)) < 1e-9  # the running moments start at the portraits' own
-    fake = torch.zeros(8, 3, 4, 4, requires_grad=True)
-    distance = moments([fake], 8)
-    of_means = (0 - moments.centre0) / moments.deviation0
-    expected = moments.real0.square().mean() + (of_means.square() + (of_means.square() - 1).square()).mean() / 2
-    torch.testing.assert_close(distance, expected)
-    (gradient,) = torch.autograd.grad(distance, fake)
-    alike = real.mean((0, 2, 3), keepdim=True) + real - real.mean((2, 3), keepdim=True)  # images of one mean
-    moments.fit([[real]])
-    assert float(moments([alike], 8)) > 0.4
-    assert (-gradient.mean(0) * real.mean(0)).mean() > 0
-
-
 def test_every_portrait_gets_a_latent_of_its_own(trunk_state):
     from codes import assign_codes
 
@@ -247,88 +214,6 @@ def test_what_is_rebuilt_has_its_own_latent_and_is_augmented_as_its_portrait(por
     assert change.min() > 1e-3
 
 
-def test_grown_generator_renders_the_same_image_larger_and_offsets_stay():
-    from codes import Offsets
-    from growth import grow_generator, grow_offsets
-
-    from stylepairs.datagen.images.trunk import LEVEL_CHANNELS
-
-    torch.manual_seed(0)
-    old = Generator(GeneratorConfig(16, 16, 16, 3, 256, 32, 2))
-    new = Generator(GeneratorConfig(16, 16, 32, 3, 512, 32, 2))
-    grow_generator(old.state_dict(), new)
-    z = torch.randn(2, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(new.synthesis(new.mapping(z), max_resolution=16), old(z), atol=1e-4, rtol=1e-4)
-    small, large = Offsets(old.num_ws, 16), Offsets(new.num_ws, 16)
-    torch.nn.init.normal_(small.out.weight)
-    grow_offsets(small.state_dict(), large)
-    features = [torch.randn(2, c, 8, 8) for c in LEVEL_CHANNELS]
-    torch.testing.assert_close(large(features)[:, : old.num_ws], small(features))
-    assert large(features)[:, old.num_ws :].abs().sum() == 0
-
-
-def test_heads_that_saw_nothing_have_no_gradients_to_share():
-    """As the enlarged face's with --face-weight 0, on several processes."""
-    import train
-
-    seen, unseen = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-    seen.grad = torch.ones(2)
-    stage = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), mean=lambda value: value / 2)
-    train.Stage.reduce_gradients(stage, torch.optim.SGD([seen, unseen], 1.0))
-    assert seen.grad.tolist() == [0.5, 0.5]
-    assert unseen.grad is None
-
-
-def test_recolouring_reaches_the_mean_colour_and_leaves_the_rest():
-    from data import recolour
-
-    image = 0.3 + 0.1 * torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    matte = torch.zeros(1, 1, 16, 16)
-    matte[..., :8, :] = 1
-    colour = torch.tensor([[0.6, 0.4, 0.2]])
-    out = recolour(image, matte, colour, torch.ones(1))
-    assert torch.equal(out[..., 8:, :], image[..., 8:, :])
-    torch.testing.assert_close(out[0, :, :8].mean((1, 2)), colour[0], atol=0.03, rtol=0)
-    assert out[0, 0, :8].std() > 0.01
-
-
-def test_polynomial_mmd_is_near_zero_for_equal_distributions_and_grows_with_distance():
-    from figures import polynomial_mmd
-
-    draw = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 200, 8, generator=draw, dtype=torch.double)
-    assert abs(polynomial_mmd(a, b)) < 0.1 < polynomial_mmd(a, b + 1)
-
-
-def test_photos_are_drawn_in_the_shares_of_their_folders_and_none_twice():
-    from figures import drawn
-
-    few, many = (
-        torch.arange(first, first + n, dtype=torch.uint8).view(-1, 1, 1, 1) for first, n in ((0, 40), (100, 90))
-    )
-    photos = ((drawn([few, many], [0.25, 0.75], 80) + 1) * 127.5).round().flatten().int().tolist()
-    assert len(set(photos)) == len(photos) == 80
-    assert sum(value < 40 for value in photos) == 20
-    assert len(drawn([few, many], None, 13)) == 13
-
-
-def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
-    from figures import HOW, bring_back
-
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(16, 16, 32, 3, 128, 8, 2)).eval().requires_grad_(False)
-    for name, parameter in generator.named_parameters():
-        if name.endswith("noise_strength"):
-            parameter.fill_(0.3)  # it begins at 0: maps would say nothing
-    images = ((generator(torch.randn(2, 16)).clamp(-1, 1) + 1) * 127.5).byte()
-    few = {"steps": 10, "decay_steps": 10}
-    noise, alone = (bring_back(generator, images, how.model_copy(update=few)) for how in HOW.values())
-    unmoved = bring_back(generator, images, HOW["W+ alone"].model_copy(update=few | {"learning_rate": 1e-9}))
-    assert noise[0] > alone[0] > unmoved[0]
-    assert alone[1] < unmoved[1]
-
-
 def test_shares_decide_how_often_a_folder_is_drawn_from(tmp_path):
     from data import Portraits
 
@@ -338,16 +223,69 @@ def test_shares_decide_how_often_a_folder_is_drawn_from(tmp_path):
     assert 0.8 < (rows < 2).float().mean() < 0.97
 
 
-def test_empty_folder_is_named(tmp_path):
+def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    (begun / "log.jsonl").write_text('{"images": 8}\n{"images": 12}\n')  # killed after the state at 8
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:12")
+    rows = [json.loads(line) for line in (begun / "log.jsonl").read_text().splitlines()]
+    assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
+
+
+def test_stages_end_by_the_first_processes_clock_alone(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    left = iter([1.0, 0.0])  # after a step the first process's time is up, by the clock here there are minutes
+    monkeypatch.setattr(train.Stage, "seconds_until", lambda stage, deadline: next(left))
+    asked = ("--stages", "32:16", "64:24", "--minutes", "5")
+    assert "generator/synthesis.b64.conv0.weight" not in run(monkeypatch, portraits, trunk_file, begun, *asked)
+
+
+def test_codes_stay_with_their_portraits_whatever_the_endings(tmp_path):
+    from data import aligned_files
+    from pack import pack_portraits
+
+    folder = write_portraits(tmp_path / "data", 3)
+    for path in ((folder / "aligned" / "0.png"), (folder / "aligned" / "1.png")):
+        Image.open(path).save(path.with_name(f"{path.stem}-b.jpg"))
+    pack_portraits(folder, tmp_path / "packed")
+    names = [path.stem for path in aligned_files(folder)]
+    assert names == [path.stem for path in aligned_files(tmp_path / "packed")] == ["0-b", "0", "1-b", "1", "2"]
+    Image.open(folder / "aligned" / "2.png").save(folder / "aligned" / "2.jpg")
+    with pytest.raises(InputError, match=r"2\.png: 2\.jpg has the same name"):
+        aligned_files(folder)
+
+
+def test_portraits_that_are_not_there_or_damaged_are_named(tmp_path):
     from data import Portraits
 
-    with pytest.raises(SystemExit, match="no aligned"):
+    with pytest.raises(InputError, match="no aligned"):
         Portraits([tmp_path], 16)
+    folder = write_portraits(tmp_path / "data", 2)
+    (folder / "hair" / "1.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"hair/1\.png: cannot be read as an image"):
+        Portraits([folder], 16)
 
 
-def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="start from"):
-        run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--start-from", str(tmp_path), "--stages", "32:8")
+def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, begun, tmp_path, monkeypatch, capsys):
+    import state
+
+    def refusal(out: Path, *options: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, portraits, trunk_file, out, *options)
+        return capsys.readouterr().err
+
+    asked, new, start = ("--stages", "32:16"), tmp_path / "new", tmp_path / "start"
+    assert re.match(r"--stages 16:16: .*state\.safetensors is at 32 px already", refusal(begun, "--stages", "16:16"))
+    assert "a run keeps its sizes" in refusal(begun, *asked, "--channel-base", "256")
+    assert "must be a portrait rebuilt and one must not" in refusal(new, *asked, "--rebuilt-share", "0")
+    assert "start from" in refusal(new, *asked, "--start-from", str(tmp_path))
+    state.write_weights(start, state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu")))
+    for smaller in (("--latent-dim", "8"), ("--channel-max", "4"), ("--mapping-layers", "3"), ("--stages", "16:16")):
+        assert "of a larger generator" in refusal(new, *asked, "--start-from", str(start), *smaller)
+    (begun / "state.safetensors").write_bytes(b"cut off")
+    assert "state.safetensors: damaged" in refusal(begun, *asked)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +293,11 @@ def test_start_from_a_folder_without_weights_is_named(portraits, trunk_file, tmp
     [
         (["--stages", "32:many"], "argument --stages: 32:many: must be RESOLUTION:UNTIL_IMAGES, as 128:400000"),
         (["--stages", "32"], "argument --stages: 32: must be RESOLUTION:UNTIL_IMAGES"),
+        (["--stages", "33:8"], "argument --stages: 33:8: the resolution must be a power of two, at least 8"),
         (["--portraits", "a", "b", "--shares", "1"], "--shares: 1 for 2 folders of --portraits; give one of each"),
+        (["--shares", "0"], "--shares: none may be below 0, and one must be above"),
+        (["--save-every", "0"], "argument --save-every: 0: must be a whole number above 0"),
+        (["--cool-minutes", "2"], "--cool-minutes: the end that rates are lowered towards is that of --minutes"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(portraits, trunk_file, tmp_path, monkeypatch, capsys, options, message):
@@ -364,7 +306,7 @@ def test_what_is_asked_wrongly_is_one_line(portraits, trunk_file, tmp_path, monk
     assert message in capsys.readouterr().err
 
 
-def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_file, tmp_path, monkeypatch):
+def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_file, tmp_path, monkeypatch, capsys):
     start, others = tmp_path / "start", write_portraits(tmp_path / "others", 2)
     import state
 
@@ -373,8 +315,9 @@ def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_
         start, state.load_state(tmp_path / "first" / "state.safetensors", state.Rates(), torch.device("cpu"))
     )
     asked = ["--start-from", str(start), "--stages", "32:16"]
-    with pytest.raises(SystemExit, match=r"10 codes for 2 portraits.*folder without codes\.safetensors"):
+    with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, others, trunk_file, tmp_path / "run", *asked)
+    assert re.search(r"10 codes for 2 portraits.*folder without codes\.safetensors", capsys.readouterr().err)
 
 
 @pytest.mark.slow
@@ -389,30 +332,15 @@ def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file,
         subprocess.run(words, env=os.environ | limits | places, check=True)
 
     gpu("pack", tmp_path / "run", portraits)
+    (tmp_path / "pack" / "run").mkdir()
+    (tmp_path / "pack" / "run" / "state.safetensors").write_text("of a rehearsal: not to be gone on from")
     gpu("train", tmp_path / "out")
     gpu("unpack", tmp_path / "out", tmp_path / "run")
+    gpu("pack", tmp_path / "run", portraits)  # once more, before going on here
+    for brought in (tmp_path / "run" / "from_gpu").iterdir():
+        assert (tmp_path / "pack" / "weights" / brought.name).read_bytes() == brought.read_bytes()
     start = ["--start-from", str(tmp_path / "run" / "from_gpu"), "--stages", "64:1000000000", "--minutes", "0.05"]
     after = run(monkeypatch, portraits, trunk_file, tmp_path / "run", *start)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"generator_ema.safetensors", "samples.png"}
     assert after["generator/synthesis.b64.conv0.weight"].isfinite().all()
     assert len(after["codes"]) == 10
-
-
-def test_rates_are_halved_evenly_over_the_last_minutes():
-    from train import halvings_due
-
-    assert [halvings_due(left, 60) for left in (500, 60, 59, 41, 39, 21, 19, 1, -5)] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert halvings_due(1, 0) == 0
-
-
-def test_shifted_images_are_those_moved_by_hand():
-    from augment import Augmentation
-
-    image = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    none, shift = torch.zeros(3), torch.tensor([[0.0, 0.0], [0.25, -0.125], [-0.5, 0.0]])
-    moved = Augmentation(none, none, none, shift, torch.full((3, 2), -1.0))(image)
-    wanted = torch.zeros_like(image)
-    wanted[0] = image[0]
-    wanted[1, :, 2:, :7] = image[1, :, :6, 1:]
-    wanted[2, :, :4] = image[2, :, 4:]
-    torch.testing.assert_close(moved, wanted)

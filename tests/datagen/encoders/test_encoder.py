@@ -326,6 +326,10 @@ def test_train_encoder_command_end_to_end(generator, photos, tmp_path):
     encoder = load_encoder(out, generator, generator_digest(generator))
     assert encoder.config.num_ws == generator.num_ws
     further = out.with_name("further")
+    result = CliRunner().invoke(app, [*arguments, "--begin", str(out), "--method", "psp", "--set", "deep=8"])
+    assert result.exit_code == 2
+    told = " ".join(result.output.split())
+    assert f"{out.name}: has deep 48, passes 3, noise True, the settings ask for deep 8, passes 1, noise False" in told
     result = CliRunner().invoke(app, [*arguments[:5], str(further), *arguments[6:], "--begin", str(out)])
     assert result.exit_code == 0, result.output
     assert encoder_digest(load_encoder(further, generator, generator_digest(generator))) != encoder_digest(encoder)

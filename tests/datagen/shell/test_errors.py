@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from stylepairs.datagen.cli import app
 from stylepairs.datagen.shell.command_line import run_app
-from stylepairs.datagen.shell.errors import nearest, one_line
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input, nearest, one_line
 
 
 def test_one_line_has_no_breaks_no_end_and_is_never_empty() -> None:
@@ -54,3 +54,11 @@ def test_the_nearest_word_is_told_or_what_else_there_is() -> None:
     assert nearest("xyz", ["color", "degree"]) == ""
     assert nearest("xyz", ["color"], "there are: color") == "; there are: color"
     assert nearest("colr", ["color"], "there are: color") == "; did you mean 'color'?"
+
+
+def test_a_script_ends_with_the_line_and_code_of_a_command(capsys):
+    with pytest.raises(SystemExit, match="2"), exit_on_bad_input():
+        raise InputError("a.jpg: no face; crop closer")
+    assert capsys.readouterr().err == "a.jpg: no face; crop closer\n"
+    with pytest.raises(KeyError), exit_on_bad_input():
+        raise KeyError
