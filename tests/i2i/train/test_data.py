@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from stylepairs.datagen.images.colors import lab_in_light
-from stylepairs.datagen.images.files import to_float
-from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
@@ -138,54 +136,6 @@ def test_rough_region_is_wider_than_the_mask_and_cuts_nothing_off() -> None:
     assert not augment.rough_region(torch.zeros(1, 8, 8), np.random.default_rng(0)).any()
 
 
-def edited_twice(directory: Path, turn: bool = False) -> list[Pair]:
-    """Two pairs of each of two portraits, one of them red and one black inside, with the first's mask a part of the
-    other's for the second portrait; and one of a third."""
-    rng, made = np.random.default_rng(0), []
-    for number in range(5):
-        before = np.random.default_rng(number // 2).integers(0, 256, (32, 32, 3), np.uint8)
-        mask = np.zeros((32, 32), np.uint8)
-        mask[8 : 20 - 4 * (number == 3), 8:20] = 255
-        after = np.where(mask[..., None] > 0, np.uint8((255, 0, 0) if number % 2 else (0, 0, 0)), before)
-        record = PairRecord(
-            id=f"{number:06d}", feature="hair_color", params={"color": "red" if number % 2 else "black"}, degree=1.0,
-            accepted=True, reasons=[], figures={}, portrait=f"p{number // 2}", portrait_digest=f"{number // 2:064x}",
-            generator_digest="0" * 64, seed=0, code_version="test", split="train",
-        )  # fmt: skip
-        latents = rng.normal(size=(2, *LATENTS)).astype(np.float16)
-        pair = Pair(record, before, after, mask, w_before=latents[0], w_after=latents[1])
-        made.append(pair.turned() if turn else pair)
-    write_shard(directory / "pairs-00000.tar", made)
-    return made
-
-
-@pytest.mark.parametrize("with_manifest", [True, False])
-def test_a_photo_that_was_edited_is_edited_again(tmp_path: Path, with_manifest: bool) -> None:
-    made = edited_twice(tmp_path)
-    if with_manifest:
-        write_manifest(tmp_path)
-    plain = dataset(tmp_path)
-    again = dataset(tmp_path, DataSettings(**(NONE | {"from_after_share": 1.0})))
-    for index, other in enumerate(
-        (1, 0, None, None, None)
-    ):  # the second portrait's masks differ, the third has one pair
-        photo = made[index].before if other is None else made[other].after
-        assert photo is not None
-        torch.testing.assert_close(again[index]["photo"], to_float(photo), rtol=0, atol=1e-6)
-        for name in ("target", "mask", "degree", "style", "ws", "ws_valid"):
-            torch.testing.assert_close(again[index][name], plain[index][name], rtol=0, atol=1e-6)
-    some = dataset(tmp_path, DataSettings(**(NONE | {"from_after_share": 0.3})))
-    edited = [not torch.equal(some[epoch, 0]["photo"], plain[0]["photo"]) for epoch in range(60)]
-    assert 5 < sum(edited) < 55
-
-
-def test_of_pairs_that_run_backwards_the_outcome_is_no_photo(tmp_path: Path) -> None:
-    edited_twice(tmp_path, turn=True)
-    again = dataset(tmp_path, DataSettings(**(NONE | {"from_after_share": 1.0})))
-    for index in range(5):
-        assert torch.equal(again[index]["photo"], dataset(tmp_path)[index]["photo"])
-
-
 def test_portraits_that_the_feature_refused_are_their_own_target(tmp_path: Path, synthetic_pairs) -> None:
     synthetic_pairs(tmp_path, count=24, size_px=32, shard_size=12, refuse_every=3)
     refused = read_refused(tmp_path, "train")
@@ -300,18 +250,6 @@ def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> No
     assert torch.equal(dyed["photo"][outside], dyed["target"][outside])
     assert (dyed["target"] - plain["target"]).abs().mean() > 0.02
     assert (dyed["style"] - plain["style"]).abs().max() > 0.02  # the wanted colour went along
-
-
-def test_photo_alone_is_painted_inside_the_mask(pairs: Path) -> None:
-    plain = dataset(pairs)[0]
-    dyed = dataset(pairs, DataSettings(**(NONE | {"painted_share": 1.0})))[0]
-    inside = (dyed["mask"] > 0).expand(3, -1, -1)
-    assert (dyed["photo"] - plain["photo"])[inside].abs().mean() > 0.05
-    torch.testing.assert_close(dyed["photo"][~inside], plain["photo"][~inside], rtol=0, atol=1e-6)
-    for name in ("target", "mask", "degree", "style", "ws_valid"):
-        torch.testing.assert_close(dyed[name], plain[name], rtol=0, atol=1e-6)
-    identity = dataset(pairs, DataSettings(**(NONE | {"painted_share": 1.0, "identity_share": 1.0})))[0]
-    torch.testing.assert_close(identity["target"], identity["photo"], rtol=0, atol=1e-6)
 
 
 def test_latents_of_another_generator_are_not_used(pairs: Path) -> None:
