@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.fsync = lambda descriptor: None  # of thousands of small files, ms each; nobody cuts a test's power
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist, as by `-p no:xdist`, there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """As `--dist loadfile`, with the files of LEARNING in one piece where few processes share the tests."""
     if config.getoption("dist") != "loadfile" or len(config.getoption("tx")) > 3:

@@ -33,6 +33,7 @@ class EncoderTraining(BaseModel):
     critic_rate: Rate = Field(2e-5, description="of its Adam")
     identity_weight: Weight = Field(0.1, description="where an identity network is given")
     perceptual: str = Field("auto", description="see load_perceptual")
+    perceptual_weights: str | None = Field(default=None, description="file of its weights; vgg16 needs one")
     probes: int = Field(default=800, ge=1, description="gradients that the curvature is fitted to")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     checkpoint_every: int = Field(default=200, ge=1)

@@ -109,7 +109,7 @@ def train_to_file(
         _refuse_other_shape(str(begin), earlier.config, EncoderConfig.of(network, training))
     place = PartialState(cpu=device == "cpu")
     prior = WPrior.fit(network).to(place.device)
-    features = load_perceptual(training.perceptual).to(place.device)
+    features = load_perceptual(training.perceptual, training.perceptual_weights).to(place.device)
     about = f"generator {digest}, portraits {photos_digest(photos)}, perceptual {features.name}"
     about += f", processes {place.num_processes}, identity {identity and identity[1]}"
     if earlier is not None:
@@ -138,7 +138,7 @@ def train_encoder(
     generator, place = teachers.generator, PartialState()
     use_channels_last(generator)
     run = Run.begin(teachers, training, generator.mapping.w_avg.device)
-    shape = json.dumps(training.model_dump(), sort_keys=True)
+    shape = json.dumps(training.model_dump(exclude_none=True), sort_keys=True)
     begun = state.path.exists()
     first = state.resume(run.modules, run.optimizers, shape) if begun else 0
     _refuse_divided(state.path, first)

@@ -109,7 +109,9 @@ def _torchscript(path: Path, data: bytes) -> Any:
         with decoding():
             module = torch.jit.load(io.BytesIO(data), map_location="cpu")
     except Damaged as error:
-        raise InputError(f"{path}: is not taken as TorchScript ({error}); export the classifier to ONNX") from None
+        raise InputError(
+            f"{path}: is not taken as TorchScript ({error}); export it anew, a classifier to ONNX"
+        ) from None
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)

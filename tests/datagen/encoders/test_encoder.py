@@ -167,6 +167,15 @@ def test_a_folder_in_place_of_the_file_is_told_before_anything_is_loaded(tmp_pat
         EncoderTraining(seed=2**40)
 
 
+def test_features_with_weights_of_their_own_are_read_from_the_setting(generator, tmp_path, monkeypatch):
+    photos = torch.zeros(2, 3, generator.config.img_resolution, generator.config.img_resolution)
+    monkeypatch.setattr(training, "load_generator", lambda name: generator)
+    monkeypatch.setattr(training, "load_photos", lambda folders, size: photos)
+    asked = TRAINING.model_copy(update={"perceptual": "vgg16", "perceptual_weights": str(tmp_path / "vgg.pth")})
+    with pytest.raises(InputError, match=r"vgg\.pth"):
+        training.train_to_file("ours.pkl", [], tmp_path / "encoder.safetensors", asked)
+
+
 def test_jittered_latents_cost_more_the_farther_they_are_moved(train, tmp_path):
     def first_loss(jitter):
         losses = []
