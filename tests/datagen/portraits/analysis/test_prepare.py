@@ -19,7 +19,7 @@ from PIL import Image
 
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform
 from stylepairs.datagen.portraits.analysis import looking
-from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser
+from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.analysis.detection import Face, Faces, make_face
 from stylepairs.datagen.portraits.analysis.prepare import list_photos, prepare_photos
 from stylepairs.datagen.portraits.folders import load_portrait, load_portraits
@@ -319,6 +319,19 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     prepare_photos([path], tmp_path / "out", size_px=64)
     with pytest.raises(InputError, match="size_px=64"):
         prepare_photos([path], tmp_path / "out", size_px=128)
+
+
+def test_settings_that_prepared_nothing_hold_nobody_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write_photo(tmp_path / "a.png"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(looking, "load_analyser", load_analyser)
+        with pytest.raises(InputError, match="embeded"):
+            prepare_photos([path], out, size_px=64, landmarks="embeded")
+    assert prepare_photos([path], out, size_px=64).portraits == ["a"]
+    write_photo(path, faces=0)
+    with pytest.raises(InputError, match="no face found"):
+        prepare_photos([path], out, size_px=64)
+    assert prepare_photos([write_photo(path)], out, size_px=128).portraits == ["a"]
 
 
 def test_photos_are_listed_once_and_without_the_output(tmp_path: Path) -> None:
