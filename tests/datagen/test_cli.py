@@ -181,6 +181,7 @@ def test_set_limit_and_cache_reach_the_build(datagen, tmp_path):
         ("export nothing --out plain", "no such folder of pairs"),
         ("export nothing --out plain --split test", "choose train or val"),
         ("prepare nothing.jpg --out faces", "nothing.jpg: no such file"),
+        ("import faces faces --feature , --out pairs", "--feature ,: names no recipe"),
         ("frobnicate", "frobnicate"),
     ],
 )
