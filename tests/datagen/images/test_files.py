@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from stylepairs.datagen.images import files
 from stylepairs.datagen.images.files import (
     WRITTEN_SUFFIXES,
     Photo,
@@ -23,6 +24,7 @@ from stylepairs.datagen.images.files import (
     save_photo,
     to_float,
     to_uint8,
+    visible_files,
     write_png,
 )
 from stylepairs.datagen.images.stored import eight_bits
@@ -302,3 +304,19 @@ def test_a_tiff_of_any_mode_is_saved_in_any_format_as_it_was_read(tmp_path: Path
             with Image.open(target) as image:
                 assert image.getexif().get(270) == "described", suffix
                 assert image.getexif().get(274, 1) == 1, suffix
+
+
+def test_a_folder_that_cannot_be_read_is_told_unless_it_is_hidden(tmp_path, monkeypatch):
+    for name in ("a.png", "sub/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    locked = {tmp_path / ".hidden", tmp_path / "link"}
+    monkeypatch.setattr(files.os, "access", lambda path, mode: path not in locked)  # root may read everything
+    assert [path.name for path in visible_files(tmp_path)] == ["a.png", "b.png"]
+    locked.add(tmp_path / "sub")
+    with pytest.raises(InputError, match=r"sub: cannot be read"):
+        list(visible_files(tmp_path))
+    locked.add(tmp_path)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: cannot be read"):
+        list(visible_files(tmp_path))
