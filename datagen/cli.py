@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -379,7 +378,7 @@ def inspect(
         note = f"the manifest stays as it is: {error}"
     shown = inspection.write_report(pairs, out, max_pairs, thumbnail)
     if note:
-        print(note, file=sys.stderr)
+        events.tell(note)
     print(f"{out}: {shown} pairs shown")
 
 
