@@ -105,6 +105,18 @@ def test_damaged_bytes_never_do_more_than_raise_input_error(
     assert image.shape[2] == 3
 
 
+def test_a_line_of_pixels_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "line.png"
+    Image.new("RGB", (8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 1, 90_000_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(InputError, match=r"line\.png: a side of 90000000 pixels, more than 65535"):
+        read_image(path)
+
+
 def test_missing_files_and_folders_give_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(InputError) as error:
