@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,7 +158,7 @@ def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> B
             return load_combined_recipe(names, overrides)
         if names:
             return load_recipe(names[0], "datagen", BuildRecipe, overrides)
-    raise InputError("build: name either a recipe (build bangs) or several (build --features bangs,hair_color)")
+    raise InputError("name either a recipe (build bangs) or several (build --features bangs,hair_color)")
 
 
 @app.command(name="import")
@@ -194,7 +193,10 @@ def import_pairs(
     from stylepairs.datagen.importing.plan import plan_import
     from stylepairs.datagen.recipe import nested_overrides
     from stylepairs.datagen.shell.engines import engine as engine_of
+    from stylepairs.datagen.shell.errors import InputError
 
+    if not feature.strip(" ,"):
+        raise InputError(f"--feature {feature}: names no recipe; give the one of what was edited, such as hair_color")
     several = "," in feature
     recipe = _recipe(None if several else feature, feature if several else None, overrides or [])
     with engine_of(engine, address, device, workers) as place:
@@ -376,7 +378,7 @@ def inspect(
         note = f"the manifest stays as it is: {error}"
     shown = inspection.write_report(pairs, out, max_pairs, thumbnail)
     if note:
-        print(note, file=sys.stderr)
+        events.tell(note)
     print(f"{out}: {shown} pairs shown")
 
 

@@ -108,6 +108,8 @@ def edit(
     runs, photos = (runs, photos) if runs else ([f"{photos[0]}"], photos[1:])
     if not photos:
         raise InputError("no photos; name a run, then photos or folders of them")
+    if video and suffix != ".png":
+        raise InputError(f"--format {format}: is for photos; a video becomes an MP4")
     for each in (*photos, out):  # of these a journal is kept by their places on this machine
         local_place(f"{each}")
     jobs = jobs_of(photos, out, ".mp4", VIDEO_SUFFIXES) if video else jobs_of(photos, out, suffix)
@@ -246,6 +248,8 @@ def evaluate(
 
     if portraits is None and pairs is None:
         raise InputError("nothing to judge on; give --portraits, --pairs or both")
+    if portraits is None and overrides:
+        raise InputError("--set: is for --portraits; pairs say themselves what was done")
     folder = out if out is not None and out.suffix != ".json" else None
     if out is not None and folder is None and (len(runs) > 1 or pairs is not None):
         raise InputError(f"--out {out}: several runs, or pairs, need a folder")
@@ -348,8 +352,10 @@ def recipe_feature(recipe: str) -> str | None:
 def run_own_feature(path: Path | None) -> None:
     """Run the user's feature file, so that a model trained on its pairs finds it; None: there is none."""
     if path is not None:
-        from stylepairs.datagen.features import load_feature
+        from stylepairs.datagen.features import is_own_file, load_feature
 
+        if not is_own_file(str(path)):
+            raise InputError(f"--own-feature {path}: must end in .py")
         load_feature(str(path), run_files=True)
 
 

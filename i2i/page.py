@@ -20,7 +20,7 @@ from stylepairs.datagen.images.colors import PALETTE
 from stylepairs.datagen.images.files import save_photo
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, Editor
-from stylepairs.i2i.edit.photo_files import edited_photo, outcome
+from stylepairs.i2i.edit.photo_files import SAME_FORMAT, edited_photo, outcome
 from stylepairs.i2i.models.checkpoints import ModelInfo, shipped_models
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ KEPT_DOWNLOADS = 50  # the oldest goes when another is made
 SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
 MAX_STYLES = 60
 AS_TRAINED = "as trained"  # the style of a model that knows no kinds
-_SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".jfif": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
 
 
 class Page:
@@ -53,7 +52,7 @@ class Page:
         style: one of `styles_of`, or a colour; painted: layers [h,w,4] whose alpha says where the edit may go, none or
         nothing painted: everywhere. Raises InputError.
         """
-        editor, suffix = self.editors[name], _SUFFIXES.get(Path(path).suffix.lower(), ".png")
+        editor, suffix = self.editors[name], SAME_FORMAT.get(Path(path).suffix.lower(), ".png")
         params = params_of(editor.info, style)
 
         def made(photo: np.ndarray) -> EditedPhoto:

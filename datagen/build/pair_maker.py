@@ -29,6 +29,7 @@ from stylepairs.datagen.reconstruction.inversion import Inversion, invert
 from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell.decode import finite
+from stylepairs.datagen.shell.durable import make_folder
 
 Advance = Callable[[float], None]
 # Of a pair's time; only for the progress bar.
@@ -87,6 +88,7 @@ def invert_pairs(
     missing = [portraits[name] for name, inversion in inversions.items() if inversion is None]
     progress = _share(advance, INVERSION_SHARE * len(pairs))
     if missing:
+        make_folder(folder)  # before the work: nothing may be written there
         perceptual, prior = models.instruments.perceptual, models.instruments.prior
         made = invert(models.generator, perceptual, missing, settings, prior, progress, start)
         for portrait, inversion in zip(missing, made, strict=True):

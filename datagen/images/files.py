@@ -5,6 +5,7 @@ tensors.
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import warnings
@@ -160,12 +161,30 @@ def check_photo_file(path: Path) -> None:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted, but hidden ones and those in hidden folders."""
+    """All files below a folder, sorted, but hidden ones and those in hidden folders.
+
+    Raises InputError for a folder that cannot be read, whose files would be passed over in silence.
+    """
+    _check_readable(folder)
     for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         # A store lists files alone, and each question takes its time.
-        there = isinstance(path, Staged) or path.is_file()
-        if there and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if isinstance(path, Staged) or path.is_file():
             yield path
+        else:
+            _check_readable(path)
+
+
+def _check_readable(path: Path) -> None:
+    """Raises InputError for a folder that cannot be read; links to folders are not followed."""
+    if (
+        not isinstance(path, Staged)
+        and path.is_dir()
+        and not path.is_symlink()
+        and not os.access(path, os.R_OK | os.X_OK)
+    ):
+        raise InputError(f"{path}: cannot be read (Permission denied); mend its permissions, or name others")
 
 
 def save_photo(path: str | Path, photo: Photo) -> None:

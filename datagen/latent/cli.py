@@ -60,10 +60,13 @@ def sample(
     """Draw latents, score their images, and keep both as Parquet. A stopped run goes on when it is started again."""
     from stylepairs.datagen.latent.samples import Sampling
     from stylepairs.datagen.latent.samples import sample as make
+    from stylepairs.datagen.shell.errors import InputError
     from stylepairs.datagen.shell.machine import choose_device, default_workers
 
     place = choose_device(device)
     names = _names(scores)
+    if not names:
+        raise InputError(f"--scores {scores}: names none; `datagen latent attributes` lists those that are built in")
     sampling = Sampling(generator, names, count, seed, psi, place)
     advice = "finished parts are kept: run the same command again to go on"
     with advice_if_interrupted(advice), progress(count, "samples") as shown:

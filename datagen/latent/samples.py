@@ -80,7 +80,7 @@ class Samples:
         """Latents [M,C] and scores [M] of the samples that have this score. Raises InputError where it is unknown or
         does not vary."""
         if name not in self.scores:
-            advice = nearest(name, self.scores, ", ".join(self.scores))
+            advice = nearest(name, self.scores, "there are: " + ", ".join(self.scores))
             if name in ATTRIBUTES:
                 advice = "; sample with it among --scores, into another folder"
             raise InputError(f"score {name!r}: the samples have none{advice}")

@@ -15,16 +15,11 @@ LAB_SCALE = 50.0  # Lab distances divided by it are of the size of [-1,1] RGB di
 _VECTOR_CELLS = 64
 
 
-def masked_l1(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """|M * (G - x)|_1 / |M|; images [N,3,H,W], mask [N,1,H,W]."""
-    return _masked_mean(image - target, mask)
-
-
 def pyramid_l1(
     image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, levels: int = 3
 ) -> torch.Tensor:
-    """masked_l1 averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the detail. mask
-    None counts every pixel."""
+    """|M * (G - x)|_1 / |M| averaged over an average-pooled pyramid: the coarse levels guide, the finest decides the
+    detail. images [N,3,H,W], mask [N,1,H,W]; mask None counts every pixel."""
     difference = image - target  # pooling is linear: the difference's pyramid is that of both images
     total = _masked_mean(difference, mask)
     for _ in range(levels - 1):

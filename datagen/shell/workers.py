@@ -72,7 +72,7 @@ def run_workers(
         if isinstance(error, BrokenProcessPool):
             raise InputError(
                 "a worker process was killed (was the memory full?); run the same command again, with fewer --workers "
-                "if it repeats: finished shards are kept"
+                "if it repeats: what is finished is kept"
             ) from error
         raise
     finally:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Jobs = list[tuple[Path, Path]]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 # The formats that can hold provenance, by the suffixes of photos.
-_SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")} | {".jfif": ".jpg"}
+SAME_FORMAT = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")} | {".jfif": ".jpg"}
 
 
 class Edits(Protocol):
@@ -141,7 +141,7 @@ def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None, taken: tuple[s
     originals = {os.path.realpath(path) for path, _ in photos}
     jobs: dict[Path, Path] = {}
     for path, folder in photos:
-        ending, count = suffix or _SAME.get(path.suffix.lower(), ".png"), 1
+        ending, count = suffix or SAME_FORMAT.get(path.suffix.lower(), ".png"), 1
         target = out / folder / (path.stem + ending)
         while target in jobs:
             count += 1

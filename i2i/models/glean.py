@@ -102,15 +102,9 @@ class Glean(nn.Module):
         photo [N,3,H,W] in [-1,1]; region [N,1,H,W] in [0,1] limits where, all 1 leaves it to the network; degree [N] in
         [0,1] how much; style [N,style_channels] which kind (see `stylepairs.i2i.models.conditions`). H = W = size_px.
         """
-        n, _, h, w = photo.shape
-        if h != self.size_px or w != self.size_px:
-            raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
-        conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
-        told = [photo, region * 2 - 1, conditions]
-        if self.config.draws:
-            # What strands grow from: the generator's own finest noise, the same for every photo.
-            told.append(self.generator.noise_maps()[-1].expand(n, -1, -1, -1))
-        features = self.encoder(torch.cat(told, dim=1))
+        # What strands grow from: the generator's own finest noise, the same for every photo.
+        noise = self.generator.noise_maps()[-1] if self.config.draws else None
+        features = self.encoder(told_of(photo, region, degree, style, noise, self.size_px))
         ws = self.generator.mapping.w_avg + self.to_latents(features[4])
         fused: dict[int, torch.Tensor] = {}
 
@@ -128,6 +122,24 @@ class Glean(nn.Module):
         frozen = "generator.mapping." if self.config.thawed else "generator."
         state = self.state_dict().items()
         return {name: value for name, value in state if not name.startswith(frozen) and not is_frozen(name)}
+
+
+def told_of(
+    photo: torch.Tensor,
+    region: torch.Tensor,
+    degree: torch.Tensor,
+    style: torch.Tensor,
+    noise: torch.Tensor | None,
+    size_px: int,
+) -> torch.Tensor:
+    """What an encoder is given [N,C,H,W]: the inputs of `Glean.forward` as channels, then noise [1,1,H,W]; None: it
+    draws nothing. Raises ValueError for a photo of another side than size_px."""
+    n, _, h, w = photo.shape
+    if h != size_px or w != size_px:
+        raise ValueError(f"photo is {w} x {h} px, this model works at {size_px} px")
+    conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
+    told = [photo, region * 2 - 1, conditions]
+    return torch.cat(told if noise is None else [*told, noise.expand(n, -1, -1, -1)], dim=1)
 
 
 def composed(

@@ -27,6 +27,7 @@ from stylepairs.i2i.models.glean import (
     Glean,
     ScaleAndShift,
     composed,
+    told_of,
 )
 from stylepairs.i2i.models.plain import Plain
 from stylepairs.kernels.modulated_conv2d import DEMODULATION_EPS
@@ -103,20 +104,14 @@ class PreparedGlean(nn.Module):
     @torch.no_grad()
     def forward(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
         """As `Glean.forward`."""
-        n, _, h, w = photo.shape
-        if h != self.size_px or w != self.size_px:
-            raise ValueError(f"photo is {w} x {h} px, this model works at {self.size_px} px")
-        conditions = torch.cat([degree[:, None], style], dim=1)[:, :, None, None].expand(-1, -1, h, w)
-        told = [photo, region * 2 - 1, conditions]
-        if self.config.draws:
-            told.append(self.noise.expand(n, -1, -1, -1))
-        features = self.encoder(torch.cat(told, dim=1).to(self.dtype, memory_format=torch.channels_last))
+        told = told_of(photo, region, degree, style, self.noise if self.config.draws else None, self.size_px)
+        features = self.encoder(told.to(self.dtype, memory_format=torch.channels_last))
         coarse = features[0].float().flatten(1)
         hidden = F.leaky_relu(self.hidden(coarse), 0.2)
         ws = self.w_avg + self.offsets(hidden).unflatten(1, (-1, self.w_avg.shape[0]))
         styles = iter(F.linear(hidden, self.style_matrix, self.style_offset).split(self.style_sizes, dim=1))
 
-        x, image, fused = self.const.expand(n, -1, -1, -1), None, []
+        x, image, fused = self.const.expand(photo.shape[0], -1, -1, -1), None, []
         layers = iter(self.layers)
         for fuse, to_rgb, feature in zip(self.fusion, self.to_rgb, features, strict=True):
             for layer in islice(layers, 1 if image is None else 2):

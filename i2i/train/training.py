@@ -20,6 +20,8 @@ from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.pairs.index import distinct
+from stylepairs.datagen.pairs.shards import refuse_pairs
+from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.stylegan.projected import Maps
@@ -86,6 +88,8 @@ def train(
     there is a teacher. Raises InputError for unusable data, weights or run folders, and when a loss or a weight stops
     being finite.
     """
+    refuse_portraits(out)
+    refuse_pairs(out)
     sides = portrait_sides(pairs) if settings.degradation else pair_sides(pairs)
     feature = one_feature(sides.records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)

@@ -14,6 +14,7 @@ from helpers import tiny_build
 
 from stylepairs.datagen import cli
 from stylepairs.datagen.build import models, shard_runner
+from stylepairs.datagen.shell import events
 from stylepairs.datagen.shell.command_line import Progress, progress
 from stylepairs.datagen.shell.errors import InputError
 
@@ -144,6 +145,9 @@ def test_a_folder_that_may_only_be_read_is_inspected(datagen, tmp_path, syntheti
     code, out, error = datagen("inspect pairs --out page.html")
     assert (code, out) == (0, "page.html: 2 pairs shown\n")
     assert "the manifest stays as it is: pairs/manifest.parquet: cannot be written" in error
+    told = [json.loads(line) for line in datagen("inspect pairs --out page.html --log json")[2].splitlines()]
+    events.choose_log("text")
+    assert [each["event"] for each in told] == ["begin", "note", "end"]
 
 
 def test_one_feature_of_several_is_its_recipe(datagen):
@@ -181,6 +185,7 @@ def test_set_limit_and_cache_reach_the_build(datagen, tmp_path):
         ("export nothing --out plain", "no such folder of pairs"),
         ("export nothing --out plain --split test", "choose train or val"),
         ("prepare nothing.jpg --out faces", "nothing.jpg: no such file"),
+        ("import faces faces --feature , --out pairs", "--feature ,: names no recipe"),
         ("frobnicate", "frobnicate"),
     ],
 )

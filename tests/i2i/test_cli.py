@@ -17,6 +17,7 @@ from stylepairs.i2i.cli import main
 from stylepairs.i2i.models.checkpoints import ModelInfo, save_model
 from stylepairs.i2i.models.conditions import style_channels
 from stylepairs.i2i.models.glean import Glean, GleanConfig
+from stylepairs.i2i.train import training
 
 
 @pytest.mark.slow
@@ -61,6 +62,9 @@ assert not triton, triton
             ["evaluate", "embedded", "--portraits", "p", "--set", "color=red", "--pairs", "q"],
             "q: no such folder of pairs",
         ),
+        (["evaluate", "embedded", "--pairs", "q", "--set", "color=red"], "--set: is for --portraits"),
+        (["edit", "embedded", "film.mp4", "--out", "o", "--video", "--format", "jpg"], "--format jpg: is for photos"),
+        (["edit", "embedded", "photo.jpg", "--out", "o", "--own-feature", "mine.txt"], "mine.txt: must end in .py"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, monkeypatch, capsys) -> None:
@@ -121,6 +125,19 @@ def test_evaluate_does_not_write_into_portraits_or_pairs(
         main()
     assert (ended.value.code, [path.name for path in folder.iterdir()]) == (2, [file])
     assert f"{folder}: holds " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["landmarks.npz", "build.json"])
+def test_a_run_is_not_put_among_portraits_or_pairs(file: str, pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / file).touch()
+    monkeypatch.setattr(sys, "argv", ["i2i", "train", "hair_color", "--pairs", str(pairs), "--out", str(out)])
+    monkeypatch.setattr(training, "take_steps", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, [path.name for path in out.iterdir()]) == (2, [file])
+    assert f"{out}: holds " in capsys.readouterr().err
 
 
 def test_parameters_from_the_command_line() -> None:

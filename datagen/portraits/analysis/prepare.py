@@ -141,8 +141,6 @@ def _conclude(files: list[Path], out: Path, made: _Made) -> Prepared:
     if rows or is_regular(out / PORTRAITS_FILE):
         _write_index(out, rows)
     if len(skipped) == len(files):
-        if not rows:
-            made.journal.path.unlink(missing_ok=True)  # nothing was prepared: other settings may follow
         photo, reason = skipped[0]
         count = f" ({len(skipped)} photos, all skipped: see {out / 'skipped.jsonl'})" if len(skipped) > 1 else ""
         raise InputError(printable(f"{photo}: {reason}{count}"))
@@ -178,19 +176,19 @@ class _Journal:
         self.path, self._published = out / _JOURNAL, time.monotonic()
         head = {"settings": asdict(settings), "format": 1}
         entries = _read_journal(self.path)
-        if entries and entries[0] != head:
-            was = entries[0].get("settings")
-            if not isinstance(was, dict):
-                raise self._damaged("settings missing")
+        if not entries and is_regular(out / PORTRAITS_FILE):
+            advice = "copy it there, too, or choose another --out"
+            raise InputError(f"{out}: holds portraits that no {_JOURNAL} knows; {advice}")
+        was = entries[0].get("settings") if entries else {}
+        if not isinstance(was, dict):
+            raise self._damaged("settings missing")
+        photos = dict(map(self._checked, entries[1:]))
+        self.photos = {photo: rows for photo, rows in photos.items() if rows}
+        if self.photos and entries[0] != head:  # of settings that prepared nothing others may follow
             changed = next((k for k, v in asdict(settings).items() if was.get(k) != v), "format")
             raise InputError(
                 f"{out}: was prepared with {changed}={was.get(changed)}; use another --out or the same settings"
             )
-        if not entries and is_regular(out / PORTRAITS_FILE):
-            advice = "copy it there, too, or choose another --out"
-            raise InputError(f"{out}: holds portraits that no {_JOURNAL} knows; {advice}")
-        photos = dict(map(self._checked, entries[1:]))
-        self.photos = {photo: rows for photo, rows in photos.items() if rows}
         self._taken = {row.name.casefold() for rows in self.photos.values() for row in rows}
         # Rewritten whole: a line that a killed run left half-written must not spoil the next one.
         kept = [_Entry(photo=photo, portraits=rows).model_dump() for photo, rows in self.photos.items()]

@@ -170,6 +170,14 @@ def test_an_encoder_gives_stage_0_its_start_few_steps_and_cached_inversions_of_i
     assert called == [(usual.steps, None), (usual.near().steps, "auto"), (usual.near().steps, "auto")]
 
 
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_inverted(tmp_path, monkeypatch):
+    tiny_build.write_portraits(tmp_path / "portraits", 1)
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setattr(pair_maker, "invert", lambda *_: pytest.fail("inverted for nothing"))
+    with pytest.raises(InputError, match=r"cache: cannot be written"):
+        build_pairs(plan(tmp_path, cache=tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("figures", ["[" * 100_000, "[]", "null", '{"psnr_db": []}'])
 def test_a_cached_inversion_with_hostile_figures_counts_as_absent(tmp_path, figures):
     from safetensors import safe_open

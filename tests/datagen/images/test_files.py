@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from stylepairs.datagen.images import files
 from stylepairs.datagen.images.files import (
     WRITTEN_SUFFIXES,
     Photo,
@@ -23,6 +24,7 @@ from stylepairs.datagen.images.files import (
     save_photo,
     to_float,
     to_uint8,
+    visible_files,
     write_png,
 )
 from stylepairs.datagen.images.stored import eight_bits
@@ -101,6 +103,18 @@ def test_damaged_bytes_never_do_more_than_raise_input_error(
         return
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "line.png"
+    Image.new("RGB", (8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 1, 90_000_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(InputError, match=r"line\.png: a side of 90000000 pixels, more than 65535"):
+        read_image(path)
 
 
 def test_missing_files_and_folders_give_one_line(tmp_path: Path) -> None:
@@ -302,3 +316,19 @@ def test_a_tiff_of_any_mode_is_saved_in_any_format_as_it_was_read(tmp_path: Path
             with Image.open(target) as image:
                 assert image.getexif().get(270) == "described", suffix
                 assert image.getexif().get(274, 1) == 1, suffix
+
+
+def test_a_folder_that_cannot_be_read_is_told_unless_it_is_hidden(tmp_path, monkeypatch):
+    for name in ("a.png", "sub/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    locked = {tmp_path / ".hidden", tmp_path / "link"}
+    monkeypatch.setattr(files.os, "access", lambda path, mode: path not in locked)  # root may read everything
+    assert [path.name for path in visible_files(tmp_path)] == ["a.png", "b.png"]
+    locked.add(tmp_path / "sub")
+    with pytest.raises(InputError, match=r"sub: cannot be read"):
+        list(visible_files(tmp_path))
+    locked.add(tmp_path)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: cannot be read"):
+        list(visible_files(tmp_path))

@@ -57,6 +57,7 @@ def test_attributes_are_listed_with_what_they_measure():
             ("fit", "stylespace", "--samples", "x", "--attribute", "smile", "--out", "d.npy"),
             r"d.npy: must end in .safetensors$",
         ),
+        (("sample", "--scores", " , ", "--out", "x"), "--scores  , : names none"),
         (("edit", "none.safetensors", "--out", "x.png"), r"none.safetensors: cannot be read"),
         (("edit", "none.npy", "--out", "x.png"), r"none.npy: cannot be read as a direction"),
         (("edit", "none.npy", "--out", "x.png", "--strengths", "0,nan"), "--strengths 0,nan: must be finite numbers"),

@@ -89,6 +89,8 @@ def test_samples_know_whose_latents_they_are_and_which_scores_say_nothing(tmp_pa
         found.scored("smile")
     with pytest.raises(InputError, match="'brihtness': the samples have none; did you mean 'brightness'"):
         found.scored("brihtness")
+    with pytest.raises(InputError, match="'yawning': the samples have none; there are: brightness, skin_lightness"):
+        found.scored("yawning")
     found.scores["brightness"].fill_(0.5)
     with pytest.raises(InputError, match="does not vary"):
         found.scored("brightness")

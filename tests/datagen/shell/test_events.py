@@ -197,6 +197,20 @@ def test_portraits_are_done_unless_a_killed_run_left_its_note(tmp_path: Path) ->
         assert noted.path.exists()
 
 
+def test_refused_photos_are_counted_by_reason_and_only_the_most_frequent_are_told(tmp_path: Path) -> None:
+    reasons = ["no face found", *(f"damaged image ({chr(97 + n)})" for n in range(10)), "no face found"]
+    rows = (json.dumps({"photo": f"{number}.png", "reason": reason}) for number, reason in enumerate(reasons))
+    (tmp_path / "skipped.jsonl").write_text("\n".join(rows))
+    found = status_of(tmp_path)
+    assert (len(found.refused), sum(found.refused.values())) == (11, 12)
+    told = found.lines(tmp_path)
+    assert (told[1], len(told), told[-1]) == ("  refused 2: no face found", 12, "  refused for 1 reasons more")
+    assert Status("pairs", 3, 9, 3, running=True, per_second=0.05, left_s=120).lines(tmp_path) == [
+        f"{tmp_path}: 3 of 9 pairs, 3 accepted; at work",
+        "  0.05 pairs a second, about 2 min left",
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": 3}', "null", "\0" * 9])
 def test_notes_that_are_damaged_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / ".progress-0.json").write_text(text)
