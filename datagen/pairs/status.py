@@ -45,7 +45,8 @@ class Status:
         kinds = sorted(self.refused.items(), key=lambda item: (-item[1], item[0]))
         found += [f"  refused {count}: {kind}" for kind, count in kinds[:_SHOWN]]
         if len(kinds) > _SHOWN:
-            found.append(f"  refused for {len(kinds) - _SHOWN} reasons more")
+            others = kinds[_SHOWN:]
+            found.append(f"  refused {sum(count for _, count in others)}: other reasons ({len(others)})")
         if self.per_second is not None:
             left = "" if self.left_s is None else f", about {self.left_s / 60:.0f} min left"
             found.append(f"  {self.per_second:.3g} {self.unit} a second{left}")

@@ -204,7 +204,7 @@ def test_refused_photos_are_counted_by_reason_and_only_the_most_frequent_are_tol
     found = status_of(tmp_path)
     assert (len(found.refused), sum(found.refused.values())) == (11, 12)
     told = found.lines(tmp_path)
-    assert (told[1], len(told), told[-1]) == ("  refused 2: no face found", 12, "  refused for 1 reasons more")
+    assert (told[1], len(told), told[-1]) == ("  refused 2: no face found", 12, "  refused 1: other reasons (1)")
     assert Status("pairs", 3, 9, 3, running=True, per_second=0.05, left_s=120).lines(tmp_path) == [
         f"{tmp_path}: 3 of 9 pairs, 3 accepted; at work",
         "  0.05 pairs a second, about 2 min left",
