@@ -211,7 +211,7 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
     hair = _hair_length(outline) / head_width_px(portrait)
     if hair < params.min_hair:
         raise SketchRefused(
-            f"{name}: {hair:.2f} head widths of hair from hairline to outline (min_hair {params.min_hair:g}); too "
+            f"{name}: {hair:.3f} head widths of hair from hairline to outline (min_hair {params.min_hair:g}); too "
             "short to be made fluffier"
         )
     asked = _where(outline.angles, params.where) * plan.clear

@@ -188,6 +188,13 @@ def test_the_label_map_follows():
     assert torch.equal(fuller == CLASS["skin"], before.label == CLASS["skin"])
 
 
+def test_hair_that_is_hardly_too_short_is_refused_with_figures_that_differ(monkeypatch):
+    before = portrait()
+    monkeypatch.setattr(fluffiness, "_hair_length", lambda outline: 0.178 * head_width_px(before))
+    with pytest.raises(SketchRefused, match=r"0\.178 head widths .*min_hair 0\.18\)"):
+        fluffiness.sketch(before, fluffiness.Params())
+
+
 def test_what_it_cannot_do_is_refused_with_the_reason():
     plain = portrait()
     hat = plain.label.clone()
