@@ -3,6 +3,7 @@ region, the photo to the bit outside."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +38,20 @@ def compose(portrait: Portrait, reconstruction: Reconstruction, sketch: Sketch) 
     mask = region_mask(sketch.edit_mask)
     before, after = (image.clamp(-1, 1) for image in (reconstruction.generated_before, reconstruction.generated_after))
     composed = portrait.image
-    for part in sketch.parts or (sketch,):
-        composed = with_part(composed, before, after, part)
+    parts = sketch.parts or (sketch,)
+    for at, part in enumerate(parts):
+        composed = with_part(composed, before, _before_recoloring(after, part, parts[at + 1 :]), part)
         before = composed  # the next part's own change starts from what this one made
     return Composed(torch.where(mask > 0, composed, portrait.image).clamp(-1, 1), mask)
+
+
+def _before_recoloring(after: torch.Tensor, part: Sketch, later: Sequence[Sketch]) -> torch.Tensor:
+    """after [3,H,W] as if `later` parts had recoloured nothing: the part's own sketch where they do. A fringe that had
+    the new colour already would be given it twice."""
+    for other in later:
+        if other.photo_detail > 0:
+            after = after.lerp(part.image, other.edit_mask)
+    return after
 
 
 def with_part(photo: torch.Tensor, before: torch.Tensor, after: torch.Tensor, part: Sketch) -> torch.Tensor:

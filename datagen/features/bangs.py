@@ -321,7 +321,7 @@ def _refuse_too_short(portrait: Portrait, face: Forehead, palette: HairPalette, 
     eyes_px = eye_distance(portrait.points68)
     if face.hair_px < params.min_hair * eyes_px:
         raise SketchRefused(
-            f"{portrait.name}: {face.hair_px / eyes_px:.2f} eye distances of hair above the hairline "
+            f"{portrait.name}: {face.hair_px / eyes_px:.3f} eye distances of hair above the hairline "
             f"(min_hair {params.min_hair:g}); too short to fall over the forehead"
         )
     rows = torch.arange(portrait.size_px, device=portrait.hair.device)[:, None]

@@ -26,10 +26,11 @@ import torch
 from pydantic import Field, model_validator
 
 from stylepairs.datagen.images.colors import srgb_to_lab
-from stylepairs.datagen.images.filters import read_at
+from stylepairs.datagen.images.filters import overall_mean, read_at
 from stylepairs.datagen.portraits.face_frame import FaceFrame, pixel_places
 from stylepairs.datagen.portraits.landmarks import BROWS, LEFT_EYE, MOUTH, NOSE, RIGHT_EYE, eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.portraits.regions import labelled
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.sketching.face.glasses import wears_glasses
 from stylepairs.datagen.sketching.tools.curves import smooth_curve, smoothstep, soft_line
@@ -50,6 +51,9 @@ _CREASE_TONE = (0.36, 0.44, 0.44)
 _HALF_ACROSS, _HALF_DOWN = 0.5, 0.3
 # Pixels of the eye's class in the label map, per square of half its width: under this many the eye is hidden.
 _LEAST_SEEN = 0.15
+# Share of the ellipse that is scaled whole that hair may cover: of 157 portraits one has 0.2, where the strand over the
+# eye is bent around it, all others 0.06 and less.
+_MOST_HAIR = 0.12
 
 Side = Literal["both", "left", "right"]
 
@@ -61,8 +65,8 @@ class Params(FeatureParams):
     -1 what there is smoothed away. side: the subject's. intensity: the degree, 0 none of it, 1 all. Refused are
     eyes whose lids are down (landmark models open them all the same): whose upper half is lighter than the lower one by
     more than max_lid_light of the spread of light there, skin over lashes instead of lashes over white; those that the
-    label map does not see, and glasses. Of 231 portraits, 5 with lowered lids have 0.8 to 1.8, all others up to 0.5.
-    reference_px: side of the downsampled sketch that reconstruction matches.
+    label map does not see or hair hangs over, and glasses. Of 231 portraits, 5 with lowered lids have 0.8 to 1.8, all
+    others up to 0.5. reference_px: side of the downsampled sketch that reconstruction matches.
     """
 
     size: float = Field(0.15, ge=-0.15, le=0.3)
@@ -172,6 +176,13 @@ def _eye_frame(points: torch.Tensor, eye: slice) -> FaceFrame:
     return replace(frame, origin=points[eye].mean(0), unit_px=frame.unit_px / 2)
 
 
+def _hair_over(portrait: Portrait, eye: slice) -> float:
+    """The share of what is scaled whole that hair covers, by label or matte."""
+    x, y = _eye_frame(portrait.points68, eye).coordinates(pixel_places(portrait.image)).unbind(-1)
+    whole = ((x / _WHOLE[0]).square() + (y / _WHOLE[1]).square() < 1)[None]
+    return float(overall_mean(torch.maximum(portrait.hair, labelled(portrait, "hair")), whole.float()))
+
+
 def _lid_light(portrait: Portrait, eye: slice) -> float:
     """How much lighter the upper half of the eye's opening is than the lower one, in standard deviations of lightness
     in and around it."""
@@ -217,6 +228,9 @@ def _refuse_unusable(portrait: Portrait, params: Params) -> None:
         half = _eye_frame(portrait.points68, eye).unit_px
         if float((seen == CLASS[f"{name[0]}_eye"]).sum()) < _LEAST_SEEN * half**2:
             raise SketchRefused(f"{portrait.name}: the {name} eye is hidden")
+        hair = _hair_over(portrait, eye)
+        if hair > _MOST_HAIR:
+            raise SketchRefused(f"{portrait.name}: hair hangs over {100 * hair:.0f} % of the {name} eye")
         lid_light = _lid_light(portrait, eye)
         if lid_light > params.max_lid_light:
             raise SketchRefused(

@@ -2,7 +2,8 @@
 
 The hair is a layer of its own over the continued background (I = P + (1 - a) B with P = I - (1 - a) B, so that a layer
 that is not moved gives the photo back exactly). The layer is warped along rays from the face: nothing moves at the
-hairline, everything at the outline, and the strands in between are gently stretched, never more than they bear.
+hairline, everything at the outline, and the strands in between are gently stretched, never more than they bear. On rays
+that pass an ear nothing moves.
 
 Figures of `measure` (along rays on which the picture shows where the outline was and where it is to be):
   outline_gained   how far the outline moved out, as a share of the head's width; negative: in
@@ -77,8 +78,8 @@ class Params(FeatureParams):
     be trusted: over more than max_on_face of the face below the brows, or with more than max_unsure half-transparent
     pixels for each that is hair; that is shaven or cropped: thinner between hairline and outline, above and beside the
     face, than min_hair of the head's width. Likewise where hair borders on background along less than min_free of the
-    outline, is too thin to follow by min_reach of the volume, or less than min_visible of the new outline is in the
-    picture.
+    outline (without what ears are before), is too thin to follow by min_reach of the volume, or less than min_visible
+    of the new outline is in the picture.
     """
 
     volume: float = Field(0.1, ge=-0.1, le=0.25)
@@ -104,12 +105,13 @@ class Params(FeatureParams):
 @dataclass(frozen=True)
 class _Plan:
     """matte [1,H,W] and outline as they are; moved [K]: pixels by which the outline moves at intensity 1; counted [K]:
-    how much each ray counts, 0 where the picture does not show the change."""
+    how much each ray counts, 0 where the picture does not show the change; clear [K]: 0 where an ear is in the way."""
 
     matte: torch.Tensor
     outline: HairOutline
     moved: torch.Tensor
     counted: torch.Tensor
+    clear: torch.Tensor
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
@@ -173,9 +175,18 @@ def _plan(portrait: Portrait, params: Params) -> _Plan:
     if params.volume < 0:
         # What lies beyond the picture cannot be drawn into it.
         moved = moved * _along(outline.visible).square()
-    moved = _along(moved)
+    clear = 1 - _passes_ear(portrait, outline)
+    moved, weight = _along(moved) * clear, weight * clear
     shown = outline.outer + moved.clamp_min(0) + _EDGE * portrait.size_px < outline.room
-    return _Plan(matte, outline, moved, weight * outline.visible * shown)
+    return _Plan(matte, outline, moved, weight * outline.visible * shown, clear)
+
+
+def _passes_ear(portrait: Portrait, outline: HairOutline) -> torch.Tensor:
+    """1 for rays [K] that pass an ear before they leave the hair, softly less beside them: all that is on a ray moves,
+    and an ear would be drawn out with the hair."""
+    ears = class_region(portrait, ["l_ear", "r_ear"], 0.0) * (portrait.hair < 0.5)
+    radii = torch.linspace(0, 1, 50) * (outline.outer + _EDGE * portrait.size_px)[:, None]
+    return (2 * _along((outline.read(ears, radii)[0] > 0.5).any(1).float())).clamp(0, 1)
 
 
 def _where(angles: torch.Tensor, where: str) -> torch.Tensor:
@@ -200,10 +211,10 @@ def _refuse_unusable(portrait: Portrait, plan: _Plan, params: Params) -> None:
     hair = _hair_length(outline) / head_width_px(portrait)
     if hair < params.min_hair:
         raise SketchRefused(
-            f"{name}: {hair:.2f} head widths of hair from hairline to outline (min_hair {params.min_hair:g}); too "
+            f"{name}: {hair:.3f} head widths of hair from hairline to outline (min_hair {params.min_hair:g}); too "
             "short to be made fluffier"
         )
-    asked = _where(outline.angles, params.where)
+    asked = _where(outline.angles, params.where) * plan.clear
     free = asked * outline.free
     if free.sum() < params.min_free * asked.sum():
         raise SketchRefused(

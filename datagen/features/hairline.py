@@ -204,7 +204,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
     hair = float(np.nanmedian((line.outline - line.line)[front])) / eyes
     if hair < params.min_hair:
         raise SketchRefused(
-            f"{name}: {hair:.2f} eye distances of hair above the line (min_hair {params.min_hair:g}); bald or shaven"
+            f"{name}: {hair:.3f} eye distances of hair above the line (min_hair {params.min_hair:g}); bald or shaven"
         )
     refuse_hidden_hairline(portrait, line, params.min_forehead)
     contrast = _contrast_across(portrait, line)

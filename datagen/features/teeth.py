@@ -46,6 +46,8 @@ _TOOTH, _SLACK = 0.07, 0.03
 _BAND = 0.02
 # Teeth are whiter than lips by so much (in lightness less 1.2 times redness, and in redness a*) or are none.
 _REDNESS, _MIN_WHITER, _MIN_LESS_RED, _LESS_RED_THAN_SKIN = 1.2, 8.0, 5.0, 4.0
+# Of less red lips (skin) only by this share of their own redness: dark ones may have an a* of 6 (5) in all.
+_ENOUGH_LESS_RED = 0.5
 # Separate pieces smaller than this share of the largest are gloss on the lips.
 _CRUMB_SHARE = 0.35
 # Of the side: how far around the others their soft edges reach.
@@ -152,13 +154,15 @@ def teeth_matte(portrait: Portrait) -> torch.Tensor:
         return torch.zeros_like(inside)
     tooth = bright.topk(len(bright) // 4).values.mean()
     likely = inside * (whiteness > (tooth + lip) / 2)
-    less_red = float((mean_of(lab, lips) - mean_of(lab, likely))[1])
-    if float(tooth - lip) < _MIN_WHITER or less_red < _MIN_LESS_RED:
+    lip_red = float(mean_of(lab, lips)[1])
+    less_red = lip_red - float(mean_of(lab, likely)[1])
+    if float(tooth - lip) < _MIN_WHITER or less_red < _less_red(_MIN_LESS_RED, lip_red):
         return torch.zeros_like(inside)
     share = ((whiteness - lip) / (tooth - lip)).clamp(0, 1)
     # Where landmarks err, skin lies between the lips they give: it is redder than teeth, if less than lips.
     skin = class_region(portrait, ["skin"], 0.0) * widened(mouth_region(portrait, 0.0), 0.15 * eyes)
-    not_skin = ((mean_of(lab, skin)[1:2] - lab[1:2]) / _LESS_RED_THAN_SKIN).clamp(0, 1)
+    skin_red = mean_of(lab, skin)[1:2]
+    not_skin = ((skin_red - lab[1:2]) / _less_red(_LESS_RED_THAN_SKIN, float(skin_red))).clamp(0, 1)
     matte = ((share - 0.3) / 0.4).clamp(0, 1) * not_skin
     matte = _without_crumbs(matte * matte * (3 - 2 * matte) * inside)
     return torch.where(matte > 1 / 255, matte, torch.zeros_like(matte))
@@ -176,9 +180,14 @@ def _refuse_unseen(portrait: Portrait, matte: torch.Tensor, params: Params) -> N
     share = float(matte.sum()) / eyes**2
     if share < params.min_teeth_share:
         raise SketchRefused(
-            f"{portrait.name}: teeth cover {100 * share:.1f} % of the eye distance squared (min_teeth_share "
-            f"{100 * params.min_teeth_share:g} %); too little of them is to be seen"
+            f"{portrait.name}: teeth that differ from lips and skin in colour cover {100 * share:.1f} % of the eye "
+            f"distance squared (min_teeth_share {100 * params.min_teeth_share:g} %); too little of them is to be seen"
         )
+
+
+def _less_red(usual: float, own: float) -> float:
+    """By how much less red than lips or skin of redness a* `own` teeth have to be: `usual`, of less red ones less."""
+    return max(min(usual, _ENOUGH_LESS_RED * own), 1e-3)
 
 
 def _without_crumbs(matte: torch.Tensor) -> torch.Tensor:

@@ -147,7 +147,7 @@ def refuse_hidden_hairline(portrait: Portrait, line: Hairline, min_forehead: flo
     forehead = float(np.nanquantile(heights, 0.05)) / eye_distance(portrait.points68)
     if forehead < min_forehead:
         raise SketchRefused(
-            f"{portrait.name}: {forehead:.2f} eye distances of forehead below the line "
+            f"{portrait.name}: {forehead:.3f} eye distances of forehead below the line "
             f"(min_forehead {min_forehead:g}); hair hides the line"
         )
 

@@ -195,11 +195,25 @@ def test_parts_follow_each_other_each_from_what_the_last_made():
     first = sketch_of(random_image(4), box(10, 30, 10, 50))
     second = sketch_of(random_image(5), box(20, 50, 10, 50), photo_detail=1.0)
     whole = sketch_of(second.image, torch.maximum(first.edit_mask, second.edit_mask), parts=(first, second))
-    once = with_part(photo, before, after, first)
+    once = with_part(photo, before, after.lerp(first.image, second.edit_mask), first)
     twice = with_part(once, once, after, second)
     torch.testing.assert_close(composed_of(photo, before, after, whole).after, twice.clamp(-1, 1))
     alone = composed_of(photo, before, after, replace(whole, parts=()))
     torch.testing.assert_close(alone.after, with_part(photo, before, after, whole).clamp(-1, 1))
+
+
+def test_hair_that_one_part_draws_and_the_next_recolours_is_given_the_colour_once():
+    """Skin on which a part draws dark hair beside dark hair; the next makes all of it light."""
+    drawn, hair = box(12, 20, 8, 24), box(4, 20, 8, 24)
+    skin, dark, light = 0.4, -0.8, 0.0
+    photo = torch.full((3, SIDE, SIDE), skin) * (1 - hair) + dark * (hair - drawn) + skin * drawn
+    first = sketch_of(photo * (1 - drawn) + dark * drawn, drawn, sketch_detail=1.0)
+    recoloured = first.image * (1 - hair) + light * hair
+    second = sketch_of(recoloured, hair, photo_detail=1.0)
+    whole = sketch_of(recoloured, hair, parts=(first, second))
+    made = composed_of(photo, photo, recoloured, whole).after
+    old, new = made[:, 6:10, 12:20].mean(), made[:, 14:18, 12:20].mean()
+    assert float((new - old).abs()) < 0.1
 
 
 @pytest.mark.parametrize("beyond", [-1.5, 1.5])

@@ -103,6 +103,19 @@ def test_outside_the_edit_mask_and_on_the_face_the_photo_stays_to_the_bit(volume
         assert mask.max() <= 1
 
 
+@pytest.mark.parametrize("volume, where", [(0.12, "both"), (-0.06, "both"), (0.1, "sides")])
+def test_ears_stay_where_they_are_and_the_hair_around_them_moves(volume, where):
+    before = portrait()
+    ears = torch.maximum(soft_disc((0.6, 0.18), 0.05), soft_disc((0.6, 0.82), 0.05))
+    image = before.image + ears * (torch.tensor([0.6, 0.0, -0.2])[:, None, None] - before.image)
+    label = torch.where(ears[0] > 0.5, CLASS["l_ear"], before.label)
+    before = replace(before, image=image, label=label.to(torch.uint8), hair=before.hair * (1 - ears))
+    params = fluffiness.Params(volume=volume, where=where)
+    sketch, after = edited(before, params)
+    assert (sketch.image - image)[:, ears[0] > 0.9].abs().max() < 0.01
+    assert 0.8 < figures(before, after, params)["reached"] < 1.2
+
+
 def test_intensity_0_changes_nothing_and_an_unchanged_photo_measures_0():
     before = portrait()
     sketch, _ = edited(before, fluffiness.Params(intensity=0.0))
@@ -173,6 +186,13 @@ def test_the_label_map_follows():
     fuller, flatter = (edited(before, fluffiness.Params(volume=v))[0].label for v in (0.12, -0.08))
     assert (fuller == CLASS["hair"]).sum() > (before.label == CLASS["hair"]).sum() > (flatter == CLASS["hair"]).sum()
     assert torch.equal(fuller == CLASS["skin"], before.label == CLASS["skin"])
+
+
+def test_hair_that_is_hardly_too_short_is_refused_with_figures_that_differ(monkeypatch):
+    before = portrait()
+    monkeypatch.setattr(fluffiness, "_hair_length", lambda outline: 0.178 * head_width_px(before))
+    with pytest.raises(SketchRefused, match=r"0\.178 head widths .*min_hair 0\.18\)"):
+        fluffiness.sketch(before, fluffiness.Params())
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason():

@@ -59,6 +59,19 @@ def test_matte_is_the_teeth_and_not_the_lips(size_px):
     assert float(matte[mouth < 0.05].max()) < 0.05
 
 
+def test_teeth_are_found_between_lips_and_skin_that_are_hardly_red():
+    portrait, mouth = smiling()
+    lips = ellipse(SIZE, 0.5, 0.74, 0.11, 0.045)
+    tooth, lip, skin = (
+        lab_to_srgb(torch.tensor(lab)[:, None, None]) for lab in ((66.0, 1.0, 10.0), (36.0, 6.0, 5.0), (30.0, 5.0, 7.0))
+    )
+    wall = (portrait.label == CLASS["background"])[None].float()  # white, so that the photo is known to be well lit
+    image = (0.9 * wall + (1 - wall) * skin).lerp(lip, lips).lerp(tooth, mouth)
+    matte = teeth.teeth_matte(replace(portrait, image=image))
+    assert float(matte[mouth > 0.9].mean()) > 0.8
+    assert float(matte[mouth < 0.05].max()) < 0.05
+
+
 def test_soft_edges_of_a_large_matte_stay_and_crumbs_leave_it():
     x = torch.arange(512.0)
     matte = ((60 - (x - 200).abs()) / 16).clamp(0, 1).expand(1, 512, 512)  # edges of 16 px, as of 4 at 128 px
@@ -117,7 +130,7 @@ def test_prints_and_hidden_teeth_are_refused_for_what_they_are():
     with pytest.raises(SketchRefused, match=r"the colour of a print \(redness a\* -?0\.0, min_redness 4\.5\)"):
         teeth.sketch(replace(portrait, image=grey), teeth.Params())
     dark = portrait.image * (1 - mouth) - 0.9 * mouth
-    with pytest.raises(SketchRefused, match=r"teeth cover 0\.0 % .*min_teeth_share 2 %\); too little of them"):
+    with pytest.raises(SketchRefused, match=r"in colour cover 0\.0 % .*min_teeth_share 2 %\); too little of them"):
         teeth.sketch(replace(portrait, image=dark), teeth.Params())
     with pytest.raises(ValidationError, match="ask for one of them"):
         teeth.Params(whiteness=0, evenness=0)

@@ -222,6 +222,11 @@ def test_closed_and_hidden_eyes_and_glasses_are_refused(portrait):
     eyeless = torch.where(portrait.label == CLASS["l_eye"], CLASS["skin"], portrait.label)
     with pytest.raises(SketchRefused, match="left eye is hidden"):
         eyes.sketch(replace(portrait, label=eyeless.to(torch.uint8)), eyes.Params())
+    strand = torch.zeros_like(portrait.hair)
+    strand[..., 62:] = 1  # from the outer third of the left eye on
+    with pytest.raises(SketchRefused, match=r"drawn: hair hangs over \d+ % of the left eye"):
+        eyes.sketch(replace(portrait, hair=strand), eyes.Params())
+    eyes.sketch(replace(portrait, hair=strand), eyes.Params(side="right"))
     image = portrait.image.clone()
     image[:, 42:44, 30:66] = -0.9
     with pytest.raises(SketchRefused, match="glasses"):
