@@ -177,10 +177,11 @@ def test_edits_of_the_first_generator_apply_to_the_adapted_one(generator, tmp_pa
     run("animate", f"{file}=0:1", "--out", tmp_path / "loop.gif", "--count", 1, "--seconds", 0.2, "--generator", out)
     out.rename(tmp_path / "red.gen")  # the content decides, not the name
     run("edit", file, "--out", tmp_path / "strip.png", "--count", 1, "--generator", tmp_path / "red.gen")
-    run("sample", "--out", tmp_path / "samples", "--count", 4, "--scores", "", "--generator", tmp_path / "red.gen")
+    sampling = ["sample", "--out", tmp_path / "samples", "--scores", "smile"]
+    run(*sampling, "--count", 4, "--generator", tmp_path / "red.gen")
     assert load_samples(tmp_path / "samples").generator_digest == digest
     with pytest.raises(InputError, match="holds samples of another generator"):
-        run("sample", "--out", tmp_path / "samples", "--count", 600, "--scores", "", "--generator", generator_file())
+        run(*sampling, "--count", 600, "--generator", generator_file())
     (tmp_path / "red.gen").rename(out)
     # Adapted twice, it is still of the first one's latents.
     run("adapt", tmp_path / "style.png", "--out", tmp_path / "more.safetensors", "--steps", 1, "--generator", out)
