@@ -36,7 +36,7 @@ from stylepairs.datagen.pairs.record import Pair, PairRecord, reason_kind
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import half, render
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.memory import keep_freed_memory
@@ -59,11 +59,7 @@ def main() -> int:
     keep_freed_memory()
     if options.fresh:
         shutil.rmtree(options.out / "pairs", ignore_errors=True)
-    try:
-        pairs = augmented(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    pairs = augmented(options)
     degrees = [pair for pair in pairs if len(pair.record.parents) == 1]
     people = [pair for pair in pairs if len(pair.record.parents) == 2]
     report = degree_report([pair.record for pair in degrees]) | {"people": people_report(people)}
@@ -204,4 +200,5 @@ def grid(network: Generator, prior: WPrior, couple: Sequence[Pair]) -> np.ndarra
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

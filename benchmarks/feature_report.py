@@ -32,7 +32,7 @@ from stylepairs.datagen.features import feature_names
 from stylepairs.datagen.pairs.record import Pair, PairRecord, reason_kind
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.recipe import installed_recipes, load_recipe
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128
@@ -55,12 +55,8 @@ def main() -> int:
     keep_freed_memory()
     if options.fresh:
         shutil.rmtree(options.out / "pairs", ignore_errors=True)
-    try:
-        plan = spread_plan(options)
-        report: dict[str, object] = build(plan, options.workers)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    plan = spread_plan(options)
+    report: dict[str, object] = build(plan, options.workers)
     pairs = list(read_pairs(plan.out, accepted_only=False))
     report |= summarise(pairs, list(plan.recipe.gate))
     (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -216,4 +212,5 @@ def cell(image: np.ndarray | None, cell_px: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

@@ -36,7 +36,7 @@ from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import render
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.kernels.memory import keep_freed_memory
 
 CELL_PX = 128
@@ -52,13 +52,9 @@ def main() -> int:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    try:
-        plan = plan_augmentation(options.folder, options.out, steps=[1.0], generator=options.generator)
-        models = plan.load_models()
-        recipe = plan.recipe if options.recipe is None else recipe_of(options.recipe, [])
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    plan = plan_augmentation(options.folder, options.out, steps=[1.0], generator=options.generator)
+    models = plan.load_models()
+    recipe = plan.recipe if options.recipe is None else recipe_of(options.recipe, [])
     feature = load_feature(recipe.feature)
     chosen = {record.id for record in evenly(list(plan.parents.records.values()), options.pairs)}
     good = []
@@ -71,8 +67,7 @@ def main() -> int:
     try:
         report, sheet = judge_all(good, recipe.gate, feature, models)
     except InputError as error:
-        print(f"{options.folder}: {error}", file=sys.stderr)
-        return 2
+        raise InputError(f"{options.folder}: {error}") from error
     records = read_index(options.folder, accepted_only=False)
     made = [record for record in records if "after" in record.parts]
     report["accepted_share_of_made"] = round(sum(record.accepted for record in made) / max(1, len(made)), 3)
@@ -160,4 +155,5 @@ def framed(image: np.ndarray, mark: bool) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

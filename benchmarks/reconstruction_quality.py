@@ -52,7 +52,7 @@ from stylepairs.datagen.portraits.sketch import AnalysedPair
 from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.reconstruction.batch import Progress
 from stylepairs.datagen.reconstruction.reconstruct import Found, Problem, Reconstruction, collect
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.kernels.memory import keep_freed_memory
 
 METHODS = {
@@ -87,11 +87,7 @@ def main() -> int:
     if options.fresh:
         shutil.rmtree(options.out / "images", ignore_errors=True)
         (options.out / "results.jsonl").unlink(missing_ok=True)
-    try:
-        run(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    run(options)
     rows = read_rows(options.out)
     report(options.out, rows, options.methods)
     return 0
@@ -345,4 +341,5 @@ def versions() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_bad_input():
+        sys.exit(main())

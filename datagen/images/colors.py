@@ -39,11 +39,11 @@ _SPELLINGS = {"gray": "grey", "blonde": "blond", "ginger": "red", "violet": "pur
 
 
 # Linear sRGB to XYZ [3,3], and XYZ of white (D65) [3,1,1].
+_TO_XYZ = Constant([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 # Distance in a*, b* from what lightness tells of them, root mean square. Of 1 905 colour portraits the least has 1.6, a
 # sepia print 0.5.
 _ONE_TONE = 0.8
-_TO_XYZ = Constant([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-_WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 
 
 def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:

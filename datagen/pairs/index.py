@@ -110,15 +110,11 @@ class PairIndex(Sequence[PairRecord]):
 
     def codes(self, name: str) -> np.ndarray:
         """Which of a field of text's different values each of these records has, by numbers from 0, int [N]."""
-        column = self._table[name].combine_chunks().dictionary_encode()
-        found: np.ndarray = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
-        return found
+        return self._encoded(name)[0]
 
     def with_params(self, wanted: Callable[[Mapping[str, Any]], bool]) -> PairIndex:
         """Those whose parameters are wanted; of each different text that is asked once."""
-        column = self._table["params"].dictionary_encode().combine_chunks()
-        texts = [*column.dictionary.to_pylist(), None]
-        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
+        codes, texts = self._encoded("params")
         kept = np.zeros(len(texts), bool)
         for code in np.unique(codes):
             kept[code] = wanted(self._checked(functools.partial(OBJECT.validate_json, texts[code] or "")))
@@ -154,6 +150,12 @@ class PairIndex(Sequence[PairRecord]):
             return make()
         except ValidationError as error:
             raise _damaged(self._path, error) from error
+
+    def _encoded(self, name: str) -> tuple[np.ndarray, list[str | None]]:
+        """Codes of a field of text [N], and the texts that they are places of; the last one, -1, is none."""
+        column = self._table[name].dictionary_encode().combine_chunks()
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[self._rows]
+        return codes, [*column.dictionary.to_pylist(), None]
 
     def _of(self, rows: np.ndarray) -> PairIndex:
         return PairIndex(self._path, self._table, self._parts, rows)

@@ -122,7 +122,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         else:
             sample = self.pair_sample(record)
             if self.settings is not None:
-                sample |= self.other_start(sample, index, self.settings, rng)
+                sample["photo"] = self.other_start(sample, index, self.settings, rng)
         return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
 
     def pair_sample(self, record: PairRecord) -> Sample:
@@ -135,7 +135,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             sample["ws"], sample["ws_valid"] = torch.from_numpy(pair.w_after).float(), torch.ones(())
         return sample
 
-    def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> Sample:
+    def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
         """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
         mask, in the shares that settings ask for: the pair's own edit covers both."""
         photo = sample["photo"]
@@ -143,7 +143,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             photo = self.edited_before(sample, self.siblings.of(index), rng)
         if settings.painted_share and rng.random() < settings.painted_share:
             photo = augment.painted(photo, sample["mask"], rng)
-        return {"photo": photo}
+        return photo
 
     def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """The after half of one of a sample's siblings; its own photo where there is none of the same mask."""

@@ -10,7 +10,6 @@ sheet.png and, with matplotlib, figures.png.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_float
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import SHEET_ROWS, judged_of, write_report
 
@@ -35,11 +34,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of vgg16: a local file")
     parser.add_argument("--identity", default="embedded", help="embedded, or an .onnx of a face-recognition network")
     arguments = parser.parse_args()
-    try:
+    with exit_on_bad_input():
         compare(arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def compare(arguments: argparse.Namespace) -> None:

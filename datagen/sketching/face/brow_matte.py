@@ -92,8 +92,8 @@ def brow_line(portrait: Portrait, side: Side, matte: torch.Tensor, columns: int 
 def hidden_share(portrait: Portrait, side: Side) -> float:
     """The share of the brow's length, a little under whose landmarks its hairs lie, that head hair or a hat hides."""
     inner, along, up, length = _frame(portrait, side)
-    at = torch.linspace(0, 1, _LOOKED_AT, device=up.device)[:, None] * length
-    places = inner + at * along + _middle(portrait, side, at[:, 0])[:, None] * up
+    at = torch.linspace(0, 1, _LOOKED_AT, device=up.device) * length
+    places = inner + at[:, None] * along + _middle(portrait, side, at)[:, None] * up
     over = torch.maximum(labelled(portrait, "hair", "hat"), portrait.hair)
     return float((read_at(over, places, padding="zeros")[0] > 0.5).float().mean())
 
