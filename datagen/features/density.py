@@ -27,16 +27,20 @@ from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.images.tones import in_shade
+from stylepairs.datagen.portraits.landmarks import eye_distance
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.regions import dilate, feather
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 from stylepairs.datagen.shell.randomness import random_generator
 from stylepairs.datagen.sketching.hair.hair_and_skin import Scalp, find_scalp, hair_area, pixels_by_line
 from stylepairs.datagen.sketching.hair.hairline_curve import (
+    ANGLES,
+    FRONT,
     Hairline,
     find_hairline,
     refuse_hidden_hairline,
     refuse_unclear_hairline,
+    smoothed,
 )
 from stylepairs.datagen.sketching.hair.strands import grow_hair, own_flow
 from stylepairs.datagen.sketching.hair.strokes import StrandStyle
@@ -60,6 +64,8 @@ _LEAST_CHANGE = 0.02
 _THIN_SOFTNESS, _THIN_REACH = 0.012, (0.08, 0.16)
 # Angle from straight up at which thinned hair is dense again, and over which it becomes so.
 _THIN_TO, _THIN_FADE = np.radians(66.0), np.radians(22.0)
+# Eye distances of forehead below min_forehead at which the line counts as hidden; over what angle that passes.
+_HALF_HIDDEN, _OPENING = 0.1, np.radians(5.0)
 # Of the side: half the width of a parting laid in dense hair; how far to the sides of the middle it may lie.
 _LAID_PARTING, _PARTING_TO = 0.012, np.radians(25.0)
 # The strands that thinned hair is left with: finer than locks, so that scalp shows in lines between them.
@@ -87,9 +93,9 @@ class Params(FeatureParams):
     backwards; or either, thin hair first.
     strength: share of the visible scalp that is to go; of dense hair, of the scalp that thinning may show. intensity:
     the degree, 0 no change, 1 all of it. seed: of the strands. Refused are portraits with a hat; whose hairline is
-    found on less than min_found of the front or ragged by more than max_ragged eye distances; with less than
-    min_forehead eye distances of skin below it (a fringe hides the line). Thin hair is refused
-    whose colour differs from the skin's by less than min_separation (Mahalanobis); that shows scalp on less than
+    found on less than min_found of the front or ragged by more than max_ragged eye distances; with min_forehead eye
+    distances of skin below it on less than min_open of the front (elsewhere a fringe hides the line, and hair stays as
+    it is). Thin hair is refused whose colour differs from the skin's by less than min_separation (Mahalanobis); that shows scalp on less than
     min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair to thicken. Dense
     hair is refused on which thinning would hardly show, and whose colour differs from the skin's by less than
     min_dense_separation.
@@ -104,8 +110,9 @@ class Params(FeatureParams):
     min_found: float = Field(0.9, gt=0, le=1)
     max_ragged: float = Field(0.05, ge=0)
     min_forehead: float = Field(0.33, ge=0)
+    min_open: float = Field(0.5, gt=0, le=1)
     min_separation: float = Field(6.0, ge=0)
-    min_dense_separation: float = Field(5.0, ge=0)
+    min_dense_separation: float = Field(4.2, ge=0)
     min_scalp: float = Field(0.04, ge=0, le=1)
     max_scalp: float = Field(0.35, ge=0, le=1)
 
@@ -116,10 +123,10 @@ def settled(portrait: Portrait, params: Params) -> Params:
         return params
     line = find_hairline(portrait)
     scalp = find_scalp(portrait, line)
-    shown = _shown(scalp, _thin_places(portrait, line, scalp, params))
+    thinly, densely = (params.model_copy(update={"made_from": hair}) for hair in ("thin", "dense"))
+    shown = _shown(scalp, _places(portrait, line, scalp, thinly))
     # Where hair cannot be told from scalp, what seems to show is none.
-    thin = scalp.separation >= params.min_separation and shown >= params.min_scalp
-    return params.model_copy(update={"made_from": "thin" if thin else "dense"})
+    return thinly if scalp.separation >= params.min_separation and shown >= params.min_scalp else densely
 
 
 def sketch(portrait: Portrait, params: Params) -> Sketch:
@@ -132,7 +139,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     scalp = find_scalp(portrait, line)
     _refuse_hat(portrait)
     refuse_unclear_hairline(portrait, line, params.min_found, params.max_ragged)
-    refuse_hidden_hairline(portrait, line, params.min_forehead)
+    refuse_hidden_hairline(portrait, line, params.min_forehead, params.min_open)
     place = _places(portrait, line, scalp, params)
     backwards = params.made_from == "dense"
     if backwards:
@@ -188,9 +195,19 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
 
 
 def _places(portrait: Portrait, line: Hairline, scalp: Scalp, params: Params) -> torch.Tensor:
-    """Where the edit is made, and how strongly [1,H,W], 0 to 1."""
+    """Where the edit is made, and how strongly [1,H,W], 0 to 1: nowhere that a fringe hides the line."""
     places = _places_to_thin if params.made_from == "dense" else _thin_places
-    return places(portrait, line, scalp, params)
+    return places(portrait, line, scalp, params) * _open(portrait, line, params)
+
+
+def _open(portrait: Portrait, line: Hairline, params: Params) -> torch.Tensor:
+    """Where the hairline at a pixel's angle is in the open [1,H,W], 0 to 1; beyond its front, as at the front's end."""
+    known = line.filled()
+    forehead = (known.line - known.brow) / eye_distance(portrait.points68)
+    forehead = np.interp(np.clip(ANGLES, -FRONT, FRONT), ANGLES, forehead)
+    seen = smoothed(np.clip((forehead - params.min_forehead) / _HALF_HIDDEN + 1, 0, 1), _OPENING)
+    angle, *_ = pixels_by_line(line, portrait)
+    return torch.from_numpy(np.interp(angle, ANGLES, seen)).to(portrait.hair)[None]
 
 
 def _whole_edit(
@@ -296,7 +313,7 @@ def _refuse_hat(portrait: Portrait) -> None:
 def _refuse_alike(portrait: Portrait, scalp: Scalp, limit: str, least: float) -> None:
     if scalp.separation < least:
         raise SketchRefused(
-            f"{portrait.name}: hair and skin are {scalp.separation:.1f} apart ({limit} {least:g}); "
+            f"{portrait.name}: hair and skin are {scalp.separation:.3f} apart ({limit} {least:g}); "
             "scalp cannot be told from hair"
         )
 
@@ -308,7 +325,7 @@ def _refuse_unusable(portrait: Portrait, scalp: Scalp, place: torch.Tensor, para
     shown = _shown(scalp, place)
     if shown < params.min_scalp:
         raise SketchRefused(
-            f"{name}: scalp shows on {100 * shown:.1f} % of the hair ({params.areas}; min_scalp "
+            f"{name}: scalp shows on {100 * shown:.3f} % of the hair ({params.areas}; min_scalp "
             f"{100 * params.min_scalp:g} %); nothing is thin"
         )
     if shown > params.max_scalp:
@@ -324,6 +341,6 @@ def _refuse_invisible_thinning(portrait: Portrait, place: torch.Tensor, full: to
     seen = float((change * place).sum() / place.sum().clamp_min(1e-6))
     if seen < _LEAST_THINNING:
         raise SketchRefused(
-            f"{portrait.name}: thinned out, its hair would change by CIEDE2000 {seen:.1f} "
+            f"{portrait.name}: thinned out, its hair would change by CIEDE2000 {seen:.3f} "
             f"({_LEAST_THINNING:g} needed); scalp would not show in it"
         )

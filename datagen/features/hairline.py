@@ -210,7 +210,7 @@ def _refuse_unusable(portrait: Portrait, line: Hairline, params: Params) -> None
     contrast = _contrast_across(portrait, line)
     if contrast < params.min_contrast:
         raise SketchRefused(
-            f"{name}: hair and skin differ by {contrast:.1f} across the line (min_contrast {params.min_contrast:g}, "
+            f"{name}: hair and skin differ by {contrast:.3f} across the line (min_contrast {params.min_contrast:g}, "
             "CIEDE2000)"
         )
 

@@ -91,7 +91,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     change = float(delta_e_2000(mean_of(lab, inside), mean_of(_whitened(portrait, lab, matte, params, 1.0), inside)))
     if change < params.min_change:
         raise SketchRefused(
-            f"{portrait.name}: the teeth are as white already (they would change by {change:.1f} CIEDE2000, "
+            f"{portrait.name}: the teeth are as white already (they would change by {change:.3f} CIEDE2000, "
             f"min_change {params.min_change:g})"
         )
     whiter = lab_to_srgb(_whitened(portrait, lab, matte, params, params.intensity)).clamp(-1, 1)

@@ -140,11 +140,11 @@ def refuse_unclear_hairline(portrait: Portrait, line: Hairline, min_found: float
         )
 
 
-def refuse_hidden_hairline(portrait: Portrait, line: Hairline, min_forehead: float) -> None:
-    """Raises SketchRefused where somewhere along its front less than min_forehead eye distances of forehead lie below
-    the line found: it is the edge of a fringe."""
+def refuse_hidden_hairline(portrait: Portrait, line: Hairline, min_forehead: float, min_open: float = 0.95) -> None:
+    """Raises SketchRefused where along more than 1 - min_open of its front less than min_forehead eye distances of
+    forehead lie below the line found: it is the edge of a fringe."""
     heights = (line.line - line.brow)[np.abs(ANGLES) <= FRONT]
-    forehead = float(np.nanquantile(heights, 0.05)) / eye_distance(portrait.points68)
+    forehead = float(np.nanquantile(heights, 1 - min_open)) / eye_distance(portrait.points68)
     if forehead < min_forehead:
         raise SketchRefused(
             f"{portrait.name}: {forehead:.3f} eye distances of forehead below the line "

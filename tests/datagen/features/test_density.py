@@ -119,7 +119,25 @@ def test_portraits_with_nothing_to_fill_are_refused(portrait, reason):
 @pytest.mark.parametrize("made_from", ["thin", "dense", "either"])
 def test_a_fringe_is_not_taken_for_a_hairline(made_from):
     with pytest.raises(SketchRefused, match=r"of forehead below the line \(min_forehead 0\.33\); hair hides the line"):
-        density.sketch(head(line=0.16), density.Params(made_from=made_from))
+        density.sketch(head(line=0.14), density.Params(made_from=made_from))
+
+
+def test_beside_a_fringe_that_hides_a_part_of_the_line_hair_is_thinned_where_it_is_in_the_open():
+    bare, fringed = head(), head(line=0.12)
+    x = torch.arange(128)
+
+    def swept(edge):
+        image, hair, label = (
+            torch.where(x < edge, fringe, own)
+            for fringe, own in ((getattr(fringed, n), getattr(bare, n)) for n in ("image", "hair", "label"))
+        )
+        return replace(bare, image=image, hair=hair, label=label)
+
+    mask = density.sketch(swept(52), DENSE).edit_mask[0]
+    assert mask[:, 72:].max() > 0.9
+    assert mask[:, :36].max() < 0.05
+    with pytest.raises(SketchRefused, match="hair hides the line"):
+        density.sketch(swept(76), DENSE)
 
 
 def test_what_is_hardly_filled_is_not_labelled_hair():
@@ -196,7 +214,7 @@ def test_either_is_settled_by_the_portrait_s_hair():
 
 def test_hair_in_the_colour_of_skin_is_not_thinned_out():
     alike = head(hair=np.array([0.45, 0.1, -0.1]))
-    with pytest.raises(SketchRefused, match=r"apart \(min_dense_separation 5\)"):
+    with pytest.raises(SketchRefused, match=r"apart \(min_dense_separation 4\.2\)"):
         density.sketch(alike, DENSE)
     with pytest.raises(SketchRefused, match="scalp would not show"):
         density.sketch(alike, DENSE.model_copy(update={"min_dense_separation": 0.0}))
