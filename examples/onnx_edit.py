@@ -74,14 +74,15 @@ class OnnxEditor:
     def maps(
         self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The edit of one face as gain, bias, mask [S,S,7] (of 0..255), and the photo's transform onto their square."""
+        """The edit of one face as gain, bias, mask [S,S,7] (of 0..255), of an editor that moves with the flow in pixels
+        [S,S,9], and the photo's transform onto their square."""
         about = self.editor.about
         side = about["size_px"]
         maps, sure = self.seen(photo, points68, style, degree, 1.0)
         maps[..., 6] *= sure >= SURE
         transform = square_transform(eyes_and_mouth(points68), side)
         fade = border_fade(side)
-        continues = about["keeps_texture"] and not about["draws"]
+        continues = about["keeps_texture"] and not about["draws"] and "flow" not in about["outputs"]
         if continues and (maps[..., 6] * (1 - fade)).mean() > 0.01 * FADE:
             margin = round(MARGIN * side)
             wide = self.seen(photo, points68, style, degree, 1 + 2 * margin / side)[0][..., 6]
@@ -93,7 +94,7 @@ class OnnxEditor:
     def seen(
         self, photo: np.ndarray, points68: np.ndarray, style: np.ndarray, degree: float, share: float
     ) -> tuple[np.ndarray, float]:
-        """What the network says of a square `share` times the face's own: gain, bias, mask, [S,S,7], and how sure it is
+        """What the network says of a square `share` times the face's own: gain, bias, mask, flow, and how sure it is
         that there is anything to edit, which counts for the face's own square alone."""
         side, crop_px = self.editor.about["size_px"], self.editor.about["crop_px"]
         transform = square_transform(eyes_and_mouth(points68), crop_px, share)
@@ -107,8 +108,9 @@ class OnnxEditor:
         if len(style):
             points = (moved_points(transform, points68.astype(np.float64)) + 0.5) * side / crop_px - 0.5
             inputs["style"] = (in_light(style, small, points) if self.editor.about["style"] == "color" else style)[None]
-        _, mask, gain, bias, confidence = self.editor(**inputs)
-        maps = np.concatenate([gain[0], bias[0] * 127.5, mask[0] * min(1.0, degree / FADES_BELOW)])
+        _, mask, gain, bias, confidence, *flow = self.editor(**inputs)
+        moves = [each[0] * side for each in flow]
+        maps = np.concatenate([gain[0], bias[0] * 127.5, mask[0] * min(1.0, degree / FADES_BELOW), *moves])
         return maps.transpose(1, 2, 0).copy(), float(confidence[0])
 
 
@@ -436,8 +438,12 @@ def met(region: np.ndarray, edit: np.ndarray, margin: int) -> np.ndarray:
 
 
 def paste(result: np.ndarray, photo: np.ndarray, edited: np.ndarray, maps: np.ndarray, transform: np.ndarray) -> None:
-    """photo + mask * (gain * (photo + 1) + bias) at the photo's own size, in place; edited: what earlier faces took."""
+    """moved + mask * (gain * (moved + 1) + bias) at the photo's own size, in place, where moved is the photo, or what
+    lies mask * flow away in it; edited: what earlier faces took."""
     maps, side, scale = maps.astype(np.float32), len(maps), scale_of(transform)  # OpenCV moves doubles less exactly
+    flow = maps[..., 7:] @ np.linalg.inv(transform[:, :2]).T.astype(np.float32) if maps.shape[2] > 7 else None
+    if flow is not None:
+        maps = np.dstack([maps[..., :7], flow])
     if scale > 1:
         maps = cv2.GaussianBlur(maps, (0, 0), 0.5 * scale)
     corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], float)
@@ -451,9 +457,22 @@ def paste(result: np.ndarray, photo: np.ndarray, edited: np.ndarray, maps: np.nd
         weight = enlarged(maps[..., 6], part, size, cv2.INTER_LINEAR).clip(0, 1)
         gain, bias = (enlarged(maps[..., at : at + 3], part, size, cv2.INTER_CUBIC) for at in (0, 3))
         share = weight * (1 - edited[here].astype(np.float32))
-        changed = np.rint(result[here] + (gain * photo[here] + bias) * share[..., None]).clip(0, 255)
+        pixels = photo[here].astype(np.float32)
+        if flow is not None:
+            pixels = moved(photo, x0, top, share[..., None] * enlarged(maps[..., 7:], part, size, cv2.INTER_CUBIC))
+        changed = np.rint(result[here] - photo[here] + pixels + (gain * pixels + bias) * share[..., None]).clip(0, 255)
         result[here] = np.where((share > 0)[..., None], changed.astype(np.uint8), result[here])
         edited[here] = np.maximum(edited[here], weight)
+
+
+def moved(photo: np.ndarray, x0: int, y0: int, flow: np.ndarray) -> np.ndarray:
+    """The photo's part that begins at (x0, y0), each pixel from flow [h,w,2] (x, y) pixels away."""
+    y, x = np.mgrid[y0 : y0 + flow.shape[0], x0 : x0 + flow.shape[1]].astype(np.float32)
+    at = np.dstack([x, y]) + flow
+    low, high = np.floor(at.min((0, 1))).astype(int) - 2, np.ceil(at.max((0, 1))).astype(int) + 2
+    (left, top), (right, bottom) = (np.clip(end, 0, np.array(photo.shape[1::-1]) - 1) for end in (low, high))
+    part = photo[top : bottom + 1, left : right + 1].astype(np.float32)  # OpenCV reads sides of 32 767 px at most
+    return cv2.remap(part, at - np.float32([left, top]), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:

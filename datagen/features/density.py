@@ -95,10 +95,10 @@ class Params(FeatureParams):
     the degree, 0 no change, 1 all of it. seed: of the strands. Refused are portraits with a hat; whose hairline is
     found on less than min_found of the front or ragged by more than max_ragged eye distances; with min_forehead eye
     distances of skin below it on less than min_open of the front (elsewhere a fringe hides the line, and hair stays as
-    it is). Thin hair is refused whose colour differs from the skin's by less than min_separation (Mahalanobis); that shows scalp on less than
-    min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no hair to thicken. Dense
-    hair is refused on which thinning would hardly show, and whose colour differs from the skin's by less than
-    min_dense_separation.
+    it is). Thin hair is refused whose colour differs from the skin's by less than min_separation (Mahalanobis); that
+    shows scalp on less than min_scalp of the area, so that nothing is thin, or more than max_scalp, so that there is no
+    hair to thicken. Dense hair is refused on which thinning would hardly show, and whose colour differs from the skin's
+    by less than min_dense_separation.
     """
 
     areas: Area = "all"

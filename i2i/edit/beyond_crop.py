@@ -6,7 +6,7 @@ continued outwards over the rest of the edited region, which a second look at a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -31,11 +31,13 @@ _TOUCHES = 0.01
 
 @dataclass(frozen=True)
 class EditMaps:
-    """An edit of a square of S pixels: gain, bias [S,S,3] float32 (of 0..255), mask [S,S] float32 in [0,1]."""
+    """An edit of a square of S pixels: gain, bias [S,S,3] float32 (of 0..255), mask [S,S] float32 in [0,1]; flow
+    [S,S,2] float32, x and y in the square's pixels of where each pixel is taken from, None: from its own place."""
 
     gain: np.ndarray
     bias: np.ndarray
     mask: np.ndarray
+    flow: np.ndarray | None = None
 
     @property
     def side(self) -> int:
@@ -54,11 +56,11 @@ def reaches_border(maps: EditMaps) -> bool:
 
 def cut_off(maps: EditMaps) -> EditMaps:
     """The edit faded out towards the crop's border."""
-    return EditMaps(maps.gain, maps.bias, maps.mask * border_fade(maps.side))
+    return replace(maps, mask=maps.mask * border_fade(maps.side))
 
 
 def extended(maps: EditMaps, region: np.ndarray) -> EditMaps:
-    """The edit continued over a wider square.
+    """An edit that moves nothing, continued over a wider square.
 
     region [W,W] in [0,1], W = S + 2 * margin: where the network would edit the wide square. Inside the crop the
     network's mask is never exceeded. Beyond it the region counts where it hangs together with the edit across the

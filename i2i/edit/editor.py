@@ -244,10 +244,12 @@ class Editor:
             return Unsure(confidence, f"{asked}, at least {LEAST_CONFIDENCE:g} is needed")
         side = self.model.size_px
         gain, bias = (x[0].permute(1, 2, 0).cpu().numpy() for x in (edit.gain, edit.bias * 127.5))
-        maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy())
+        moves = self.model.config.moves
+        flow = (edit.flow[0] * side).permute(1, 2, 0).cpu().numpy() if moves else None
+        maps = EditMaps(gain, bias, edit.mask[0, 0].cpu().numpy(), flow)
         transform = square_transform(eyes_and_mouth(np.asarray(points68, np.float64)), side)
-        # What is drawn anew cannot be continued by scaling and shifting the photo.
-        if reaches_border(maps) and self.feature.keeps_texture and not makes_anew(self.model.config):
+        # What is drawn anew, or moved, cannot be continued by scaling and shifting the photo.
+        if reaches_border(maps) and self.feature.keeps_texture and not makes_anew(self.model.config) and not moves:
             margin = margin_px(side)
             transform[:, 2] += margin
             wide = self._wide_mask(photo, points68, wanted, side + 2 * margin)

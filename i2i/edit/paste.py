@@ -14,6 +14,8 @@ from stylepairs.i2i.edit.beyond_crop import EditMaps
 # Sides of the photo's pieces that are blended one at a time: they stay in the processor's cache, those without an edit
 # are passed over, and a 100-megapixel photo needs no gigabytes of float32.
 PIECE_ROWS, PIECE_COLUMNS = 128, 512
+# Pixels that cubic interpolation reads around a place.
+_READ_AROUND = 2
 
 
 def paste(
@@ -31,11 +33,14 @@ def paste(
     square; region [H,W] in [0,1], how much of each pixel may be edited, None: all of it.
     """
     top_value, depth = np.iinfo(photo.dtype).max, cv2.CV_8U if photo.dtype == np.uint8 else cv2.CV_16U
-    gain, mask = maps.gain, maps.mask
+    gain, mask, flow = maps.gain, maps.mask, maps.flow
     bias: np.ndarray = maps.bias * np.float32(top_value / 255)
+    if flow is not None:  # in the photo's pixels
+        flow = flow @ np.linalg.inv(transform[:, :2]).T.astype(np.float32)
     scale = transform_scale(transform)
     if scale > 1:  # the photo's face is smaller than the crop: average over what one photo pixel covers
         gain, bias, mask = (cv2.GaussianBlur(x, (0, 0), 0.5 * scale) for x in (gain, bias, mask))
+        flow = None if flow is None else cv2.GaussianBlur(flow, (0, 0), 0.5 * scale)
     x0, y0, x1, y1 = covered(transform, mask, photo.shape)
 
     def blend(place: tuple[int, int]) -> None:
@@ -50,14 +55,36 @@ def paste(
         if not weight.any():
             return
         # OpenCV rounds and saturates as it adds. Where the share is 0 nothing is added, and bits are kept.
-        share = cv2.cvtColor(weight * (1 - edited[here].astype(np.float32)), cv2.COLOR_GRAY2RGB)
-        change = cv2.multiply(photo[here], enlarged(gain, moved, size, cv2.INTER_CUBIC), dtype=cv2.CV_32F)
+        alone = weight * (1 - edited[here].astype(np.float32))
+        share = cv2.cvtColor(alone, cv2.COLOR_GRAY2RGB)
+        pixels = photo[here]
+        if flow is not None:
+            pixels = taken_from(photo, place, alone[..., None] * enlarged(flow, moved, size, cv2.INTER_CUBIC))
+        change = cv2.multiply(pixels, enlarged(gain, moved, size, cv2.INTER_CUBIC), dtype=cv2.CV_32F)
         change = cv2.multiply(change + enlarged(bias, moved, size, cv2.INTER_CUBIC), share)
+        if flow is not None:
+            change += (pixels - photo[here].astype(np.float32)) * (share > 0)
         result[here] = cv2.add(result[here], change, dtype=depth)
         edited[here] = np.maximum(edited[here], weight)
 
     with ThreadPoolExecutor(cv2.getNumThreads()) as pool:  # pieces do not overlap: any order gives the same
         list(pool.map(blend, product(range(y0, y1, PIECE_ROWS), range(x0, x1, PIECE_COLUMNS))))
+
+
+def taken_from(photo: np.ndarray, place: tuple[int, int], flow: np.ndarray) -> np.ndarray:
+    """The photo's piece that begins at `place` (top, left), each pixel from flow [h,w,2] (x, y) pixels away, float32;
+    the photo's border goes on."""
+    rows, columns = np.indices(flow.shape[:2], np.float32)
+    x: np.ndarray = columns + flow[..., 0] + np.float32(place[1])
+    y: np.ndarray = rows + flow[..., 1] + np.float32(place[0])
+    # OpenCV reads no picture with sides above 32 767 px: of the photo it gets what the piece needs.
+    (left, right), (top, bottom) = (
+        np.clip([int(at.min()) - _READ_AROUND, int(at.max()) + 1 + _READ_AROUND], 0, length - 1)
+        for at, length in ((x, photo.shape[1]), (y, photo.shape[0]))
+    )
+    part = photo[top : bottom + 1, left : right + 1].astype(np.float32)
+    x, y = x - np.float32(left), y - np.float32(top)
+    return np.asarray(cv2.remap(part, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -354,10 +354,9 @@ def _steadied(track: _Track, maps: EditMaps, transform: np.ndarray) -> tuple[Edi
     transform[:, 2] += (side - maps.side) // 2
     new = _padded(maps, side)
     if track.maps is not None:
-        old = _padded(track.maps, side)
-        mixed = ((1 - NEW_SHARE) * a + NEW_SHARE * b for a, b in
-                 ((old.gain, new.gain), (old.bias, new.bias), (old.mask, new.mask)))  # fmt: skip
-        new = EditMaps(*(values.astype(np.float32) for values in mixed))
+        old, told = vars(_padded(track.maps, side)), {name: x for name, x in vars(new).items() if x is not None}
+        mixed = {name: (1 - NEW_SHARE) * old[name] + NEW_SHARE * x for name, x in told.items()}
+        new = EditMaps(**{name: values.astype(np.float32) for name, values in mixed.items()})
     track.maps = new
     return new, transform
 
@@ -369,4 +368,4 @@ def _padded(maps: EditMaps, side: int) -> EditMaps:
         return maps
     edge = ((margin, margin), (margin, margin), (0, 0))
     gain, bias = (np.pad(values, edge, mode="edge") for values in (maps.gain, maps.bias))
-    return EditMaps(gain, bias, np.pad(maps.mask, margin))
+    return replace(maps, gain=gain, bias=bias, mask=np.pad(maps.mask, margin))

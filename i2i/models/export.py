@@ -29,6 +29,7 @@ from stylepairs.i2i.models.prepared_glean import PreparedGlean, prepare
 METADATA_NAME = "stylepairs.json"
 EXPORT_FORMAT = "stylepairs-export-1"
 OUTPUTS = ("output", "mask", "gain", "bias", "confidence")
+MOVES = "flow"  # the last output of a model that moves
 
 
 class ExportedEditor(nn.Module):
@@ -37,7 +38,8 @@ class ExportedEditor(nn.Module):
 
     Gives output [N,3,H,W] clamped to [-1,1], mask [N,1,H,W], gain and bias [N,3,H,W], with which the edit is brought to
     the photo's own resolution: output = photo + mask * (gain * (photo + 1) + bias), and confidence [N] in [0,1] that
-    the feature applies.
+    the feature applies. A model that moves gives flow [N,2,H,W], too: x and y, as shares of the side, of where each
+    pixel of the photo is taken from, mask * flow away, before it is scaled and shifted.
     """
 
     def __init__(self, prepared: PreparedGlean | Plain):
@@ -49,7 +51,8 @@ class ExportedEditor(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         style = degree.new_zeros(degree.shape[0], 0) if style is None else style
         edit = self.prepared(photo, region, degree, style)
-        return edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence
+        said = edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence
+        return (*said, edit.flow) if self.prepared.config.moves else said
 
 
 def export(model: Glean | Plain, info: ModelInfo, path: Path) -> None:
@@ -84,7 +87,12 @@ def export(model: Glean | Plain, info: ModelInfo, path: Path) -> None:
             torch.export.save(program, data, extra_files={METADATA_NAME: description})
             replace_file(path, lambda file: file.write(data.getbuffer()))
             return
-    save_onnx(program, list(inputs), list(OUTPUTS), description, path)
+    save_onnx(program, list(inputs), outputs_of(model), description, path)
+
+
+def outputs_of(model: Glean | Plain) -> list[str]:
+    """The names of what the exported graph gives."""
+    return [*OUTPUTS, MOVES] if model.config.moves else list(OUTPUTS)
 
 
 def save_onnx(program: Any, inputs: list[str], outputs: list[str], description: str, path: Path) -> None:
@@ -130,7 +138,7 @@ def described(model: Glean | Plain, info: ModelInfo, inputs: list[str]) -> dict[
         "code_version": version("stylepairs"),
         "size_px": model.size_px,
         "inputs": inputs,
-        "outputs": list(OUTPUTS),
+        "outputs": outputs_of(model),
         "style_channels": model.config.style_channels,
         "crop_px": crop_px_of(model.size_px),
         "draws": makes_anew(model.config),

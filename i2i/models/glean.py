@@ -2,7 +2,8 @@
 
 After GLEAN (Chan et al. 2021), whose fusion is replaced by scale-and-shift that starts at the identity (as in GFPGAN,
 Wang et al. 2021), and with what editing needs: conditions as channels, a predicted soft mask, the photo outside of it.
-What recolours scales and shifts the photo; what draws new pixels shows the image that decoder and generator make.
+What recolours scales and shifts the photo's colours; what moves takes them from elsewhere in the photo before; what
+draws new pixels shows the image that decoder and generator make.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 MASK_STRETCH = 1.06
 # Contrast grows at most by this and one: more would turn the noise of dark pixels into grain.
 MAX_GAIN = 2.0
+# Of the side: no pixel is taken from further away.
+MAX_SHIFT = 0.2
 
 
 @dataclass(frozen=True)
 class GleanConfig:
     """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels.
 
-    draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. thawed: the
-    generator's synthesis learns on.
+    draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. moves: it is the
+    photo's own pixels, moved and recoloured (a smile, more volume). thawed: the generator's synthesis learns on.
     """
 
     style_channels: int = 3
@@ -40,18 +43,30 @@ class GleanConfig:
     channel_max: int = 128
     draws: bool = False
     thawed: bool = False
+    moves: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws and self.moves:
+            raise ValueError("what makes an image of its own cannot move the photo's")
+
+    @property
+    def maps(self) -> int:
+        """How many maps a decoder gives: of colour, of where pixels come from, and the mask."""
+        return 4 if self.draws else 7 + 2 * self.moves
 
     def channels(self, resolution: int) -> int:
         return max(min(self.channel_base // resolution, self.channel_max), 8)
 
 
 class Edit(NamedTuple):
-    """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], ws [N,L,C], confidence_logits [N].
+    """What one pass gives; images [N,3,H,W] not clamped, mask [N,1,H,W] in [0,1], flow [N,2,H,W], ws [N,L,C],
+    confidence_logits [N].
 
-    output = photo + mask * (edit - photo), edit = photo + gain * (photo + 1) + bias: what the photo shows is scaled
-    from black and shifted, pixel by pixel, so its detail need not be drawn anew, and the same maps fit the photo at
-    any resolution. A model that draws has gain -1, which leaves nothing of the photo: the edit is bias - 1. generated
-    is the frozen generator's own image after fusion.
+    output = moved + mask * (gain * (moved + 1) + bias), where moved(x) = photo(x + mask * flow(x)): what the photo
+    shows is taken from so far away (x and y, as shares of the side; 0 unless the model moves), scaled from black and
+    shifted, so its detail need not be drawn anew, and the same maps fit the photo at any resolution. A model that draws
+    has gain -1, which leaves nothing of the photo. edit is the same for a mask of 1. generated is the frozen
+    generator's own image after fusion.
     """
 
     output: torch.Tensor
@@ -60,6 +75,7 @@ class Edit(NamedTuple):
     mask_logits: torch.Tensor
     gain: torch.Tensor
     bias: torch.Tensor
+    flow: torch.Tensor
     generated: torch.Tensor
     ws: torch.Tensor
     confidence_logits: torch.Tensor
@@ -152,16 +168,31 @@ def composed(
     confidence_logits: torch.Tensor,
 ) -> Edit:
     """The edit that a decoder's maps [N,out_channels,H,W] say."""
-    *colors, mask_logits = out.split((3, 1) if config.draws else (3, 3, 1), dim=1)
+    mask_logits = out[:, -1:]
     mask = torch.minimum(stretched_sigmoid(mask_logits), region)
+    flow, moved, far = photo.new_zeros(photo.shape[0], 2, *photo.shape[2:]), photo, photo
     if config.draws:
-        edit = generated + colors[0]
+        edit = generated + out[:, :3]
         gain, bias = torch.full_like(photo, -1.0), edit + 1
-    else:
-        gain, bias = MAX_GAIN * torch.tanh(colors[0] / MAX_GAIN), colors[1]
-        edit = photo + gain * (photo + 1) + bias
-    output = photo + mask * (edit - photo)
-    return Edit(output, edit, mask, mask_logits, gain, bias, generated, ws, confidence_logits)
+        output = photo + mask * (edit - photo)
+        return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
+    gain, bias = MAX_GAIN * torch.tanh(out[:, :3] / MAX_GAIN), out[:, 3:6]
+    if config.moves:
+        flow = MAX_SHIFT * torch.tanh(out[:, 6:8])
+        # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
+        moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
+        far = taken_from(photo, flow)
+    edit = far + gain * (far + 1) + bias
+    output = moved + mask * (gain * (moved + 1) + bias)
+    return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
+
+
+def taken_from(photo: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """The photo [N,3,H,W] with each pixel from flow [N,2,H,W] (x, y in shares of the side) away; its border goes on."""
+    down, across = (torch.arange(side, device=photo.device, dtype=photo.dtype) for side in photo.shape[2:])
+    x, y = ((2 * axis + 1) / len(axis) - 1 for axis in (across, down))
+    grid = torch.stack([x[None, None] + 2 * flow[:, 0], y[None, :, None] + 2 * flow[:, 1]], dim=-1)
+    return F.grid_sample(photo, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class Encoder(nn.Module):
@@ -227,8 +258,8 @@ class ScaleAndShift(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Fused generator features and encoder features, coarse to fine -> gain, bias, mask logits [N,3+3+1,R,R], or, where
-    the model draws, what is added to the generator's image, mask logits [N,3+1,R,R].
+    """Fused generator features and encoder features, coarse to fine -> maps [N,M,R,R]: gain 3, bias 3, where the model
+    moves flow 2, mask logits 1; where it draws, what is added to the generator's image 3, mask logits 1.
 
     The generator's image joins at the last level. All is zero at initialisation.
     """
@@ -243,7 +274,7 @@ class Decoder(nn.Module):
         for index, (here, from_generator) in enumerate(zip(channels, generator_channels, strict=True)):
             self.convs.append(nn.Conv2d((here if index else 0) + from_generator + here, here, 3, padding=1))
         self.last = nn.Conv2d(channels[-1] + 3, channels[-1], 3, padding=1)
-        self.out = zeroed(nn.Conv2d(channels[-1], 4 if config.draws else 7, 3, padding=1))
+        self.out = zeroed(nn.Conv2d(channels[-1], config.maps, 3, padding=1))
 
     def forward(
         self, fused: dict[int, torch.Tensor], features: dict[int, torch.Tensor], generated: torch.Tensor

@@ -23,7 +23,7 @@ _SURE = 10.0
 @dataclass(frozen=True)
 class PlainConfig:
     """kind: which network; size_px: side of its images, a power of two; width: channels of a published network's first
-    layer; channel_base, channel_max: of `cut`, as in `GleanConfig`; draws: as there."""
+    layer; channel_base, channel_max: of `cut`, as in `GleanConfig`; draws, moves: as there."""
 
     kind: PlainKind
     size_px: int
@@ -32,8 +32,11 @@ class PlainConfig:
     width: int = 64
     channel_base: int = 2048
     channel_max: int = 128
+    moves: bool = False
 
     def __post_init__(self) -> None:
+        if self.moves and (self.draws or self.kind in PUBLISHED):
+            raise ValueError("what makes an image of its own cannot move the photo's")
         if not LEAST_PX <= self.size_px <= MOST_PX or self.size_px & (self.size_px - 1):
             raise ValueError(f"size_px {self.size_px}: must be a power of two from {LEAST_PX} to {MOST_PX}")
         if not 0 < self.width <= MOST_PX:
@@ -49,12 +52,12 @@ class Plain(nn.Module):
     def __init__(self, config: PlainConfig):
         super().__init__()
         self.config, self.size_px = config, config.size_px
-        said, maps = 1 + config.style_channels, 4 if config.draws else 7
+        said = 1 + config.style_channels
         # What strands grow from, the same for every photo.
         self.register_buffer("noise", torch.zeros(1, 1, config.size_px, config.size_px))
         self.network: nn.Module
         if config.kind == "light":
-            self.network = Light(4 + config.draws, said, maps)
+            self.network = Light(4 + config.draws, said, shapes_of(config).maps)
         elif config.kind == "cut":
             self.network = EncoderDecoder(4 + said + config.draws, config)
         elif config.kind == "unet":
@@ -73,7 +76,8 @@ class Plain(nn.Module):
             image = self.network(torch.cat([*pixels, everywhere(told, photo)], dim=1)).float()
             sure = region * (2 * _SURE) - _SURE
             output, gain = photo + region * (image - photo), torch.full_like(photo, -1.0)
-            return Edit(output, image, region, sure, gain, image + 1, image, ws, photo.new_full((n,), _SURE))
+            flow, applies = photo.new_zeros(n, 2, h, w), photo.new_full((n,), _SURE)
+            return Edit(output, image, region, sure, gain, image + 1, flow, image, ws, applies)
         if self.config.draws:
             pixels.append(self.noise.expand(n, -1, -1, -1))
         out, applies = self.network(torch.cat(pixels, dim=1), told)
@@ -97,7 +101,8 @@ def everywhere(told: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def shapes_of(config: PlainConfig) -> GleanConfig:
     """The shapes of an encoder and a decoder, as a `Glean` has them."""
-    return GleanConfig(config.style_channels, config.channel_base, config.channel_max, draws=config.draws)
+    sizes = config.style_channels, config.channel_base, config.channel_max
+    return GleanConfig(*sizes, draws=config.draws, moves=config.moves)
 
 
 class EncoderDecoder(nn.Module):

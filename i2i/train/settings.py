@@ -28,6 +28,7 @@ class ModelSettings(Section):
     channel_base: int = Field(default=2048, ge=64, le=2**20)
     channel_max: int = Field(default=128, ge=8, le=4096)
     draws: bool = Field(default=False, description="the edit is a generated image, not the photo recoloured")
+    moves: bool = Field(default=False, description="the edit is the photo's own pixels, moved and recoloured")
 
 
 class DataSettings(Section):
@@ -226,6 +227,8 @@ class TrainingSettings(Section):
             raise ValueError("losses.color needs style: color")
         if self.degradation and self.style != "none":
             raise ValueError("degradation: leave style at none, a restoration has no kinds")
+        if self.model.moves and (self.model.draws or self.model.kind in ("unet", "pix2pixhd")):
+            raise ValueError("model.moves: what makes an image of its own cannot move the photo's; change one of them")
         if self.adapter_rank and (self.init == "none" or self.model.kind == "thawed"):
             raise ValueError("adapter_rank needs an init, and another model.kind than thawed")
         for one, two in (("region_dropped_share", "region_rough_share"), ("identity_share", "blend_share")):

@@ -118,8 +118,8 @@ def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, genera
     """The model that a run starts from; kinds: what its style tells apart; generator: a teacher's, if there is one.
 
     Trained weights come with their generator. Of a model of the same edit and shape all are taken over, of another edit
-    all but what reads the style and, where one draws and the other recolours, what says the colours. Raises InputError
-    where they do not fit.
+    all but what reads the style and, where one draws or moves and the other does not, what says the edit but its mask.
+    Raises InputError where they do not fit.
     """
     channels = style_channels(settings.style, kinds)
     if settings.init == "none":
@@ -155,9 +155,10 @@ def fresh_model(settings: TrainingSettings, channels: int, generator: Generator 
     generator = generator or load_generator(settings.generator)
     if shapes.kind == "glean" or shapes.kind == "thawed":
         sizes = channels, shapes.channel_base, shapes.channel_max
-        return Glean(generator, GleanConfig(*sizes, draws=shapes.draws, thawed=shapes.kind == "thawed"))
+        thawed = shapes.kind == "thawed"
+        return Glean(generator, GleanConfig(*sizes, draws=shapes.draws, thawed=thawed, moves=shapes.moves))
     side, rest = generator.config.img_resolution, (shapes.width, shapes.channel_base, shapes.channel_max)
-    plain = Plain(PlainConfig(shapes.kind, side, channels, shapes.draws, *rest))
+    plain = Plain(PlainConfig(shapes.kind, side, channels, shapes.draws, *rest, moves=shapes.moves))
     plain.noise.copy_(generator.noise_maps()[-1])
     return plain
 
@@ -249,9 +250,10 @@ def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
                 tensor[:, here:] = source[:, there:]
         elif source.shape == tensor.shape and (same_drawn or "decoder.out." not in name):
             tensor.copy_(source)
-        elif "decoder.out." in name and source.shape[1:] == tensor.shape[1:]:
+        elif ("decoder.out." in name or name.startswith("network.out.")) and source.shape[1:] == tensor.shape[1:]:
+            mask = 4 if name.startswith("network.out.") else 1  # a light network's unfolds to four pixels
             tensor.zero_()
-            tensor[-1] = source[-1]  # the mask's
+            tensor[-mask:] = source[-mask:]
         else:
             return False
     return True

@@ -84,14 +84,19 @@ def test_light_is_the_packages(example: ModuleType, photo: np.ndarray, shade: fl
     assert (light_of(portrait) < 1) == (shade < 1)
 
 
+@pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("scale", [0.2, 1.7])
-def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: float) -> None:
+def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: float, moves: bool) -> None:
     maps, turn = maps_of(64), np.array([[0.96, 0.28], [-0.28, 0.96]])
+    flow = 3 * maps[..., :2].copy() if moves else None
+    if flow is not None:
+        maps = np.dstack([maps, flow])
     transform = np.concatenate([scale * turn, np.array([[4.0], [9.0]])], 1)
     results = []
     for way in (paste.paste, example.paste):
         result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
-        given = EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6]) if way is paste.paste else maps.astype(float)
+        own = EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6], flow)
+        given = own if way is paste.paste else maps.astype(float)
         way(result, photo, edited, given, transform)
         results.append(result.astype(int))
     assert (results[0] != photo).mean() > 0.01
@@ -103,7 +108,7 @@ def test_how_sure_the_network_is_of_the_wider_square_does_not_count(example: Mod
 
     class Unsure:
         def __init__(self, *confidences: float) -> None:
-            self.about = {"size_px": 32, "crop_px": 32, "keeps_texture": True, "draws": False}
+            self.about = {"size_px": 32, "crop_px": 32, "keeps_texture": True, "draws": False, "outputs": []}
             self.confidences = iter(confidences)
 
         def __call__(self, photo: np.ndarray, **_: np.ndarray) -> list[np.ndarray]:

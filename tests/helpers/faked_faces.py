@@ -50,4 +50,5 @@ class Brightening(Glean):
         mask = region.clone()
         mask[:, :, photo.shape[2] // 2 :] = 0
         zeros, sure = torch.zeros_like(photo), 40 * (photo.mean((1, 2, 3)) + 0.6)
-        return Edit(photo + mask * bias, photo + bias, mask, mask, zeros, bias, photo, torch.zeros(len(photo)), sure)
+        maps = mask, mask, zeros, bias, zeros[:, :2]
+        return Edit(photo + mask * bias, photo + bias, *maps, photo, torch.zeros(len(photo)), sure)

@@ -57,6 +57,13 @@ def drawing(generator: Generator) -> Glean:
     return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, draws=True))
 
 
+@pytest.fixture
+def moving(generator: Generator) -> Glean:
+    """A model whose edit is the photo's own pixels, moved."""
+    torch.manual_seed(4)
+    return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, moves=True))
+
+
 @pytest.fixture(scope="session")
 def generator_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("generator") / "generator.safetensors"

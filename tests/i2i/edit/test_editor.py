@@ -81,7 +81,8 @@ def test_the_network_is_shown_no_less_than_its_own_resolution(model: Glean, size
         def forward(self, photo: torch.Tensor, *_: torch.Tensor) -> Edit:
             shown.append(photo)
             nothing = torch.zeros_like(photo)
-            return Edit(photo, photo, *[nothing[:, :1]] * 2, nothing, nothing, photo, nothing, torch.ones(1))
+            maps = nothing[:, :1], nothing[:, :1], nothing, nothing, nothing[:, :2]
+            return Edit(photo, photo, *maps, photo, nothing, torch.ones(1))
 
     model.__class__, Looking.size_px = Looking, size_px
     photo, face = photo_of(700, 700), FakeAnalyser([(350, 350)], 160.0)

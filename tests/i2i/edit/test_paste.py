@@ -87,3 +87,40 @@ def test_values_beyond_the_range_stop_at_its_ends(photo: np.ndarray) -> None:
     assert (result[whole][:, 0] == 255).all()
     assert (result[whole][:, 1] == 0).all()
     assert (np.abs(result[whole][:, 2].astype(int) - photo[whole][:, 2]) <= 1).all()
+
+
+SMOOTH = np.stack(np.meshgrid(*[np.linspace(20, 230, n) for n in (260, 240)]), -1)
+GRADIENT = np.dstack([SMOOTH, SMOOTH[..., :1]]).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("scale", [1, 12], ids=["large face", "small face"])
+def test_pixels_are_taken_from_where_the_flow_points_in_the_photos_own_axes(scale: int, dtype: type) -> None:
+    photo = GRADIENT.astype(dtype) * (np.iinfo(dtype).max // 255)
+    transform, flow = scale * TRANSFORM, np.zeros((SIDE, SIDE, 2), np.float32)
+    # By 6 photo pixels to the right and 3 up, in the axes of the turned square.
+    flow[:] = transform[:, :2] @ [6, -3]
+    nothing = np.zeros((SIDE, SIDE, 3), np.float32)
+    mask = np.ones((SIDE, SIDE), np.float32)
+    result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
+    paste(result, photo, edited, EditMaps(nothing, nothing, mask, flow), transform)
+    whole = edited == 1
+    whole[:4], whole[:, -7:] = False, False  # what lies behind the photo's border
+    assert whole.sum() > 100
+    wanted = np.roll(photo, (3, -6), (0, 1)).astype(float)
+    assert np.abs(result[whole] - wanted[whole]).max() <= 1.5 * (np.iinfo(dtype).max // 255)
+    assert (result[edited == 0] == photo[edited == 0]).all()
+
+
+def test_what_is_half_edited_moves_half_as_far() -> None:
+    maps = EditMaps(
+        *[np.zeros((SIDE, SIDE, 3), np.float32)] * 2,
+        np.full((SIDE, SIDE), 0.5, np.float32),
+        np.full((SIDE, SIDE, 2), 2, np.float32),
+    )
+    result, edited = GRADIENT.copy(), np.zeros(GRADIENT.shape[:2], np.float16)
+    paste(result, GRADIENT, edited, maps, np.array([[0.2, 0, -8], [0, 0.2, -4]]))
+    wanted = np.roll(GRADIENT, (-5, -5), (0, 1)).astype(int)
+    inner = np.s_[60:150, 60:180]
+    assert (edited[inner] == 0.5).all()
+    assert np.abs(result[inner] - wanted[inner]).max() <= 1

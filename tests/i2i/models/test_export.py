@@ -14,15 +14,16 @@ import torch
 
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.models.checkpoints import ModelInfo
-from stylepairs.i2i.models.export import METADATA_NAME, OUTPUTS, described, export
+from stylepairs.i2i.models.export import METADATA_NAME, described, export, outputs_of
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 
 INFO = ModelInfo("hair_color", "color", {"steps": 6})
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 
 
-@pytest.fixture
-def trained(model: Glean) -> Glean:
+@pytest.fixture(params=["model", "moving"])
+def trained(request: pytest.FixtureRequest) -> Glean:
+    model: Glean = request.getfixturevalue(request.param)
     torch.manual_seed(5)
     for parameter in model.parameters():
         parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))
@@ -38,7 +39,8 @@ def inputs_of(count: int, style_channels: int = 3) -> list[torch.Tensor]:
 def expected_of(model: Glean, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     with torch.no_grad():
         edit = model(*inputs)
-    return [edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence]
+    said = [edit.output.clamp(-1, 1), edit.mask, edit.gain, edit.bias, edit.confidence]
+    return [*said, edit.flow] if model.config.moves else said
 
 
 def example_of(library: str) -> str:
@@ -68,7 +70,7 @@ def test_exported_program_equals_the_model_at_any_batch_size(tmp_path: Path, tra
     assert about["feature"] == "hair_color"
     assert about["size_px"] == 32
     assert about["training"] == {"steps": 6}
-    assert (about["inputs"], about["outputs"]) == (["photo", "region", "degree", "style"], list(OUTPUTS))
+    assert (about["inputs"], about["outputs"]) == (["photo", "region", "degree", "style"], outputs_of(trained))
     # The example in the docs runs with PyTorch alone.
     code = (
         example_of("torch.export") + "\nimport sys\nassert output.shape == photo.shape\nassert float(mask.max()) > 0\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.glean import Edit, Glean, GleanConfig, stretched_sigmoid
+from stylepairs.i2i.models.glean import MAX_SHIFT, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from
 
 
 def inputs(n: int = 2, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,12 +26,16 @@ def randomised(model: Glean) -> Glean:
     return model
 
 
-def test_untrained_model_keeps_the_prior_and_the_photo(model: Glean, generator: Generator) -> None:
+@pytest.mark.parametrize("moves", [False, True])
+def test_untrained_model_keeps_the_prior_and_the_photo(
+    model: Glean, moving: Glean, generator: Generator, moves: bool
+) -> None:
+    model = moving if moves else model
     photo, region, degree, style = inputs()
     edit: Edit = model(photo, region, degree, style)
     ws = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
     torch.testing.assert_close(edit.generated, generator.synthesis(ws), rtol=0, atol=1e-6)
-    assert torch.equal(edit.output, photo)
+    torch.testing.assert_close(edit.output, photo, rtol=0, atol=1e-5 if moves else 0)
     assert torch.equal(edit.mask, region / 2)
     assert edit.confidence.tolist() == [0.5, 0.5]
 
@@ -41,9 +45,9 @@ def test_untrained_model_that_draws_shows_the_prior(drawing: Glean) -> None:
     torch.testing.assert_close(edit.edit, edit.generated)
 
 
-@pytest.mark.parametrize("draws", [False, True])
-def test_every_trainable_parameter_gets_a_gradient(model: Glean, drawing: Glean, draws: bool) -> None:
-    model = randomised(drawing if draws else model)
+@pytest.mark.parametrize("kind", ["model", "drawing", "moving"])
+def test_every_trainable_parameter_gets_a_gradient(kind: str, request: pytest.FixtureRequest) -> None:
+    model = randomised(request.getfixturevalue(kind))
     edit = model(*inputs())
     (edit.output.square().mean() + edit.confidence_logits.mean()).backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -66,6 +70,31 @@ def test_what_is_drawn_holds_nothing_of_the_photo_in_its_maps(drawing: Glean) ->
     torch.testing.assert_close(edit.output, pasted, rtol=0, atol=1e-5)
 
 
+def test_what_moves_says_by_its_maps_what_it_shows(moving: Glean) -> None:
+    photo, region, degree, style = inputs()
+    edit = randomised(moving)(photo, region * 0.7, degree, style)
+    assert 0.01 < edit.flow.abs().max() <= MAX_SHIFT
+    moved = taken_from(photo, edit.mask * edit.flow)
+    shown = moved + edit.mask * (edit.gain * (moved + 1) + edit.bias)
+    torch.testing.assert_close(edit.output, shown, rtol=0, atol=1e-5)
+    assert (moved - photo).abs().max() > 0.01
+
+
+def test_pixels_are_taken_from_where_the_flow_points() -> None:
+    photo = torch.rand(2, 3, 16, 16)
+    flow = torch.zeros(2, 2, 16, 16)
+    flow[0, 0], flow[1, 1] = 3 / 16, -2 / 16
+    found = taken_from(photo, flow)
+    torch.testing.assert_close(found[0, :, :, :13], photo[0, :, :, 3:])
+    torch.testing.assert_close(found[0, :, :, 13:], photo[0, :, :, 15:].expand(-1, -1, 3))  # the border goes on
+    torch.testing.assert_close(found[1, :, 2:], photo[1, :, :-2])
+
+
+def test_what_draws_does_not_move() -> None:
+    with pytest.raises(ValueError, match="cannot move the photo's"):
+        GleanConfig(draws=True, moves=True)
+
+
 def test_strands_grow_from_the_generators_noise(drawing: Glean) -> None:
     randomised(drawing)
     before = drawing(*inputs()).edit
@@ -75,10 +104,10 @@ def test_strands_grow_from_the_generators_noise(drawing: Glean) -> None:
     assert (drawing(*inputs()).edit - before).abs().mean() > 1e-4
 
 
-@pytest.mark.parametrize("draws", [False, True])
-def test_region_limits_what_is_edited_whatever_was_learnt(model: Glean, drawing: Glean, draws: bool) -> None:
+@pytest.mark.parametrize("kind", ["model", "drawing", "moving"])
+def test_region_limits_what_is_edited_whatever_was_learnt(kind: str, request: pytest.FixtureRequest) -> None:
     photo, region, degree, style = inputs()
-    edit = randomised(drawing if draws else model)(photo, region, degree, style)
+    edit = randomised(request.getfixturevalue(kind))(photo, region, degree, style)
     assert (edit.mask <= region).all()
     outside = (region == 0).expand_as(photo)
     assert torch.equal(edit.output[outside], photo[outside])

@@ -17,9 +17,10 @@ KINDS = ("light", "cut", *PUBLISHED)
 INFO = ModelInfo("hair_color", "color", {"steps": 6})
 
 
-def plain(kind: str, draws: bool = False, size_px: int = 32) -> Plain:
+def plain(kind: str, draws: bool = False, size_px: int = 32, moves: bool = False) -> Plain:
     torch.manual_seed(1)
-    model = Plain(PlainConfig(kind, size_px, 3, draws, width=4, channel_base=256, channel_max=16))  # type: ignore[arg-type]
+    shapes = {"width": 4, "channel_base": 256, "channel_max": 16}
+    model = Plain(PlainConfig(kind, size_px, 3, draws, **shapes, moves=moves))  # type: ignore[arg-type]
     model.noise.normal_()
     return model.eval()
 
@@ -52,6 +53,24 @@ def test_outside_of_its_region_nothing_changes_and_its_maps_say_the_edit(kind: s
     assert not torch.equal(edit.output, other.output)
     said = photo + edit.mask * (edit.gain * (photo + 1) + edit.bias)
     torch.testing.assert_close(said, edit.output)
+
+
+@pytest.mark.parametrize("kind", ["light", "cut"])
+def test_what_moves_takes_pixels_from_elsewhere(kind: str) -> None:
+    model, (photo, region, degree, style) = plain(kind, moves=True), inputs()
+    torch.testing.assert_close(model(photo, region, degree, style).output, photo)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        edit = model(photo, region, degree, style)
+    assert edit.flow.abs().max() > 0.01
+    assert torch.equal(edit.output * (1 - region), photo * (1 - region))
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_published_networks_do_not_move(kind: str) -> None:
+    with pytest.raises(ValueError, match="cannot move the photo's"):
+        plain(kind, moves=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

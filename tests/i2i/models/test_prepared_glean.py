@@ -16,10 +16,10 @@ from stylepairs.kernels.precision import fastest_dtype
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(params=[False, True], ids=["recolours", "draws"])
-def trained(request, model: Glean, drawing: Glean) -> Glean:
+@pytest.fixture(params=["model", "drawing", "moving"])
+def trained(request) -> Glean:
     """As after training: nothing that begins at zero is zero any more."""
-    model = drawing if request.param else model
+    model = request.getfixturevalue(request.param)
     torch.manual_seed(5)
     for parameter in model.parameters():
         parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))

@@ -82,6 +82,28 @@ def test_weights_of_another_edit_are_taken_over_but_for_style_and_colours(
         assert torch.equal(recolours(photo, region, torch.ones(1), torch.zeros(1, 3)).output, photo)
 
 
+@pytest.mark.parametrize("kind", ["glean", "light"])
+def test_what_moves_begins_with_the_mask_of_what_did_not(tmp_path: Path, settings: Make, kind: str) -> None:
+    asked = settings(style="none", losses={}, model={"kind": kind, **SHAPES})
+    still = initial_model(asked, "smile", {}, None).requires_grad_(False).eval()
+    for parameter in still.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape))
+    save_model(tmp_path / "still.safetensors", still, ModelInfo("smile", "none", {}))
+    asked = settings(style="none", losses={}, init=str(tmp_path / "still.safetensors"),
+                     model={"kind": kind, "moves": True, **SHAPES})  # fmt: skip
+    moves = initial_model(asked, "smile", {}, None).eval()
+    inputs = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32), torch.ones(1), torch.zeros(1, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(moves(*inputs).mask_logits, still(*inputs).mask_logits)
+        torch.testing.assert_close(moves(*inputs).output, inputs[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"draws": True}, {"kind": "unet"}])
+def test_what_makes_an_image_of_its_own_does_not_move(settings: Make, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"model\.moves: what makes an image of its own"):
+        settings(model={"moves": True, **SHAPES, **changes})
+
+
 ONE_STYLE = {"volume": [0.1, 0.5], "where": ["both", "crown"]}
 
 
