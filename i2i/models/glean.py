@@ -28,6 +28,9 @@ MASK_STRETCH = 1.06
 MAX_GAIN = 2.0
 # Of the side: no pixel is taken from further away.
 MAX_SHIFT = 0.2
+# Where pixels are moved, colours change in so many cells a side, smoothly: detail has to come by the flow, or the edit
+# would be drawn at the network's size and blurred at the photo's.
+SHADE_CELLS = 32
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def composed(
         gain, bias = torch.full_like(photo, -1.0), edit + 1
         output = photo + mask * (edit - photo)
         return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
-    gain, bias = MAX_GAIN * torch.tanh(out[:, :3] / MAX_GAIN), out[:, 3:6]
+    colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
+    gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
     if config.moves:
         flow = MAX_SHIFT * torch.tanh(out[:, 6:8])
         # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
@@ -185,6 +189,12 @@ def composed(
     edit = far + gain * (far + 1) + bias
     output = moved + mask * (gain * (moved + 1) + bias)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
+
+
+def smoothed(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [N,M,H,W] as bilinear in SHADE_CELLS cells a side."""
+    cell = max(maps.shape[-1] // SHADE_CELLS, 1)
+    return F.interpolate(F.avg_pool2d(maps, cell), scale_factor=float(cell), mode="bilinear")
 
 
 def taken_from(photo: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
