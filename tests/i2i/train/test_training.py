@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.models import checkpoints, glean
+from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.train import training
 from stylepairs.i2i.train.data import PairDataset, load_batches
 from stylepairs.i2i.train.run_folder import read_metrics
@@ -379,34 +379,6 @@ def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings:
         assert training_step(run, batch)["rate"] == pytest.approx(rate)
         assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.learning_rate)
         assert run.critic_optimizer.param_groups[0]["lr"] == pytest.approx(rate * chosen.discriminator.learning_rate)
-
-
-def test_what_moves_learns_a_shift_of_strands_by_its_flow(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glean, "SHADE_CELLS", 4)  # of 32 px
-    terms = dict.fromkeys(("perceptual", "generated", "latent", "adversarial"), 0.0) | {"l1": 10.0, "mask": 1.0}
-    shapes = {"channel_base": 256, "channel_max": 16, "moves": True}
-    run = build(settings(style="none", losses=terms, model=shapes, warmup_steps=0, learning_rate=3e-3), "smile", {})
-
-    def batch_of(seed: int) -> dict[str, torch.Tensor]:
-        noise = torch.randn(8, 3, 36, generator=torch.Generator().manual_seed(seed))
-        strands = torch.nn.functional.avg_pool1d(noise, 5, stride=1)[:, :, None].clamp(-1, 1)
-        photo, target = strands.expand(-1, -1, 32, -1), strands.roll(-2, -1).expand(-1, -1, 32, -1)
-        mask = torch.zeros(8, 1, 32, 32)
-        mask[..., 8:24, 8:24] = 1
-        told = {"region": torch.ones(8, 1, 32, 32), "degree": torch.ones(8), "style": torch.zeros(8, 0)}
-        return {"photo": photo, "target": photo.lerp(target, mask), "mask": mask, "applies": torch.ones(8), **told}
-
-    for step in range(60):
-        training_step(run, batch_of(step))
-    batch = batch_of(1000)
-    with torch.no_grad():
-        found = run.model(batch["photo"], batch["region"], batch["degree"], batch["style"])
-    inner = (..., slice(12, 20), slice(12, 20))
-    left, had = ((image - batch["target"])[inner].abs().mean() for image in (found.output, batch["photo"]))
-    assert left < 0.5 * had
-    across, down = (32 * found.mask * found.flow)[inner].mean((0, 2, 3)).tolist()
-    assert across == pytest.approx(2, abs=0.5)
-    assert down == pytest.approx(0, abs=0.5)
 
 
 def test_schedule_warms_up_and_falls_to_zero(settings: Make) -> None:

@@ -1,0 +1,42 @@
+"""Editors that move: what is to be learnt by the flow is learnt by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from stylepairs.i2i.models import glean
+from stylepairs.i2i.train.settings import TrainingSettings
+from stylepairs.i2i.train.training import build, training_step
+
+Make = Callable[..., TrainingSettings]
+
+
+def test_what_moves_learns_a_shift_of_strands_by_its_flow(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glean, "SHADE_CELLS", 4)  # of 32 px
+    terms = dict.fromkeys(("perceptual", "generated", "latent", "adversarial"), 0.0) | {"l1": 10.0, "mask": 1.0}
+    shapes = {"channel_base": 256, "channel_max": 16, "moves": True}
+    run = build(settings(style="none", losses=terms, model=shapes, warmup_steps=0, learning_rate=3e-3), "smile", {})
+
+    def batch_of(seed: int) -> dict[str, torch.Tensor]:
+        noise = torch.randn(8, 3, 36, generator=torch.Generator().manual_seed(seed))
+        strands = torch.nn.functional.avg_pool1d(noise, 5, stride=1)[:, :, None].clamp(-1, 1)
+        photo, target = strands.expand(-1, -1, 32, -1), strands.roll(-2, -1).expand(-1, -1, 32, -1)
+        mask = torch.zeros(8, 1, 32, 32)
+        mask[..., 8:24, 8:24] = 1
+        told = {"region": torch.ones(8, 1, 32, 32), "degree": torch.ones(8), "style": torch.zeros(8, 0)}
+        return {"photo": photo, "target": photo.lerp(target, mask), "mask": mask, "applies": torch.ones(8), **told}
+
+    for step in range(60):
+        training_step(run, batch_of(step))
+    batch = batch_of(1000)
+    with torch.no_grad():
+        found = run.model(batch["photo"], batch["region"], batch["degree"], batch["style"])
+    inner = (..., slice(12, 20), slice(12, 20))
+    left, had = ((image - batch["target"])[inner].abs().mean() for image in (found.output, batch["photo"]))
+    assert left < 0.5 * had
+    across, down = (32 * found.mask * found.flow)[inner].mean((0, 2, 3)).tolist()
+    assert across == pytest.approx(2, abs=0.5)
+    assert down == pytest.approx(0, abs=0.5)
