@@ -26,11 +26,12 @@ def sample(seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_quantized_editor_edits_nearly_alike_in_a_smaller_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["draws", "moves"])
+def test_quantized_editor_edits_nearly_alike_in_a_smaller_file(tmp_path: Path, way: str) -> None:
     import onnxruntime
 
     torch.manual_seed(1)
-    model = Plain(PlainConfig("light", 32, 3, draws=True)).eval()
+    model = Plain(PlainConfig("light", 32, 3, **{way: True})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))
