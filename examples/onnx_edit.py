@@ -456,12 +456,15 @@ def paste(result: np.ndarray, photo: np.ndarray, edited: np.ndarray, maps: np.nd
         part = np.column_stack([transform[:, :2], moved_points(transform, np.array([x0, top]))])
         weight = enlarged(maps[..., 6], part, size, cv2.INTER_LINEAR).clip(0, 1)
         gain, bias = (enlarged(maps[..., at : at + 3], part, size, cv2.INTER_CUBIC) for at in (0, 3))
-        share = weight * (1 - edited[here].astype(np.float32))
-        pixels = photo[here].astype(np.float32)
-        if flow is not None:
-            pixels = moved(photo, x0, top, share[..., None] * enlarged(maps[..., 7:], part, size, cv2.INTER_CUBIC))
-        changed = np.rint(result[here] - photo[here] + pixels + (gain * pixels + bias) * share[..., None]).clip(0, 255)
-        result[here] = np.where((share > 0)[..., None], changed.astype(np.uint8), result[here])
+        before = edited[here].astype(np.float32)
+        share, own = weight * (1 - before), result[here] + np.float32(0)
+        if flow is None:
+            own += (gain * photo[here] + bias) * share[..., None]
+        else:  # what two faces move lies between their two edits
+            pixels = moved(photo, x0, top, weight[..., None] * enlarged(maps[..., 7:], part, size, cv2.INTER_CUBIC))
+            pixels += weight[..., None] * (gain * pixels + bias)
+            own += (share / np.maximum(share + before, 1e-6))[..., None] * (pixels - own)
+        result[here] = np.where((share > 0)[..., None], np.rint(own).clip(0, 255).astype(np.uint8), result[here])
         edited[here] = np.maximum(edited[here], weight)
 
 

@@ -1,6 +1,7 @@
 """Edits whole photos: faces found and aligned, each edited in one pass, and only what changed pasted back.
 
-The network sees an aligned crop at its own size and says how the photo is to be scaled and shifted, pixel by pixel.
+The network sees an aligned crop at its own size and says, pixel by pixel, how the photo's colours are to be scaled and
+shifted, and of an edit that moves also where in the photo they are taken from.
 These maps are brought to the photo's resolution and applied to the photo itself, so its own fine detail stays; pixels
 where the predicted mask is zero keep their bits.
 """
@@ -30,6 +31,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
 from stylepairs.i2i.models.conditions import crop_px_of, style_in_light, style_of
+from stylepairs.i2i.models.glean import moved_by
 from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.models.restoration import FEATURE, RESTORATION
 
@@ -220,7 +222,10 @@ class Editor:
         photo, region, degree, style = (torch.stack(each).to(device) for each in zip(*inputs, strict=True))
         edit: Edit = self.model(photo, region, degree, style)
         share = (degree / FADES_BELOW).clamp(max=1)[:, None, None, None]
-        edit = edit._replace(mask=share * edit.mask, output=photo.lerp(edit.output.clamp(-1, 1), share))
+        mask, output = share * edit.mask, photo.lerp(edit.output.clamp(-1, 1), share)
+        if self.model.config.moves:  # half an edit moves half as far; between two pictures there are both
+            output = moved_by(photo, mask, edit.flow, edit.gain, edit.bias).clamp(-1, 1)
+        edit = edit._replace(mask=mask, output=output)
         return [type(edit)(*(tensor[index : index + 1] for tensor in edit)) for index in range(len(inputs))]
 
     def placed_faces(

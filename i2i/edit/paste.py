@@ -47,24 +47,27 @@ def paste(
         top, left = place
         bottom, right = min(top + PIECE_ROWS, y1), min(left + PIECE_COLUMNS, x1)
         here, size = np.s_[top:bottom, left:right], (right - left, bottom - top)
-        moved = transform.copy()
-        moved[:, 2] += transform[:, :2] @ np.array([left, top], np.float64)
-        weight = enlarged(mask, moved, size, cv2.INTER_LINEAR).clip(0, 1)
+        onto = transform.copy()
+        onto[:, 2] += transform[:, :2] @ np.array([left, top], np.float64)
+        weight = enlarged(mask, onto, size, cv2.INTER_LINEAR).clip(0, 1)
         if region is not None:
             weight *= region[here]
         if not weight.any():
             return
-        # OpenCV rounds and saturates as it adds. Where the share is 0 nothing is added, and bits are kept.
-        alone = weight * (1 - edited[here].astype(np.float32))
-        share = cv2.cvtColor(alone, cv2.COLOR_GRAY2RGB)
-        pixels = photo[here]
-        if flow is not None:
-            pixels = taken_from(photo, place, alone[..., None] * enlarged(flow, moved, size, cv2.INTER_CUBIC))
-        change = cv2.multiply(pixels, enlarged(gain, moved, size, cv2.INTER_CUBIC), dtype=cv2.CV_32F)
-        change = cv2.multiply(change + enlarged(bias, moved, size, cv2.INTER_CUBIC), share)
-        if flow is not None:
-            change += (pixels - photo[here].astype(np.float32)) * (share > 0)
-        result[here] = cv2.add(result[here], change, dtype=depth)
+        before = edited[here].astype(np.float32)
+        gains, biases = (enlarged(values, onto, size, cv2.INTER_CUBIC) for values in (gain, bias))
+        if flow is None:
+            # OpenCV rounds and saturates as it adds. Where the share is 0 nothing is added, and bits are kept.
+            share = cv2.cvtColor(weight * (1 - before), cv2.COLOR_GRAY2RGB)
+            change = cv2.multiply(photo[here], gains, dtype=cv2.CV_32F)
+            result[here] = cv2.add(result[here], cv2.multiply(change + biases, share), dtype=depth)
+        else:
+            pixels = taken_from(photo, place, weight[..., None] * enlarged(flow, onto, size, cv2.INTER_CUBIC))
+            own = pixels + weight[..., None] * (gains * pixels + biases)
+            # What two faces move lies between their two edits: differences of moved pixels do not add up.
+            share = weight * (1 - before) / np.maximum(weight * (1 - before) + before, 1e-6)
+            mixed = result[here] + share[..., None] * (own - result[here])
+            result[here] = np.where(share[..., None] > 0, mixed.round().clip(0, top_value), result[here])
         edited[here] = np.maximum(edited[here], weight)
 
     with ThreadPoolExecutor(cv2.getNumThreads()) as pool:  # pieces do not overlap: any order gives the same

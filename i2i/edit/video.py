@@ -362,7 +362,7 @@ def _steadied(track: _Track, maps: EditMaps, transform: np.ndarray) -> tuple[Edi
 
 
 def _padded(maps: EditMaps, side: int) -> EditMaps:
-    """The same edit in a wider square, in which there is nothing around it."""
+    """The same edit in a wider square, in which there is nothing around it; what moves is never wider."""
     margin = math.ceil((side - maps.side) / 2)
     if not margin:
         return maps

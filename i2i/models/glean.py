@@ -173,7 +173,7 @@ def composed(
     """The edit that a decoder's maps [N,out_channels,H,W] say."""
     mask_logits = out[:, -1:]
     mask = torch.minimum(stretched_sigmoid(mask_logits), region)
-    flow, moved, far = photo.new_zeros(photo.shape[0], 2, *photo.shape[2:]), photo, photo
+    flow, far = photo.new_zeros(photo.shape[0], 2, *photo.shape[2:]), photo
     if config.draws:
         edit = generated + out[:, :3]
         gain, bias = torch.full_like(photo, -1.0), edit + 1
@@ -183,12 +183,19 @@ def composed(
     gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
     if config.moves:
         flow = MAX_SHIFT * torch.tanh(out[:, 6:8])
-        # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
-        moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
         far = taken_from(photo, flow)
     edit = far + gain * (far + 1) + bias
-    output = moved + mask * (gain * (moved + 1) + bias)
+    output = moved_by(photo, mask, flow, gain, bias) if config.moves else photo + mask * (edit - photo)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
+
+
+def moved_by(
+    photo: torch.Tensor, mask: torch.Tensor, flow: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """What the maps of an edit that moves make of the photo, as `Edit` has it."""
+    # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
+    moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
+    return moved + mask * (gain * (moved + 1) + bias)
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:

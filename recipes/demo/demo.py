@@ -36,6 +36,7 @@ SHIPPED = {
     "swept fringe": ("embedded:bangs", "style=side_left"),
     "lower hairline": ("embedded:hairline", "shift=-0.3"),
     "fluffier": ("embedded:fluffiness", "volume=0.12"),
+    "smile": ("embedded:smile", "smile=0.8"),
 }
 TRAINING = (
     "init=embedded",

@@ -79,6 +79,7 @@ EDITORS: dict[str, dict[str, Any]] = {
     "embedded:bangs": {"style": "full", "length": 0.8},
     "embedded:hairline": {"shift": -0.3},
     "embedded:fluffiness": {"volume": 0.12, "where": "both"},
+    "embedded:smile": {"smile": 0.8},
 }
 EDITED = (47, 52, 41, 42)
 

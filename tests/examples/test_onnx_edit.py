@@ -97,7 +97,8 @@ def test_pasting_is_the_packages(example: ModuleType, photo: np.ndarray, scale: 
         result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
         own = EditMaps(maps[..., :3], maps[..., 3:6], maps[..., 6], flow)
         given = own if way is paste.paste else maps.astype(float)
-        way(result, photo, edited, given, transform)
+        for face in (transform, transform + [[0, 0, 20], [0, 0, 6]]):  # two that overlap
+            way(result, photo, edited, given, face)
         results.append(result.astype(int))
     assert (results[0] != photo).mean() > 0.01
     np.testing.assert_allclose(results[0], results[1], atol=1)

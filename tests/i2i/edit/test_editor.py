@@ -22,7 +22,7 @@ from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.edit.photo_files import edit_file
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.conditions import CROP_PX
-from stylepairs.i2i.models.glean import Edit, Glean
+from stylepairs.i2i.models.glean import Edit, Glean, moved_by
 
 INFO = ModelInfo("hair_color", "color", {})
 BLOND = {"color": "blond"}
@@ -254,3 +254,17 @@ def test_border_fade_is_smooth_and_zero_at_the_border() -> None:
     assert fade[0].max() == fade[:, -1].max() == 0
     assert fade[32, 32] == 1
     assert np.abs(np.diff(fade, axis=0)).max() < 0.45
+
+
+def test_a_faint_edit_of_what_moves_shows_what_its_maps_say(moving: Glean) -> None:
+    with torch.no_grad():
+        for parameter in moving.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        moving.applies.bias.fill_(10)
+    editor = Editor(moving.eval(), ModelInfo("hair_color", "color", {}))
+    photo, region = torch.rand(3, 32, 32) * 2 - 1, torch.ones(1, 32, 32)
+    edit = editor.edit_crop(photo, region, torch.tensor(0.05), torch.zeros(3))
+    said = moved_by(photo[None], edit.mask, edit.flow, edit.gain, edit.bias).clamp(-1, 1)
+    torch.testing.assert_close(edit.output, said)
+    assert (edit.output - photo).abs().max() > 0.01

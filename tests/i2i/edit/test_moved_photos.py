@@ -40,7 +40,7 @@ def test_an_edit_is_nearer_to_the_sketch_than_the_photo_and_as_sharp(
         square, wanted = to_uint8(portrait.image), to_uint8(sketch.image)
         edited = editor(square, params)
         inside = sketch.edit_mask[0].numpy() > 0.5
-        assert decibel(edited.pixels[inside], wanted[inside]) > decibel(square[inside], wanted[inside]) + 4
+        assert decibel(edited.pixels[inside], wanted[inside]) > decibel(square[inside], wanted[inside]) + 3
         sharp, wanted_sharp = (fine_contrast(image)[inside].std() for image in (edited.pixels, wanted))
         assert sharp > 0.85 * wanted_sharp
         assert (edited.pixels[edited.mask == 0] == square[edited.mask == 0]).all()

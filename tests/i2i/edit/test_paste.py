@@ -124,3 +124,19 @@ def test_what_is_half_edited_moves_half_as_far() -> None:
     inner = np.s_[60:150, 60:180]
     assert (edited[inner] == 0.5).all()
     assert np.abs(result[inner] - wanted[inner]).max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_two_faces_move_stays_within_the_photos_range(share: float) -> None:
+    photo = np.full((240, 260, 3), 100, np.uint8)
+    photo[:, 130:] = 180
+    nothing, mask = np.zeros((SIDE, SIDE, 3), np.float32), np.full((SIDE, SIDE), share, np.float32)
+    transform = np.array([[0.2, 0, -8], [0, 0.2, -4]])
+    result, edited = photo.copy(), np.zeros(photo.shape[:2], np.float16)
+    for across in (2, -2):
+        flow = np.zeros((SIDE, SIDE, 2), np.float32)
+        flow[..., 0] = across
+        paste(result, photo, edited, EditMaps(nothing, nothing, mask, flow), transform)
+        assert result.min() >= 90  # cubic interpolation overshoots a little
+        assert result.max() <= 190
+    assert (result != photo).any()
