@@ -140,7 +140,13 @@ def test_a_graph_of_another_version_is_one_line(example: ModuleType, photo: np.n
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "params"),
+    [("embedded", {"color": "auburn"}), ("embedded:fluffiness", {"volume": 0.12, "where": "both"})],
+)
+def test_the_example_makes_the_pixels_that_the_editor_makes(
+    tmp_path: Path, source: str, params: dict[str, object]
+) -> None:
     """Photo file to photo file in an interpreter that may not import this package or PyTorch."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
@@ -152,11 +158,11 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
     from stylepairs.i2i.models.face_export import export_faces
     from stylepairs.i2i.models.prepared_glean import prepare
 
-    model, info = load_model("embedded")
+    model, info = load_model(source)
     export(model, info, tmp_path / "editor.onnx")
     export_faces(tmp_path)
     editor = Editor(prepare(model, torch.float32), info, load_analyser())
-    style = editor.wanted({"color": "auburn"}).style.tolist()
+    style = editor.wanted(params).style.tolist()
     crowd = np.hstack([np.array(Image.open(path).convert("RGB").resize((400, 400))) for path in PHOTOS[:2]])
     Image.fromarray(crowd).save(tmp_path / "crowd.png")
     large = Image.open(PHOTOS[2]).convert("RGB")
@@ -177,7 +183,7 @@ def test_the_example_makes_the_pixels_that_the_editor_makes(tmp_path: Path) -> N
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         photo, found = read_image(path), read_image(tmp_path / "out.png")
-        wanted = editor(photo, {"color": "auburn"})
+        wanted = editor(photo, params)
         assert len(wanted.faces) == faces
         difference = np.abs(found.astype(int) - wanted.pixels)
         changed = wanted.mask > 0

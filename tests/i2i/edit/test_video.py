@@ -86,6 +86,21 @@ def test_a_face_that_is_lost_for_a_moment_keeps_its_edit(brightening: Glean) -> 
     assert not all(edited for _, edited in edit_frames(editor, clip(14), editor.wanted(BLOND), steady=False))
 
 
+def test_of_a_still_clip_what_moves_is_moved_alike_in_every_frame(moving: Glean) -> None:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in moving.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+        moving.applies.bias.fill_(10)
+    still = np.random.default_rng(3).integers(0, 256, (120, 160, 3), np.uint8)
+    editor = Editor(moving.eval(), INFO, FakeAnalyser([(80, 60)]))
+    alone = editor(still, BLOND).pixels
+    assert (alone != still).mean() > 0.05
+    for frame, edited in edit_frames(editor, [still] * 5, editor.wanted(BLOND)):
+        assert edited
+        np.testing.assert_allclose(frame.astype(int), alone, atol=2)
+
+
 class InItsLight(Brightening):
     """Brightens a light photo more."""
 
