@@ -174,17 +174,16 @@ def composed(
     mask_logits = out[:, -1:]
     mask = torch.minimum(stretched_sigmoid(mask_logits), region)
     flow, far = photo.new_zeros(photo.shape[0], 2, *photo.shape[2:]), photo
-    if config.draws:
-        edit = generated + out[:, :3]
-        gain, bias = torch.full_like(photo, -1.0), edit + 1
-        output = photo + mask * (edit - photo)
-        return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
-    colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
-    gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
     if config.moves:
         flow = MAX_SHIFT * torch.tanh(out[:, 6:8])
         far = taken_from(photo, flow)
-    edit = far + gain * (far + 1) + bias
+    if config.draws:
+        edit = generated + out[:, :3]
+        gain, bias = torch.full_like(photo, -1.0), edit + 1
+    else:
+        colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
+        gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
+        edit = far + gain * (far + 1) + bias
     output = moved_by(photo, mask, flow, gain, bias) if config.moves else photo + mask * (edit - photo)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
 
@@ -192,7 +191,7 @@ def composed(
 def moved_by(
     photo: torch.Tensor, mask: torch.Tensor, flow: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """What the maps of an edit that moves make of the photo, as `Edit` has it."""
+    """What the maps of an edit that moves make of the photo: `Edit.output`."""
     # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
     moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
     return moved + mask * (gain * (moved + 1) + bias)
