@@ -52,10 +52,13 @@ def with_edit(photo: Photo, before: np.ndarray, after: np.ndarray) -> Photo:
         return photo
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     back = _from_srgb(photo)
-    change = back(after[box]).astype(np.int32) - back(before[box])
     changed = changed[box]
     pixels = photo.pixels.copy()
-    moved = np.clip(pixels[box] + change, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    if back is None:
+        moved = _inks(after[box], pixels[box][..., 3])
+    else:
+        change = back(after[box]).astype(np.int32) - back(before[box])
+        moved = np.clip(pixels[box] + change, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
     pixels[box] = np.where(changed if pixels.ndim == 2 else changed[..., None], moved, pixels[box])
     return replace(photo, pixels=pixels)
 
@@ -184,16 +187,22 @@ def _to_srgb(photo: Photo) -> Convert:
     return lambda pixels: pixels if pixels.shape[2] == 3 else np.array(_cmyk(pixels).convert("RGB"))
 
 
-def _from_srgb(photo: Photo) -> Convert:
-    """From sRGB to the photo's pixels."""
+def _from_srgb(photo: Photo) -> Convert | None:
+    """From sRGB to the photo's pixels; None for inks without a usable profile (see `_inks`)."""
     if photo.pixels.ndim == 2:  # of its own profile the curve alone is left out: what is brought back is a change
         return lambda srgb: np.rint(srgb.astype(np.float32) @ _LUMA)
     managed = _by_profile(photo, to_srgb=False)
     if managed is not None:
         return managed
-    if photo.pixels.shape[2] == 4:
-        return lambda srgb: np.array(Image.fromarray(srgb).convert("CMYK"))
-    return lambda srgb: srgb
+    return None if photo.pixels.shape[2] == 4 else lambda srgb: srgb
+
+
+def _inks(srgb: np.ndarray, black: np.ndarray) -> np.ndarray:
+    """sRGB uint8 [H,W,3] in inks without a profile [H,W,4], as Pillow reads them, with as much black [H,W] as there
+    was; less where that would be too dark."""
+    light = np.maximum(255 - black.astype(np.float32), srgb.max(-1))
+    inks = 255 * (1 - srgb / np.maximum(light, 1)[..., None])
+    return np.dstack([inks, 255 - light]).round().astype(np.uint8)
 
 
 def _by_profile(photo: Photo, to_srgb: bool) -> Convert | None:

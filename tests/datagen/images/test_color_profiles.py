@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 from stylepairs.datagen.images.color_profiles import to_srgb
 from stylepairs.datagen.images.files import holds_more, load_photo, read_image
+from stylepairs.datagen.images.stored import load_stored, srgb_of, with_edit
 from stylepairs.datagen.shell.errors import InputError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -133,6 +134,23 @@ def test_a_cmyk_photo_is_read_through_its_profile(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, np.asarray(through))
     assert np.abs(got.astype(int) - read_image(tmp_path / "without.tif")).max() > 20
     assert load_photo(tmp_path / "with.tif").icc_profile is None
+
+
+@pytest.mark.parametrize("black", [0, 120, 200])
+def test_an_edit_of_inks_without_a_profile_keeps_their_black(tmp_path: Path, black: int) -> None:
+    """Inks of a separation without black were added to those with much of it: hair stayed as dark as it was."""
+    rng = np.random.default_rng(0)
+    inks = np.dstack([rng.integers(0, 255, (8, 8, 3)), np.full((8, 8), black)]).astype(np.uint8)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "photo.tif")
+    photo = load_stored(tmp_path / "photo.tif")
+    before = srgb_of(photo)
+    after = before.copy()
+    after[:4] = rng.integers(0, 255, (4, 8, 3))
+    edited = with_edit(photo, before, after)
+    np.testing.assert_allclose(srgb_of(edited)[:4].astype(int), after[:4], atol=2)
+    np.testing.assert_array_equal(edited.pixels[4:], photo.pixels[4:])
+    dark = after[:4].max(-1) <= 255 - black
+    assert (edited.pixels[:4][dark][:, 3] == black).all()
 
 
 def _cmyk_profile() -> bytes:
