@@ -26,6 +26,7 @@ def decibel(one: np.ndarray, other: np.ndarray) -> float:
         ("smile", {"smile": 0.8}, ("043", "051")),
         ("fluffiness", {"volume": 0.12, "where": "both"}, ("047", "052")),
         ("hairline", {"shift": -0.3}, ("047", "042")),
+        ("face_shape", {"jaw": 0.15}, ("042", "052")),
     ],
 )
 def test_an_edit_is_nearer_to_the_sketch_than_the_photo_and_as_sharp(
