@@ -74,9 +74,7 @@ def _described(value: object) -> str:
 
 def _numbers(figures: Any, of: str) -> dict[str, float]:
     if not isinstance(figures, Mapping) or "degree" not in figures:
-        raise InputError(
-            f"{of}: gives no `degree`; figures come by name, the measured share of the change among them"
-        )
+        raise InputError(f"{of}: gives no `degree`; figures come by name, the measured share of the change among them")
     try:
         return {str(figure): float(value) for figure, value in figures.items()}
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor with several values
