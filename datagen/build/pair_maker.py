@@ -30,6 +30,7 @@ from stylepairs.datagen.reconstruction.reconstruct import Problem, reconstruct
 from stylepairs.datagen.reconstruction.settings import InversionSettings
 from stylepairs.datagen.shell.decode import finite
 from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.errors import InputError
 
 Advance = Callable[[float], None]
 # Of a pair's time; only for the progress bar.
@@ -44,8 +45,8 @@ def make_pairs(
     """The wanted pairs, in order, accepted or not. advance(x) reports x pairs' worth of work done (1 a pair in all).
 
     A pair depends on its portrait, parameters, seed and settings alone: not on its neighbours, nor on what was in the
-    folder `cache`. Raises InputError for a gate that names figures that nothing measures, and for a full disk (the
-    cache's).
+    folder `cache`. Raises InputError for a gate that names figures that nothing measures, for a feature that names its
+    own as those of every pair are named, and for a full disk (the cache's).
     """
     feature = load_feature(recipe.feature, run_files=True)
     analyser = PairAnalyser(models.instruments.analyser)
@@ -69,10 +70,13 @@ def _check_gate(recipe: BuildRecipe, pairs: list[UnfinishedPair], feature: Featu
             images = quality.Images(portrait.image, portrait.image, portrait.image, pair.sketch.edit_mask)
             figures = quality.measure_pair(portrait, pair.sketch, images, None, models.instruments)
             try:
-                figures |= feature.measure(portrait, AnalysedPair(portrait, portrait), pair.params)
+                own = feature.measure(portrait, AnalysedPair(portrait, portrait), pair.params)
             except SketchRefused:  # see `finish_pair`
                 continue
-            quality.check_gate(gate, figures)
+            if hidden := ", ".join(filter(quality.is_common, own)):
+                taken = f"its measure gives {hidden}, which is what every pair is judged by"
+                raise InputError(f"feature {recipe.feature!r}: {taken}; name it otherwise")
+            quality.check_gate(gate, figures | own)
             return
 
 

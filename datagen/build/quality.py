@@ -42,8 +42,8 @@ from stylepairs.datagen.shell.errors import InputError, nearest
 
 NOT_FINITE = "not finite"
 
-_COMMON = ("outside_", "identity_", "prior_", "inversion_", "reconstruction_", "import_")
-_COMMON_NAMES = ("seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
+_COMMON = ("outside_perceptual_", "identity_", "prior_", "inversion_", "reconstruction_", "import_")
+_COMMON_NAMES = ("outside_psnr_db", "seam_energy", "rim_delta_e", "eyes_kept", "face_score", "landmark_shift")
 # Faces are looked for at this size at least: detectors are trained on photos, not on 64 px crops.
 _FIND_SIZE_PX = 256
 # The lowest score at which a face still counts as there; the gate's threshold is usually higher.

@@ -29,6 +29,8 @@ class Threshold(BaseModel):
     def _has_a_bound(self) -> Threshold:
         if self.min is None and self.max is None:
             raise ValueError("needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; no pair could pass")
         return self
 
 

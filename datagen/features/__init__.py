@@ -16,7 +16,7 @@ from stylepairs.datagen.shell.regular import read_regular
 
 SEPARATOR = "+"  # of the features of a combination
 _MAX_FILE_BYTES = 16 << 20
-_NOT_FEATURES = ("base", "combination", "feature")
+_NOT_FEATURES = ("base", "checked", "combination", "feature")
 
 
 def feature_names() -> list[str]:
@@ -34,7 +34,7 @@ def load_feature(name: str, *, run_files: bool = False) -> Feature:
     """
     parts = str(name).split(SEPARATOR)
     if is_own_file(name):
-        return Feature.of(_load_own(name, run_files))
+        return _load_own(name, run_files)
     if len(parts) == 1:
         return Feature.of(_load_one(name))
     from stylepairs.datagen.features.combination import combine
@@ -64,10 +64,12 @@ def code_digest(name: str) -> str | None:
     return hashlib.sha256(_source(name)).hexdigest() if is_own_file(name) else None
 
 
-_own_files: dict[str, ModuleType] = {}  # file name -> the file as it was run last
+_own_files: dict[str, Feature] = {}  # file name -> the feature as the file was run last
 
 
-def _load_own(name: str, run_files: bool) -> ModuleType:
+def _load_own(name: str, run_files: bool) -> Feature:
+    from stylepairs.datagen.features.checked import checked
+
     path = Path(name)
     if not run_files:
         if path.name in _own_files:
@@ -79,8 +81,8 @@ def _load_own(name: str, run_files: bool) -> ModuleType:
     label = f"stylepairs_own_{path.stem}_{hashlib.sha256(source).hexdigest()[:16]}"
     if label not in sys.modules:
         sys.modules[label] = _run(name, label, source)
-    _own_files[path.name] = sys.modules[label]
-    return sys.modules[label]
+    _own_files[path.name] = checked(Feature.of(sys.modules[label]), name)
+    return _own_files[path.name]
 
 
 def _run(name: str, label: str, source: bytes) -> ModuleType:

@@ -5,6 +5,7 @@ portraits.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -120,7 +121,11 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
     if not (np.isfinite(points).all() and np.isfinite(moves).all()):
         raise InputError(f"{path}: a point or transform is no number; prepare it again")
     rows = zip(names, points, moves, strict=True)
-    return sorted((PortraitFile(checked_name(n, path), folder, p, m) for n, p, m in rows), key=lambda file: file.name)
+    files = sorted((PortraitFile(checked_name(n, path), folder, p, m) for n, p, m in rows), key=lambda file: file.name)
+    for one, other in itertools.pairwise(files):
+        if one.name == other.name:
+            raise InputError(f"{path}: holds {one.name} twice; prepare it again")
+    return files
 
 
 def ahead(files: Iterable[PortraitFile]) -> Iterator[PortraitFile]:

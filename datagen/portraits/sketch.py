@@ -35,7 +35,8 @@ class Sketch:
     reference_px: side of the downsampled sketch that the reconstruction must equal (power of two).
     space: colour space of that comparison; "lab" for colour features, so that shading is free to stay.
     photo_detail: share in [0,1] of the photo's own fine detail (what the inversion could not render) that composition
-    puts back inside the mask; 1 where the edit keeps the texture (colour), 0 where it paints new shapes.
+    puts back inside the mask; 1 where the edit keeps the texture (one colour in place of another; several side by side
+    run into one), 0 where it paints new shapes.
     sketch_detail: share in [0,1] of the sketch's own detail, all that is finer than its reference resolution, that
     composition keeps inside the mask; 1 where the sketch holds real texture (a warped photo, painted strands), 0 where
     only the generator can supply it.

@@ -9,24 +9,22 @@ Figures of `measure`:
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, dilate, face_region
-from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
 
 # What a full blush adds to the skin's colour in Lab: a little darker, much redder, a touch yellower.
 _TINT = torch.tensor([-4.0, 16.0, 4.0])[:, None, None]
 
 
-class Params(BaseModel):
+class Params(FeatureParams):
     """size: a cheek's radius as a share of the distance between the eyes. intensity: the degree, 0 none, 1 full.
 
     reference_px: side of the downsampled sketch that reconstruction matches.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: float = Field(0.45, ge=0.2, le=0.8)
     intensity: float = Field(1.0, ge=0, le=1)

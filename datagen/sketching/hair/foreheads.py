@@ -123,7 +123,7 @@ def continue_skin(portrait: Portrait, face: Forehead, hole: torch.Tensor, rng: n
         coarser_own, coarser_new = blurred_within_by_share(lab[:1], known, sigma), blurred_by_share(noise, sigma)
         # Median of what varies: wrinkles and shines are not grain. New grain, without pores to sit in, is held back.
         spread = _GRAIN_KEPT * (own - coarser_own)[known > 0.5].abs().median() if bool((known > 0.5).any()) else 0.0
-        light = light + (new - coarser_new) / (new - coarser_new).std() * spread
+        light = light + (new - coarser_new) / (new - coarser_new).std().clamp_min(1e-6) * spread
         own, new = coarser_own, coarser_new
     skin = lab_to_srgb(torch.cat([light, smooth[1:]])).clamp(-1, 1)
     return portrait.image + (skin - portrait.image) * hole

@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 
 from stylepairs.datagen.build import quality
-from stylepairs.datagen.build.settings import Threshold
+from stylepairs.datagen.build.settings import BuildRecipe, Threshold
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
+from stylepairs.datagen.recipe import load_recipe
 from stylepairs.datagen.shell.errors import InputError
 
 SIZE = 32
@@ -177,3 +178,9 @@ def test_a_gate_on_a_figure_that_was_not_measured_is_an_error_unless_optional():
 def test_a_threshold_needs_a_bound():
     with pytest.raises(ValidationError, match="needs min, max or both"):
         Threshold()
+
+
+def test_bounds_that_nothing_can_meet_are_refused():
+    assert Threshold(min=1, max=1).max == 1
+    with pytest.raises(InputError, match=r"gate\.degree: .*min 2 is above max 1\.3; no pair could pass"):
+        load_recipe("facial_features", "datagen", BuildRecipe, ["gate.degree.min=2"])

@@ -166,6 +166,13 @@ def test_recipes_are_combined_with_their_gates(tmp_path):
         load_combined_recipe(["hair_color", "hair_color"])
 
 
+def test_a_feature_s_own_figure_keeps_its_name_though_it_begins_as_one_of_every_pair_does():
+    gate = load_combined_recipe(["hair_color", "facial_features"]).gate
+    assert gate["facial_features_outside_delta_e"].max == 0.5
+    assert "outside_delta_e" not in gate, "nothing measures it: the build would stop"
+    assert {"outside_psnr_db", "identity_efficientnet_lite0", "prior_after"} <= gate.keys()
+
+
 def test_a_recipe_may_leave_the_detail_of_all_parts_to_the_generator(portrait, both):
     sketch = both.sketch(portrait, both.Params())
     assert [part.sketch_detail for part in sketch.parts] == [1.0, 0.0]

@@ -118,6 +118,12 @@ def test_the_example_s_recipe_builds_pairs(tmp_path):
     assert all({"degree", "tint_delta_e", "spill_delta_e"} <= set(pair.record.figures) for pair in made)
 
 
+def test_a_figure_of_the_file_may_not_hide_one_of_every_pair(tmp_path):
+    Path(EXAMPLE).write_text(GOOD.replace('"spill_delta_e": ', '"seam_energy": '))
+    with pytest.raises(InputError, match=r"blush\.py'?: its measure gives seam_energy, .* name it otherwise"):
+        build_pairs(plan(tmp_path, "pairs", {"gate": {}}))
+
+
 @pytest.mark.slow
 def test_pairs_of_a_file_are_augmented_only_with_the_very_file_named(tmp_path):
     build_pairs(plan(tmp_path, "pairs", {"gate": {}}))
@@ -141,7 +147,7 @@ def test_another_version_of_the_file_is_another_build(tmp_path):
     Path(EXAMPLE).write_text(GOOD.replace("16.0, 4.0", "20.0, 4.0"))
     after = plan(tmp_path, "pairs").identity(models)
     assert before["feature_code"] != after["feature_code"]
-    assert load_feature(EXAMPLE, run_files=True).sketch.__globals__["_TINT"][1] == 20
+    assert load_feature(EXAMPLE, run_files=True).sketch.__wrapped__.__globals__["_TINT"][1] == 20
 
 
 def test_names_out_of_data_run_nothing(tmp_path):
@@ -164,7 +170,7 @@ def test_names_out_of_data_run_nothing(tmp_path):
         ("import sys; sys.exit(3)", r"own\.py: cannot be run \(SystemExit: 3\)"),
         (GOOD.replace("def measure(", "def measured("), r"own\.py: has no measure; a feature holds"),
         ("", r"own\.py: has no Params and no sketch and no measure"),
-        (GOOD.replace("class Params(BaseModel)", "class Params"), r"own\.py: Params is no pydantic model"),
+        (GOOD.replace("class Params(FeatureParams)", "class Params"), r"own\.py: Params is no pydantic model"),
         (GOOD.replace("    intensity: float", "    strength: float"), r"own\.py: Params has no `intensity`"),
     ],
 )
@@ -174,6 +180,55 @@ def test_a_file_that_holds_no_feature_is_told_in_one_line(text, reason):
         load_feature("own.py", run_files=True)
     assert "\n" not in str(error.value)
     assert not [name for name in sys.modules if name.startswith("stylepairs_own_own")]
+
+
+@pytest.mark.parametrize(
+    "was, now, reason",
+    [
+        (
+            "edit_mask=cheeks,",
+            "edit_mask=cheeks[0],",
+            r"edit_mask is torch\.float32 \[64, 64\], not torch\.float32 \[1, ",
+        ),
+        ("edit_mask=cheeks,", "edit_mask=cheeks > 0.5,", r"edit_mask is torch\.bool \[1, 64, 64\], not torch\.float32"),
+        ("edit_mask=cheeks,", "edit_mask=255 * cheeks,", r"edit_mask goes from 0 to 255, not from 0 to 1"),
+        ("edit_mask=cheeks,", "edit_mask=None,", r"edit_mask is NoneType, not torch\.float32"),
+        ("keep_mask=1 - ", "keep_mask=-1 - ", r"keep_mask goes from -2 to -1, not from 0 to 1"),
+        ("image=torch.where(", "image=2 * torch.where(", r"image goes from .*, not from -1 to 1"),
+        ("reference_px=min(", "reference_px=24 + 0 * min(", r"reference_px 24 is not a power of two"),
+        ('space="lab"', 'space="Lab"', r"space 'Lab' is neither rgb nor lab"),
+        ("photo_detail=1.0", "photo_detail=2.0", r"photo_detail 2 is not in \[0,1\]"),
+        ("    return Sketch(", "    return dict(", r"gives dict, not a Sketch"),
+    ],
+)
+def test_a_sketch_that_is_none_is_told_in_one_line(was, now, reason):
+    Path("own.py").write_text(GOOD.replace(was, now))
+    feature = load_feature("own.py", run_files=True)
+    with pytest.raises(InputError, match=rf"^own\.py: sketch of synthetic: {reason}"):
+        feature.sketch(portrait(), feature.Params())
+
+
+@pytest.mark.parametrize(
+    "was, now, reason",
+    [
+        ('"degree": (', '"much": (', "gives no `degree`"),
+        ("    return {name: float(value) for name, value in figures.items()}", "    return None", "gives no `degree`"),
+        ("name: float(value) for", "name: str(name) for", "a figure is no number"),
+        ("name: float(value) for", "name: before for", "a figure is no number"),
+    ],
+)
+def test_figures_that_are_none_are_told_in_one_line(was, now, reason):
+    Path("own.py").write_text(GOOD.replace(was, now))
+    feature = load_feature("own.py", run_files=True)
+    same = AnalysedPair(portrait(), portrait())
+    with pytest.raises(InputError, match=rf"^own\.py: measure of synthetic: {reason}") as error:
+        feature.measure(portrait(), same, feature.Params())
+    assert "\n" not in str(error.value)
+
+
+def test_the_example_s_sketches_are_compared_at_powers_of_two():
+    with pytest.raises(ValueError, match="24 is not a power of two"):
+        load_feature(EXAMPLE, run_files=True).Params(reference_px=24)
 
 
 def test_missing_files_folders_and_combinations_are_told():

@@ -78,6 +78,13 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_name_that_is_there_twice_is_refused_as_its_files_are_one_portrait_s(tmp_path: Path) -> None:
+    points, move = np.zeros((3, 68, 2)), np.zeros((3, 2, 3))
+    np.savez(tmp_path / "landmarks.npz", name=["b", "a", "b"], points68=points, source_to_aligned=move)
+    with pytest.raises(InputError, match=r"landmarks\.npz: holds b twice; prepare it again"):
+        load_portraits(tmp_path)
+
+
 @pytest.mark.parametrize("arrays", [{"points68": np.array(["x"] * 136).reshape(1, 68, 2)}, {"name": np.array(5)}])
 def test_arrays_of_wrong_types_give_one_line(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     sound = {"name": ["a"], "points68": np.zeros((1, 68, 2)), "source_to_aligned": np.zeros((1, 2, 3))}
