@@ -24,6 +24,7 @@ from stylepairs.datagen.pairs.shards import refuse_pairs
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.machine import refuse_launched
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import Kinds, decode_color, kinds_of
@@ -31,7 +32,7 @@ from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, initial_discriminator
-from stylepairs.i2i.train.data import PairDataset, Sample, load_batches, mixed_batches
+from stylepairs.i2i.train.data import PairDataset, Sample, killed_loader_is_told, load_batches, mixed_batches
 from stylepairs.i2i.train.degraded import DegradedPortraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
@@ -121,7 +122,8 @@ def train(
         counts = f"{len(sides.records)} {what}, {len(sides.held_out)} held out, {len(sides.refused)} refused"
         counts += f", {len(unpaired.records)} portraits without pairs" if unpaired else ""
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
-        take_steps(run, dataset, val, out, info, say)
+        with killed_loader_is_told():
+            take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
     return out
 
@@ -159,15 +161,17 @@ def take_steps(
     for batch in load_batches(dataset, plan, accelerator.device, settings.workers):
         figures = training_step(run, batch)
         run.step += 1
-        if run.due(settings.log_every_steps):
+        logs, saves = run.due(settings.log_every_steps), run.due(settings.checkpoint_every_steps)
+        if logs or saves:
+            figures = over_processes(run, figures)
             stop_unless_finite(run, figures)
+        if logs:
             log.write(run.step, "train", figures)
             say(line_of(run.step, settings.steps, figures))
         if run.due(settings.sample_every_steps) and main:
             png = sample_sheet(run.average, shown, min(SHEET_ROWS, len(shown)), accelerator.device)
             save_sample(out, run.step, png)
-        if run.due(settings.checkpoint_every_steps):
-            stop_unless_finite(run, figures)
+        if saves:
             if main:
                 evaluate_and_save(run, val, out, info, log, say)
             accelerator.wait_for_everyone()
@@ -197,9 +201,9 @@ def build(
     """Networks, optimisers and their wrapping, before any step; kinds: what the style tells apart; teacher: whose edits
     take the place of the pairs'; portraits: how many samples of each batch, its last, have no pair; has_refused: see
     Run."""
+    refuse_launched(settings.mixed_precision)
     accelerator = Accelerator(
-        mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
-        step_scheduler_with_optimizer=False,
+        mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision
     )
     torch.manual_seed(settings.seed)
     model = initial_model(settings, feature, kinds, teacher.generator if isinstance(teacher, Glean) else None)
@@ -363,6 +367,14 @@ def feature_losses(run: Run, maps: Maps, wanted: Maps, batch: Sample) -> dict[st
         levels = [(a.float() - b.float()).abs().mean() for a, b in coarse]
         terms["matching"] = weights.matching * torch.stack(levels).mean()
     return terms
+
+
+def over_processes(run: Run, figures: Mapping[str, float | torch.Tensor]) -> Mapping[str, float | torch.Tensor]:
+    """The means of a step's figures over all processes, the same in each, so that all stop where one is not finite."""
+    if run.accelerator.num_processes == 1:
+        return figures
+    own = torch.stack([torch.as_tensor(value, device=run.accelerator.device).double() for value in figures.values()])
+    return dict(zip(figures, run.accelerator.reduce(own, "mean").tolist(), strict=True))
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
