@@ -81,7 +81,7 @@ class Killed(torch.utils.data.Dataset[torch.Tensor]):
 
 def test_loader_that_is_killed_is_one_line() -> None:
     with (
-        pytest.raises(InputError, match="a loader process was killed .* goes on from the last"),
+        pytest.raises(InputError, match=r"a loader process was killed .* goes on from the last"),
         data.killed_loader_is_told(),
     ):
         next(iter(torch.utils.data.DataLoader(Killed(), num_workers=1)))
