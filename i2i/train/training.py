@@ -114,7 +114,7 @@ def train(
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
-        resume(run, out)
+        resume(run, out, say)
         refuse_divided(run, identity, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
@@ -417,7 +417,7 @@ def evaluate_and_save(
         is_best = run.best is None or distance < run.best
         run.best = distance if is_best else run.best
     log.publish()
-    details = checkpoints.StateDetails(step=run.step, best=run.best)
+    details = checkpoints.StateDetails(step=run.step, best=run.best, processes=run.accelerator.num_processes)
     save_checkpoint(out, run.average, info, tensors, details, is_best)
 
 

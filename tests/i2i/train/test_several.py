@@ -68,6 +68,19 @@ def test_precision_that_the_settings_name_is_not_the_launchs(settings: Make, mon
     assert training.build(settings(mixed_precision="no"), "hair_color", {}).accelerator.mixed_precision == "no"
 
 
+def test_run_that_goes_on_with_another_number_of_processes_says_so(tmp_path: Path, pairs: Path, settings: Make) -> None:
+    out = training.train(settings(steps=2), pairs, tmp_path / "run")
+    tensors, details = checkpoints.load_state(out / checkpoints.STATE_FILE)
+    assert details.processes == 1
+    told: list[str] = []
+    training.train(settings(steps=2), pairs, out, told.append)
+    assert not [line for line in told if "so far" in line]
+    others = details.model_copy(update={"processes": 2})
+    checkpoints.save_state(out / checkpoints.STATE_FILE, tensors, others)
+    training.train(settings(steps=2), pairs, out, told.append)
+    assert f"{out}: processes 2 so far, 1 now: it goes on with other batches than it would have had" in told
+
+
 class Killed(torch.utils.data.Dataset[torch.Tensor]):
     """Whose loader is killed by whoever asks for a sample, as by a system that is out of memory."""
 
