@@ -244,7 +244,8 @@ def _pooled_alike(critic: LatentCritic, fake: torch.Tensor, draw: torch.Generato
         return critic.pooled(fake, draw)
     seed = broadcast(torch.randint(2**62, (1,), generator=draw).to(fake.device))
     rows = critic.pooled(gather(fake), torch.Generator().manual_seed(int(seed)))
-    return rows.chunk(place.num_processes)[place.process_index]
+    own: torch.Tensor = rows.chunk(place.num_processes)[place.process_index]
+    return own
 
 
 def _refuse_divided(path: Path, first: int) -> None:

@@ -159,7 +159,7 @@ def take_steps(
     ahead = (settings.seed, run.step, settings.steps, rank, world)
     plan = mixed_batches((len(dataset), unpaired), sizes, *ahead)
     for batch in load_batches(dataset, plan, accelerator.device, settings.workers):
-        figures = training_step(run, batch)
+        figures: Mapping[str, float | torch.Tensor] = training_step(run, batch)
         run.step += 1
         logs, saves = run.due(settings.log_every_steps), run.due(settings.checkpoint_every_steps)
         if logs or saves:
