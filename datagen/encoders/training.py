@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import broadcast, gather, reduce
 
 from stylepairs.datagen.encoders.critic import (
     LatentCritic,
@@ -231,9 +231,21 @@ def _critic_step(
         z = torch.randn(len(fake), teachers.generator.config.z_dim, generator=draw).to(fake.device)
         real = teachers.prior.whiten(mapping.to_w(z))
     optimizer.zero_grad()
-    critic_loss(critic, real, critic.pooled(fake, draw), step).backward()
+    critic_loss(critic, real, _pooled_alike(critic, fake, draw), step).backward()
     _reduce_gradients(critic)
     optimizer.step()
+
+
+def _pooled_alike(critic: LatentCritic, fake: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """This process's rows, half of them exchanged for earlier ones of any process: one pool, the same in all, as a run
+    that goes on has it."""
+    place = PartialState()
+    if place.num_processes == 1:
+        return critic.pooled(fake, draw)
+    seed = broadcast(torch.randint(2**62, (1,), generator=draw).to(fake.device))
+    rows = critic.pooled(gather(fake), torch.Generator().manual_seed(int(seed)))
+    own: torch.Tensor = rows.chunk(place.num_processes)[place.process_index]
+    return own
 
 
 def _refuse_divided(path: Path, first: int) -> None:

@@ -72,6 +72,21 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     replace_file(path, lambda file: file.write(data))
 
 
+def keep_rows(path: Path, key: str, most: int) -> None:
+    """Leave in a log, a JSON object a line, the rows whose `key` is at most `most`; a last one that a kill cut off goes
+    too. Raises InputError where a line is none."""
+    if not path.exists():
+        return
+    rows = path.read_bytes().splitlines(keepends=True)
+    if rows and not rows[-1].endswith(b"\n"):
+        rows.pop()
+    try:
+        kept = [row for row in rows if json.loads(row)[key] <= most]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: has a line that is no row with {key}; take it out") from error
+    write_bytes(path, b"".join(kept))
+
+
 def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """A .safetensors file of these tensors (on the CPU, contiguous): equal contents are equal bytes.
 

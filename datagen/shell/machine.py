@@ -61,6 +61,24 @@ def _of_launcher(name: str, alone: int) -> int:
     return int(text)
 
 
+def refuse_launched(precision: str | None) -> None:
+    """Raises InputError where accelerate was launched with what a training here would not do, or not go on from.
+
+    precision: what the training chooses itself; None: what accelerate was launched with counts.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision is None and launched not in ("no", "bf16"):
+        raise InputError(
+            f"mixed precision {launched}, of accelerate's launch: its loss scale is not kept for a run that goes on;"
+            " launch with bf16 or no"
+        )
+    if _of_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1) > 1:
+        raise InputError(
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: gradients are not accumulated here, each batch is a step; leave it"
+            " out"
+        )
+
+
 def available_cpus() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

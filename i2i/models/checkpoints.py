@@ -68,12 +68,14 @@ class Base:
 
 
 class StateDetails(BaseModel):
-    """How far a run was when its state was saved; best: the lowest perceptual distance on held-out pairs so far."""
+    """How far a run was when its state was saved; best: the lowest perceptual distance on held-out pairs so far;
+    processes: how many trained it, None in states of earlier versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     step: int = Field(ge=0)
     best: float | None = None
+    processes: int | None = None
 
 
 def save_model(path: Path, model: Trained, info: ModelInfo, half: bool = False) -> None:

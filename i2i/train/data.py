@@ -6,7 +6,7 @@ where a run was interrupted.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,6 +24,7 @@ from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.machine import available_cpus
 from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
     Kinds,
@@ -315,12 +316,26 @@ def load_batches(
         raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].strip()) from None
 
 
+@contextlib.contextmanager
+def killed_loader_is_told() -> Iterator[None]:
+    """Around what takes batches: a loader that was killed is one line. torch raises wherever this process just is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(
+            "a loader process was killed (was the memory, or /dev/shm, full?); run the same command again, with fewer"
+            " workers if it repeats: it goes on from the last checkpoint"
+        ) from error
+
+
 def loader_workers(device: torch.device) -> int:
     """Loaders of each training process: the cores that each GPU has to itself; none on a CPU, which has none to
     spare."""
     if device.type != "cuda":
         return 0
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1) - 1))
+    return min(MOST_WORKERS, max(1, available_cpus() // max(torch.cuda.device_count(), 1) - 1))
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

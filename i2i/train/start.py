@@ -4,6 +4,7 @@ go on, all that it is made of at a step, as named tensors."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def refuse_divided(run: Run, identity: RunDescription, out: Path) -> None:
         )
 
 
-def resume(run: Run, out: Path) -> None:
+def resume(run: Run, out: Path, say: Callable[[str], None]) -> None:
     """Continue from the folder's state, where there is one. Raises InputError where it is not a state of this run."""
     path = newest_state(out)
     if path is None:
@@ -112,6 +113,9 @@ def resume(run: Run, out: Path) -> None:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path}: not the whole state of this run; {checkpoints.ADVICE}") from error
     run.step, run.best = details.step, details.best
+    before, now = details.processes or run.accelerator.num_processes, run.accelerator.num_processes
+    if before != now:
+        say(f"{out}: processes {before} so far, {now} now: it goes on with other batches than it would have had")
 
 
 def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, generator: Generator | None) -> Trained:

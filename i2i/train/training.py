@@ -24,6 +24,7 @@ from stylepairs.datagen.pairs.shards import refuse_pairs
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.machine import refuse_launched
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.conditions import Kinds, decode_color, kinds_of
@@ -31,7 +32,7 @@ from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
 from stylepairs.i2i.train.adversary import discriminator_step, generator_terms, initial_discriminator
-from stylepairs.i2i.train.data import PairDataset, Sample, load_batches, mixed_batches
+from stylepairs.i2i.train.data import PairDataset, Sample, killed_loader_is_told, load_batches, mixed_batches
 from stylepairs.i2i.train.degraded import DegradedPortraits
 from stylepairs.i2i.train.frozen import FrozenFeatures, edited_squares
 from stylepairs.i2i.train.held_out import pair_figures, sample_sheet
@@ -113,7 +114,7 @@ def train(
     main = accelerator.is_main_process
     with folder_lock(out, "i2i train") if main else nullcontext():
         claim_folder(out, identity, accelerator.wait_for_everyone, main, say)
-        resume(run, out)
+        resume(run, out, say)
         refuse_divided(run, identity, out)
         if run.features is not None and not run.step:
             run.features.measure(dataset)
@@ -121,7 +122,8 @@ def train(
         counts = f"{len(sides.records)} {what}, {len(sides.held_out)} held out, {len(sides.refused)} refused"
         counts += f", {len(unpaired.records)} portraits without pairs" if unpaired else ""
         say(f"{feature}: {counts}; {accelerator.num_processes} processes; step {run.step}")
-        take_steps(run, dataset, val, out, info, say)
+        with killed_loader_is_told():
+            take_steps(run, dataset, val, out, info, say)
     accelerator.end_training()
     return out
 
@@ -157,17 +159,19 @@ def take_steps(
     ahead = (settings.seed, run.step, settings.steps, rank, world)
     plan = mixed_batches((len(dataset), unpaired), sizes, *ahead)
     for batch in load_batches(dataset, plan, accelerator.device, settings.workers):
-        figures = training_step(run, batch)
+        figures: Mapping[str, float | torch.Tensor] = training_step(run, batch)
         run.step += 1
-        if run.due(settings.log_every_steps):
+        logs, saves = run.due(settings.log_every_steps), run.due(settings.checkpoint_every_steps)
+        if logs or saves:
+            figures = over_processes(run, figures)
             stop_unless_finite(run, figures)
+        if logs:
             log.write(run.step, "train", figures)
             say(line_of(run.step, settings.steps, figures))
         if run.due(settings.sample_every_steps) and main:
             png = sample_sheet(run.average, shown, min(SHEET_ROWS, len(shown)), accelerator.device)
             save_sample(out, run.step, png)
-        if run.due(settings.checkpoint_every_steps):
-            stop_unless_finite(run, figures)
+        if saves:
             if main:
                 evaluate_and_save(run, val, out, info, log, say)
             accelerator.wait_for_everyone()
@@ -197,9 +201,9 @@ def build(
     """Networks, optimisers and their wrapping, before any step; kinds: what the style tells apart; teacher: whose edits
     take the place of the pairs'; portraits: how many samples of each batch, its last, have no pair; has_refused: see
     Run."""
+    refuse_launched(settings.mixed_precision)
     accelerator = Accelerator(
-        mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
-        step_scheduler_with_optimizer=False,
+        mixed_precision=training_precision() if settings.mixed_precision == "auto" else settings.mixed_precision
     )
     torch.manual_seed(settings.seed)
     model = initial_model(settings, feature, kinds, teacher.generator if isinstance(teacher, Glean) else None)
@@ -365,6 +369,14 @@ def feature_losses(run: Run, maps: Maps, wanted: Maps, batch: Sample) -> dict[st
     return terms
 
 
+def over_processes(run: Run, figures: Mapping[str, float | torch.Tensor]) -> Mapping[str, float | torch.Tensor]:
+    """The means of a step's figures over all processes, the same in each, so that all stop where one is not finite."""
+    if run.accelerator.num_processes == 1:
+        return figures
+    own = torch.stack([torch.as_tensor(value, device=run.accelerator.device).double() for value in figures.values()])
+    return dict(zip(figures, run.accelerator.reduce(own, "mean").tolist(), strict=True))
+
+
 def schedule(step: int, settings: TrainingSettings) -> float:
     """Factor on the learning rates: linear warm-up, constant, half a cosine to 0."""
     warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
@@ -405,7 +417,7 @@ def evaluate_and_save(
         is_best = run.best is None or distance < run.best
         run.best = distance if is_best else run.best
     log.publish()
-    details = checkpoints.StateDetails(step=run.step, best=run.best)
+    details = checkpoints.StateDetails(step=run.step, best=run.best, processes=run.accelerator.num_processes)
     save_checkpoint(out, run.average, info, tensors, details, is_best)
 
 

@@ -23,6 +23,7 @@ from training import Batch, fill, read_weights, to_input, train
 from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.landmarks import NOSE_TIP, eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 
 SETTINGS = {  # steps, batch, learning rate
     "detector": (3000, 48, 2e-3),
@@ -127,16 +128,9 @@ def main() -> None:
     net = build()
     if arguments.init:
         fill(net, read_weights(arguments.init), str(arguments.init))
-    train(
-        net,
-        make,
-        loss,
-        arguments.out,
-        arguments.steps or steps,
-        arguments.batch or batch,
-        arguments.learning_rate or rate,
-        arguments.seed,
-    )
+    amounts = arguments.steps or steps, arguments.batch or batch, arguments.learning_rate or rate
+    with exit_on_bad_input():
+        train(net, make, loss, arguments.out, *amounts, arguments.seed)
 
 
 def positive(text: str) -> int:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from stylepairs.datagen.shell.durable import keep_rows
 from stylepairs.kernels.precision import training_precision
 
 Batch = dict[str, torch.Tensor]
@@ -82,7 +83,7 @@ def train(  # noqa: PLR0913 - all that a training is made of
     recover_state(out)
     if (out / "state").is_dir():
         resume(accelerator, out / "state")
-        forget_after(out / "log.jsonl", progress.step)
+        keep_rows(out / "log.jsonl", "step", progress.step)
     # With a generator of its own, as it would else draw from that of the losses once more in a resumed run.
     loader = DataLoader(
         SampleStream(make, batch, range(progress.step, steps), seed),
@@ -127,12 +128,6 @@ def resume(accelerator: Accelerator, folder: Path) -> None:
     except (KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SystemExit(f"{folder}: cannot be gone on from ({reason}); give another --out, or remove it") from error
-
-
-def forget_after(log: Path, step: int) -> None:
-    """Leave out the rows of steps that are made again."""
-    rows = log.read_text().splitlines() if log.exists() else []
-    log.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= step))
 
 
 def replace_state(out: Path) -> None:

@@ -7,7 +7,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from codes import Offsets
 from growth import can_grow, grow_generator, grow_offsets
 from moments import Moments
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from stylepairs.datagen.images.trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
-from stylepairs.datagen.shell.decode import Damaged, read_safetensors
+from stylepairs.datagen.shell.decode import Damaged, finite, read_safetensors
+from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
@@ -128,7 +127,7 @@ def start_stage(previous: TrainingState, rates: Rates, resolution: int, seed: in
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Write the whole state under a temporary name, make it durable, rename it."""
+    """Write the whole state, as `write`."""
     tensors = {"codes": state.codes}
     for name in MODULES:
         tensors |= {f"{name}/{key}": value for key, value in getattr(state, name).state_dict().items()}
@@ -173,11 +172,11 @@ def write_generator(path: Path, generator: Generator, images_seen: int, dtype: t
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Whole or not at all. Raises InputError, and leaves what was there, where numbers are not finite."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    if not finite(tensors.values()):
+        raise InputError(f"{path}: what is to be written is not finite; the last one is kept, resume with lower rates")
+    write_bytes(path, safetensors_bytes(tensors, metadata or {}))
 
 
 def _assemble(config: GeneratorConfig, rates: Rates) -> TrainingState:

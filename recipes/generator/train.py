@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -31,8 +32,10 @@ from losses import accuracy, balanced, decibel, likeness_loss
 from state import Rates, TrainingState, build_state, config_of, export_ema, load_state, save_state, start_stage
 
 from stylepairs.datagen.images.trunk import load_trunk
-from stylepairs.datagen.shell.durable import make_folder
+from stylepairs.datagen.shell.durable import keep_rows, make_folder
 from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
+from stylepairs.datagen.shell.lock import folder_lock
+from stylepairs.datagen.shell.machine import refuse_launched
 from stylepairs.datagen.stylegan.projected import generator_loss, heads_loss
 from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.precision import training_precision
@@ -115,8 +118,9 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """All stages. Raises InputError."""
+    """All stages, in a folder that no other run writes. Raises InputError."""
     torch.backends.cudnn.benchmark = True  # all steps have the same shapes
+    refuse_launched(args.precision)
     accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
     if args.batch % accelerator.num_processes:
         raise InputError(f"--batch {args.batch}: must be a multiple of the {accelerator.num_processes} processes")
@@ -127,13 +131,19 @@ def run(args: argparse.Namespace) -> None:
             "rebuilt and one must not; change it, or give a larger --batch"
         )
     make_folder(args.out)
+    with folder_lock(args.out, "train.py") if accelerator.is_main_process else nullcontext():
+        run_stages(args, accelerator)
+
+
+def run_stages(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """From where --out is. Raises InputError."""
     deadline = time.time() + 60 * args.minutes if args.minutes is not None else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
     path = args.out / "state.safetensors"
     begun = load_state(path, rates, accelerator.device)
     if begun is not None and accelerator.is_main_process:
         for name in ("log.jsonl", "figures.jsonl"):
-            forget_after(args.out / name, begun.images_seen)
+            keep_rows(args.out / name, "images", begun.images_seen)
     state = begun or build_state(args, rates, args.stages[0][0])
     found = state.generator.config
     if found != (asked := config_of(args, found.img_resolution)):
@@ -210,8 +220,8 @@ class Stage:
             self.update_ema()
             state.images_seen += args.batch
             self.report((state.images_seen - started_at) / (time.time() - started))
+        self.values()
         if self.accelerator.is_main_process:
-            self.values()
             save_state(args.out / "state.safetensors", state)
             export_ema(args.out / "generator_ema.safetensors", state)
             write_sheet(args.out / "samples.png", state.ema)
@@ -255,8 +265,9 @@ class Stage:
             self.row[key].copy_(value)
 
     def values(self) -> dict[str, float]:
-        """What the last step gave."""
-        values = {key: round(float(value), 4) for key, value in self.row.items()}
+        """What the last step gave, the mean over all processes: the same in each, so that all stop together."""
+        means = self.mean(torch.stack(list(self.row.values()))) if self.row else torch.zeros(0)
+        values = {key: round(value, 4) for key, value in zip(self.row, means.tolist(), strict=True)}
         if not all(map(math.isfinite, values.values())):
             raise SystemExit(f"not finite after {self.state.images_seen} images: {values}; resume with lower rates")
         return values
@@ -309,7 +320,7 @@ class Stage:
                 real_logits, fake_logits = heads(real), heads(fake)
             loss = heads_loss(real_logits, fake_logits)
             total = total + loss
-            row[name] = self.mean(loss.detach())
+            row[name] = loss.detach()
             row[name.replace("heads", "accuracy")] = accuracy(real_logits, fake_logits).detach()
         state.d_optimizer.zero_grad()
         self.accelerator.backward(total)
@@ -412,16 +423,13 @@ def halvings_due(left: float, cooling: float) -> int:
     return 0 if left >= cooling else min(1 + int(COOLING * (1 - left / cooling)), COOLING)
 
 
-def forget_after(path: Path, images_seen: int) -> None:
-    """Leave out the rows of images that a resumed run sees again."""
-    if path.exists():
-        rows = path.read_text().splitlines()
-        path.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["images"] <= images_seen))
-
-
 def append(path: Path, row: dict[str, float]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """A row of a log. Raises InputError."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free some space and go on") from error
     print(row, flush=True)
 
 

@@ -2,6 +2,7 @@
 and data are what they claim."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -227,10 +228,71 @@ def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypa
     import train
 
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    (begun / "log.jsonl").write_text('{"images": 8}\n{"images": 12}\n')  # killed after the state at 8
+    # Killed after the state at 8, while a row was written.
+    (begun / "log.jsonl").write_text('{"images": 8}\n{"images": 12}\n{"images": 16, "adv')
     run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:12")
     rows = [json.loads(line) for line in (begun / "log.jsonl").read_text().splitlines()]
     assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
+
+
+def test_weights_that_are_not_finite_do_not_take_the_place_of_the_last_state(begun):
+    import state
+
+    before = (begun / "state.safetensors").read_bytes()
+    astray = state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu"))
+    astray.generator.synthesis.b4.const.data.fill_(math.nan)
+    with pytest.raises(InputError, match=r"state\.safetensors: what is to be written is not finite; the last one"):
+        state.save_state(begun / "state.safetensors", astray)
+    assert (begun / "state.safetensors").read_bytes() == before
+
+
+def test_two_runs_do_not_write_one_folder(portraits, trunk_file, begun, monkeypatch, capsys):
+    from stylepairs.datagen.shell.lock import folder_lock
+
+    with folder_lock(begun, "train.py"), pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:12")
+    assert "is working in it" in capsys.readouterr().err
+
+
+LAUNCHED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import train
+
+class Told(train.Stage):
+    def values(self):
+        with Path(f"{self.args.out}-{self.accelerator.process_index}").open("a") as file:
+            file.write(json.dumps({key: float(value) for key, value in self.row.items()}) + "\\n")
+        return super().values()
+
+train.MEASURE_BATCH, train.LOG_EVERY, train.Stage = 4, 1, Told
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_go_on_as_one_unbroken_run_and_log_the_mean_of_all(portraits, trunk_file, tmp_path):
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+
+    def rows_of(path: Path) -> list[dict[str, float]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def launched(out: Path, until: int) -> list[dict[str, float]]:
+        asked = ["--portraits", portraits, "--trunk", trunk_file, "--out", out, *TINY, "--precision", "no"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        words = [*launch, tmp_path / "launched.py", FOLDER, *asked, "--stages", f"32:{until}", "--save-every", "8"]
+        subprocess.run(list(map(str, words)), env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+        return [row | {"rate": 0} for row in rows_of(out / "log.jsonl")]
+
+    rows = launched(tmp_path / "whole", 16)
+    one, other = (rows_of(tmp_path / f"whole-{process}")[0]["likeness"] for process in (0, 1))
+    assert abs(one - other) > 1e-3
+    assert rows[0]["likeness"] == pytest.approx((one + other) / 2, abs=1e-4)
+    launched(tmp_path / "parts", 8)
+    assert launched(tmp_path / "parts", 16) == rows
+    whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
+    assert not [key for key in whole if not torch.equal(whole[key], parts[key])]
 
 
 def test_stages_end_by_the_first_processes_clock_alone(portraits, trunk_file, begun, monkeypatch):

@@ -1,5 +1,10 @@
 """The latent discriminator of e4e: it learns, its pool is part of its state, rows become free as published."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,3 +73,51 @@ def test_offsets_are_measured_from_the_first_row_and_have_a_gradient_at_zero():
     still = torch.zeros(1, 3, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(offset_lengths(still).sum(), still)
     assert bool(gradient.isfinite().all())
+
+
+RESUMED = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from stylepairs.datagen.encoders.photos import draw_samples
+from stylepairs.datagen.encoders.run_file import RunFile
+from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
+from stylepairs.datagen.encoders.training import Teachers, train_encoder
+from stylepairs.datagen.images.perceptual import load_perceptual
+from stylepairs.datagen.reconstruction.prior import WPrior
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+
+PartialState(cpu=True)
+torch.manual_seed(0)
+generator = Generator(GeneratorConfig(16, 16, 32, 3, 512, 16, 2)).eval().requires_grad_(False)
+prior = WPrior.fit(generator, 500)
+photos = draw_samples(generator, prior, 8, torch.Generator().manual_seed(5)).add(1).mul(127.5).to(torch.uint8)
+teachers = Teachers(generator, load_perceptual("pyramid"), prior, photos)
+sizes = {"steps": 24, "checkpoint_every": 16, "probes": 8, "width": 8, "deep": 16, "critic_rate": 1e-3}
+settings, folder = EncoderTraining(**METHODS["e4e"] | sizes), Path(sys.argv[1])
+
+def stop(step, loss):
+    if step == 17:
+        raise KeyboardInterrupt
+
+whole = train_encoder(teachers, settings, RunFile(folder / "whole", "")).state_dict()
+try:
+    train_encoder(teachers, settings, RunFile(folder / "parts", ""), report=stop)
+except KeyboardInterrupt:
+    parts = train_encoder(teachers, settings, RunFile(folder / "parts", "")).state_dict()
+print("differing", [name for name in whole if not torch.equal(whole[name], parts[name])], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_critic_go_on_as_if_they_had_not_been_stopped(tmp_path: Path) -> None:
+    """The pool of earlier rows was each process's own, and all went on with the first one's."""
+    (tmp_path / "resumed.py").write_text(RESUMED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "resumed.py"), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=False, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.count("differing []") == 2, done.stdout + done.stderr[-2000:]

@@ -350,25 +350,6 @@ def test_killed_runs_end_like_the_one_that_was_not(tmp_path: Path, pairs: Path, 
     assert_same_run(tmp_path / "whole", out)
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path: Path, pairs: Path, settings: Make) -> None:
-    chosen = settings(steps=3, batch_size=2, checkpoint_every_steps=3)
-    recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    done = subprocess.run(
-        [*torchrun, *command(recipe, pairs, tmp_path / "run")],
-        env=environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "FutureWarning" not in done.stderr
-    assert "2 processes" in done.stdout
-    assert done.stdout.count("step 3/3") == 2  # the training and the held-out figures, from one process
-    assert checkpoints.load_state(tmp_path / "run" / checkpoints.STATE_FILE)[1].step == 3
-
-
 def test_both_optimisers_step_at_the_rate_of_the_schedule(pairs: Path, settings: Make) -> None:
     chosen = settings(steps=8, decay_from_share=0.25, ema_halflife_images=1.0)
     run = build(chosen, "hair_color", {})
