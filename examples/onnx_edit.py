@@ -441,9 +441,9 @@ def paste(result: np.ndarray, photo: np.ndarray, edited: np.ndarray, maps: np.nd
     """moved + mask * (gain * (moved + 1) + bias) at the photo's own size, in place, where moved is the photo, or what
     lies mask * flow away in it; edited: what earlier faces took."""
     maps, side, scale = maps.astype(np.float32), len(maps), scale_of(transform)  # OpenCV moves doubles less exactly
-    flow = maps[..., 7:] @ np.linalg.inv(transform[:, :2]).T.astype(np.float32) if maps.shape[2] > 7 else None
-    if flow is not None:
-        maps = np.dstack([maps[..., :7], flow])
+    moves = maps.shape[2] > 7
+    if moves:
+        maps[..., 7:] = maps[..., 7:] @ np.linalg.inv(transform[:, :2]).T.astype(np.float32)
     if scale > 1:
         maps = cv2.GaussianBlur(maps, (0, 0), 0.5 * scale)
     corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]], float)
@@ -457,8 +457,8 @@ def paste(result: np.ndarray, photo: np.ndarray, edited: np.ndarray, maps: np.nd
         weight = enlarged(maps[..., 6], part, size, cv2.INTER_LINEAR).clip(0, 1)
         gain, bias = (enlarged(maps[..., at : at + 3], part, size, cv2.INTER_CUBIC) for at in (0, 3))
         before = edited[here].astype(np.float32)
-        share, own = weight * (1 - before), result[here] + np.float32(0)
-        if flow is None:
+        share, own = weight * (1 - before), result[here].astype(np.float32)
+        if not moves:
             own += (gain * photo[here] + bias) * share[..., None]
         else:  # what two faces move lies between their two edits
             pixels = moved(photo, x0, top, weight[..., None] * enlarged(maps[..., 7:], part, size, cv2.INTER_CUBIC))

@@ -27,8 +27,8 @@ def checked(feature: Feature, name: str) -> Feature:
     @functools.wraps(feature.sketch)
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
         made = feature.sketch(portrait, params)
-        if faults := list(_faults(made, portrait)):
-            raise InputError(f"{name}: sketch of {portrait.name}: {faults[0]}")
+        if fault := next(_faults(made, portrait), None):
+            raise InputError(f"{name}: sketch of {portrait.name}: {fault}")
         return made
 
     @functools.wraps(feature.measure)

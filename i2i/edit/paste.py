@@ -55,19 +55,20 @@ def paste(
         if not weight.any():
             return
         before = edited[here].astype(np.float32)
+        alone = weight * (1 - before)
         gains, biases = (enlarged(values, onto, size, cv2.INTER_CUBIC) for values in (gain, bias))
         if flow is None:
             # OpenCV rounds and saturates as it adds. Where the share is 0 nothing is added, and bits are kept.
-            share = cv2.cvtColor(weight * (1 - before), cv2.COLOR_GRAY2RGB)
+            share = cv2.cvtColor(alone, cv2.COLOR_GRAY2RGB)
             change = cv2.multiply(photo[here], gains, dtype=cv2.CV_32F)
             result[here] = cv2.add(result[here], cv2.multiply(change + biases, share), dtype=depth)
         else:
             pixels = taken_from(photo, place, weight[..., None] * enlarged(flow, onto, size, cv2.INTER_CUBIC))
             own = pixels + weight[..., None] * (gains * pixels + biases)
             # What two faces move lies between their two edits: differences of moved pixels do not add up.
-            share = weight * (1 - before) / np.maximum(weight * (1 - before) + before, 1e-6)
-            mixed = result[here] + share[..., None] * (own - result[here])
-            result[here] = np.where(share[..., None] > 0, mixed.round().clip(0, top_value), result[here])
+            share = (alone / np.maximum(alone + before, 1e-6))[..., None]
+            mixed = result[here] + share * (own - result[here])
+            result[here] = np.where(share > 0, mixed.round().clip(0, top_value), result[here])
         edited[here] = np.maximum(edited[here], weight)
 
     with ThreadPoolExecutor(cv2.getNumThreads()) as pool:  # pieces do not overlap: any order gives the same

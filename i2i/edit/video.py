@@ -355,8 +355,8 @@ def _steadied(track: _Track, maps: EditMaps, transform: np.ndarray) -> tuple[Edi
     new = _padded(maps, side)
     if track.maps is not None:
         old, told = vars(_padded(track.maps, side)), {name: x for name, x in vars(new).items() if x is not None}
-        mixed = {name: (1 - NEW_SHARE) * old[name] + NEW_SHARE * x for name, x in told.items()}
-        new = EditMaps(**{name: values.astype(np.float32) for name, values in mixed.items()})
+        mixed = {name: ((1 - NEW_SHARE) * old[name] + NEW_SHARE * x).astype(np.float32) for name, x in told.items()}
+        new = replace(new, **mixed)
     track.maps = new
     return new, transform
 

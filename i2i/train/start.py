@@ -242,7 +242,7 @@ def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
     """Give a model another's weights, with what reads the style or without; whether they fit."""
     given, same_drawn = trained.state_dict(), model.config.draws == trained.config.draws
     for name, tensor in model.state_dict().items():
-        source, before = given.get(name), _before_style(name)
+        source, before, mask = given.get(name), _before_style(name), _of_mask(name)
         if source is None:
             return False
         if before and source[:, 0].shape == tensor[:, 0].shape:
@@ -252,15 +252,21 @@ def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
             tensor[:, :kept] = source[:, :kept]
             if same_drawn:  # what follows the style: the noise that strands grow from
                 tensor[:, here:] = source[:, there:]
-        elif source.shape == tensor.shape and (same_drawn or "decoder.out." not in name):
+        elif source.shape == tensor.shape and (same_drawn or not mask):
             tensor.copy_(source)
-        elif ("decoder.out." in name or name.startswith("network.out.")) and source.shape[1:] == tensor.shape[1:]:
-            mask = 4 if name.startswith("network.out.") else 1  # a light network's unfolds to four pixels
+        elif mask and source.shape[1:] == tensor.shape[1:]:
             tensor.zero_()
             tensor[-mask:] = source[-mask:]
         else:
             return False
     return True
+
+
+def _of_mask(name: str) -> int:
+    """How many of a layer's last channels say the mask; 0 unless it is what says the edit."""
+    if name.startswith("network.out."):
+        return 4  # a light network's unfolds to four pixels
+    return 1 if "decoder.out." in name else 0
 
 
 def _before_style(name: str) -> int:
