@@ -19,6 +19,7 @@ from stylepairs.datagen.shell.storage.staged import local_place, place
 
 if TYPE_CHECKING:
     import typer
+    from typer.core import TyperCommand
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -97,13 +98,32 @@ def _fail(message: str, whole: bool = False) -> NoReturn:
 
 
 def _give_log_option(app: typer.Typer) -> None:
-    """Let each command of the app, and of the apps in it, take --log."""
+    """Let each command of the app, and of the apps in it, take --log, and options of one value but once."""
     for command in app.registered_commands:
+        command.cls = _single_options_once()
         if command.callback is not None and not hasattr(command.callback, "takes_log"):
             command.callback = _with_log(command.callback, command.name)
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _give_log_option(group.typer_instance)
+
+
+@functools.cache
+def _single_options_once() -> type[TyperCommand]:
+    """The class of commands that refuse an option of one value where it is given twice: the first would be lost."""
+    from typer.core import TyperCommand
+
+    class SingleOptionsOnce(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            for option in given:
+                if option.param_type_name == "option" and not (option.multiple or option.is_flag):  # type: ignore[attr-defined]
+                    times = sum(each is option for each in given)
+                    if times > 1:
+                        raise InputError(f"{option.opts[0]}: given {times} times; it takes one value")
+            return super().parse_args(ctx, args)
+
+    return SingleOptionsOnce
 
 
 def _with_log(command: Callable[..., Any], name: str | None) -> Callable[..., Any]:

@@ -33,6 +33,26 @@ def test_a_huge_name_in_a_message_does_not_hide_what_to_do(
     assert said.endswith("must end in .yaml)\n")
 
 
+@pytest.mark.parametrize("seeds", [["--seed", "1", "--seed", "2"], ["--seed=1", "--seed=1"]])
+def test_an_option_of_one_value_that_is_given_twice_is_told(
+    seeds: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["datagen", "build", "eyes", *seeds, "--portraits", "p", "--out", "o"])
+    with pytest.raises(SystemExit, match="2"):
+        run_app(app)
+    assert capsys.readouterr().err == "--seed: given 2 times; it takes one value\n"
+
+
+def test_options_that_may_be_repeated_may_be_given_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["--set", "size=0.1", "--set", "crease=0.0"]
+    monkeypatch.setattr(sys, "argv", ["datagen", "build", "eyes", *sets, "--portraits", "nowhere", "--out", "o"])
+    with pytest.raises(SystemExit, match="2"):
+        run_app(app)
+    assert capsys.readouterr().err.startswith("nowhere: ")
+
+
 def test_all_that_pydantic_finds_is_told_with_its_place() -> None:
     class Inner(BaseModel):
         count: int
