@@ -83,8 +83,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """4x4 features -> one logit, with the minibatch standard deviation as one more channel (Karras et al. 2018); in full
-    precision under autocast too, as in the official release."""
+    """4x4 features -> one logit, with the minibatch standard deviation as one more channel (Karras et al. 2018); in
+    full precision under autocast too, as in the official release."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
