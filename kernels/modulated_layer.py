@@ -78,7 +78,10 @@ def _can_fuse(
 ) -> bool:
     if is_traced():
         return False
-    trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+    learns = weight.requires_grad or bias.requires_grad
+    if learns:
+        _cache.pop(weight, None)
+    trains = torch.is_grad_enabled() and learns
     filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
     trains |= resample_kernel is not None and resample_kernel.requires_grad
     return (
@@ -193,7 +196,7 @@ def _scale_and_shift(
     y = u * scale if keep else u.mul_(scale)
     n, channels, height, width = y.shape
     left = torch.ones(n, height * width, 2, dtype=y.dtype)
-    left[..., 0] = 0 if noise is None else (noise * gain).expand(n, 1, height, width).reshape(n, -1)
+    left[..., 0] = 0 if noise is None else (noise * gain).expand(n, 1, height, width).flatten(1)
     right = torch.stack((torch.ones_like(offset), offset)).expand(n, 2, channels)
     _pixels(y).baddbmm_(left, right)
     return y
@@ -255,7 +258,8 @@ def _fir(x: torch.Tensor, taps: torch.Tensor, padding: int) -> torch.Tensor:
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
     """[N,C,H,W] in channels_last as [N,H*W,C], the same memory."""
-    return x.permute(0, 2, 3, 1).view(x.shape[0], -1, x.shape[1])
+    n, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).view(n, height * width, channels)
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -284,9 +288,10 @@ _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _prepared(layer: _Layer) -> _Prepared:
-    """Kept for each weight until it or the bias changes; torch counts no change that is made through `.data`."""
+    """Kept for each frozen weight until it or the bias changes; torch counts no change that is made through `.data`."""
     weight, bias = layer.weight, layer.bias
-    if weight.is_inference() or bias.is_inference():  # these have no version to tell a change by
+    learns = weight.requires_grad or bias.requires_grad  # torch's fused optimisers count no change either
+    if learns or weight.is_inference() or bias.is_inference():  # inference tensors have no version to tell one by
         return _prepare(layer)
     stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, layer.up, layer.gain)
     kept: dict[torch.dtype, _Kept] = _cache.setdefault(weight, {})

@@ -1,4 +1,4 @@
-"""The file that holds a training until it ends: networks and Adam's moments, and whose run it is."""
+"""The file that holds a training until it ends: networks and Adam's moments, whose run it is; a digest of it all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stylepairs.datagen.shell.decode import Damaged, finite, read_safetensors
-from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
+from stylepairs.datagen.shell.durable import safetensors_bytes, tensors_digest, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 Modules = Mapping[str, nn.Module]
@@ -48,13 +48,16 @@ class RunFile:
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
         metadata = {"run": f"{self.identity}; {settings}", "step": str(step)}
-        data = safetensors_bytes({key: value.contiguous() for key, value in tensors.items()}, metadata)
-        write_bytes(self.path, data)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_bytes(self.path, safetensors_bytes(tensors, metadata | {"digest": tensors_digest(tensors, metadata)}))
 
     def resume(self, modules: Modules, optimizers: Optimizers, settings: str) -> int:
         """Load this very run and return how many steps it has behind it. Raises InputError."""
         try:
             tensors, metadata = read_safetensors(self.path)
+            digest = metadata.pop("digest", None)  # files of earlier versions have none
+            if digest is not None and digest != tensors_digest(tensors, metadata):
+                raise Damaged("it is not what was written")
             run, step = metadata["run"], int(metadata["step"])
         except (Damaged, KeyError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be continued ({error}); remove it to start over") from error

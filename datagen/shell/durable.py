@@ -104,6 +104,18 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
+def tensors_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors (on the CPU, contiguous) and over the metadata, in
+    order of their names."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; InputError when that cannot be done, or nothing can be written there."""
     try:

@@ -46,13 +46,14 @@ def read_content(path: Path) -> Content:
         return Content(read_zip(path, data), {}, size)
     if start.startswith(LEGACY_START):
         return Content(read_legacy(data), {}, size)
-    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return Content(read_official(data), {}, size)
+    # Before official pickles: the length that a safetensors file begins with can look like a pickle's start.
     if size > 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8:
         try:
             return Content(*read_safetensors(path), size)
         except Damaged as error:
             raise CheckpointError(f"is damaged ({printable(error)}); copy or download it again") from None
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return Content(read_official(data), {}, size)
     raise CheckpointError(_explain(start))
 
 

@@ -126,7 +126,8 @@ def export_rosinality(path: str | Path, generator: Generator) -> None:
 def generator_digest(generator: Generator) -> str:
     """SHA-256 (hex) over everything that shapes an image, the same whichever format the generator came from. An
     estimated mean latent does not count: its last bits depend on the processor, and the weights say it already."""
-    digest = hashlib.sha256(f"conv_clamp={generator.config.conv_clamp}".encode())
+    clamp = generator.config.conv_clamp
+    digest = hashlib.sha256(f"conv_clamp={clamp if clamp is None else float(clamp)}".encode())
     for key, value in sorted(_own_tensors(generator).items()):
         if not key.endswith("resample_filter"):
             digest.update(f"{key} {tuple(value.shape)} ".encode())

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stylepairs.datagen.stylegan.layers import Conv2d, FullyConnected
+from stylepairs.datagen.stylegan.layers import Conv2d, FullyConnected, at_least_float32
+from stylepairs.kernels.dispatch import without_autocast
 from stylepairs.kernels.upfirdn2d import setup_filter
 
 
@@ -82,7 +83,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """4x4 features -> one logit, with the minibatch standard deviation as one more channel (Karras et al. 2018)."""
+    """4x4 features -> one logit, with the minibatch standard deviation as one more channel (Karras et al. 2018); in
+    full precision under autocast too, as in the official release."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -93,9 +95,10 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnected(channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([x, minibatch_stddev(x.float(), self.group_size).to(x.dtype)], dim=1)
-        x = self.conv(x).float()
-        logits: torch.Tensor = self.out(self.fc(x.flatten(1)))
+        with without_autocast(x.device.type):
+            x = at_least_float32(x)
+            x = self.conv(torch.cat([x, minibatch_stddev(x, self.group_size)], dim=1))
+            logits: torch.Tensor = self.out(self.fc(x.flatten(1)))
         return logits
 
 

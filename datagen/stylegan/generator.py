@@ -103,11 +103,12 @@ class MappingNetwork(nn.Module):
         return ws
 
     def to_w(self, z: torch.Tensor) -> torch.Tensor:
-        """z [N,z_dim] -> w [N,w_dim], not broadcast and not truncated."""
+        """z [N,z_dim] -> w [N,w_dim], not broadcast and not truncated; in full precision under autocast too."""
         z = at_least_float32(z)
         x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-        for index in range(self.num_layers):
-            x = getattr(self, f"fc{index}")(x)
+        with without_autocast(z.device.type):
+            for index in range(self.num_layers):
+                x = getattr(self, f"fc{index}")(x)
         return x
 
 

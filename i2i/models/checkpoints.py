@@ -7,7 +7,6 @@ generator does not break it. Both kinds of file carry a digest of all that they 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from stylepairs.datagen.shell.durable import file_digest, make_folder, replace_file, safetensors_bytes
+from stylepairs.datagen.shell.durable import (
+    file_digest,
+    make_folder,
+    replace_file,
+    safetensors_bytes,
+    tensors_digest,
+)
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.datagen.shell.storage.staged import fetch, fetched, place
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
@@ -276,7 +281,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     make_folder(path.parent)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors_bytes(tensors, metadata | {"digest": _digest(tensors, metadata)})
+    data = safetensors_bytes(tensors, metadata | {"digest": tensors_digest(tensors, metadata)})
     replace_file(path, lambda file: file.write(data))
 
 
@@ -301,18 +306,9 @@ def _read(path: Path, formats: tuple[str, ...], what: str) -> tuple[Tensors, dic
         raise InputError(f"{path}: damaged or not {what}")
     # Files of earlier versions have no digest.
     digest = metadata.pop("digest", None)
-    if digest is not None and digest != _digest(tensors, metadata):
+    if digest is not None and digest != tensors_digest(tensors, metadata):
         raise InputError(f"{path}: damaged, it is not what was written; {ADVICE}")
     bad = not_finite(tensors)
     if bad:
         raise InputError(f"{path}: numbers that are not finite in {bad[0]}; the training that wrote it had failed")
     return tensors, metadata
-
-
-def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """sha256 over names, types, shapes and bytes of the tensors and over the metadata, in order of their names."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

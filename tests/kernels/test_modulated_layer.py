@@ -161,3 +161,37 @@ def test_other_sizes_take_the_plain_operations():
             modulated_layer(x, torch.ones(10, 12, 3, 3), styles, bias, impl="fused", **settings)
     with pytest.raises(ValueError, match="there are: auto"):
         modulated_layer(x, torch.ones(10, 12, 3, 3), styles, bias, impl="cuda")
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_weights_that_an_optimiser_changes_uncounted_are_seen(trained):
+    x, weight, styles, bias, noise = inputs(torch.float32)
+    learned = torch.nn.Parameter({"weight": weight, "bias": bias}[trained].clone())
+    weight, bias = (learned, bias) if trained == "weight" else (weight, learned)
+    fused_adam = torch.optim.Adam([learned], 0.1, fused=True)  # it leaves the tensor's version as it is
+
+    def rendered(impl):
+        return modulated_layer(x, weight, styles, bias, noise, impl=impl)
+
+    def learn():
+        learned.requires_grad_(True)
+        rendered("auto").sum().backward()
+        fused_adam.step()
+
+    for freezes in (False, True):
+        learned.requires_grad_(not freezes)
+        with torch.no_grad():
+            rendered("fused")
+        learn()
+        learned.requires_grad_(not freezes)
+        with torch.no_grad():
+            torch.testing.assert_close(rendered("fused"), rendered("reference"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_batch_gives_an_empty_image_and_no_gradient(dtype, up):
+    arguments = inputs(dtype, up, batch=0, noise_shape=(1, 1, 8 * up, 8 * up))
+    y, by_x, by_styles, by_noise = value_and_gradients("fused", *arguments, up=up, resample_kernel=TAPS)
+    assert y.shape == (0, 10, 8 * up, 8 * up)
+    assert (by_x.numel(), by_styles.numel(), float(by_noise.abs().sum())) == (0, 0, 0)

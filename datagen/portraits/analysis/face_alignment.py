@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Face, make_face
+from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, Faces, make_face
 from stylepairs.datagen.shell.errors import InputError, one_line
 
 WEIGHTS_NAME = "2DFAN4-11f355bf06.pth.tar"
@@ -24,19 +24,19 @@ class FaceAlignmentFinder:
         self.finder = finder
         self.network = _load_library()
 
-    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> Faces:
         """photo uint8 [H,W,3] -> faces with score >= min_score, largest first."""
         faces = self.finder.find(photo, min_score)
         if not faces:
-            return []
+            return faces
         boxes = [np.array(_library_box(face.points68)) for face in faces]
         found = self.network.get_landmarks_from_image(photo, detected_faces=boxes) or []
         if len(found) != len(faces):
             return faces
-        return [
-            make_face(np.asarray(points, np.float64)[:, :2], face.score)
-            for face, points in zip(faces, found, strict=True)
-        ]
+        pairs = zip(faces, found, strict=True)
+        moved = Faces(make_face(np.asarray(points, np.float64)[:, :2], face.score) for face, points in pairs)
+        moved.passed_over = faces.passed_over
+        return moved
 
 
 def _library_box(points68: np.ndarray) -> tuple[float, float, float, float]:

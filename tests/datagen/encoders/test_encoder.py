@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from stylepairs.datagen.cli import app
@@ -150,6 +152,22 @@ def test_checkpoint_of_another_run_is_refused(train, tmp_path):
         train(tmp_path / "run.ckpt", short.model_copy(update={"seed": 1}))
     with pytest.raises(InputError, match="another run"):
         train(tmp_path / "run.ckpt", short, about="other")
+
+
+@pytest.mark.parametrize("harm", ["a bit is flipped", "no moments"])
+def test_checkpoint_that_is_not_what_was_written_is_refused(train, tmp_path, harm):
+    path, short = tmp_path / "run.ckpt", TRAINING.model_copy(update={"steps": 1})
+    train(path, short)
+    if harm == "no moments":
+        with safe_open(path, "pt") as file:
+            kept = {key: file.get_tensor(key) for key in file.keys() if key.startswith("encoder/")}  # noqa: SIM118
+            save_file(kept, path, file.metadata())
+    else:
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(InputError, match="not what was written"):
+        train(path, short)
 
 
 def test_training_goes_on_from_an_earlier_encoder(train, trained, tmp_path, monkeypatch):
@@ -297,7 +315,7 @@ def test_wrong_files_are_refused_in_one_line(generator, trained, tmp_path):
     "change", [{"deep": 10**12}, {"maps": "x"}, {"passes": -1}, {"width": None}, {"maps": [2**40]}, {"maps": [1]}, {}]
 )
 def test_a_hostile_configuration_is_refused_without_its_memory(generator, trained, tmp_path, change):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     path, digest = tmp_path / "encoder.safetensors", generator_digest(generator)
     save_encoder(path, trained[0], digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import struct
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -290,6 +291,22 @@ def test_the_content_decides_not_the_extension(small_generator, official_bytes, 
     torch.save(small_generator.state_dict(), tmp_path / "c")
     digests = {generator_digest(load_generator(path)) for path in tmp_path.iterdir()}
     assert digests == {generator_digest(small_generator)}
+
+
+def test_a_safetensors_header_whose_length_looks_like_a_pickle_is_read(small_generator, tmp_path):
+    path = tmp_path / "g.safetensors"
+    save_generator(path, small_generator, {"note": ""})
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    save_generator(path, small_generator, {"note": "a" * (0x10280 - length)})
+    assert path.read_bytes()[:2] == b"\x80\x02"  # as a pickle of protocol 2 begins
+    assert same_tensors(load_generator(path), small_generator)
+
+
+def test_the_digest_is_that_of_the_saved_file_for_a_clamp_that_is_a_whole_number(small_generator, tmp_path):
+    clamped = Generator(GeneratorConfig(**{**vars(small_generator.config), "conv_clamp": 256}))
+    clamped.load_state_dict(small_generator.state_dict())
+    save_generator(tmp_path / "g.safetensors", clamped)
+    assert generator_digest(load_generator(tmp_path / "g.safetensors")) == generator_digest(clamped)
 
 
 def test_digest_changes_with_any_weight_and_with_the_clamp(small_generator):

@@ -46,3 +46,13 @@ def test_gradient_penalty_reaches_the_weights():
     (gradient,) = torch.autograd.grad(discriminator(image).sum(), image, create_graph=True)
     gradient.square().sum().backward()
     assert discriminator.b8.conv0.weight.grad.abs().sum() > 0
+
+
+def test_logits_keep_full_precision_under_autocast():
+    image = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    discriminator = small()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator(image)
+        features = discriminator.b8(image)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, discriminator.b4(features.float()))

@@ -234,3 +234,9 @@ def test_fast_paths_of_the_whole_generator_equal_the_references(medium_generator
     monkeypatch.setattr(network, "upsample2d", partial(upsample2d, impl="reference"))
     for a, e in zip(actual, image_and_gradient(plain, ws.double(), False), strict=True):
         assert (a.double() - e).square().mean().sqrt() <= tolerance * e.square().mean().sqrt()
+
+
+def test_latents_keep_full_precision_under_autocast(medium_generator):
+    expected = latents(medium_generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(latents(medium_generator), expected)

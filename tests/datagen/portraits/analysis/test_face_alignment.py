@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from stylepairs.datagen.portraits.analysis import face_alignment as adapter
-from stylepairs.datagen.portraits.analysis.detection import Face, make_face
+from stylepairs.datagen.portraits.analysis.detection import Faces, make_face
 from stylepairs.datagen.shell.errors import InputError
 
 
 class OneFace:
-    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
-        return [make_face(np.random.default_rng(0).uniform(20, 60, (68, 2)), 0.8)]
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> Faces:
+        found = Faces([make_face(np.random.default_rng(0).uniform(20, 60, (68, 2)), 0.8)])
+        found.passed_over = 3
+        return found
 
 
 class NoFace:
-    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
-        return []
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> Faces:
+        return Faces()
 
 
 @pytest.fixture
@@ -55,6 +57,12 @@ def test_points_come_from_the_library_and_boxes_from_the_finder(library: types.M
     assert len(library.boxes) == 1
     assert library.calls[0][1]["face_detector"] == "folder"
     assert adapter.FaceAlignmentFinder(NoFace()).find(np.zeros((90, 90, 3), np.uint8)) == []
+
+
+def test_places_that_were_too_many_to_look_at_are_told(library: types.ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / adapter.WEIGHTS_NAME).write_bytes(b"weights")
+    assert adapter.FaceAlignmentFinder(OneFace()).find(np.zeros((90, 90, 3), np.uint8)).passed_over == 3
 
 
 def test_missing_weights_are_named_and_not_downloaded(library: types.ModuleType) -> None:

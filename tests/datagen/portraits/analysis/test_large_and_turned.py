@@ -14,7 +14,14 @@ from stylepairs.datagen.images.files import read_image
 from stylepairs.datagen.portraits.alignment import square_transform, warp
 from stylepairs.datagen.portraits.analysis import detection
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, embedded_network, load_analyser
-from stylepairs.datagen.portraits.analysis.detection import EmbeddedFinder, _landmark_crop, _pyramid, _tiles
+from stylepairs.datagen.portraits.analysis.detection import (
+    EmbeddedFinder,
+    Face,
+    _landmark_crop,
+    _pyramid,
+    _tiles,
+    make_face,
+)
 from stylepairs.datagen.portraits.analysis.prepare import prepare_photos
 
 PHOTOS = sorted((Path(__file__).parents[4] / "recipes" / "photos" / "train").glob("*.jpg"))
@@ -116,6 +123,37 @@ def test_a_face_in_a_lying_photo_is_found_in_the_photos_own_coordinates(analyser
     x, y = found.points68[:, 0], found.points68[:, 1]
     back = {1: (h - 1 - y, x), 2: (w - 1 - x, h - 1 - y), 3: (y, w - 1 - x)}[quarters]
     assert np.abs(np.stack(back, -1) - upright.points68).max() < 2
+
+
+class Scores:
+    """A finder of one face, whose score depends on which way the photo's bright half lies."""
+
+    def __init__(self, upright: float, on_its_head: float) -> None:
+        self.scores = {True: upright, False: on_its_head}
+
+    def find(self, photo: np.ndarray, min_score: float = 0.5) -> list[Face]:
+        top, bottom = photo[:32].mean(), photo[32:].mean()
+        score = 0.0 if top == bottom else self.scores[bool(top > bottom)]
+        points = np.random.default_rng(0).uniform(20, 40, (68, 2))
+        return [make_face(points, score)] if score >= min_score else []
+
+
+@pytest.mark.parametrize("upright, on_its_head, turns", [(0.85, 0.95, True), (0.93, 0.99, False), (0.7, 0.73, False)])
+def test_a_photo_is_turned_where_its_face_is_surer_so(upright: float, on_its_head: float, turns: bool) -> None:
+    photo = np.zeros((64, 64, 3), np.uint8)
+    photo[:32] = 200
+    (found,) = FaceAnalyser(Scores(upright, on_its_head), parser=None).find(photo)  # type: ignore[arg-type]
+    assert found.score == (on_its_head if turns else upright)
+
+
+@pytest.mark.parametrize("index", [10, 12])
+def test_a_head_that_passes_for_an_upright_face_is_turned(analyser: FaceAnalyser, index: int) -> None:
+    photo = read_image(PHOTOS[index])
+    on_its_head = np.ascontiguousarray(np.rot90(photo, 2))
+    assert analyser.finder.find(on_its_head)  # for an upright one
+    (wanted,), (found,) = analyser.find(photo), analyser.find(on_its_head)
+    far_end = np.array([photo.shape[1], photo.shape[0]]) - 1
+    assert np.abs(far_end - found.points68 - wanted.points68).max() < 1
 
 
 def test_a_portrait_of_a_lying_photo_stands_upright(tmp_path: Path) -> None:

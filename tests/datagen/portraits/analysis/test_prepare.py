@@ -34,7 +34,7 @@ class MarkerFinder:
         shape[36:42] += [-10, -8]
         shape[42:48] += [10, -8]
         shape[48:] += [0, 12]
-        return [make_face(shape * (1 + 0.2 * i) + [x, y], 0.9) for i, (x, y) in enumerate(zip(xs, ys, strict=True))][
+        return [make_face(shape * (1 + 0.2 * i) + [x, y], 0.95) for i, (x, y) in enumerate(zip(xs, ys, strict=True))][
             ::-1
         ]
 
