@@ -27,6 +27,7 @@ def decibel(one: np.ndarray, other: np.ndarray) -> float:
         ("fluffiness", {"volume": 0.12, "where": "both"}, ("047", "052")),
         ("hairline", {"shift": -0.3}, ("047", "042")),
         ("face_shape", {"jaw": 0.15}, ("042", "052")),
+        ("eyes", {"size": 0.2}, ("042", "043")),
     ],
 )
 def test_an_edit_is_nearer_to_the_sketch_than_the_photo_and_as_sharp(
