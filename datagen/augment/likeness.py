@@ -67,13 +67,15 @@ def distances(one: Likeness, others: Likeness) -> np.ndarray:
 def choose_couples(
     records: Sequence[PairRecord], found: Mapping[str, Likeness], count: int, seed: int
 ) -> list[tuple[str, str]]:
-    """For each pair `count` others of the same kind, side of the split and a different photo, among those most alike.
+    """For each pair `count` others of the same kind, direction and side of the split, of a different photo, among those
+    most alike.
 
     The same for the same records and seed; a couple is listed once.
     """
-    groups: dict[tuple[str, str, str], list[PairRecord]] = {}
+    groups: dict[tuple[str, str, str, bool], list[PairRecord]] = {}
     for record in records:
-        groups.setdefault((record.feature, kind_of(record.params), record.split), []).append(record)
+        kind = record.feature, kind_of(record.params), record.split, record.backwards
+        groups.setdefault(kind, []).append(record)
     couples: set[tuple[str, str]] = set()
     for group in groups.values():
         everyone = stacked([found[record.portrait_digest] for record in group])

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,13 +94,14 @@ class ChildMaker:
     def _pair(self, id: str, child: Child, person: Person, result: Reconstruction, analyser: PairAnalyser) -> Pair:
         parents = [self.records[parent] for parent in child.parents]
         analysed = analyser.before(_portrait(person, result.generated_before, parents))
-        whole = mixed_params([parent.params for parent in parents])
+        mixed = mixed_params([parent.params for parent in parents])
+        whole = self._directed(mixed, parents[0])
         wanted = WantedPair(id, analysed.portrait, with_share(whole, child.t), _source(parents))
-        pair = self._sketched(wanted, analysed, only_parent=len(parents) == 1)
+        pair = _running_as(parents[0], self._sketched(wanted, analysed, only_parent=len(parents) == 1))
         pair.reconstruction = result
         recipe = self.recipe
         if child.color and not pair.refused:
-            pair, analyser = self._recolored(pair, child.color), PairAnalyser(analyser.analyser)
+            pair, analyser = self._recolored(pair, parents[0], child.color), PairAnalyser(analyser.analyser)
             analysed = analyser.before(pair.portrait)
         if not pair.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
@@ -113,18 +115,25 @@ class ChildMaker:
             except SketchRefused as refusal:
                 pair.refused = str(refusal)
         made = finish_pair(pair, recipe, self.seed, self.feature, self.models, analyser)
-        params = self.feature.Params.model_validate(wanted.params).model_dump(mode="json")
+        params = self.feature.Params.model_validate(with_share(mixed, child.t)).model_dump(mode="json")
         made = replace(made, record=_record(replace(made.record, params=params), child, parents))
         return _without_latents(made) if child.color else made
 
-    def _recolored(self, pair: UnfinishedPair, color: str) -> UnfinishedPair:
+    def _directed(self, params: dict[str, Any], parent: PairRecord) -> dict[str, Any]:
+        """The parameters as of pairs that run as the parent does: of a child the portrait may say otherwise."""
+        if parent.backwards and parent.origin:  # as somebody listed it, which says nothing of what the feature draws
+            return params
+        made = self.feature.directed(self.feature.Params.model_validate(params), parent.backwards)
+        return made.model_dump(mode="json")
+
+    def _recolored(self, pair: UnfinishedPair, parent: PairRecord, color: str) -> UnfinishedPair:
         """The pair with hair of that colour, sketched anew: the portrait's digest draws the same strands."""
         assert pair.sketch is not None
         assert pair.reconstruction is not None
         portrait, result = recolored(pair.portrait, pair.sketch, pair.reconstruction, color)
         made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, self.recipe.sketch_detail)
         made.reconstruction = result
-        return made
+        return _running_as(parent, made)
 
     def _sketched(self, wanted: WantedPair, analysed: AnalysedPortrait, only_parent: bool) -> UnfinishedPair:
         """The pair with its sketch, or refused, for one without a face always."""
@@ -154,6 +163,18 @@ def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRec
         pixels = to_uint8(generated)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     return portrait_of_pixels("+".join(parent.portrait for parent in parents), digest, pixels, str(generated.device))
+
+
+def _running_as(parent: PairRecord, pair: UnfinishedPair) -> UnfinishedPair:
+    """The pair in the direction of its parent; refused where the feature's edit of the portrait goes the other way."""
+    if pair.sketch is not None and pair.sketch.backwards != parent.backwards:
+        if parent.backwards and parent.origin:
+            pair.sketch = replace(pair.sketch, backwards=True)
+        else:
+            pair.refused = (
+                f"{pair.portrait.name}: the edit of this picture runs the other way than that of pair {parent.id}"
+            )
+    return pair
 
 
 def _source(parents: Sequence[PairRecord]) -> str:

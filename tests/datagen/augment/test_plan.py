@@ -405,3 +405,11 @@ def test_partners_are_the_most_alike_of_the_same_kind_side_and_another_photo():
     assert {id for couple in couples for id in couple} == {r.id for r in records} - {"000002", "000003"}
     assert choose_couples(records, found, 1, seed=1) != couples
     assert len(choose_couples(records, found, 2, seed=0)) > len(couples)
+
+
+def test_pairs_of_both_directions_are_not_mixed():
+    records = [record(number, backwards=number % 2 == 0) for number in range(8)]
+    found = {r.portrait_digest: person(0.3 + int(r.id) / 50) for r in records}
+    couples = choose_couples(records, found, 2, seed=0)
+    assert couples
+    assert all((int(a) - int(b)) % 2 == 0 for a, b in couples)
