@@ -413,3 +413,15 @@ def test_pairs_of_both_directions_are_not_mixed():
     couples = choose_couples(records, found, 2, seed=0)
     assert couples
     assert all((int(a) - int(b)) % 2 == 0 for a, b in couples)
+
+
+def test_a_folder_is_the_same_parents_with_and_without_its_manifest(tmp_path):
+    folder = tmp_path / "pairs"
+    tiny_pairs.write_pairs(folder)
+    pairs = list(shards.read_pairs(folder))
+    pairs[0].record.figures["seen_in_one"] = 1.0
+    shards.write_shard(folder / shards.shard_name(0), pairs)
+    shards.write_manifest(folder)
+    planned = plan(folder, tmp_path / "more")
+    (folder / shards.MANIFEST).unlink()
+    assert plan(folder, tmp_path / "more").inputs == planned.inputs
