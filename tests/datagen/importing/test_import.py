@@ -21,6 +21,7 @@ from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import read_image, write_png
+from stylepairs.datagen.importing.laying import read_mask
 from stylepairs.datagen.importing.plan import ImportPlan, pictures_in, plan_import
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, split_of
@@ -277,3 +278,14 @@ def test_pictures_of_one_name_and_files_without_a_partner_are_told(pictures, tmp
     (tmp_path / "before" / f"{PEOPLE[0]}.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="has the name of"):
         pictures_in(tmp_path / "before")
+
+
+@pytest.mark.parametrize("beneath", [0, 255])
+def test_what_is_transparent_in_a_mask_was_not_edited(tmp_path, beneath):
+    drawn = np.full((40, 60, 4), beneath, np.uint8)
+    drawn[..., 3] = 0
+    drawn[:10] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert (mask[:10] == 255).all()
+    assert not mask[10:].any()
