@@ -31,7 +31,7 @@ def fourth_channel(image: Image.Image) -> int:
     """What the fourth channel of a deep picture is: PLAIN_ALPHA, MULTIPLIED_ALPHA, or something that does not show."""
     if image.format != "TIFF":
         return PLAIN_ALPHA
-    extra = image.tag_v2.get(_TIFF_EXTRA) or (0,)  # type: ignore[attr-defined]
+    extra = image.tag_v2.get(_TIFF_EXTRA) or (PLAIN_ALPHA,)  # type: ignore[attr-defined]
     return int(extra[0])
 
 
