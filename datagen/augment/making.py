@@ -97,7 +97,7 @@ class ChildMaker:
         mixed = mixed_params([parent.params for parent in parents])
         whole = self._directed(mixed, parents[0])
         wanted = WantedPair(id, analysed.portrait, with_share(whole, child.t), _source(parents))
-        pair = _running_as(parents[0], self._sketched(wanted, analysed, only_parent=len(parents) == 1))
+        pair = _running_as(parents[0], self._sketched(wanted, analysed, parents))
         pair.reconstruction = result
         recipe = self.recipe
         if child.color and not pair.refused:
@@ -131,18 +131,21 @@ class ChildMaker:
         assert pair.sketch is not None
         assert pair.reconstruction is not None
         portrait, result = recolored(pair.portrait, pair.sketch, pair.reconstruction, color)
-        made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, self.recipe.sketch_detail)
+        detail = _sketch_detail(self.recipe, parent)
+        made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, detail)
         made.reconstruction = result
         return _running_as(parent, made)
 
-    def _sketched(self, wanted: WantedPair, analysed: AnalysedPortrait, only_parent: bool) -> UnfinishedPair:
+    def _sketched(
+        self, wanted: WantedPair, analysed: AnalysedPortrait, parents: Sequence[PairRecord]
+    ) -> UnfinishedPair:
         """The pair with its sketch, or refused, for one without a face always."""
-        feature, models, detail = self.feature, self.models, self.recipe.sketch_detail
+        feature, models, detail = self.feature, self.models, _sketch_detail(self.recipe, parents[0])
         if not analysed.score:
             params = feature.Params.model_validate(wanted.params)
             return UnfinishedPair(wanted, params, refused=f"{wanted.portrait.name}: no face found")
         pair = sketched(wanted, feature, models, detail)
-        if pair.refused and only_parent:
+        if pair.refused and len(parents) == 1:
             # Whom the feature applies to was settled when the parent was made, by another label map perhaps; of the
             # child, gate and degree decide.
             wanted = replace(wanted, params=without_limits(wanted.params, feature.Params))
@@ -163,6 +166,11 @@ def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRec
         pixels = to_uint8(generated)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     return portrait_of_pixels("+".join(parent.portrait for parent in parents), digest, pixels, str(generated.device))
+
+
+def _sketch_detail(recipe: BuildRecipe, parent: PairRecord) -> float:
+    """Of an imported pair the latents hold the edit, while the feature's sketch would be another one."""
+    return 0.0 if parent.origin else recipe.sketch_detail
 
 
 def _running_as(parent: PairRecord, pair: UnfinishedPair) -> UnfinishedPair:
