@@ -30,7 +30,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord, parent_of
 from stylepairs.datagen.portraits.portrait import Portrait, bare_portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 
@@ -114,6 +114,8 @@ class ChildMaker:
                 recipe = recipe.model_copy(update={"gate": gate})
             except SketchRefused as refusal:
                 pair.refused = str(refusal)
+        if child.t == 0 and pair.sketch is not None:
+            pair.sketch = _no_edit(pair.portrait, pair.sketch)
         made = finish_pair(pair, recipe, self.seed, self.feature, self.models, analyser)
         params = self.feature.Params.model_validate(with_share(mixed, child.t)).model_dump(mode="json")
         made = replace(made, record=_record(replace(made.record, params=params), child, parents))
@@ -171,6 +173,11 @@ def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRec
 def _sketch_detail(recipe: BuildRecipe, parent: PairRecord) -> float:
     """Of an imported pair the latents hold the edit, while the feature's sketch would be another one."""
     return 0.0 if parent.origin else recipe.sketch_detail
+
+
+def _no_edit(portrait: Portrait, sketch: Sketch) -> Sketch:
+    """The sketch of which composition makes the photo: what generator and inversion err by is no edit."""
+    return replace(sketch, image=portrait.image, sketch_detail=1.0, harmony=0.0, photo_detail=0.0, parts=())
 
 
 def _running_as(parent: PairRecord, pair: UnfinishedPair) -> UnfinishedPair:
