@@ -199,7 +199,14 @@ def _listed(path: Path, names: list[str]) -> dict[str, _Row]:
         rows = [_Row.model_validate(row) for row in read_json_lines(path)]
     except (Damaged, ValidationError) as error:
         raise InputError(f"{path}: must be JSON lines with name and params ({one_line(error)})") from error
-    found = {row.name or row.id or "": row for row in rows}
+    found: dict[str, _Row] = {}
+    for number, row in enumerate(rows, 1):
+        name = row.name or row.id
+        if not name:
+            raise InputError(f"{path}: line {number} has no name; give the pair's file name without suffix")
+        if name in found:
+            raise InputError(f"{path}: tells of {printable(name)[:80]!r} twice; leave one line of each pair")
+        found[name] = row
     known = set(names)
     if not found.keys() & known:
         first = next(iter(found), "")

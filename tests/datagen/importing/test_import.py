@@ -242,6 +242,17 @@ def test_a_list_says_what_was_done_to_each(pictures, tmp_path):
         plan(pictures, tmp_path / "pairs", listed=tmp_path / "list.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"name": PEOPLE[0], "params": {"color": "blue"}}, f"'{PEOPLE[0]}' twice"), ({"params": {}}, "line 2 .* no name")],
+)
+def test_a_list_that_says_two_things_of_a_pair_or_of_nobody_is_refused(pictures, tmp_path, row, said):
+    rows = [{"name": PEOPLE[0], "params": {"color": "red"}}, row]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=said):
+        plan(pictures, tmp_path / "pairs", listed=tmp_path / "list.jsonl")
+
+
 def test_names_of_a_list_that_no_pair_has_are_told(pictures, tmp_path):
     rows = [{"name": name, "params": {"color": "red"}} for name in (PEOPLE[0], f"{PEOPLE[1]}.png")]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
