@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylepairs.datagen import cli
-from stylepairs.datagen.augment import interpolation
+from stylepairs.datagen.augment import interpolation, likeness
 from stylepairs.datagen.augment import plan as augment_plan
 from stylepairs.datagen.augment.likeness import Likeness, choose_couples, distances, stacked
 from stylepairs.datagen.augment.making import Child
@@ -383,9 +383,23 @@ def record(number: int, **changes) -> PairRecord:
 
 
 def test_likeness_is_zero_for_the_same_and_grows():
-    far = distances(person(0.5), stacked([person(0.5), person(0.6), person(0.9)]))
+    (far,) = distances(stacked([person(0.5)]), stacked([person(0.5), person(0.6), person(0.9)]))
     assert far[0] == pytest.approx(0, abs=1e-6)
     assert far[0] < far[1] < far[2]
+
+
+def test_likeness_of_many_is_that_of_each():
+    draw = np.random.default_rng(0)
+    people = [
+        Likeness(*(draw.uniform(0.1, 1, size).astype(np.float32) for size in (136, 3, 256, 8))) for _ in range(300)
+    ]
+    far = distances(stacked(people[:7]), stacked(people))
+    for row, one in zip(far, people, strict=False):
+        alone = [distances(stacked([one]), stacked([other]))[0, 0] for other in people]
+        np.testing.assert_allclose(row, alone, atol=1e-6)
+    latents = np.stack([one.latent for one in people])
+    apart = np.sqrt(np.square(latents[:, None] - latents).mean(-1))
+    np.testing.assert_allclose(likeness._root_mean_square(latents, latents), apart, atol=1e-6)
 
 
 def test_partners_are_the_most_alike_of_the_same_kind_side_and_another_photo():
