@@ -129,6 +129,8 @@ def plan_import(  # noqa: PLR0913 - all but four by name
     lone = [f"{printable(str(path))}: has no partner" for one, other in ((befores, afters), (afters, befores))
             for name, path in sorted(one.items()) if name not in other]  # fmt: skip
     drawn = {} if masks is None else pictures_in(masks)
+    if before.is_file() and masks is not None and masks.is_file():
+        drawn = {next(iter(befores)): masks}
     if masks is not None and (missing := [name for name in names if name not in drawn]):
         raise InputError(f"{masks}: has no mask named {printable(missing[0])} ({len(missing)} are missing)")
     model = load_feature(recipe.feature, run_files=True).Params

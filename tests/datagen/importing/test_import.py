@@ -291,6 +291,16 @@ def test_pictures_of_one_name_and_files_without_a_partner_are_told(pictures, tmp
         pictures_in(tmp_path / "before")
 
 
+def test_two_single_files_may_have_a_single_mask_whatever_its_name(pictures, tmp_path):
+    write_png(tmp_path / "drawn.png", np.zeros((8, 8), np.uint8))
+    recipe = load_recipe("hair_color", "datagen", BuildRecipe)
+    before, after = (next(iter(pictures_in(pictures / kind).values())) for kind in ("before", "after"))
+    planned, _ = plan_import(
+        recipe, before, after, tmp_path / "pairs", params=PARAMS, masks=tmp_path / "drawn.png"
+    )  # fmt: skip
+    assert [one.mask for one in planned.pictures] == [tmp_path / "drawn.png"]
+
+
 @pytest.mark.parametrize("beneath", [0, 255])
 def test_what_is_transparent_in_a_mask_was_not_edited(tmp_path, beneath):
     drawn = np.full((40, 60, 4), beneath, np.uint8)
