@@ -160,8 +160,10 @@ def read_pair(pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
 def read_mask(path: Path) -> np.ndarray:
     """uint8 [H,W], 255 where edited: what is white, but not what is transparent, of a brush on an empty layer."""
     photo = load_photo(path)
-    shown = to_srgb(photo.pixels, photo.icc_profile).max(-1)
-    return shown if photo.alpha is None else np.minimum(shown, photo.alpha)
+    shown: np.ndarray = to_srgb(photo.pixels, photo.icc_profile).max(-1)
+    if photo.alpha is not None:
+        shown = np.minimum(shown, photo.alpha)
+    return shown
 
 
 def largest_face(name: str, photo: np.ndarray, size_px: int, analyser: Analyser) -> tuple[Portrait, np.ndarray]:

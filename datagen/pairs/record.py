@@ -148,7 +148,7 @@ def decode_record(text: bytes, id: str, shard: str, parts: dict[str, tuple[int, 
 
 def as_measured(record: PairRecord) -> PairRecord:
     """A record without figures that are not finite: manifests tell them no more from those that were not measured."""
-    figures = {name: value for name, value in record.figures.items() if value is not None}
+    figures: dict[str, float | None] = {name: value for name, value in record.figures.items() if value is not None}
     return dataclasses.replace(record, figures=figures)
 
 
