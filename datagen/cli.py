@@ -165,7 +165,7 @@ def _recipe(recipe: str | None, features: str | None, overrides: list[str]) -> B
 @at_urls
 def import_pairs(
     before: Annotated[Path, typer.Argument(help="folder of pictures as they were, or one picture")],
-    after: Annotated[Path, typer.Argument(help="folder of the same pictures edited, under the same names")],
+    after: Annotated[Path, typer.Argument(help="folder of the same pictures edited, under the same names, or one")],
     feature: Annotated[str, typer.Option(help="the recipe of what was edited: hair_color, a YAML file; several: a,b")],
     out: Annotated[Path, typer.Option(help="folder for the pairs; an import that is there already is continued")],
     params: Annotated[
@@ -173,7 +173,8 @@ def import_pairs(
     ] = None,
     listed: Annotated[Path | None, typer.Option(help="what was done to each: JSON lines with name and params")] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="folder of masks, white where edited; default: where the pictures differ")
+        Path | None,
+        typer.Option(help="folder of masks, or one, white where edited; default: where the pictures differ"),
     ] = None,
     size: Annotated[int, typer.Option(help="side of the aligned crops in pixels, without --generator")] = 256,
     generator: Annotated[

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, PairRecord, parent_of
 from stylepairs.datagen.portraits.portrait import Portrait, bare_portrait
-from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
+from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch, SketchRefused
 from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.datagen.reconstruction.rendering import half, render, use_channels_last
 
@@ -93,13 +94,14 @@ class ChildMaker:
     def _pair(self, id: str, child: Child, person: Person, result: Reconstruction, analyser: PairAnalyser) -> Pair:
         parents = [self.records[parent] for parent in child.parents]
         analysed = analyser.before(_portrait(person, result.generated_before, parents))
-        whole = mixed_params([parent.params for parent in parents])
+        mixed = mixed_params([parent.params for parent in parents])
+        whole = self._directed(mixed, parents[0])
         wanted = WantedPair(id, analysed.portrait, with_share(whole, child.t), _source(parents))
-        pair = self._sketched(wanted, analysed, only_parent=len(parents) == 1)
+        pair = _running_as(parents[0], self._sketched(wanted, analysed, parents))
         pair.reconstruction = result
         recipe = self.recipe
         if child.color and not pair.refused:
-            pair, analyser = self._recolored(pair, child.color), PairAnalyser(analyser.analyser)
+            pair, analyser = self._recolored(pair, parents[0], child.color), PairAnalyser(analyser.analyser)
             analysed = analyser.before(pair.portrait)
         if not pair.refused:
             # Of no edit at all some figures are shares of nothing: whether they ask for a change, the whole edit tells.
@@ -112,28 +114,40 @@ class ChildMaker:
                 recipe = recipe.model_copy(update={"gate": gate})
             except SketchRefused as refusal:
                 pair.refused = str(refusal)
+        if child.t == 0 and pair.sketch is not None:
+            pair.sketch = _no_edit(pair.portrait, pair.sketch)
         made = finish_pair(pair, recipe, self.seed, self.feature, self.models, analyser)
-        params = self.feature.Params.model_validate(wanted.params).model_dump(mode="json")
+        params = self.feature.Params.model_validate(with_share(mixed, child.t)).model_dump(mode="json")
         made = replace(made, record=_record(replace(made.record, params=params), child, parents))
         return _without_latents(made) if child.color else made
 
-    def _recolored(self, pair: UnfinishedPair, color: str) -> UnfinishedPair:
+    def _directed(self, params: dict[str, Any], parent: PairRecord) -> dict[str, Any]:
+        """The parameters as of pairs that run as the parent does: of a child the portrait may say otherwise."""
+        if parent.backwards and parent.origin:  # as somebody listed it, which says nothing of what the feature draws
+            return params
+        made = self.feature.directed(self.feature.Params.model_validate(params), parent.backwards)
+        return made.model_dump(mode="json")
+
+    def _recolored(self, pair: UnfinishedPair, parent: PairRecord, color: str) -> UnfinishedPair:
         """The pair with hair of that colour, sketched anew: the portrait's digest draws the same strands."""
         assert pair.sketch is not None
         assert pair.reconstruction is not None
         portrait, result = recolored(pair.portrait, pair.sketch, pair.reconstruction, color)
-        made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, self.recipe.sketch_detail)
+        detail = _sketch_detail(self.recipe, parent)
+        made = sketched(replace(pair.wanted, portrait=portrait), self.feature, self.models, detail)
         made.reconstruction = result
-        return made
+        return _running_as(parent, made)
 
-    def _sketched(self, wanted: WantedPair, analysed: AnalysedPortrait, only_parent: bool) -> UnfinishedPair:
+    def _sketched(
+        self, wanted: WantedPair, analysed: AnalysedPortrait, parents: Sequence[PairRecord]
+    ) -> UnfinishedPair:
         """The pair with its sketch, or refused, for one without a face always."""
-        feature, models, detail = self.feature, self.models, self.recipe.sketch_detail
+        feature, models, detail = self.feature, self.models, _sketch_detail(self.recipe, parents[0])
         if not analysed.score:
             params = feature.Params.model_validate(wanted.params)
             return UnfinishedPair(wanted, params, refused=f"{wanted.portrait.name}: no face found")
         pair = sketched(wanted, feature, models, detail)
-        if pair.refused and only_parent:
+        if pair.refused and len(parents) == 1:
             # Whom the feature applies to was settled when the parent was made, by another label map perhaps; of the
             # child, gate and degree decide.
             wanted = replace(wanted, params=without_limits(wanted.params, feature.Params))
@@ -154,6 +168,28 @@ def _portrait(person: Person, generated: torch.Tensor, parents: Sequence[PairRec
         pixels = to_uint8(generated)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     return portrait_of_pixels("+".join(parent.portrait for parent in parents), digest, pixels, str(generated.device))
+
+
+def _sketch_detail(recipe: BuildRecipe, parent: PairRecord) -> float:
+    """Of an imported pair the latents hold the edit, while the feature's sketch would be another one."""
+    return 0.0 if parent.origin else recipe.sketch_detail
+
+
+def _no_edit(portrait: Portrait, sketch: Sketch) -> Sketch:
+    """The sketch of which composition makes the photo: what generator and inversion err by is no edit."""
+    return replace(sketch, image=portrait.image, sketch_detail=1.0, harmony=0.0, photo_detail=0.0, parts=())
+
+
+def _running_as(parent: PairRecord, pair: UnfinishedPair) -> UnfinishedPair:
+    """The pair in the direction of its parent; refused where the feature's edit of the portrait goes the other way."""
+    if pair.sketch is not None and pair.sketch.backwards != parent.backwards:
+        if parent.backwards and parent.origin:
+            pair.sketch = replace(pair.sketch, backwards=True)
+        else:
+            pair.refused = (
+                f"{pair.portrait.name}: the edit of this picture runs the other way than that of pair {parent.id}"
+            )
+    return pair
 
 
 def _source(parents: Sequence[PairRecord]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from stylepairs.datagen.build.shard_runner import OnEvent, ShardedPlan
 from stylepairs.datagen.features import code_digest, is_own_file, load_feature
 from stylepairs.datagen.images.colors import parse_color
 from stylepairs.datagen.pairs import shards
-from stylepairs.datagen.pairs.record import Pair
+from stylepairs.datagen.pairs.record import Pair, PairRecord, as_measured
 from stylepairs.datagen.portraits.folders import refuse_portraits
 from stylepairs.datagen.shell.decode import Damaged, read_json
 from stylepairs.datagen.shell.durable import file_digest
@@ -138,10 +138,16 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
     if grid > 0:
         couples = choose_couples(list(records.values()), parents.likenesses(workers, on_event, run), grid, seed)
         children += [Child(couple, t) for couple in couples for t in GRID_STEPS]
-    inputs = hashlib.sha256(json.dumps([asdict(record) for record in records.values()], sort_keys=True).encode())
     return AugmentPlan(
-        parents, out, tuple(children), inputs.hexdigest(), seed, shard_size, run_feature=own_feature is not None
+        parents, out, tuple(children), _digest(records.values()), seed, shard_size, run_feature=own_feature is not None
     )
+
+
+def _digest(records: Iterable[PairRecord]) -> str:
+    """sha256 over what is known of the parents, the same whether a manifest tells it or their shards."""
+    return hashlib.sha256(
+        json.dumps([asdict(as_measured(one)) for one in records], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | None) -> BuildRecipe:

@@ -162,6 +162,12 @@ def settled(portrait: Portrait, params: Params) -> Params:
     return params.model_copy(update={"style": worn.style, "length": worn.length})
 
 
+def directed(params: Params, backwards: bool) -> Params:
+    """The parameters with `made_from` as a pair of this direction has it."""
+    made_from = "fringe" if backwards else "bare"
+    return params.model_copy(update={"made_from": made_from}) if params.made_from == "either" else params
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with the fringe painted on it, or without the one that it has.
 

@@ -31,6 +31,10 @@ def combine(features: dict[str, Feature]) -> Feature:
         parts = {name: feature.settled(portrait, getattr(params, name)) for name, feature in features.items()}
         return params.model_copy(update=parts)
 
+    def directed(params: BaseModel, _backwards: bool) -> BaseModel:
+        parts = {name: feature.directed(getattr(params, name), False) for name, feature in features.items()}
+        return params.model_copy(update=parts)
+
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
         parts, current = [], portrait
         for name, feature in features.items():
@@ -54,7 +58,7 @@ def combine(features: dict[str, Feature]) -> Feature:
         return figures | {"degree": sum(degrees) / len(degrees)}
 
     named = tuple(f"{name}.{param}" for name, feature in features.items() for param in feature.file_params)
-    return Feature(params_model, sketch, measure, settled, file_params=named)
+    return Feature(params_model, sketch, measure, settled, directed, file_params=named)
 
 
 def combined_sketch(portrait: Portrait, parts: list[Sketch]) -> Sketch:

@@ -129,6 +129,12 @@ def settled(portrait: Portrait, params: Params) -> Params:
     return thinly if scalp.separation >= params.min_separation and shown >= params.min_scalp else densely
 
 
+def directed(params: Params, backwards: bool) -> Params:
+    """The parameters with `made_from` as a pair of this direction has it."""
+    made_from = "dense" if backwards else "thin"
+    return params.model_copy(update={"made_from": made_from}) if params.made_from == "either" else params
+
+
 def sketch(portrait: Portrait, params: Params) -> Sketch:
     """The portrait with its thin places filled, or with dense hair thinned out.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # names of features are listed without torch
 
 
 class FeatureFile(Protocol):
-    """What the file of a feature holds; besides, if it likes, `settled` and FILE_PARAMS (see `Feature.file_params`).
+    """What the file of a feature holds; besides, if it likes, `settled`, `directed` and FILE_PARAMS (see `Feature`).
 
     Its functions may take its own `Params`, to which callers validate what they pass.
     """
@@ -34,6 +34,10 @@ def _as_given(_portrait: Portrait, params: BaseModel) -> BaseModel:
     return params
 
 
+def _as_told(params: BaseModel, _backwards: bool) -> BaseModel:
+    return params
+
+
 @dataclass(frozen=True)
 class Feature:
     """A product feature; all its `params` are of the type `Params`.
@@ -43,6 +47,8 @@ class Feature:
     settled(portrait, params): params with all that the feature draws for this portrait (a reference, say) chosen and
     named; without such draws, params as they are. A pair's record holds these, so that measuring or augmenting it later
     draws nothing anew: there the portrait may look a little different. May raise SketchRefused.
+    directed(params, backwards): params of a pair that is known to run backwards, or not, where they leave it to the
+    portrait; else as they are.
     about: the file's docstring.
     file_params: the parameters whose text may name a file, a folder of prepared portraits, or a portrait in one: where
     these hold something else, a build is another.
@@ -54,6 +60,7 @@ class Feature:
     sketch: Callable[[Portrait, BaseModel], Sketch]
     measure: Callable[[Portrait, AnalysedPair, BaseModel], dict[str, float]]
     settled: Callable[[Portrait, BaseModel], BaseModel] = _as_given
+    directed: Callable[[BaseModel, bool], BaseModel] = _as_told
     about: str = ""
     keeps_texture: bool = True
     file_params: tuple[str, ...] = ()
@@ -66,6 +73,7 @@ class Feature:
             file.sketch,
             file.measure,
             getattr(file, "settled", _as_given),
+            getattr(file, "directed", _as_told),
             file.__doc__ or "",
             file_params=getattr(file, "FILE_PARAMS", ()),
         )

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 _PNG_HEAD = 8  # bytes of signature
-_TIFF_WIDTH, _TIFF_BITS = 256, 258
+_TIFF_WIDTH, _TIFF_BITS, _TIFF_EXTRA = 256, 258, 338
+MULTIPLIED_ALPHA, PLAIN_ALPHA = 1, 2  # as a TIFF has them; 0 is any other channel, such as a selection
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -24,6 +25,14 @@ def is_deep(image: Image.Image) -> bool:
         bits = image.tag_v2.get(_TIFF_BITS, ())  # type: ignore[attr-defined]
         return len(bits) in (3, 4) and set(bits) == {16}
     return False
+
+
+def fourth_channel(image: Image.Image) -> int:
+    """What the fourth channel of a deep picture is: PLAIN_ALPHA, MULTIPLIED_ALPHA, or something that does not show."""
+    if image.format != "TIFF":
+        return PLAIN_ALPHA
+    extra = image.tag_v2.get(_TIFF_EXTRA) or (PLAIN_ALPHA,)  # type: ignore[attr-defined]
+    return int(extra[0])
 
 
 def read_deep(data: bytes) -> np.ndarray | None:

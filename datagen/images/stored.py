@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from scipy.ndimage import map_coordinates
 
 from stylepairs.datagen.images.color_profiles import known_profile, opened_profile, transform_between
-from stylepairs.datagen.images.deep import is_deep, read_deep
+from stylepairs.datagen.images.deep import MULTIPLIED_ALPHA, PLAIN_ALPHA, fourth_channel, is_deep, read_deep
 from stylepairs.datagen.images.files import MAX_PIXELS, UPRIGHT, Photo, decode_photo, read_exif, read_xmp
 
 _SPACES = {1: b"GRAY", 3: b"RGB ", 4: b"CMYK"}  # of a profile, by the pixels' channels
@@ -98,7 +98,11 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 def _decode(path: Path, image: Image.Image) -> Photo:
     profile, notes = image.info.get("icc_profile"), []
     deep = read_deep(path.read_bytes()) if is_deep(image) else None
-    if is_deep(image) and (deep is None or deep.shape[:2] != (image.height, image.width)):
+    fourth = fourth_channel(image) if deep is not None and deep.shape[2] == 4 else PLAIN_ALPHA
+    if deep is not None and fourth not in (PLAIN_ALPHA, MULTIPLIED_ALPHA):
+        deep = np.ascontiguousarray(deep[..., :3])
+    unusable = deep is None or deep.shape[:2] != (image.height, image.width) or fourth == MULTIPLIED_ALPHA
+    if is_deep(image) and unusable:
         deep = None
         notes.append("16 bits became 8")
     more = getattr(image, "n_frames", 1)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from stylepairs.datagen.build.quality import Analyser
-from stylepairs.datagen.images.files import read_image, to_float
+from stylepairs.datagen.images.color_profiles import to_srgb
+from stylepairs.datagen.images.files import load_photo, read_image, to_float
 from stylepairs.datagen.importing.difference import SEEN, changed, difference, noise_level
 from stylepairs.datagen.importing.registration import cut_out, find_cast, find_shift, well_inside, without_cast
 from stylepairs.datagen.portraits.alignment import apply_transform, crop_aligned, has_square, invert_transform, warp
@@ -150,10 +151,19 @@ def read_pair(pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
     """before, after, mask (uint8 [H,W], None: none is given) and the sha256 of the before's file. SketchRefused."""
     try:
         before, after = read_image(pictures.portrait), read_image(pictures.edited)
-        mask = None if pictures.mask is None else read_image(pictures.mask).max(-1)
+        mask = None if pictures.mask is None else read_mask(pictures.mask)
         return before, after, mask, file_digest(pictures.portrait)
     except InputError as error:
         raise SketchRefused(str(error)) from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """uint8 [H,W], 255 where edited: what is white, but not what is transparent, of a brush on an empty layer."""
+    photo = load_photo(path)
+    shown: np.ndarray = to_srgb(photo.pixels, photo.icc_profile).max(-1)
+    if photo.alpha is not None:
+        shown = np.minimum(shown, photo.alpha)
+    return shown
 
 
 def largest_face(name: str, photo: np.ndarray, size_px: int, analyser: Analyser) -> tuple[Portrait, np.ndarray]:

@@ -132,7 +132,7 @@ class Importer:
         edit = _edit_mask(laid, distance)
         sketch = replace(
             laid.sketch, image=laid.after, edit_mask=edit, keep_mask=1 - region_mask(edit), space="rgb",
-            reference_px=self.size_px, photo_detail=0.0, sketch_detail=0.0, parts=(),
+            reference_px=self.size_px, photo_detail=0.0, sketch_detail=0.0, parts=(), backwards=pictures.backwards,
         )  # fmt: skip
         after = with_part(portrait.image, portrait.image, laid.after, sketch).clamp(-1, 1)
         images = quality.Images(portrait.image, laid.after, after, region_mask(edit))

@@ -129,6 +129,8 @@ def plan_import(  # noqa: PLR0913 - all but four by name
     lone = [f"{printable(str(path))}: has no partner" for one, other in ((befores, afters), (afters, befores))
             for name, path in sorted(one.items()) if name not in other]  # fmt: skip
     drawn = {} if masks is None else pictures_in(masks)
+    if before.is_file() and masks is not None and masks.is_file():
+        drawn = {next(iter(befores)): masks}
     if masks is not None and (missing := [name for name in names if name not in drawn]):
         raise InputError(f"{masks}: has no mask named {printable(missing[0])} ({len(missing)} are missing)")
     model = load_feature(recipe.feature, run_files=True).Params
@@ -199,7 +201,14 @@ def _listed(path: Path, names: list[str]) -> dict[str, _Row]:
         rows = [_Row.model_validate(row) for row in read_json_lines(path)]
     except (Damaged, ValidationError) as error:
         raise InputError(f"{path}: must be JSON lines with name and params ({one_line(error)})") from error
-    found = {row.name or row.id or "": row for row in rows}
+    found: dict[str, _Row] = {}
+    for number, row in enumerate(rows, 1):
+        name = row.name or row.id
+        if not name:
+            raise InputError(f"{path}: line {number} has no name; give the pair's file name without suffix")
+        if name in found:
+            raise InputError(f"{path}: tells of {printable(name)[:80]!r} twice; leave one line of each pair")
+        found[name] = row
     known = set(names)
     if not found.keys() & known:
         first = next(iter(found), "")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stylepairs.datagen.pairs.record import PairRecord, encode_record
+from stylepairs.datagen.pairs.record import PairRecord, as_measured, encode_record
 from stylepairs.datagen.pairs.shards import (
     MERGE_FILE,
     copy_pairs,
@@ -50,7 +50,7 @@ def plan_merge(folders: Sequence[Path], out: Path, shard_size: int = 32) -> Merg
     known, twice, digest = set[bytes](), 0, hashlib.sha256(str(shard_size).encode())
     for folder in folders:
         own = set[bytes]()
-        for record in map(_as_measured, read_index(folder, accepted_only=False)):
+        for record in map(as_measured, read_index(folder, accepted_only=False)):
             feature = found[0][1].feature if found else record.feature
             if record.feature != feature:
                 raise InputError(
@@ -65,11 +65,6 @@ def plan_merge(folders: Sequence[Path], out: Path, shard_size: int = 32) -> Merg
                 digest.update(text)
         known |= own
     return MergePlan(tuple(found), twice, digest.hexdigest(), out, shard_size)
-
-
-def _as_measured(record: PairRecord) -> PairRecord:
-    """A record without figures that are not finite: manifests tell them no more from those that were not measured."""
-    return replace(record, figures={name: value for name, value in record.figures.items() if value is not None})
 
 
 def run_merge(plan: MergePlan, report: Callable[[int], None] = lambda done: None) -> None:

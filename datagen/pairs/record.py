@@ -146,6 +146,12 @@ def decode_record(text: bytes, id: str, shard: str, parts: dict[str, tuple[int, 
     return RECORD.validate_python(known | {"id": id, "shard": shard, "parts": parts})
 
 
+def as_measured(record: PairRecord) -> PairRecord:
+    """A record without figures that are not finite: manifests tell them no more from those that were not measured."""
+    figures: dict[str, float | None] = {name: value for name, value in record.figures.items() if value is not None}
+    return dataclasses.replace(record, figures=figures)
+
+
 def parent_of(record: PairRecord) -> Parent:
     """What an augmented pair notes of a pair that it was made from."""
     return Parent(id=record.id, portrait_digest=record.portrait_digest, source_digest=record.source_digest)

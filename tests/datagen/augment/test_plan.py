@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylepairs.datagen import cli
-from stylepairs.datagen.augment import interpolation
+from stylepairs.datagen.augment import interpolation, likeness
 from stylepairs.datagen.augment import plan as augment_plan
 from stylepairs.datagen.augment.likeness import Likeness, choose_couples, distances, stacked
 from stylepairs.datagen.augment.making import Child
@@ -383,9 +383,23 @@ def record(number: int, **changes) -> PairRecord:
 
 
 def test_likeness_is_zero_for_the_same_and_grows():
-    far = distances(person(0.5), stacked([person(0.5), person(0.6), person(0.9)]))
+    (far,) = distances(stacked([person(0.5)]), stacked([person(0.5), person(0.6), person(0.9)]))
     assert far[0] == pytest.approx(0, abs=1e-6)
     assert far[0] < far[1] < far[2]
+
+
+def test_likeness_of_many_is_that_of_each():
+    draw = np.random.default_rng(0)
+    people = [
+        Likeness(*(draw.uniform(0.1, 1, size).astype(np.float32) for size in (136, 3, 256, 8))) for _ in range(300)
+    ]
+    far = distances(stacked(people[:7]), stacked(people))
+    for row, one in zip(far, people, strict=False):
+        alone = [distances(stacked([one]), stacked([other]))[0, 0] for other in people]
+        np.testing.assert_allclose(row, alone, atol=1e-6)
+    latents = np.stack([one.latent for one in people])
+    apart = np.sqrt(np.square(latents[:, None] - latents).mean(-1))
+    np.testing.assert_allclose(likeness._root_mean_square(latents, latents), apart, atol=1e-6)
 
 
 def test_partners_are_the_most_alike_of_the_same_kind_side_and_another_photo():
@@ -405,3 +419,23 @@ def test_partners_are_the_most_alike_of_the_same_kind_side_and_another_photo():
     assert {id for couple in couples for id in couple} == {r.id for r in records} - {"000002", "000003"}
     assert choose_couples(records, found, 1, seed=1) != couples
     assert len(choose_couples(records, found, 2, seed=0)) > len(couples)
+
+
+def test_pairs_of_both_directions_are_not_mixed():
+    records = [record(number, backwards=number % 2 == 0) for number in range(8)]
+    found = {r.portrait_digest: person(0.3 + int(r.id) / 50) for r in records}
+    couples = choose_couples(records, found, 2, seed=0)
+    assert couples
+    assert all((int(a) - int(b)) % 2 == 0 for a, b in couples)
+
+
+def test_a_folder_is_the_same_parents_with_and_without_its_manifest(tmp_path):
+    folder = tmp_path / "pairs"
+    tiny_pairs.write_pairs(folder)
+    pairs = list(shards.read_pairs(folder))
+    pairs[0].record.figures["seen_in_one"] = 1.0
+    shards.write_shard(folder / shards.shard_name(0), pairs)
+    shards.write_manifest(folder)
+    planned = plan(folder, tmp_path / "more")
+    (folder / shards.MANIFEST).unlink()
+    assert plan(folder, tmp_path / "more").inputs == planned.inputs

@@ -162,6 +162,15 @@ def test_exported_pairs_are_imported_as_they_ran(tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(pair.before[pair.mask == 0], pair.after[pair.mask == 0])
     assert pair.before[pair.mask > 200].mean() < pair.after[pair.mask > 200].mean() - 10
     assert "shows nothing for" in made["plain"].record.reasons[0]
+    # Listed as running backwards, of a feature whose own pairs never do.
+    recipe = recipe.model_copy(update={"feature": "hair_color"})
+    listed = tmp_path / "index.jsonl"
+    found, _ = plan_import(recipe, tmp_path / "before", tmp_path / "after", tmp_path / "listed", listed=listed)
+    assert build_pairs(found).complete
+    (record,) = shards.read_index(tmp_path / "listed", accepted_only=False)
+    assert record.backwards
+    assert record.figures["degree"] < 0.99
+    assert record.degree == 1.0
 
 
 def test_what_was_done_to_imported_pairs_is_merged_part_by_part_and_checked() -> None:

@@ -27,7 +27,7 @@ from stylepairs.datagen.images.files import (
     visible_files,
     write_png,
 )
-from stylepairs.datagen.images.stored import eight_bits
+from stylepairs.datagen.images.stored import eight_bits, load_stored
 from stylepairs.datagen.shell import durable
 from stylepairs.datagen.shell.errors import InputError
 
@@ -280,6 +280,27 @@ def test_integer_greys_are_scaled_by_sixteen_bits_or_what_they_hold(tmp_path: Pa
     Image.fromarray(values).save(tmp_path / "grey.tif")
     wanted = np.linspace(0, 255 * min(1, brightest / 65535), 256).reshape(16, 16)
     assert np.abs(load_photo(tmp_path / "grey.tif").pixels[..., 0] - wanted).max() <= 1.01
+
+
+@pytest.mark.parametrize(("fourth", "depth"), [(0, np.uint16), (1, np.uint8), (2, np.uint16)])
+def test_the_fourth_channel_of_a_deep_tiff_is_transparency_only_where_the_file_says_so(tmp_path, fourth, depth) -> None:
+    path = tmp_path / "photo.tif"
+    pixels = np.full((4, 6, 3), 20000, np.uint16)
+    alpha = np.full((4, 6), 32768, np.uint16)
+    save_photo(path, Photo(pixels, alpha))
+    data = bytearray(path.read_bytes())
+    place = data.index(struct.pack("<HHIH", 338, 3, 1, 2))
+    data[place + 8] = fourth
+    path.write_bytes(data)
+    stored, read = load_stored(path), read_image(path)
+    assert stored.pixels.dtype == depth
+    assert (stored.alpha is None) == (fourth == 0)
+    if fourth == 0:
+        np.testing.assert_array_equal(stored.pixels, pixels)
+        np.testing.assert_array_equal(read, eight_bits(pixels))
+    if fourth == 1:  # the colours are multiplied already
+        assert 150 < stored.pixels.min() <= stored.pixels.max() < 160
+        assert stored.notes == ("16 bits became 8",)
 
 
 def test_greys_of_16_bits_are_rounded(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stylepairs.datagen.augment.plan import plan_augmentation
 from stylepairs.datagen.build.settings import BuildRecipe
 from stylepairs.datagen.build.shard_runner import build_pairs
 from stylepairs.datagen.images.files import read_image, write_png
+from stylepairs.datagen.importing.laying import read_mask
 from stylepairs.datagen.importing.plan import ImportPlan, pictures_in, plan_import
 from stylepairs.datagen.pairs import shards
 from stylepairs.datagen.pairs.record import Pair, split_of
@@ -241,6 +242,17 @@ def test_a_list_says_what_was_done_to_each(pictures, tmp_path):
         plan(pictures, tmp_path / "pairs", listed=tmp_path / "list.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"name": PEOPLE[0], "params": {"color": "blue"}}, f"'{PEOPLE[0]}' twice"), ({"params": {}}, "line 2 .* no name")],
+)
+def test_a_list_that_says_two_things_of_a_pair_or_of_nobody_is_refused(pictures, tmp_path, row, said):
+    rows = [{"name": PEOPLE[0], "params": {"color": "red"}}, row]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=said):
+        plan(pictures, tmp_path / "pairs", listed=tmp_path / "list.jsonl")
+
+
 def test_names_of_a_list_that_no_pair_has_are_told(pictures, tmp_path):
     rows = [{"name": name, "params": {"color": "red"}} for name in (PEOPLE[0], f"{PEOPLE[1]}.png")]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -277,3 +289,24 @@ def test_pictures_of_one_name_and_files_without_a_partner_are_told(pictures, tmp
     (tmp_path / "before" / f"{PEOPLE[0]}.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="has the name of"):
         pictures_in(tmp_path / "before")
+
+
+def test_two_single_files_may_have_a_single_mask_whatever_its_name(pictures, tmp_path):
+    write_png(tmp_path / "drawn.png", np.zeros((8, 8), np.uint8))
+    recipe = load_recipe("hair_color", "datagen", BuildRecipe)
+    before, after = (next(iter(pictures_in(pictures / kind).values())) for kind in ("before", "after"))
+    planned, _ = plan_import(
+        recipe, before, after, tmp_path / "pairs", params=PARAMS, masks=tmp_path / "drawn.png"
+    )  # fmt: skip
+    assert [one.mask for one in planned.pictures] == [tmp_path / "drawn.png"]
+
+
+@pytest.mark.parametrize("beneath", [0, 255])
+def test_what_is_transparent_in_a_mask_was_not_edited(tmp_path, beneath):
+    drawn = np.full((40, 60, 4), beneath, np.uint8)
+    drawn[..., 3] = 0
+    drawn[:10] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert (mask[:10] == 255).all()
+    assert not mask[10:].any()
