@@ -103,9 +103,12 @@ def _mask_of(path: str) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _read_mask(path: str, _modified: int) -> np.ndarray:
     try:
-        pixels = cv2.cvtColor(load_photo(path).pixels, cv2.COLOR_RGB2GRAY)
+        photo = load_photo(path)
     except InputError as error:
         raise ValueError(f"{error}; a mask is a PNG, white where the bangs go") from None
+    pixels = cv2.cvtColor(photo.pixels, cv2.COLOR_RGB2GRAY)
+    if photo.alpha is not None:  # a brush on an empty layer
+        pixels = np.minimum(pixels, photo.alpha)
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(
             f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; a mask is square, framed as the aligned crop"
