@@ -58,6 +58,8 @@ def modulated_layer(
     a CPU, with gradients to x, styles and noise alone; "triton" is torch's convolution and one kernel for all that
     follows it, on a GPU, with gradients to all but the taps. Second derivatives of both are the reference's.
     """
+    if (weight.requires_grad or bias.requires_grad) and not is_traced():
+        _cache.pop(weight, None)  # torch's fused optimisers change it uncounted
     fuses = gain > 0 and slope >= 0 and _can_fuse(x, weight, bias, up, resample_kernel)
     fits = _triton_fits(x, weight, up, resample_kernel)
     usable = with_triton({"fused": fuses, "reference": True}, fits, x.device)
@@ -78,10 +80,7 @@ def _can_fuse(
 ) -> bool:
     if is_traced():
         return False
-    learns = weight.requires_grad or bias.requires_grad
-    if learns:
-        _cache.pop(weight, None)
-    trains = torch.is_grad_enabled() and learns
+    trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
     filtered = up == 1 or (up == 2 and resample_kernel is not None and resample_kernel.shape == (_TAPS,))
     trains |= resample_kernel is not None and resample_kernel.requires_grad
     return (
@@ -290,7 +289,7 @@ _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def _prepared(layer: _Layer) -> _Prepared:
     """Kept for each frozen weight until it or the bias changes; torch counts no change that is made through `.data`."""
     weight, bias = layer.weight, layer.bias
-    learns = weight.requires_grad or bias.requires_grad  # torch's fused optimisers count no change either
+    learns = weight.requires_grad or bias.requires_grad
     if learns or weight.is_inference() or bias.is_inference():  # inference tensors have no version to tell one by
         return _prepare(layer)
     stamp = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, layer.up, layer.gain)

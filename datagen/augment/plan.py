@@ -145,9 +145,8 @@ def plan_augmentation(  # noqa: PLR0913 - all but two by name
 
 def _digest(records: Iterable[PairRecord]) -> str:
     """sha256 over what is known of the parents, the same whether a manifest tells it or their shards."""
-    return hashlib.sha256(
-        json.dumps([asdict(as_measured(one)) for one in records], sort_keys=True).encode()
-    ).hexdigest()
+    told = json.dumps([asdict(as_measured(record)) for record in records], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _recipe(pairs: Path, perceptual_weights: str | None, own_feature: Path | None) -> BuildRecipe:
