@@ -123,7 +123,7 @@ class ChildMaker:
 
     def _directed(self, params: dict[str, Any], parent: PairRecord) -> dict[str, Any]:
         """The parameters as of pairs that run as the parent does: of a child the portrait may say otherwise."""
-        if parent.backwards and parent.origin:  # as somebody listed it, which says nothing of what the feature draws
+        if _is_listed_backwards(parent):
             return params
         made = self.feature.directed(self.feature.Params.model_validate(params), parent.backwards)
         return made.model_dump(mode="json")
@@ -180,10 +180,15 @@ def _no_edit(portrait: Portrait, sketch: Sketch) -> Sketch:
     return replace(sketch, image=portrait.image, sketch_detail=1.0, harmony=0.0, photo_detail=0.0, parts=())
 
 
+def _is_listed_backwards(parent: PairRecord) -> bool:
+    """Whether an import was told so, which says nothing of what the feature draws."""
+    return parent.backwards and bool(parent.origin)
+
+
 def _running_as(parent: PairRecord, pair: UnfinishedPair) -> UnfinishedPair:
     """The pair in the direction of its parent; refused where the feature's edit of the portrait goes the other way."""
     if pair.sketch is not None and pair.sketch.backwards != parent.backwards:
-        if parent.backwards and parent.origin:
+        if _is_listed_backwards(parent):
             pair.sketch = replace(pair.sketch, backwards=True)
         else:
             pair.refused = (

@@ -32,7 +32,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 
     Every command of the app takes `--log`, text or json (see `events`).
     """
-    _give_log_option(app)
+    _complete_commands(app)
     if "--log=json" in sys.argv or ("--log", "json") in zip(sys.argv, sys.argv[1:], strict=False):
         events.choose_log("json")  # wrong options, too, are told in JSON
     try:
@@ -97,7 +97,7 @@ def _fail(message: str, whole: bool = False) -> NoReturn:
     sys.exit(2)
 
 
-def _give_log_option(app: typer.Typer) -> None:
+def _complete_commands(app: typer.Typer) -> None:
     """Let each command of the app, and of the apps in it, take --log, and options of one value but once."""
     for command in app.registered_commands:
         command.cls = _single_options_once()
@@ -105,7 +105,7 @@ def _give_log_option(app: typer.Typer) -> None:
             command.callback = _with_log(command.callback, command.name)
     for group in app.registered_groups:
         if group.typer_instance is not None:
-            _give_log_option(group.typer_instance)
+            _complete_commands(group.typer_instance)
 
 
 @functools.cache

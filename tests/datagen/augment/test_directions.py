@@ -62,6 +62,12 @@ def test_a_child_whose_edit_would_run_the_other_way_is_refused(tmp_path, monkeyp
         assert not pair.record.backwards
 
 
+def test_backwards_is_taken_on_trust_of_imported_parents_alone(tmp_path):
+    folder = written(tmp_path, backwards=True)
+    for pair in degrees(folder, tmp_path / "more"):
+        assert "runs the other way than that of pair" in pair.record.reasons[0]
+
+
 def test_what_a_limit_says_of_the_direction_holds_where_it_is_loosened():
     asked = bangs.Params(made_from="either").model_dump()
     for made_from in ("fringe", "bare"):
