@@ -21,6 +21,7 @@ import onnxruntime
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 MIN_SCORE, SURE = 0.5, 0.5  # of faces; of there being anything to edit on one
+OWN_BELOW = -1.5  # the first number of a style code whose colour is the photo's own
 FADES_BELOW = 0.1  # a degree: to the network it is one hint among others, and none has to be nothing
 # Of the crop's side: how far an edit fades out before the border, how far it is carried on beyond it, by Gaussians.
 FADE, MARGIN, REACHES = 0.06, 0.3, (0.05, 0.15, 0.45)
@@ -107,7 +108,8 @@ class OnnxEditor:
         }
         if len(style):
             points = (moved_points(transform, points68.astype(np.float64)) + 0.5) * side / crop_px - 0.5
-            inputs["style"] = (in_light(style, small, points) if self.editor.about["style"] == "color" else style)[None]
+            has_color = self.editor.about["style"] in ("color", "color_and_params")
+            inputs["style"] = (in_light(style, small, points) if has_color else style)[None]
         _, mask, gain, bias, confidence, *flow = self.editor(**inputs)
         moves = [each[0] * side for each in flow]
         maps = np.concatenate([gain[0], bias[0] * 127.5, mask[0] * min(1.0, degree / FADES_BELOW), *moves])
@@ -115,16 +117,17 @@ class OnnxEditor:
 
 
 def in_light(style: np.ndarray, crop: np.ndarray, points68: np.ndarray) -> np.ndarray:
-    """The code of a colour as it looks in the photo's light; crop [S,S,3] in [-1,1], points68 in its pixels."""
+    """The code, its colour as it looks in the photo's light; crop [S,S,3] in [-1,1], points68 in its pixels."""
     light = light_of(cv2.cvtColor(crop / 2 + 0.5, cv2.COLOR_RGB2LAB)[..., 0], points68)
-    if light == 1:
+    if light == 1 or style[0] <= OWN_BELOW:
         return style
-    lab = style * 50 + [50, 0, 0]
+    lab = style[:3] * 50 + [50, 0, 0]
     fy = (lab[0] + 16) / 116
     curve = np.array([fy + lab[1] / 500, fy, fy - lab[2] / 200])
     xyz = np.where(curve > 6 / 29, curve**3, (curve - 4 / 29) / 7.787) * light
     fx, fy, fz = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 4 / 29)
-    return (np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)]) - [50, 0, 0]) / 50
+    color = (np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)]) - [50, 0, 0]) / 50
+    return np.concatenate([color, style[3:]])
 
 
 def light_of(lightness: np.ndarray, points68: np.ndarray) -> float:

@@ -36,7 +36,7 @@ from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.evaluation import faces_left, finite, frechet_distance, frechet_value, portrait_figures
 from stylepairs.i2i.identity import Instruments
 from stylepairs.i2i.intervals import SHARE, Interval, kernel_interval, median_interval
-from stylepairs.i2i.models.conditions import is_of_kinds
+from stylepairs.i2i.models.conditions import is_told
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.train.data import Sample, plain_sample
 from stylepairs.i2i.train.degraded import DegradedPortraits, degradation_of
@@ -86,7 +86,7 @@ def known_pairs(editors: Mapping[str, Editor], pairs: Path) -> list[PairRecord]:
         for record in read_index(pairs, accepted_only=True, split="val")
         if all(
             record.feature == editor.info.feature
-            and (editor.info.style != "params" or is_of_kinds(record.params, editor.info.kinds))
+            and is_told(editor.info.style, record.params, editor.info.kinds, record.feature)
             for editor in editors.values()
         )
     ]

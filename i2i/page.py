@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from stylepairs.datagen.features import load_feature
 from stylepairs.datagen.images import stored
 from stylepairs.datagen.images.colors import PALETTE
 from stylepairs.datagen.images.files import save_photo
@@ -22,6 +23,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, Editor
 from stylepairs.i2i.edit.photo_files import SAME_FORMAT, edited_photo, outcome
 from stylepairs.i2i.models.checkpoints import ModelInfo, shipped_models
+from stylepairs.i2i.models.conditions import COLOR, WITH_COLOR
 
 if TYPE_CHECKING:
     import gradio
@@ -73,15 +75,18 @@ def styles_of(info: ModelInfo) -> list[str]:
     """The kinds of edit that a model knows, as the page lists them: colours by name, "length=0.5, style=full", or one
     that says nothing.
     """
-    if info.style == "color":
-        return list(PALETTE)
+    colors = list(load_feature(info.feature).colors or PALETTE) if info.style in WITH_COLOR else []
     if not info.kinds:
-        return [AS_TRAINED]
-    choices = []
+        return colors or [AS_TRAINED]
+    choices = [[f"{COLOR}={name}" for name in colors]] if colors else []
     for name, values in info.kinds.items():
-        low_to_high = isinstance(values[0], float)
-        chosen = [values[0], (values[0] + values[-1]) / 2, values[-1]] if low_to_high else values
-        choices.append([f"{name}={value:g}" if low_to_high else f"{name}={value}" for value in chosen])
+        if isinstance(values[0], float):
+            low, high = values
+            # Beside a colour, which is an edit by itself, nothing else need be asked for.
+            chosen = (0.0, low, high) if colors and low < 0 < high else (low, (low + high) / 2, high)
+            choices.append([f"{name}={value:g}" for value in chosen])
+        else:
+            choices.append([f"{name}={value}" for value in values])
     return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)]
 
 
@@ -89,8 +94,8 @@ def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:
     """The feature's parameters of one of `styles_of`, or of what was typed in its place. Raises InputError."""
     if not style:
         raise InputError("Style: choose one.")
-    if info.style == "color":
-        return {"color": style}
+    if info.style in WITH_COLOR and "=" not in style:
+        return {COLOR: style}
     if style == AS_TRAINED:
         return {}
     from stylepairs.datagen.recipe import nested_overrides

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # names of features are listed without torch
 
 
 class FeatureFile(Protocol):
-    """What the file of a feature holds; besides, if it likes, `settled`, `directed` and FILE_PARAMS (see `Feature`).
+    """What the file of a feature holds; besides, if it likes, `settled`, `directed`, `color_of`, COLORS and FILE_PARAMS
+    (see `Feature`).
 
     Its functions may take its own `Params`, to which callers validate what they pass.
     """
@@ -49,6 +50,9 @@ class Feature:
     draws nothing anew: there the portrait may look a little different. May raise SketchRefused.
     directed(params, backwards): params of a pair that is known to run backwards, or not, where they leave it to the
     portrait; else as they are.
+    color_of(text): the sRGB colour, 0..255 each, that its `color` parameter means, None for the photo's own; raises
+    InputError. None: as hair's are named (`stylepairs.datagen.images.colors.parse_color`).
+    colors: the names that its `color` knows; empty: those of hair.
     about: the file's docstring.
     file_params: the parameters whose text may name a file, a folder of prepared portraits, or a portrait in one: where
     these hold something else, a build is another.
@@ -61,6 +65,8 @@ class Feature:
     measure: Callable[[Portrait, AnalysedPair, BaseModel], dict[str, float]]
     settled: Callable[[Portrait, BaseModel], BaseModel] = _as_given
     directed: Callable[[BaseModel, bool], BaseModel] = _as_told
+    color_of: Callable[[str], tuple[int, int, int] | None] | None = None
+    colors: tuple[str, ...] = ()
     about: str = ""
     keeps_texture: bool = True
     file_params: tuple[str, ...] = ()
@@ -74,6 +80,8 @@ class Feature:
             file.measure,
             getattr(file, "settled", _as_given),
             getattr(file, "directed", _as_told),
+            getattr(file, "color_of", None),
+            tuple(getattr(file, "COLORS", ())),
             file.__doc__ or "",
             file_params=getattr(file, "FILE_PARAMS", ()),
         )

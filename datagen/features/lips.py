@@ -66,6 +66,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "wine": (100, 34, 44),
 }
 OWN = "own"
+COLORS = (*PALETTE, OWN)
 
 # Shares of the mouth's width: the neutral band around the lips; the ring in which spill is looked for; creases; what
 # parts highlights from the lips' rounding.
@@ -111,7 +112,7 @@ class Params(FeatureParams):
     @classmethod
     def _known_color(cls, value: str) -> str:
         try:
-            lip_color(value)
+            color_of(value)
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
@@ -123,7 +124,7 @@ class Params(FeatureParams):
         return self
 
 
-def lip_color(text: str) -> tuple[int, int, int] | None:
+def color_of(text: str) -> tuple[int, int, int] | None:
     """The sRGB colour, 0..255 each, of a lip colour's name, "#rrggbb" or "r,g,b"; None for "own".
 
     Raises InputError that names the nearest known name.
@@ -135,7 +136,7 @@ def lip_color(text: str) -> tuple[int, int, int] | None:
         return PALETTE[name]
     if name.startswith("#") or "," in name:
         return parse_color(text)
-    hint = nearest(name, [*PALETTE, OWN], f"known names: {', '.join(PALETTE)}, {OWN};")
+    hint = nearest(name, COLORS, f"known names: {', '.join(COLORS)};")
     raise InputError(f"color {text!r}: unknown{hint} #rrggbb and r,g,b work too")
 
 
@@ -200,7 +201,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
 
 def recoloured(image: torch.Tensor, matte: torch.Tensor, params: Params, light: float = 1.0) -> torch.Tensor:
     """image [3,H,W] whose lips have the wanted mean colour as it looks in `light`, creases and shading kept."""
-    if lip_color(params.color) is None or params.intensity == 0:
+    if color_of(params.color) is None or params.intensity == 0:
         return image
     return _with_color(image, matte, _wanted_lab(_own_lab(image, matte), params, light))
 
@@ -266,7 +267,7 @@ def _degrees(
     params: Params,
 ) -> dict[str, float]:
     """degree, and color_degree and shape_degree where they were asked for."""
-    color, parts = lip_color(params.color), {}
+    color, parts = color_of(params.color), {}
     if color is not None:
         way = lab_in_light(color_to_lab(color, like=own), light_of(portrait)) - own
         told = ((obtained - own) * way).sum() + _TELLABLE * params.intensity
@@ -289,7 +290,7 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
             f"{portrait.name}: lips cover only {100 * share:.2f} % of the crop "
             f"(min_lip_share {100 * params.min_lip_share:g} %); no lips to edit"
         )
-    if lip_color(params.color) is not None:
+    if color_of(params.color) is not None:
         refuse_print(portrait, params.min_redness, "a colour on its lips would be a patch")
     # Fully seen lips hold some of the skin's edge too, so that the whole may be more than the label's.
     upper, lower = labelled(portrait, "u_lip"), labelled(portrait, "l_lip")
@@ -313,7 +314,7 @@ def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) ->
 
 
 def _wanted_lab(own: torch.Tensor, params: Params, light: float) -> torch.Tensor:
-    color = lip_color(params.color)
+    color = color_of(params.color)
     return own if color is None else own + params.intensity * (lab_in_light(color_to_lab(color, like=own), light) - own)
 
 
@@ -342,7 +343,7 @@ def _reached_share(
     if params.fullness == 0:
         return 0.0
     before, region, reached = portrait.image, changed_region(full), params.intensity
-    own, color = _own_lab(before, matte), lip_color(params.color) is not None
+    own, color = _own_lab(before, matte), color_of(params.color) is not None
     for _ in range(2 if color else 1):
         start = before
         if color:

@@ -30,7 +30,7 @@ from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
-from stylepairs.i2i.models.conditions import crop_px_of, style_in_light, style_of
+from stylepairs.i2i.models.conditions import WITH_COLOR, crop_px_of, style_in_light, style_of
 from stylepairs.i2i.models.glean import moved_by
 from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.models.restoration import FEATURE, RESTORATION
@@ -185,7 +185,7 @@ class Editor:
         if isinstance(degree, bool) or not isinstance(degree, int | float | np.floating) or not 0 <= degree <= 1:
             raise InputError(f"degree {degree!r}: must be a number from 0 (nothing) to 1 (all of it)")
         checked = validate_params(self.feature.Params, own, self.info.feature)
-        style = style_of(self.info.style, checked.model_dump(), self.info.kinds)
+        style = style_of(self.info.style, checked.model_dump(), self.info.kinds, self.info.feature)
         return Wanted(checked, float(degree), style)
 
     def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
@@ -211,7 +211,7 @@ class Editor:
     def _inputs(self, face: Portrait, wanted: Wanted) -> tuple[torch.Tensor, ...]:
         """What the network is given of one face, whose light says how a colour looks in it; it decides alone where."""
         image, style = face.image, wanted.style
-        if self.info.style == "color":
+        if self.info.style in WITH_COLOR:
             style = style_in_light(self.info.style, style, light_of(face))
         return image, torch.ones_like(image[:1]), torch.tensor(wanted.degree), style
 

@@ -13,8 +13,12 @@ from stylepairs.datagen.shell.errors import InputError
 # Least side of the crop that is cut out of the photo before it is brought to the network's size, as `prepare` has it.
 CROP_PX = 256
 # "color": the wanted colour in Lab, for features with a `color` parameter; "params": whatever parameters differ between
-# the training pairs; "none": the feature has only one kind.
-Style = Literal["none", "color", "params"]
+# the training pairs; "color_and_params": both; "none": the feature has only one kind.
+Style = Literal["none", "color", "params", "color_and_params"]
+WITH_COLOR, WITH_PARAMS = ("color", "color_and_params"), ("params", "color_and_params")
+COLOR = "color"  # the parameter that says it
+# In a style code: the photo's own colour is to stay. No colour is so dark.
+_OWN_CODE, _OWN_BELOW = (-2.0, 0.0, 0.0), -1.5
 # What a style "params" tells apart, by the parameter's name: its choices, or the least and the greatest number.
 Kinds = dict[str, list[Any]]
 
@@ -47,6 +51,13 @@ def kinds_of(params: Sequence[Mapping[str, Any]]) -> Kinds:
     return kinds
 
 
+def kinds_for(style: Style, params: Sequence[Mapping[str, Any]]) -> Kinds:
+    """What a style code of such a style tells of pairs with these parameters, beside the colour."""
+    if style == "color_and_params":
+        params = [{name: value for name, value in each.items() if name != COLOR} for each in params]
+    return kinds_of(params) if style in WITH_PARAMS else {}
+
+
 def tells_apart(choices: Sequence[Any]) -> bool:
     """Whether these are the choices of a kind: several names, or a least and a greatest number."""
     if all(_is_number(choice) for choice in choices):
@@ -60,10 +71,10 @@ def has_sides(params: Iterable[Mapping[str, Any]]) -> bool:
     return not words.isdisjoint({"left", "right"})
 
 
-def is_of_kinds(params: Mapping[str, Any], kinds: Kinds) -> bool:
+def is_told(style: Style, params: Mapping[str, Any], kinds: Kinds, feature: str) -> bool:
     """Whether `style_of` can tell these parameters."""
     try:
-        style_of("params", params, kinds)
+        style_of(style, params, kinds, feature)
     except InputError:
         return False
     return True
@@ -71,33 +82,39 @@ def is_of_kinds(params: Mapping[str, Any], kinds: Kinds) -> bool:
 
 def style_channels(style: Style, kinds: Kinds) -> int:
     """Length of the style code."""
-    if style == "params":
-        return sum(1 if _is_number(choices[0]) else len(choices) for choices in kinds.values())
-    return 3 if style == "color" else 0
+    told = 3 if style in WITH_COLOR else 0
+    if style in WITH_PARAMS:
+        told += sum(1 if _is_number(choices[0]) else len(choices) for choices in kinds.values())
+    return told
 
 
-def style_of(style: Style, params: Mapping[str, Any], kinds: Kinds | None = None) -> torch.Tensor:
-    """The style code [style_channels] of a feature's parameters, e.g. {"color": "blond"}.
+def style_of(
+    style: Style, params: Mapping[str, Any], kinds: Kinds | None = None, feature: str | None = None
+) -> torch.Tensor:
+    """The style code [style_channels] of a feature's parameters, e.g. {"color": "blond"}: its colour, then its kinds.
 
-    Raises InputError when the style needs a parameter that is missing, not a colour, or of no kind that was trained.
+    feature: whose names of colours these are; None: those of hair. Raises InputError when the style needs a parameter
+    that is missing, not a colour, or of no kind that was trained.
     """
-    if style == "none":
-        return torch.zeros(0)
-    if style == "params":
+    code: list[float] = []
+    if style in WITH_COLOR:
+        if COLOR not in params:
+            raise InputError("params: no color; this model edits towards a colour, pass --set color=NAME or #rrggbb")
+        lab = wanted_lab(params[COLOR], feature)
+        code += _OWN_CODE if lab is None else encode_color(lab).tolist()
+    if style in WITH_PARAMS:
         row = _flat(params)
-        return torch.tensor([x for name, choices in (kinds or {}).items() for x in _kind_code(name, choices, row)])
-    if "color" not in params:
-        raise InputError("params: no color; this model edits towards a colour, pass --set color=NAME or #rrggbb")
-    return encode_color(wanted_lab(params["color"]))
+        code += [x for name, choices in (kinds or {}).items() for x in _kind_code(name, choices, row)]
+    return torch.tensor(code)
 
 
 def style_in_light(style: Style, code: torch.Tensor, light: float) -> torch.Tensor:
     """A style code [style_channels] of a photo taken in `light` (of `light_of`): its colour as it looks there."""
-    if style != "color" or light == 1:
+    if style not in WITH_COLOR or light == 1 or not asks_for_color(code):
         return code
     from stylepairs.datagen.images.colors import lab_in_light
 
-    return encode_color(lab_in_light(decode_color(code), light))
+    return torch.cat([encode_color(lab_in_light(decode_color(code), light)), code[3:]])
 
 
 def _kind_code(name: str, choices: list[Any], row: Mapping[str, Any]) -> list[float]:
@@ -127,11 +144,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def wanted_lab(color: Any) -> torch.Tensor:
-    """Lab [3] (D65) of a colour as `stylepairs.datagen.images.colors.parse_color` takes it."""
+def wanted_lab(color: Any, feature: str | None = None) -> torch.Tensor | None:
+    """Lab [3] (D65) of a colour as the feature names it (`Feature.color_of`), None: as hair's are; None for one that is
+    to stay as it is."""
+    from stylepairs.datagen.features import load_feature
     from stylepairs.datagen.images.colors import color_to_lab, parse_color
 
-    return color_to_lab(parse_color(color))[:, 0, 0]
+    color_of = parse_color if feature is None else load_feature(feature).color_of or parse_color
+    rgb = color_of(color)
+    return None if rgb is None else color_to_lab(rgb)[:, 0, 0]
+
+
+def asks_for_color(code: torch.Tensor) -> torch.Tensor:
+    """Whether style codes [...,S] that hold a colour ask for another than the photo's own, [...]."""
+    return code[..., 0] > _OWN_BELOW
+
+
+def color_or(code: torch.Tensor, own_lab: torch.Tensor) -> torch.Tensor:
+    """Lab [...,3] of what style codes [...,S] ask for: the colour in them, or the photo's own."""
+    return torch.where(asks_for_color(code)[..., None], decode_color(code), own_lab)
 
 
 def encode_color(lab: torch.Tensor) -> torch.Tensor:
@@ -140,5 +171,5 @@ def encode_color(lab: torch.Tensor) -> torch.Tensor:
 
 
 def decode_color(code: torch.Tensor) -> torch.Tensor:
-    """Style code [...,3] -> Lab."""
-    return code * 50 + code.new_tensor([50.0, 0.0, 0.0])
+    """Style code [...,S], whose first three numbers are the colour -> Lab [...,3]."""
+    return code[..., :3] * 50 + code.new_tensor([50.0, 0.0, 0.0])

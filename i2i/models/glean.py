@@ -3,7 +3,7 @@
 After GLEAN (Chan et al. 2021), whose fusion is replaced by scale-and-shift that starts at the identity (as in GFPGAN,
 Wang et al. 2021), and with what editing needs: conditions as channels, a predicted soft mask, the photo outside of it.
 What recolours scales and shifts the photo's colours; what moves takes them from elsewhere in the photo before; what
-draws new pixels shows the image that decoder and generator make.
+tints brings one part's mean to a colour; what draws new pixels shows the image that decoder and generator make.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import is_frozen
+from stylepairs.i2i.models.conditions import color_or
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -31,6 +33,8 @@ MAX_SHIFT = 0.2
 # Where pixels are moved, colours change in so many cells a side, smoothly: detail has to come by the flow, or the edit
 # would be drawn at the network's size and blurred at the photo's.
 SHADE_CELLS = 32
+# Of what is tinted, at first: next to nothing.
+UNTINTED = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class GleanConfig:
     """Shapes of what is trained; features at resolution r have min(channel_base // r, channel_max) channels.
 
     draws: the edit is an image of its own (hair where there was skin), not the photo recoloured. moves: it is the
-    photo's own pixels, moved and recoloured (a smile, more volume). thawed: the generator's synthesis learns on.
+    photo's own pixels, moved and recoloured (a smile, more volume). tints: a map says what is coloured, and its mean
+    colour goes to the one that the style code begins with. thawed: the generator's synthesis learns on.
     """
 
     style_channels: int = 3
@@ -47,18 +52,30 @@ class GleanConfig:
     draws: bool = False
     thawed: bool = False
     moves: bool = False
+    tints: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws and self.moves:
-            raise ValueError("what makes an image of its own cannot move the photo's")
+        if self.draws and (self.moves or self.tints):
+            raise ValueError("what makes an image of its own cannot move or tint the photo's")
+        if self.tints and self.style_channels < 3:
+            raise ValueError("what tints is told a colour")
 
     @property
     def maps(self) -> int:
-        """How many maps a decoder gives: of colour, of where pixels come from, and the mask."""
-        return 4 if self.draws else 7 + 2 * self.moves
+        """How many maps a decoder gives: of colour, of where pixels come from, of what is tinted, and the mask."""
+        return 4 if self.draws else 7 + 2 * self.moves + self.tints
 
     def channels(self, resolution: int) -> int:
         return max(min(self.channel_base // resolution, self.channel_max), 8)
+
+
+class Asked(NamedTuple):
+    """What one pass is given: see `Glean.forward`."""
+
+    photo: torch.Tensor
+    region: torch.Tensor
+    degree: torch.Tensor
+    style: torch.Tensor
 
 
 class Edit(NamedTuple):
@@ -93,7 +110,7 @@ class Glean(nn.Module):
     """Encoder -> latents and features -> frozen generator, features fused at each resolution -> light decoder.
 
     Works at the generator's resolution. At initialisation ws = w_avg, fusion is the identity, and the edit is the photo
-    or, where the model draws, the generator's image.
+    (hardly tinted, where the model tints) or, where it draws, the generator's image.
     """
 
     def __init__(self, generator: Generator, config: GleanConfig):
@@ -134,7 +151,7 @@ class Glean(nn.Module):
         generated = self.generator.synthesis(ws, fuse=fuse)
         out = self.decoder(fused, features, generated)
         applies = self.applies(features[4].flatten(1))[:, 0].float()
-        return composed(self.config, out, photo, region, generated, ws, applies)
+        return composed(self.config, out, Asked(photo, region, degree, style), generated, ws, applies)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Everything that learns, by name: a frozen generator does not, nor a base's weights."""
@@ -164,15 +181,14 @@ def told_of(
 def composed(
     config: GleanConfig,
     out: torch.Tensor,
-    photo: torch.Tensor,
-    region: torch.Tensor,
+    asked: Asked,
     generated: torch.Tensor,
     ws: torch.Tensor,
     confidence_logits: torch.Tensor,
 ) -> Edit:
     """The edit that a decoder's maps [N,out_channels,H,W] say."""
-    mask_logits = out[:, -1:]
-    mask = torch.minimum(stretched_sigmoid(mask_logits), region)
+    photo, mask_logits = asked.photo, out[:, -1:]
+    mask = torch.minimum(stretched_sigmoid(mask_logits), asked.region)
     flow, far = photo.new_zeros(photo.shape[0], 2, *photo.shape[2:]), photo
     if config.moves:
         flow = MAX_SHIFT * torch.tanh(out[:, 6:8])
@@ -183,6 +199,8 @@ def composed(
     else:
         colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
         gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
+        if config.tints:
+            bias = bias + tint(far, torch.sigmoid(out[:, -2:-1] - UNTINTED), mask, asked)
         edit = far + gain * (far + 1) + bias
     output = moved_by(photo, mask, flow, gain, bias) if config.moves else photo + mask * (edit - photo)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
@@ -195,6 +213,15 @@ def moved_by(
     # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
     moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
     return moved + mask * (gain * (moved + 1) + bias)
+
+
+def tint(photo: torch.Tensor, where: torch.Tensor, mask: torch.Tensor, asked: Asked) -> torch.Tensor:
+    """What is added to a photo [N,3,H,W] so that what `where` [N,1,H,W] says has, as far as the mask shows it, the
+    asked colour in the mean, as far as the degree goes. In Lab all of it changes alike: shade and detail stay."""
+    lab, weight = srgb_to_lab(photo), where * mask
+    own = (lab * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-6)
+    way = (color_or(asked.style, own) - own) * asked.degree[:, None]
+    return lab_to_srgb(lab + where * way[:, :, None, None]) - photo
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:
@@ -275,7 +302,8 @@ class ScaleAndShift(nn.Module):
 
 class Decoder(nn.Module):
     """Fused generator features and encoder features, coarse to fine -> maps [N,M,R,R]: gain 3, bias 3, where the model
-    moves flow 2, mask logits 1; where it draws, what is added to the generator's image 3, mask logits 1.
+    moves flow 2, where it tints logits of what 1, mask logits 1; where it draws, what is added to the generator's image
+    3, mask logits 1.
 
     The generator's image joins at the last level. All is zero at initialisation.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stylepairs.i2i.models.adapters import is_frozen
-from stylepairs.i2i.models.glean import Decoder, Edit, Encoder, GleanConfig, composed, zeroed
+from stylepairs.i2i.models.glean import Asked, Decoder, Edit, Encoder, GleanConfig, composed, zeroed
 from stylepairs.i2i.models.light import Light
 from stylepairs.i2i.models.published import GlobalGenerator, UNet
 
@@ -23,7 +23,7 @@ _SURE = 10.0
 @dataclass(frozen=True)
 class PlainConfig:
     """kind: which network; size_px: side of its images, a power of two; width: channels of a published network's first
-    layer; channel_base, channel_max: of `cut`, as in `GleanConfig`; draws, moves: as there."""
+    layer; channel_base, channel_max: of `cut`, as in `GleanConfig`; draws, moves, tints: as there."""
 
     kind: PlainKind
     size_px: int
@@ -33,10 +33,11 @@ class PlainConfig:
     channel_base: int = 2048
     channel_max: int = 128
     moves: bool = False
+    tints: bool = False
 
     def __post_init__(self) -> None:
-        if self.moves and (self.draws or self.kind in PUBLISHED):
-            raise ValueError("what makes an image of its own cannot move the photo's")
+        if (self.moves or self.tints) and (self.draws or self.kind in PUBLISHED):
+            raise ValueError("what makes an image of its own cannot move or tint the photo's")
         if not LEAST_PX <= self.size_px <= MOST_PX or self.size_px & (self.size_px - 1):
             raise ValueError(f"size_px {self.size_px}: must be a power of two from {LEAST_PX} to {MOST_PX}")
         if not 0 < self.width <= MOST_PX:
@@ -81,7 +82,7 @@ class Plain(nn.Module):
         if self.config.draws:
             pixels.append(self.noise.expand(n, -1, -1, -1))
         out, applies = self.network(torch.cat(pixels, dim=1), told)
-        edit = composed(shapes_of(self.config), out, photo, region, photo, ws, applies)
+        edit = composed(shapes_of(self.config), out, Asked(photo, region, degree, style), photo, ws, applies)
         return edit._replace(generated=edit.edit)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
@@ -102,7 +103,7 @@ def everywhere(told: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def shapes_of(config: PlainConfig) -> GleanConfig:
     """The shapes of an encoder and a decoder, as a `Glean` has them."""
     sizes = config.style_channels, config.channel_base, config.channel_max
-    return GleanConfig(*sizes, draws=config.draws, moves=config.moves)
+    return GleanConfig(*sizes, draws=config.draws, moves=config.moves, tints=config.tints)
 
 
 class EncoderDecoder(nn.Module):

@@ -20,6 +20,7 @@ from torch import nn
 from stylepairs.datagen.stylegan.generator import SynthesisLayer, ToRGB
 from stylepairs.datagen.stylegan.layers import FullyConnected
 from stylepairs.i2i.models.glean import (
+    Asked,
     Decoder,
     DownBlock,
     Edit,
@@ -124,7 +125,8 @@ class PreparedGlean(nn.Module):
         assert image is not None
 
         out = self.decoder(fused, features, image).float()
-        return composed(self.config, out, photo, region, image, ws, self.applies(coarse)[:, 0])
+        asked = Asked(photo, region, degree, style)
+        return composed(self.config, out, asked, image, ws, self.applies(coarse)[:, 0])
 
 
 class _Encoder(nn.Module):

@@ -27,11 +27,13 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import available_cpus
 from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
+    WITH_COLOR,
     Kinds,
     Style,
+    asks_for_color,
     encode_color,
     has_sides,
-    is_of_kinds,
+    is_told,
     style_in_light,
     style_of,
 )
@@ -183,7 +185,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
                 params = feature.settled(portrait, params)
                 told, sketch = params.model_dump(mode="json"), feature.sketch(portrait, params)
                 # Of a pair that would run backwards the photo is the outcome: nothing is to be done to it.
-                is_refused = sketch.backwards or (self.style == "params" and not is_of_kinds(told, self.kinds or {}))
+                is_refused = sketch.backwards or not is_told(self.style, told, self.kinds or {}, record.feature)
                 mask = None if is_refused else region_mask(sketch.edit_mask)
             except SketchRefused:
                 mask = None
@@ -192,7 +194,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
             index = int(rng.integers(len(self.unpaired.files)))
         if mask is None:
             return self._refusal(portrait.image, record)
-        style = style_in_light(self.style, style_of(self.style, told, self.kinds), light_of(portrait))
+        code = style_of(self.style, told, self.kinds, record.feature)
+        style = style_in_light(self.style, code, light_of(portrait))
         sample = _sample(portrait.image, portrait.image, mask, record.degree, style)
         return sample | {"ws": torch.zeros(self.latent_shape)}
 
@@ -203,7 +206,8 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
     if pair.before is None or pair.after is None or pair.mask is None:
         raise InputError(f"{record.shard}: pair {record.id} has no before, after or mask; build it again")
     mask = _mask(pair.mask, size_px)
-    code = style_in_light(style, style_of(style, record.params, kinds), record.figures.get("light") or 1.0)
+    code = style_of(style, record.params, kinds, record.feature)
+    code = style_in_light(style, code, record.figures.get("light") or 1.0)
     return _sample(_image(pair.before, size_px), _image(pair.after, size_px), mask, record.degree, code)
 
 
@@ -236,10 +240,10 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
     mask = torch.from_numpy(pixels.pop("mask"))[None].float() / 255
     recoloured, changed = augment.applied(steps.recolouring, rng, **pixels)
     code = sample["style"]
-    if style == "color" and changed:
+    if style in WITH_COLOR and changed and asks_for_color(code):
         # The wanted colour follows what the recolouring did to the colour that was reached.
         before, after = (_inner_color(to_float(each["target"]), mask) for each in (pixels, recoloured))
-        code = code + encode_color(after) - encode_color(before)
+        code = torch.cat([code[:3] + encode_color(after) - encode_color(before), code[3:]])
     degraded, _ = augment.applied(steps.degrading, rng, image=recoloured["image"])
     clean, photo = to_float(recoloured["image"]), to_float(degraded["image"])
     # Some targets are the photo itself (degree 0), or blended towards it.

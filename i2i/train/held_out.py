@@ -14,7 +14,7 @@ from stylepairs.datagen.images.colors import delta_e_2000
 from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, psnr_db
 from stylepairs.datagen.images.perceptual import Perceptual, perceptual_distance
-from stylepairs.i2i.models.conditions import decode_color
+from stylepairs.i2i.models.conditions import color_or
 from stylepairs.i2i.models.glean import Edit
 from stylepairs.i2i.models.prepared_glean import Network
 from stylepairs.i2i.train.data import PairDataset, Sample
@@ -62,8 +62,8 @@ def figures_of(model: Network, sample: Sample, style: str, perceptual: Perceptua
     tight = sample.get("tight", tightened(mask))
     colors = [mean_color(image, (tight > 0.5).float())[0] for image in (output, target)]
     wanted = {}
-    if style == "color":
-        wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], decode_color(sample["style"][0]), dim=0))}
+    if style == "color":  # with more than it, what is edited is more than what is coloured
+        wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], color_or(sample["style"][0], colors[1]), dim=0))}
     features = perceptual.features(output), perceptual.features(target)
     return {
         "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),

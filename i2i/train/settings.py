@@ -29,6 +29,7 @@ class ModelSettings(Section):
     channel_max: int = Field(default=128, ge=8, le=4096)
     draws: bool = Field(default=False, description="the edit is a generated image, not the photo recoloured")
     moves: bool = Field(default=False, description="the edit is the photo's own pixels, moved and recoloured")
+    tints: bool = Field(default=False, description="the asked colour is reached by computing, where the network says")
 
 
 class DataSettings(Section):
@@ -164,9 +165,9 @@ class DiscriminatorSettings(Section):
 class TrainingSettings(Section):
     """The whole `i2i:` section."""
 
-    style: Literal["none", "color", "params"] = Field(
+    style: Literal["none", "color", "params", "color_and_params"] = Field(
         default="none",
-        description="what the editor is told besides the region: the colour, or the parameters that differ",
+        description="what the editor is told besides the region: the colour, the parameters that differ, or both",
     )
     init: str = Field(default="none", description="embedded, a trained .safetensors, or none: from the bare generator")
     adapter_rank: int = Field(
@@ -225,10 +226,15 @@ class TrainingSettings(Section):
             raise ValueError("perceptual: vgg16 needs perceptual_weights, a file")
         if self.losses.color and self.style != "color":
             raise ValueError("losses.color needs style: color")
+        if self.model.tints and not self.style.startswith("color"):
+            raise ValueError("model.tints needs style: color, or color_and_params")
         if self.degradation and self.style != "none":
             raise ValueError("degradation: leave style at none, a restoration has no kinds")
-        if self.model.moves and (self.model.draws or self.model.kind in ("unet", "pix2pixhd")):
-            raise ValueError("model.moves: what makes an image of its own cannot move the photo's; change one of them")
+        for way in ("moves", "tints"):
+            if getattr(self.model, way) and (self.model.draws or self.model.kind in ("unet", "pix2pixhd")):
+                raise ValueError(
+                    f"model.{way}: what makes an image of its own leaves nothing of the photo's; change one of them"
+                )
         if self.adapter_rank and (self.init == "none" or self.model.kind == "thawed"):
             raise ValueError("adapter_rank needs an init, and another model.kind than thawed")
         for one, two in (("region_dropped_share", "region_rough_share"), ("identity_share", "blend_share")):

@@ -101,7 +101,13 @@ def pair_sides(pairs: Path) -> Sides:
 
 
 def told_sides(
-    sides: Sides, pairs: Path, style: Style, kinds: Kinds, held_out_count: int, say: Callable[[str], None]
+    sides: Sides,
+    pairs: Path,
+    feature: str,
+    style: Style,
+    kinds: Kinds,
+    held_out_count: int,
+    say: Callable[[str], None],
 ) -> Sides:
     """The sides without pairs whose parameters `style_of` cannot tell, at most so many held out. Says how many training
     pairs are left out; raises InputError where all are."""
@@ -109,7 +115,7 @@ def told_sides(
 
     def is_told(params: Mapping[str, Any]) -> bool:
         try:
-            style_of(style, params, kinds)
+            style_of(style, params, kinds, feature)
         except InputError as error:
             problems.append(str(error))
             return False

@@ -159,10 +159,10 @@ def fresh_model(settings: TrainingSettings, channels: int, generator: Generator 
     generator = generator or load_generator(settings.generator)
     if shapes.kind == "glean" or shapes.kind == "thawed":
         sizes = channels, shapes.channel_base, shapes.channel_max
-        thawed = shapes.kind == "thawed"
-        return Glean(generator, GleanConfig(*sizes, draws=shapes.draws, thawed=thawed, moves=shapes.moves))
+        how = {"draws": shapes.draws, "moves": shapes.moves, "tints": shapes.tints}
+        return Glean(generator, GleanConfig(*sizes, **how, thawed=shapes.kind == "thawed"))
     side, rest = generator.config.img_resolution, (shapes.width, shapes.channel_base, shapes.channel_max)
-    plain = Plain(PlainConfig(shapes.kind, side, channels, shapes.draws, *rest, moves=shapes.moves))
+    plain = Plain(PlainConfig(shapes.kind, side, channels, shapes.draws, *rest, moves=shapes.moves, tints=shapes.tints))
     plain.noise.copy_(generator.noise_maps()[-1])
     return plain
 

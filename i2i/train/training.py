@@ -27,7 +27,7 @@ from stylepairs.datagen.shell.lock import folder_lock
 from stylepairs.datagen.shell.machine import refuse_launched
 from stylepairs.datagen.stylegan.projected import Maps
 from stylepairs.i2i.models import checkpoints
-from stylepairs.i2i.models.conditions import Kinds, decode_color, kinds_of
+from stylepairs.i2i.models.conditions import Kinds, color_or, kinds_for
 from stylepairs.i2i.models.glean import Edit, Glean
 from stylepairs.i2i.models.prepared_glean import prepare
 from stylepairs.i2i.train import losses
@@ -94,9 +94,9 @@ def train(
     sides = portrait_sides(pairs) if settings.degradation else pair_sides(pairs)
     feature = one_feature(sides.records, pairs, feature)
     teacher = load_teacher(settings, feature, settings.style)
-    own_kinds = kinds_of(distinct(sides.records, "params")) if settings.style == "params" else {}
+    own_kinds = kinds_for(settings.style, distinct(sides.records, "params"))
     network, kinds = teacher or (None, own_kinds)
-    sides = told_sides(sides, pairs, settings.style, kinds, settings.val_pairs, say)
+    sides = told_sides(sides, pairs, feature, settings.style, kinds, settings.val_pairs, say)
     unpaired = unpaired_portraits(portraits, feature)
     beside = portraits_in_batch(settings) if unpaired else 0
     run = build(settings, feature, kinds, network, beside, has_refused=bool(sides.refused))
@@ -334,8 +334,9 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
             wanted = run.perceptual.features(target)
         terms["perceptual"] = weights.perceptual * losses.perceptual_l2(run.perceptual.features(edit.output), wanted)
     if weights.color:
-        region, code = (tight > 0.5).float(), decode_color(batch["style"])
-        wanted_color = losses.mean_color(batch["photo"], region).lerp(code, batch["degree"][:, None])
+        region = (tight > 0.5).float()
+        own = losses.mean_color(batch["photo"], region)
+        wanted_color = own.lerp(color_or(batch["style"], own), batch["degree"][:, None])
         terms["color"] = weights.color * losses.color_distance(edit.output, wanted_color, region)
     if weights.generated:
         terms["generated"] = weights.generated * losses.pixel_l1(edit.generated, target, mask, 0.0)

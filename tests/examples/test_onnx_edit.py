@@ -22,6 +22,7 @@ from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.i2i.edit import beyond_crop, paste
 from stylepairs.i2i.edit.beyond_crop import EditMaps
+from stylepairs.i2i.models.conditions import style_in_light, style_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_edit.py"
@@ -82,6 +83,11 @@ def test_light_is_the_packages(example: ModuleType, photo: np.ndarray, shade: fl
     lightness = cv2.cvtColor(lit.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
     assert example.light_of(lightness, points) == pytest.approx(light_of(portrait), rel=0.01)
     assert (light_of(portrait) < 1) == (shade < 1)
+    crop = lit.astype(np.float32) / 127.5 - 1
+    for color in ("berry", "own"):
+        code = style_of("color_and_params", {"color": color, "fullness": 0.2}, {"fullness": [0.0, 0.4]}, "lips")
+        wanted = style_in_light("color_and_params", code, light_of(portrait))
+        np.testing.assert_allclose(example.in_light(code.numpy(), crop, points), wanted, atol=0.01)
 
 
 @pytest.mark.parametrize("moves", [False, True])

@@ -64,6 +64,13 @@ def moving(generator: Generator) -> Glean:
     return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, moves=True))
 
 
+@pytest.fixture
+def tinting(generator: Generator) -> Glean:
+    """A model that moves, and whose edit brings a part's mean to the wanted colour."""
+    torch.manual_seed(4)
+    return Glean(generator, GleanConfig(style_channels=3, channel_base=256, channel_max=16, moves=True, tints=True))
+
+
 @pytest.fixture(scope="session")
 def generator_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("generator") / "generator.safetensors"

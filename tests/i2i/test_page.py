@@ -53,6 +53,9 @@ def test_styles_are_what_the_model_knows_and_come_back_as_parameters() -> None:
     styles = styles_of(KINDS)
     assert len(styles) == 6
     assert params_of(KINDS, styles[1]) == {"length": 0.2, "bangs": {"style": "full"}}
+    lips = styles_of(ModelInfo("lips", "color_and_params", {}, {"fullness": [-0.2, 0.5]}))
+    assert lips[:3] == ["color=nude, fullness=0", "color=nude, fullness=-0.2", "color=nude, fullness=0.5"]
+    assert "color=own, fullness=0.5" in lips
     plain = ModelInfo("teeth", "none", {})
     assert styles_of(plain) == ["as trained"]
     assert params_of(plain, "as trained") == {}

@@ -104,7 +104,7 @@ def test_the_wanted_colour_is_reached_and_creases_stay(closed, color):
     assert figures["spill_delta_e"] < 0.5
     core = lip_matte(closed)[0] > 0.95
     mean = srgb_to_lab(made.image)[:, core].mean(1)[:, None, None]
-    assert float(delta_e_2000(mean, color_to_lab(lips.lip_color(color)))) < 5
+    assert float(delta_e_2000(mean, color_to_lab(lips.color_of(color)))) < 5
 
 
 def test_fuller_lips_are_higher_by_the_share_asked_for(parted):
@@ -156,11 +156,11 @@ def test_lips_that_are_not_seen_are_refused(closed):
 
 
 def test_names_of_colours_are_checked():
-    assert lips.lip_color("Wine") == lips.PALETTE["wine"]
-    assert lips.lip_color("#a0f") == (170, 0, 255)
-    assert lips.lip_color("own") is None
+    assert lips.color_of("Wine") == lips.PALETTE["wine"]
+    assert lips.color_of("#a0f") == (170, 0, 255)
+    assert lips.color_of("own") is None
     with pytest.raises(InputError, match="did you mean 'cherry'"):
-        lips.lip_color("chery")
+        lips.color_of("chery")
     for wrong in ({"color": "blond"}, {"fullness": 0.9}, {"finish": "wet"}, {"color": "own"}):
         with pytest.raises(ValidationError):
             lips.Params(**wrong)

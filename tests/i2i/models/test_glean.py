@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.glean import MAX_SHIFT, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from
+from stylepairs.i2i.models.conditions import decode_color, style_of
+from stylepairs.i2i.models.glean import MAX_SHIFT, Asked, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from, tint
+from stylepairs.i2i.train.losses import mean_color
 
 
 def inputs(n: int = 2, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,7 +48,7 @@ def test_untrained_model_that_draws_shows_the_prior(drawing: Glean) -> None:
     torch.testing.assert_close(edit.edit, edit.generated)
 
 
-@pytest.mark.parametrize("kind", ["model", "drawing", "moving"])
+@pytest.mark.parametrize("kind", ["model", "drawing", "moving", "tinting"])
 def test_every_trainable_parameter_gets_a_gradient(kind: str, request: pytest.FixtureRequest) -> None:
     model = randomised(request.getfixturevalue(kind))
     edit = model(*inputs())
@@ -91,8 +94,43 @@ def test_pixels_are_taken_from_where_the_flow_points() -> None:
 
 
 def test_what_draws_does_not_move() -> None:
-    with pytest.raises(ValueError, match="cannot move the photo's"):
-        GleanConfig(draws=True, moves=True)
+    for way in ("moves", "tints"):
+        with pytest.raises(ValueError, match="cannot move or tint the photo's"):
+            GleanConfig(draws=True, **{way: True})
+
+
+OWN = style_of("color", {"color": "own"}, feature="lips")
+RED = style_of("color", {"color": "red"}, feature="lips")
+
+
+def asked_of(degree: float, *codes: torch.Tensor) -> Asked:
+    """Smooth photos in the middle of the gamut."""
+    torch.manual_seed(7)
+    photo = F.interpolate(torch.rand(len(codes), 3, 6, 6) * 0.3 - 0.15, size=(32, 32), mode="bilinear")
+    return Asked(photo, torch.ones(len(codes), 1, 32, 32), torch.full((len(codes),), degree), torch.stack(codes))
+
+
+@pytest.mark.parametrize("degree", [0.0, 0.4, 1.0])
+def test_what_is_tinted_has_the_wanted_mean_as_far_as_the_degree_goes(degree: float) -> None:
+    asked = asked_of(degree, RED, OWN)
+    where = torch.zeros(2, 1, 32, 32)
+    where[..., 10:20, 5:25] = 1
+    shift = tint(asked.photo, where, torch.full_like(where, 0.5), asked)
+    assert torch.allclose(shift * (1 - where), torch.zeros(()), atol=2e-3)  # there and back through Lab
+    own, found = (mean_color(image, where) for image in (asked.photo, asked.photo + shift))
+    wanted = torch.stack([own[0].lerp(decode_color(RED), degree), own[1]])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.1)
+
+
+def test_what_moves_and_tints_says_by_its_maps_what_it_shows(tinting: Glean) -> None:
+    asked = asked_of(1.0, RED, OWN)
+    with torch.no_grad():
+        randomised(tinting).decoder.out.bias[-2] += 9  # all of it
+        edit = tinting(*asked)
+    moved = taken_from(asked.photo, edit.mask * edit.flow)
+    shown = moved + edit.mask * (edit.gain * (moved + 1) + edit.bias)
+    torch.testing.assert_close(edit.output, shown, rtol=0, atol=1e-5)
+    assert edit.bias[0].abs().mean() > 3 * edit.bias[1].abs().mean()
 
 
 def test_strands_grow_from_the_generators_noise(drawing: Glean) -> None:
@@ -104,7 +142,7 @@ def test_strands_grow_from_the_generators_noise(drawing: Glean) -> None:
     assert (drawing(*inputs()).edit - before).abs().mean() > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["model", "drawing", "moving"])
+@pytest.mark.parametrize("kind", ["model", "drawing", "moving", "tinting"])
 def test_region_limits_what_is_edited_whatever_was_learnt(kind: str, request: pytest.FixtureRequest) -> None:
     photo, region, degree, style = inputs()
     edit = randomised(request.getfixturevalue(kind))(photo, region, degree, style)

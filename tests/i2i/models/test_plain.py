@@ -69,7 +69,7 @@ def test_what_moves_takes_pixels_from_elsewhere(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_published_networks_do_not_move(kind: str) -> None:
-    with pytest.raises(ValueError, match="cannot move the photo's"):
+    with pytest.raises(ValueError, match="cannot move or tint the photo's"):
         plain(kind, moves=True)
 
 

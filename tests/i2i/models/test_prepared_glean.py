@@ -16,7 +16,7 @@ from stylepairs.kernels.precision import fastest_dtype
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(params=["model", "drawing", "moving"])
+@pytest.fixture(params=["model", "drawing", "moving", "tinting"])
 def trained(request) -> Glean:
     """As after training: nothing that begins at zero is zero any more."""
     model = request.getfixturevalue(request.param)

@@ -26,7 +26,7 @@ def sample(seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["draws", "moves"])
+@pytest.mark.parametrize("way", ["draws", "moves", "tints"])
 def test_quantized_editor_edits_nearly_alike_in_a_smaller_file(tmp_path: Path, way: str) -> None:
     import onnxruntime
 

@@ -14,7 +14,19 @@ import torch
 from stylepairs.datagen.images.colors import lab_in_light
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.models.conditions import decode_color, has_sides, kinds_of, style_channels, style_of, wanted_lab
+from stylepairs.i2i.models.conditions import (
+    asks_for_color,
+    color_or,
+    decode_color,
+    has_sides,
+    is_told,
+    kinds_for,
+    kinds_of,
+    style_channels,
+    style_in_light,
+    style_of,
+    wanted_lab,
+)
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import PairDataset, Sample, augmented_sample, batches, calibration_inputs, plain_sample
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
@@ -271,6 +283,27 @@ def test_style_code_is_the_wanted_colour() -> None:
         style_of("color", {})
 
 
+def test_a_colour_is_told_as_its_feature_names_it_and_beside_it_what_else_differs() -> None:
+    rows = [{"color": "red", "fullness": 0.5}, {"color": "own", "fullness": -0.1}]
+    assert kinds_for("color", rows) == {}
+    kinds = kinds_for("color_and_params", rows)
+    assert kinds == {"fullness": [-0.1, 0.5]}
+    assert style_channels("color_and_params", kinds) == 4
+    red, own = (style_of("color_and_params", row, kinds, "lips") for row in rows)
+    lips, hair = (style_of("color", rows[0], feature=feature) for feature in ("lips", None))
+    torch.testing.assert_close(red, torch.cat([lips, torch.ones(1)]))
+    assert (lips - hair).abs().max() > 0.1
+    assert (bool(asks_for_color(red)), bool(asks_for_color(own))) == (True, False)
+    stays = torch.tensor([40.0, 20.0, 5.0])
+    assert torch.equal(color_or(torch.stack([red, own]), stays)[1], stays)
+    assert torch.equal(style_in_light("color_and_params", own, 0.5), own)
+    dark = style_in_light("color_and_params", red, 0.5)
+    assert dark[0] < red[0]
+    assert dark[3] == red[3]
+    told = {**rows[0], "fullness": 0.7}, {"fullness": 0.1}, rows[1]
+    assert [is_told("color_and_params", each, kinds, "lips") for each in told] == [False, False, True]
+
+
 def test_kinds_are_what_differs_between_pairs() -> None:
     rows = [
         {"style": "full", "length": 0.5, "seed": 1, "intensity": 1.0, "deep": {"soft": True}},
@@ -302,7 +335,7 @@ def test_pairs_that_a_model_cannot_be_told_are_left_out_and_said(
     if not has_manifest:
         (tmp_path / "manifest.parquet").unlink()
     sides, said = pair_sides(tmp_path), []
-    told = told_sides(sides, tmp_path, "params", {"length": [0.5, 1.0]}, 2, said.append)
+    told = told_sides(sides, tmp_path, "hair_color", "params", {"length": [0.5, 1.0]}, 2, said.append)
     assert {record.params.get("length") for record in told.records} == {0.5, 0.7, 1.0}
     assert {record.params.get("length") for record in told.held_out} <= {0.5, 0.7, 1.0}
     assert len(told.held_out) <= 2
@@ -310,9 +343,9 @@ def test_pairs_that_a_model_cannot_be_told_are_left_out_and_said(
     assert len(said) == 1
     assert re.search(rf"{left_out} of {len(sides.records)} training pairs.*\(length (None|3): .* 0.5 to 1\)$", said[0])
     with pytest.raises(InputError, match=r"none of its \d+ training pairs can be learnt from \(length .*change style"):
-        told_sides(sides, tmp_path, "params", {"length": [7, 8]}, 2, said.append)
+        told_sides(sides, tmp_path, "hair_color", "params", {"length": [7, 8]}, 2, said.append)
     with pytest.raises(InputError, match="params: no color"):
-        told_sides(sides, tmp_path, "color", {}, 2, said.append)
+        told_sides(sides, tmp_path, "hair_color", "color", {}, 2, said.append)
 
 
 @pytest.mark.parametrize(("side", "flips"), [("side_left", 0), ("full", 1)])

@@ -99,9 +99,17 @@ def test_what_moves_begins_with_the_mask_of_what_did_not(tmp_path: Path, setting
 
 
 @pytest.mark.parametrize("changes", [{"draws": True}, {"kind": "unet"}])
-def test_what_makes_an_image_of_its_own_does_not_move(settings: Make, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"model\.moves: what makes an image of its own"):
-        settings(model={"moves": True, **SHAPES, **changes})
+@pytest.mark.parametrize("way", ["moves", "tints"])
+def test_what_makes_an_image_of_its_own_does_not_move_or_tint(
+    settings: Make, way: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=rf"model\.{way}: what makes an image of its own"):
+        settings(style="color", model={way: True, **SHAPES, **changes})
+
+
+def test_what_tints_is_told_a_colour(settings: Make) -> None:
+    with pytest.raises(ValueError, match=r"model\.tints needs style: color"):
+        settings(style="params", losses={}, model={"tints": True, **SHAPES})
 
 
 ONE_STYLE = {"volume": [0.1, 0.5], "where": ["both", "crown"]}
