@@ -46,7 +46,8 @@ def test_what_moves_learns_a_shift_of_strands_by_its_flow(settings: Make, monkey
 
 
 def test_what_tints_learns_where_and_computes_how_much(settings: Make) -> None:
-    terms = dict.fromkeys(("perceptual", "generated", "latent", "adversarial", "color"), 0.0) | {"l1": 20.0, "mask": 1.0}
+    silent = dict.fromkeys(("perceptual", "generated", "latent", "adversarial", "color"), 0.0)
+    terms = silent | {"l1": 20.0, "mask": 1.0}
     shapes = {"channel_base": 256, "channel_max": 16, "tints": True}
     run = build(settings(style="color", losses=terms, model=shapes, warmup_steps=0, learning_rate=3e-3), "lips", {})
     mask, part = torch.zeros(8, 1, 32, 32), torch.zeros(8, 1, 32, 32)
