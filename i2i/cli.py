@@ -94,6 +94,9 @@ def edit(
     ] = False,
     provenance: Annotated[bool, typer.Option(help="say in each file that it was edited by a generative model")] = True,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="least score of a face")] = 0.5,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="parse each face, and leave those that the feature itself refuses")
+    ] = False,
     landmarks: Annotated[str, typer.Option(help="embedded or face-alignment")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     own_feature: OwnFeatureOption = None,
@@ -110,6 +113,8 @@ def edit(
         raise InputError("no photos; name a run, then photos or folders of them")
     if video and suffix != ".png":
         raise InputError(f"--format {format}: is for photos; a video becomes an MP4")
+    if video and strict:
+        raise InputError("--strict: is for photos; a video's frames are not parsed")
     for each in (*photos, out):  # of these a journal is kept by their places on this machine
         local_place(f"{each}")
     jobs = jobs_of(photos, out, ".mp4", VIDEO_SUFFIXES) if video else jobs_of(photos, out, suffix)
@@ -120,12 +125,12 @@ def edit(
     from stylepairs.i2i.models.checkpoints import model_path
 
     run_own_feature(own_feature)
-    editors = [Editor.load(run, device=device, landmarks=landmarks) for run in runs]
+    editors = [Editor.load(run, device=device, landmarks=landmarks, strict=strict) for run in runs]
     editor = editors[0] if len(editors) == 1 else SeveralEditors(editors)
     editor.wanted(params)
     make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
-    journal = Journal(out, [models, params, provenance, min_score, landmarks])
+    journal = Journal(out, [models, params, provenance, min_score, landmarks, strict])
     if video and not isinstance(editor, Editor):
         raise InputError("--video: takes one run; edit the result with the next")
     work = video_work(editor, params, min_score, provenance) if isinstance(editor, Editor) and video else None

@@ -111,17 +111,21 @@ class Editor:
     [None]
     """
 
-    def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None):
+    def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None, strict: bool = False):
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
-        says of it. analyser: finds faces, and parses them where edits are judged; None does for `edit_portrait`."""
-        self.model, self.info, self.analyser = model, info, analyser
+        says of it. analyser: finds faces, and parses them where edits are judged; None does for `edit_portrait`.
+        strict: faces that the feature refuses are left, however sure the network is; each is parsed for that."""
+        self.model, self.info, self.analyser, self.strict = model, info, analyser, strict
         self.feature = FEATURE if info.feature == RESTORATION else load_feature(info.feature)
 
     @classmethod
-    def load(cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded") -> Editor:
+    def load(
+        cls, source: str | Path, *, device: str = "auto", landmarks: str = "embedded", strict: bool = False
+    ) -> Editor:
         """The editor of a run folder, a .safetensors file, or "embedded" (the shipped weights), ready for use.
 
-        device: "cpu", "cuda" or "auto"; landmarks: as in `load_analyser`. Raises InputError for what cannot be loaded.
+        device: "cpu", "cuda" or "auto"; landmarks: as in `load_analyser`; strict: as in `Editor`. Raises InputError for
+        what cannot be loaded.
         """
         from stylepairs.datagen.portraits.analysis.analyser import load_analyser
         from stylepairs.datagen.shell.machine import choose_device
@@ -129,7 +133,7 @@ class Editor:
         from stylepairs.i2i.models.prepared_glean import prepare
 
         model, info = load_model(source)
-        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks))
+        return cls(prepare(model.to(choose_device(device))), info, load_analyser(landmarks), strict)
 
     def __call__(
         self,
@@ -153,8 +157,12 @@ class Editor:
         _check_region(region, photo)
         found = self.find(photo, min_score) if faces is None else faces
         result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
-        edits = self.placed_faces(eight_bits(photo), [face.points68 for face in found], wanted)
-        for face, edit in zip(found, edits, strict=True):
+        eight = eight_bits(photo)
+        left = [self._refusal(eight, face.points68, wanted) if self.strict else None for face in found]
+        asked = [face.points68 for face, why in zip(found, left, strict=True) if why is None]
+        edits = self.placed_faces(eight, asked, wanted)
+        for face, why in zip(found, left, strict=True):
+            edit = next(edits) if why is None else Unsure(0.0, why)
             refused = edit.why if isinstance(edit, Unsure) else None
             if isinstance(edit, Placed):
                 paste(result, photo, mask, edit.maps, edit.transform, region)
@@ -196,6 +204,19 @@ class Editor:
         if sketch.backwards:
             raise SketchRefused(f"{portrait.name}: {self.info.feature} makes a before half of it; nothing to edit")
         return self.edit_crop(*self._inputs(portrait, wanted)), sketch
+
+    def _refusal(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> str | None:
+        """Why the feature refuses a face of a photo uint8 [H,W,3]; None: it does not."""
+        from stylepairs.datagen.portraits.analysis.analyser import portrait_of
+
+        assert self.analyser is not None, "made without an analyser, which parses the faces"
+        size_px = self.model.size_px
+        portrait, _ = portrait_of(self.info.feature, photo, points68, crop_px_of(size_px), self.analyser.parser)
+        try:
+            backwards = self.feature.sketch(portrait.resized(size_px), wanted.params).backwards
+        except SketchRefused as refused:
+            return str(refused)
+        return f"{self.info.feature}: makes a before half of it; nothing to edit" if backwards else None
 
     def edit_crop(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
         """What `edit` does to an aligned crop of the network's size, a batch of one, output clamped to [-1,1]: fainter

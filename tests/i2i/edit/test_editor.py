@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image, ImageCms
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.portraits.alignment import crop_aligned, ffhq_transform
 from stylepairs.datagen.portraits.analysis import analyser
+from stylepairs.datagen.portraits.portrait import Portrait
+from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import border_fade
 from stylepairs.i2i.edit.editor import Editor
@@ -268,3 +271,31 @@ def test_a_faint_edit_of_what_moves_shows_what_its_maps_say(moving: Glean) -> No
     said = moved_by(photo[None], edit.mask, edit.flow, edit.gain, edit.bias).clamp(-1, 1)
     torch.testing.assert_close(edit.output, said)
     assert (edit.output - photo).abs().max() > 0.01
+
+
+def test_a_strict_editor_leaves_the_faces_that_the_feature_refuses(brightening: Glean) -> None:
+    photo = np.full((200, 300, 3), 100, np.uint8)
+    photo[:, 150:] = 120
+    faces = FakeAnalyser([(75, 100), (225, 100)])
+
+    def parse(aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(aligned), *aligned.shape[2:], dtype=torch.uint8), torch.zeros_like(aligned[:, :1])
+
+    faces.parser = SimpleNamespace(parse=parse)
+    editor = Editor(brightening, PLAIN, faces, strict=True)
+
+    def sketch(portrait: Portrait, _params: object) -> SimpleNamespace:
+        if float(portrait.image.mean()) > 100 / 127.5 - 1 + 0.05:
+            raise SketchRefused(f"{portrait.name}: too light")
+        assert portrait.size_px == 32
+        return SimpleNamespace(backwards=False)
+
+    editor.feature = replace(editor.feature, sketch=sketch)
+    edited = editor(photo)
+    assert [face.refused for face in edited.faces] == [None, f"{PLAIN.feature}: too light"]
+    changed = (edited.pixels != photo).any((0, 2))
+    assert changed[:150].any()
+    assert not changed[190:].any()
+    assert np.array_equal(edited.pixels, Editor(brightening, PLAIN, FakeAnalyser([(75, 100)]))(photo).pixels)
+    with pytest.raises(InputError, match="too light"):
+        editor(photo, faces=faces.faces[1:])
