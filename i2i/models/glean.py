@@ -33,8 +33,8 @@ MAX_SHIFT = 0.2
 # Where pixels are moved, colours change in so many cells a side, smoothly: detail has to come by the flow, or the edit
 # would be drawn at the network's size and blurred at the photo's.
 SHADE_CELLS = 32
-# Of what is tinted, at first: next to nothing.
-UNTINTED = 3.0
+# What is tinted, a sigmoid: at first next to nothing; stretched, so that it reaches exactly 1.
+UNTINTED, TINT_STRETCH = 3.0, 1.05
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def composed(
         colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
         gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
         if config.tints:
-            bias = bias + tint(far, torch.sigmoid(out[:, -2:-1] - UNTINTED), mask, asked)
+            bias = bias + tint(far, tinted_share(out[:, -2:-1]), mask, asked)
         edit = far + gain * (far + 1) + bias
     output = moved_by(photo, mask, flow, gain, bias) if config.moves else photo + mask * (edit - photo)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
@@ -213,6 +213,11 @@ def moved_by(
     # Reading a picture at its own pixels rounds: where the mask is 0 it is the photo.
     moved = torch.where(mask > 0, taken_from(photo, mask * flow), photo)
     return moved + mask * (gain * (moved + 1) + bias)
+
+
+def tinted_share(logits: torch.Tensor) -> torch.Tensor:
+    """How far each pixel goes to the asked colour, [N,1,H,W] in [0,1]."""
+    return (TINT_STRETCH * torch.sigmoid(logits - UNTINTED)).clamp(max=1)
 
 
 def tint(photo: torch.Tensor, where: torch.Tensor, mask: torch.Tensor, asked: Asked) -> torch.Tensor:
