@@ -12,6 +12,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -263,6 +264,10 @@ def _members(file: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
     # The two zero blocks that end a tar are there only when it was written to its end.
     if file.seek(0, io.SEEK_END) < end + 2 * tarfile.BLOCKSIZE:
         raise Damaged("truncated")
+    # tarfile takes a header that it cannot read for the end: the pairs after it would be lost unseen.
+    file.seek(end + -end % tarfile.BLOCKSIZE)
+    if any(block.strip(b"\0") for block in iter(partial(file.read, tarfile.RECORDSIZE), b"")):
+        raise Damaged("a header cannot be read")
     for key, parts in found.items():
         if "json" not in parts:
             raise Damaged(f"pair {key} has no json")

@@ -224,6 +224,19 @@ def test_a_shard_whose_last_member_fills_its_blocks_needs_every_byte(tmp_path, s
         shards.scan_shard(path)
 
 
+@pytest.mark.parametrize("damage", [b"\xff", bytes(tarfile.BLOCKSIZE)], ids=["garbled", "zeroed"])
+def test_a_header_that_cannot_be_read_loses_no_pairs_unseen(tmp_path, synthetic_pairs, damage):
+    synthetic_pairs(tmp_path, count=4, shard_size=4)
+    path = tmp_path / "pairs-00000.tar"
+    with tarfile.open(path) as tar:
+        at = next(member.offset for member in tar if member.name.startswith("000002."))
+    content = bytearray(path.read_bytes())
+    content[at : at + len(damage)] = damage
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"pairs-00000\.tar: damaged shard \(a header cannot be read\)"):
+        shards.scan_shard(path)
+
+
 def test_members_carry_no_time_and_anyone_may_read_them(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path, count=1)
     with tarfile.open(tmp_path / "pairs-00000.tar") as tar:
