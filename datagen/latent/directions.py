@@ -98,7 +98,10 @@ def parse_layers(text: str, num_ws: int) -> list[int] | None:
     if text == "all":
         return None
     try:
-        ends = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
+        ends = [
+            (int(low), int(high if dash else low))
+            for low, dash, high in (part.partition("-") for part in text.split(","))
+        ]
     except ValueError:
         raise InputError(f"--layers {text}: must be all, or rows as 0-3,5") from None
     if any(not 0 <= low <= high < num_ws for low, high in ends):

@@ -103,7 +103,7 @@ def test_hostile_files_are_one_line(generator, tmp_path):
 def test_layer_ranges_are_parsed():
     assert parse_layers("all", 8) is None
     assert parse_layers("0-2,5", 8) == [0, 1, 2, 5]
-    for wrong in ("0-9", "a", "", "5-3", "-1", "0-99999999999"):
+    for wrong in ("0-9", "a", "", "5-3", "-1", "4-", "0-99999999999"):
         with pytest.raises(InputError, match="--layers"):
             parse_layers(wrong, 8)
 
