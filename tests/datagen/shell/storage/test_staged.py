@@ -38,6 +38,12 @@ def test_local_paths_and_file_urls_stay_what_they_are(tmp_path):
     assert place("C:/x://y") == Path("C:/x://y")
     assert place(f"file://{tmp_path}/x") == tmp_path / "x"
     assert type(place(f"file://{tmp_path}/x")) is type(tmp_path)
+    assert place(f"file://localhost{tmp_path}/x") == tmp_path / "x"
+
+
+def test_a_scheme_may_be_written_in_capitals():
+    assert f"{place('S3://bucket/pairs')}" == "s3://bucket/pairs"
+    assert place("FILE:///x") == Path("/x")
 
 
 @pytest.mark.parametrize(
