@@ -224,6 +224,10 @@ def animate(
 
     _to_write(out, pictures.ANIMATIONS)
     pictures.check_rate(out, fps)
+    if round(seconds * fps) > pictures.MAX_FRAMES:
+        raise InputError(
+            f"--seconds {seconds:g}: {fps:g} a second are more than {pictures.MAX_FRAMES} frames; ask for fewer"
+        )
     network, digest = _generator(generator)
     motions = []
     for index, text in enumerate(edits):
@@ -235,7 +239,7 @@ def animate(
             raise InputError(f"{text}: must be FILE=LOW:HIGH, for example smile.safetensors=-1:2") from None
         delay = index / len(edits) if in_turn else 0.0
         motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
-    total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
+    total = max(2, round(seconds * fps))
     people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
     with progress(total, "frames") as shown:
 

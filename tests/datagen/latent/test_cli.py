@@ -64,6 +64,7 @@ def test_attributes_are_listed_with_what_they_measure():
         (("edit", "none.npy", "--out", "x.tiff"), r"x.tiff: must end in .png, .jpg, .webp"),
         (("edit", "none.npy", "--out", "."), "must end in"),
         (("animate", "none.npy=0:1", "--out", "x.gif", "--fps", "60"), "50 frames a second at most"),
+        (("animate", "none.npy=0:1", "--out", "x.mp4", "--fps", "60", "--seconds", "120"), "more than 3000 frames"),
         (("animate", "a#b/none.npy=0:1", "--out", "x.gif"), r"a#b/none.npy: cannot be read"),
         (("train-mapper", "--attributes", "smile", "--samples", "x", "--out", "m.pt"), "must end in .safetensors"),
         (("optimise", "yaw", "--samples", "x", "--out", "x.png", "--size", "1.3"), "yaw has no region of its own"),
