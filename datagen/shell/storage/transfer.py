@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import os
 import random
@@ -30,6 +31,7 @@ _WAIT_S = 0.4
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _CONNECT_S, _READ_S = 10, 60
+SCRATCH_FULL = "the disk for its copy here is full; free some space, or name a larger one with STYLEPAIRS_SCRATCH"
 # Where the errors of fsspec's libraries come from that are no OSError.
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec")
 
@@ -233,6 +235,8 @@ def _opened(scheme: str, _process: int) -> Any:
 def _refusal(error: Exception) -> str:
     """Why it is in vain to try again; "" where it is not."""
     kind = type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SCRATCH_FULL
     if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError"):
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
     if isinstance(error, PermissionError):

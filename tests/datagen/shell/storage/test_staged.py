@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -301,6 +302,27 @@ def test_scratch_folders_end_with_their_process_and_those_of_killed_ones_with_th
     assert len(list(tmp_path.iterdir())) == 1
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_scratch_disk_is_no_fault_of_the_network(monkeypatch, tmp_path):
+    tries = []
+
+    class Store:
+        def get_file(self, path, target, **_options):
+            tries.append(target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(transfer, "_opened", lambda *_: Store())
+    with pytest.raises(InputError, match=r"memory://b/x: .* is full; .*STYLEPAIRS_SCRATCH") as told:
+        transfer.download("memory://b/x", tmp_path / "x")
+    assert "network" not in str(told.value)
+    assert len(tries) == 1
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match=r"memory://b/x: .* is full; .*STYLEPAIRS_SCRATCH"):
+        replace_file(place("memory://b/x"), full)
 
 
 def test_a_store_that_cannot_make_an_object_only_where_there_is_none_is_asked_first(monkeypatch):
