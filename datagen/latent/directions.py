@@ -202,7 +202,8 @@ def _save_boundary(path: Path, direction: Direction) -> None:
 def _read_boundary(path: Path, shape: tuple[int, int]) -> Direction:
     """Raises Damaged."""
     array = decode_npy(path, MAX_NPY_BYTES)
-    rows = array.reshape(-1, shape[1]) if array.size in (shape[1], shape[0] * shape[1]) else np.zeros((0, 0))
+    known = array.shape in {(*ahead, *own) for own in (shape, (1, shape[1]), (shape[1],)) for ahead in ((), (1,))}
+    rows = array.reshape(-1, shape[1]) if known else np.zeros((0, 0))
     if not len(rows) or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         raise Damaged(f"of shape {list(array.shape)}, the generator's latents are {list(shape)}")
     offsets = torch.from_numpy(rows.astype(np.float32)).expand(shape).clone()

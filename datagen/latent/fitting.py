@@ -99,6 +99,8 @@ def refine(
     Raises InputError for a direction without attribute, an attribute without region, unknown classes.
     """
     name = coarse.info.attribute
+    if not name:
+        raise InputError("the coarse direction names no attribute, as a .npy has none; refine a .safetensors of `fit`")
     w, score = samples.scored(name)
     scorer = load_scorer([name])
     region = classes or scorer.scores[0].classes

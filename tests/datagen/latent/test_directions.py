@@ -66,6 +66,13 @@ def test_public_boundaries_are_read(shape, generator, tmp_path):
     assert torch.allclose(found.offsets, torch.from_numpy(np.broadcast_to(rows.reshape(-1, 16), (8, 16))).float())
 
 
+@pytest.mark.parametrize("shape", [(16, 8), (128,), (16, 1), ()])
+def test_boundaries_whose_rows_are_not_latents_are_refused(shape, generator, tmp_path):
+    np.save(tmp_path / "b.npy", np.ones(shape))
+    with pytest.raises(InputError, match=r"b.npy: cannot be read as a direction \(of shape \["):
+        load_direction(tmp_path / "b.npy", generator, "d")
+
+
 def test_boundaries_are_written_in_the_public_format(generator, tmp_path):
     save_direction(tmp_path / "w.npy", direction_in_w(3 * normal(), generator, None, INFO))
     array = np.load(tmp_path / "w.npy", allow_pickle=False)
