@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from stylepairs.datagen.latent.directions import Direction
     from stylepairs.datagen.latent.people import Person
     from stylepairs.datagen.stylegan.generator import Generator
 
@@ -117,7 +118,7 @@ def fit(
     found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples, digest), wanted)
     save_direction(out, found)
     figures = "".join(f", {name} {value:.3g}" for name, value in found.info.figures.items())
-    print(f"{out}: one unit is {found.info.deviation:.3g} of {attribute}{figures}")
+    print(f"{out}: {_unit(found, out)}{figures}")
 
 
 @latent.command()
@@ -279,10 +280,7 @@ def refine(
             lambda done, total: shown.reach(pairs * done / total),
         )  # fmt: skip
     save_direction(out, found)
-    print(
-        f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, "
-        f"from {found.info.figures['pairs']:.0f} pairs"
-    )
+    print(f"{out}: {_unit(found, out)}, from {found.info.figures['pairs']:.0f} pairs")
 
 
 @latent.command()
@@ -378,6 +376,16 @@ def _to_write(out: Path, suffixes: tuple[str, ...]) -> None:
         raise InputError(f"{out}: must end in {', '.join(suffixes)}")
     refuse_folder(out)
     make_folder(out.parent)
+
+
+def _unit(direction: Direction, out: Path) -> str:
+    """What a strength of 1 along the file is."""
+    from stylepairs.datagen.latent.directions import boundary_length
+
+    known = f"{direction.info.deviation:.3g} of {direction.info.attribute}"
+    if out.suffix == ".npy":
+        return f"of unit length, {boundary_length(direction):.3g} of it is {known}"
+    return f"one unit is {known}"
 
 
 def _names(text: str) -> tuple[str, ...]:

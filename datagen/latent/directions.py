@@ -153,6 +153,11 @@ def save_direction(path: Path, direction: Direction) -> None:
     write_bytes(path, content)
 
 
+def boundary_length(direction: Direction) -> float:
+    """Root mean square over the rows of a direction's length: what its unit is of that of its boundary file."""
+    return float(direction.offsets.norm(dim=1).square().mean().sqrt())
+
+
 def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     """The direction in a file that `save_direction` or another project wrote, for this generator.
 
@@ -193,7 +198,7 @@ def read_described(path: Path, kind: str, description: type[Info], digest: str) 
 def _save_boundary(path: Path, direction: Direction) -> None:
     if direction.styles:
         raise InputError(f"{path}: channels of styles are no boundary; write a .safetensors")
-    rows = direction.offsets / direction.offsets.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
+    rows = direction.offsets / max(boundary_length(direction), 1e-12)
     alike = bool(torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6))
     array = (rows[:1] if alike else rows[None]).numpy()
     replace_file(path, lambda file: np.save(file, array, allow_pickle=False))

@@ -20,7 +20,8 @@ def test_from_samples_to_a_direction_to_pictures(tmp_path: Path, monkeypatch):
     run("sample", "--out", samples, "--scores", "brightness,skin_lightness", "--count", 160, "--workers", 1, *generator)
     chosen = ("--samples", samples, "--attribute", "brightness", *generator)
     assert "one unit is" in run("fit", "interfacegan", *chosen, "--condition", "skin_lightness", "--out", file)
-    run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")
+    said = run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")
+    assert "sefa.npy: of unit length, " in said  # it has not the unit of a .safetensors
     run("edit", file, "--out", tmp_path / "strip.png", "--count", 2, *generator)
     run("edit", tmp_path / "sefa.npy", "--out", tmp_path / "sefa.jpg", "--strengths", "0,1", *generator)
     run(

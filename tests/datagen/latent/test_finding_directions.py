@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny_build import tiny_generator
 
-from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
 from stylepairs.datagen.latent.directions import Direction, DirectionInfo
+from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
 from stylepairs.datagen.latent.fitting import Wanted, fit, refine
 from stylepairs.datagen.latent.methods import interfacegan
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
