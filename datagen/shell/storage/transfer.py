@@ -172,7 +172,11 @@ def abort_uploads(url: str) -> None:
 
 def is_safe(part: str) -> bool:
     """Whether a name is one part of a path, that stays where it is."""
-    return part not in ("", ".", "..") and not any(c in part for c in "/\\\0") and len(os.fsencode(part)) <= 255
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which names of objects are
+        return False
+    return part not in ("", ".", "..") and not any(c in part for c in "/\\\0") and size <= 255
 
 
 def _told(url: str, work: Callable[[Any, str], Result], writes: bool = False) -> Result:

@@ -42,6 +42,11 @@ def test_local_paths_and_file_urls_stay_what_they_are(tmp_path):
     assert place(f"file://localhost{tmp_path}/x") == tmp_path / "x"
 
 
+def test_a_url_that_is_no_utf_8_is_refused_in_a_line():
+    with pytest.raises(InputError, match=r"s3://b/\\udcff: no address of a folder"):
+        place("s3://b/\udcff")
+
+
 def test_a_scheme_may_be_written_in_capitals():
     assert f"{place('S3://bucket/pairs')}" == "s3://bucket/pairs"
     assert place("FILE:///x") == Path("/x")
