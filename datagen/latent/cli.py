@@ -383,7 +383,7 @@ def _unit(direction: Direction, out: Path) -> str:
     from stylepairs.datagen.latent.directions import boundary_length
 
     known = f"{direction.info.deviation:.3g} of {direction.info.attribute}"
-    if out.suffix == ".npy":
+    if out.suffix.lower() == ".npy":
         return f"of unit length, {boundary_length(direction):.3g} of it is {known}"
     return f"one unit is {known}"
 

@@ -144,7 +144,7 @@ def calibrated(
 def save_direction(path: Path, direction: Direction) -> None:
     """Write `.safetensors` with the metadata inside; a `.npy` in the public format of boundaries, [1,C] or [1,L,C], of
     unit length in the root mean square over the rows. Raises InputError."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         _save_boundary(path, direction)
         return
     tensors = {"offsets": direction.offsets.contiguous()}
@@ -165,7 +165,7 @@ def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     of another generator.
     """
     shape = (generator.num_ws, generator.config.w_dim)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
             return _read_boundary(path, shape)
         except Damaged as error:

@@ -78,6 +78,9 @@ def test_boundaries_are_written_in_the_public_format(generator, tmp_path):
     array = np.load(tmp_path / "w.npy", allow_pickle=False)
     assert array.shape == (1, 16)
     assert np.allclose(array[0], normal().numpy(), atol=1e-6)
+    save_direction(tmp_path / "w.NPY", direction_in_w(3 * normal(), generator, None, INFO))
+    assert (tmp_path / "w.NPY").read_bytes() == (tmp_path / "w.npy").read_bytes()
+    assert load_direction(tmp_path / "w.NPY", generator, "d").info.method == "boundary file"
     save_direction(tmp_path / "wp.npy", direction_in_w(3 * normal(), generator, [2], INFO))
     assert np.load(tmp_path / "wp.npy").shape == (1, 8, 16)
 

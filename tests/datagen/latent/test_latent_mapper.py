@@ -136,6 +136,8 @@ def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
     ws = samples.w[:2, None].expand(-1, 8, -1)
     edit = load_edit(path, generator, "d", "b")
     assert torch.equal(edit.move(ws, torch.tensor([0.5, -1])), mapper.move(ws, torch.tensor([[0, 0.5], [0, -1]])))
+    path.with_suffix(".SAFETENSORS").write_bytes(path.read_bytes())
+    assert load_edit(path.with_suffix(".SAFETENSORS"), generator, "d", "b").attribute == "b"
     with pytest.raises(InputError, match="name the attribute to change: a, b"):
         load_edit(path, generator, "d")
     with pytest.raises(InputError, match="another generator"):
