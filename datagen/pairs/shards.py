@@ -109,7 +109,8 @@ def shard_paths(directory: Path) -> list[Path]:
     """The finished shards of a folder, in order; InputError when it is not a folder of pairs."""
     if not isinstance(directory, Staged) and not directory.is_dir():
         raise InputError(f"{directory}: no such folder of pairs; make one with `datagen build`")
-    return sorted(path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
+    found = (path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=lambda path: _by_number(path.name))
 
 
 def refuse_pairs(out: Path) -> None:
@@ -221,9 +222,14 @@ def _scanned(path: Path) -> list[PairRecord]:
         with open_regular(path) as file:
             members = _members(file)
             texts = {key: read_at(file, *parts.pop("json"), _MAX_JSON_BYTES) for key, parts in members.items()}
-        return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members)]
+        return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members, key=_by_number)]
     except (Damaged, OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged shard ({one_line(error)}); delete it and build again") from error
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Sorts names whose numbers are filled up with zeros, and longer from some number on."""
+    return len(name), name
 
 
 def _folder(directory: Path | str) -> Path:

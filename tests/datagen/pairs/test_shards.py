@@ -237,6 +237,18 @@ def test_a_header_that_cannot_be_read_loses_no_pairs_unseen(tmp_path, synthetic_
         shards.scan_shard(path)
 
 
+def test_pairs_and_shards_stay_in_order_where_their_numbers_grow_a_digit(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "a", count=4, shard_size=4)
+    pairs = list(shards.read_pairs(tmp_path / "a", accepted_only=False))
+    ids = [shards.pair_id(999_998 + index) for index in range(4)]
+    renamed = [replace(pair, record=replace(pair.record, id=id)) for pair, id in zip(pairs, ids, strict=True)]
+    (tmp_path / "b").mkdir()
+    shards.write_shard(tmp_path / "b" / shards.shard_name(99_999), renamed)
+    shards.write_shard(tmp_path / "b" / shards.shard_name(100_000), pairs)
+    assert [record.id for record in shards.scan_shard(tmp_path / "b" / "pairs-99999.tar")] == ids
+    assert [path.name for path in shards.shard_paths(tmp_path / "b")] == ["pairs-99999.tar", "pairs-100000.tar"]
+
+
 def test_members_carry_no_time_and_anyone_may_read_them(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path, count=1)
     with tarfile.open(tmp_path / "pairs-00000.tar") as tar:
