@@ -27,7 +27,7 @@ from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, rea
 from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.regular import is_regular, open_regular
-from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_ranges
+from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, place, read_ranges
 
 MANIFEST = "manifest.parquet"
 BUILD_FILE = "build.json"  # what a build notes of itself
@@ -124,7 +124,7 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    records, seen = list(_records(_folder(directory), accepted_only, split)), dict[str, str]()
+    records, seen = list(_records(place(directory), accepted_only, split)), dict[str, str]()
     for record in records:
         other = seen.setdefault(record.id, record.shard)
         if other != record.shard:
@@ -134,7 +134,7 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
     """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, with few figures."""
-    directory = _folder(directory)
+    directory = place(directory)
     if shard_paths(directory) and _manifest_is_current(directory):
         return open_manifest(directory / MANIFEST, sum(_shard_sizes(directory).values()))
     return read_index(directory, accepted_only=False)
@@ -144,7 +144,7 @@ def read_pairs(
     directory: Path | str, accepted_only: bool = True, split: str | None = None, parts: Collection[str] = PARTS
 ) -> Iterator[Pair]:
     """The pairs in order, one in memory at a time; `parts` names what to decode (see PARTS). Raises InputError."""
-    for record in _records(_folder(directory), accepted_only, split):
+    for record in _records(place(directory), accepted_only, split):
         yield load_pair(directory, record, parts)
 
 
@@ -152,7 +152,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
     if not re.fullmatch(r"[0-9]{6,12}", id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
-    for record in _records(_folder(directory), accepted_only=False, split=None):
+    for record in _records(place(directory), accepted_only=False, split=None):
         if record.id == id:
             return load_pair(directory, record, parts)
     raise InputError(f"{directory}: has no pair {id}")
@@ -160,7 +160,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
 
 def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] = PARTS) -> Pair:
     """The pixels and latents of a record that `read_index` gave. Raises InputError."""
-    path = _folder(directory) / record.shard
+    path = place(directory) / record.shard
     loaded: dict[str, Any] = {}
     try:
         for part, data in _parts_at(path, record, parts):
@@ -230,10 +230,6 @@ def _scanned(path: Path) -> list[PairRecord]:
 def _by_number(name: str) -> tuple[int, str]:
     """Sorts names whose numbers are filled up with zeros, and longer from some number on."""
     return len(name), name
-
-
-def _folder(directory: Path | str) -> Path:
-    return directory if isinstance(directory, Path) else Path(directory)
 
 
 def _parts_at(path: Path, record: PairRecord, parts: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -237,6 +237,16 @@ def test_a_header_that_cannot_be_read_loses_no_pairs_unseen(tmp_path, synthetic_
         shards.scan_shard(path)
 
 
+def test_folders_are_named_by_text_as_commands_name_them(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path)
+    wanted, url = shards.read_index(tmp_path), f"file://{tmp_path}"
+    assert wanted == shards.read_index(str(tmp_path)) == shards.read_index(url)
+    assert next(shards.read_pairs(url)).record == wanted[0]
+    assert shards.read_pair(url, wanted[1].id).before is not None
+    with pytest.raises(InputError, match="unknown kind of URL"):
+        shards.read_index("http://host/pairs")
+
+
 def test_pairs_and_shards_stay_in_order_where_their_numbers_grow_a_digit(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path / "a", count=4, shard_size=4)
     pairs = list(shards.read_pairs(tmp_path / "a", accepted_only=False))
