@@ -124,12 +124,17 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    records, seen = list(_records(place(directory), accepted_only, split)), dict[str, str]()
-    for record in records:
+    return list(each_record(directory, accepted_only, split))
+
+
+def each_record(directory: Path | str, accepted_only: bool = True, split: str | None = None) -> Iterator[PairRecord]:
+    """As `read_index`, one record in memory at a time: those of a million pairs take four gigabytes."""
+    seen: dict[str, str] = {}
+    for record in _records(place(directory), accepted_only, split):
         other = seen.setdefault(record.id, record.shard)
         if other != record.shard:
             raise InputError(two_hold(directory, other, record.shard, record.id))
-    return records
+        yield record
 
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
