@@ -423,7 +423,10 @@ def _people(
     from stylepairs.datagen.images.perceptual import load_perceptual
     from stylepairs.datagen.latent.methods.pivotal_tuning import tuned
     from stylepairs.datagen.latent.people import encoded_people, inverted_people, sampled_people
+    from stylepairs.datagen.shell.errors import InputError
 
+    if portraits is None and (encoder is not None or tune):
+        raise InputError("--encoder, --tune: are for portraits, sampled people need neither; give --portraits")
     if portraits is None:
         return sampled_people(network, count, psi, seed)
     if encoder is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.latent_commands import run
 from helpers.tiny_build import generator_file
@@ -45,6 +46,13 @@ def test_attributes_are_listed_with_what_they_measure():
     listed = run("attributes")
     assert "hair_lightness" in listed
     assert "eye distances" in listed
+
+
+@pytest.mark.parametrize("arguments", [("--tune", 5), ("--encoder", "e.safetensors")])
+def test_what_is_for_portraits_alone_is_refused_for_sampled_people(arguments, tmp_path):
+    np.save(tmp_path / "b.npy", np.ones((1, 16), np.float32))
+    with pytest.raises(InputError, match="--encoder, --tune: are for portraits"):
+        run("edit", tmp_path / "b.npy", "--out", tmp_path / "x.png", *arguments, "--generator", generator_file())
 
 
 @pytest.mark.parametrize(
