@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tarfile
-import weakref
 import zipfile
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ import pytest
 
 from stylepairs.datagen.pairs import manifest, shards
 from stylepairs.datagen.pairs.record import Pair, split_of
-from stylepairs.datagen.pairs.status import status_of
 from stylepairs.datagen.shell import decode
 from stylepairs.datagen.shell.errors import InputError
 
@@ -237,21 +235,6 @@ def test_a_header_that_cannot_be_read_loses_no_pairs_unseen(tmp_path, synthetic_
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"pairs-00000\.tar: damaged shard \(a header cannot be read\)"):
         shards.scan_shard(path)
-
-
-def test_the_status_of_a_folder_holds_one_record_at_a_time(tmp_path, synthetic_pairs, monkeypatch):
-    synthetic_pairs(tmp_path, count=40, shard_size=10)
-    accepted, made, alive = len(shards.read_index(tmp_path)), manifest.record_of_row, []
-
-    def noted(*arguments):
-        record = made(*arguments)
-        alive.append(weakref.ref(record))
-        assert sum(each() is not None for each in alive) < 5
-        return record
-
-    monkeypatch.setattr(manifest, "record_of_row", noted)
-    found = status_of(tmp_path)
-    assert (found.done, found.accepted, len(alive)) == (40, accepted, 40)
 
 
 def test_folders_are_named_by_text_as_commands_name_them(tmp_path, synthetic_pairs):
