@@ -236,6 +236,13 @@ def test_one_command_at_a_time_holds_a_folder_and_one_that_lapsed_is_taken_over(
         pass
 
 
+def test_an_empty_lock_as_of_a_folder_copied_from_a_disk_holds_nothing(s3, folder):
+    write(folder / lease.LEASE_NAME, b"")
+    assert not is_held(folder)
+    with folder_lock(folder, "datagen build"):
+        assert is_held(folder)
+
+
 def test_a_lease_that_was_made_without_an_answer_is_held_by_the_command_itself(s3, folder):
     s3.fail_first("unanswered", method="PUT", part=lease.LEASE_NAME)
     with folder_lock(folder, "datagen build"):
