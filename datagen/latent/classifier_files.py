@@ -25,6 +25,7 @@ SUFFIXES = (".pt", ".ts", ".onnx")
 MAX_BYTES = 1 << 30
 MAX_SOURCE_BYTES = 4 << 20
 MAX_OUTPUTS = 1000
+MAX_SIDE_PX = 4096
 _DEFAULT_PX = 224
 EMBEDDING_PX = 112  # side that face recognition networks take
 # Operations of image classifiers, as TorchScript writes them. All compute on what they are given and do nothing else.
@@ -87,6 +88,8 @@ def load_classifier(path: Path, size_px: int | None = None) -> Classifier:
         made = Classifier(path, run, size_px or fixed_px or _DEFAULT_PX, 1, False, digest)
     else:
         made = Classifier(path, _torchscript(path, data), size_px or _DEFAULT_PX, 1, True, digest)
+    if not 0 < made.size_px <= MAX_SIDE_PX:
+        raise InputError(f"{path}: takes images of {made.size_px} px; 1 to {MAX_SIDE_PX} are taken")
     with torch.no_grad():
         outputs = made.score(torch.zeros(2, 3, made.size_px, made.size_px)).shape[1]
     if not 0 < outputs <= MAX_OUTPUTS:
@@ -193,9 +196,12 @@ def _onnx_session(path: Path, data: bytes) -> tuple[Any, int | None]:
             session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Damaged as error:
         raise InputError(f"{path}: is not taken as ONNX ({error}); export it with its weights inside") from None
-    (name, shape), *more = [(each.name, each.shape) for each in session.get_inputs()]
-    if more or len(shape) != 4:
-        raise InputError(f"{path}: takes {1 + len(more)} inputs of shape {shape}; it must take one, [N,3,H,W]")
+    inputs = [(each.name, each.shape) for each in session.get_inputs()]
+    if len(inputs) != 1 or len(inputs[0][1]) != 4:
+        raise InputError(
+            f"{path}: takes inputs of shape {str([shape for _, shape in inputs])[:200]}; it must take one, [N,3,H,W]"
+        )
+    ((name, shape),) = inputs
 
     def run(image: torch.Tensor) -> torch.Tensor:
         count = shape[0] if isinstance(shape[0], int) else len(image)  # exported for a fixed batch, or any

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from stylepairs.datagen.latent.directions import Direction
     from stylepairs.datagen.latent.people import Person
     from stylepairs.datagen.stylegan.generator import Generator
 
@@ -117,7 +118,7 @@ def fit(
     found = fitting.fit(cast(fitting.Method, method), network, digest, load_samples(samples, digest), wanted)
     save_direction(out, found)
     figures = "".join(f", {name} {value:.3g}" for name, value in found.info.figures.items())
-    print(f"{out}: one unit is {found.info.deviation:.3g} of {attribute}{figures}")
+    print(f"{out}: {_unit(found, out)}{figures}")
 
 
 @latent.command()
@@ -224,6 +225,10 @@ def animate(
 
     _to_write(out, pictures.ANIMATIONS)
     pictures.check_rate(out, fps)
+    if round(seconds * fps) > pictures.MAX_FRAMES:
+        raise InputError(
+            f"--seconds {seconds:g}: {fps:g} a second are more than {pictures.MAX_FRAMES} frames; ask for fewer"
+        )
     network, digest = _generator(generator)
     motions = []
     for index, text in enumerate(edits):
@@ -235,7 +240,7 @@ def animate(
             raise InputError(f"{text}: must be FILE=LOW:HIGH, for example smile.safetensors=-1:2") from None
         delay = index / len(edits) if in_turn else 0.0
         motions.append(pictures.Motion(load_edit(Path(name), network, digest, attribute), low, high, delay))
-    total = min(max(2, round(seconds * fps)), pictures.MAX_FRAMES)
+    total = max(2, round(seconds * fps))
     people = _people(network, digest, portraits, count, psi, seed, encoder, tune)
     with progress(total, "frames") as shown:
 
@@ -275,10 +280,7 @@ def refine(
             lambda done, total: shown.reach(pairs * done / total),
         )  # fmt: skip
     save_direction(out, found)
-    print(
-        f"{out}: one unit is {found.info.deviation:.3g} of {found.info.attribute}, "
-        f"from {found.info.figures['pairs']:.0f} pairs"
-    )
+    print(f"{out}: {_unit(found, out)}, from {found.info.figures['pairs']:.0f} pairs")
 
 
 @latent.command()
@@ -376,6 +378,16 @@ def _to_write(out: Path, suffixes: tuple[str, ...]) -> None:
     make_folder(out.parent)
 
 
+def _unit(direction: Direction, out: Path) -> str:
+    """What a strength of 1 along the file is."""
+    from stylepairs.datagen.latent.directions import boundary_length
+
+    known = f"{direction.info.deviation:.3g} of {direction.info.attribute}"
+    if out.suffix.lower() == ".npy":
+        return f"of unit length, {boundary_length(direction):.3g} of it is {known}"
+    return f"one unit is {known}"
+
+
 def _names(text: str) -> tuple[str, ...]:
     """What stands between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
@@ -411,7 +423,10 @@ def _people(
     from stylepairs.datagen.images.perceptual import load_perceptual
     from stylepairs.datagen.latent.methods.pivotal_tuning import tuned
     from stylepairs.datagen.latent.people import encoded_people, inverted_people, sampled_people
+    from stylepairs.datagen.shell.errors import InputError
 
+    if portraits is None and (encoder is not None or tune):
+        raise InputError("--encoder, --tune: are for portraits, sampled people need neither; give --portraits")
     if portraits is None:
         return sampled_people(network, count, psi, seed)
     if encoder is None:

@@ -98,7 +98,10 @@ def parse_layers(text: str, num_ws: int) -> list[int] | None:
     if text == "all":
         return None
     try:
-        ends = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
+        ends = [
+            (int(low), int(high if dash else low))
+            for low, dash, high in (part.partition("-") for part in text.split(","))
+        ]
     except ValueError:
         raise InputError(f"--layers {text}: must be all, or rows as 0-3,5") from None
     if any(not 0 <= low <= high < num_ws for low, high in ends):
@@ -141,13 +144,18 @@ def calibrated(
 def save_direction(path: Path, direction: Direction) -> None:
     """Write `.safetensors` with the metadata inside; a `.npy` in the public format of boundaries, [1,C] or [1,L,C], of
     unit length in the root mean square over the rows. Raises InputError."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         _save_boundary(path, direction)
         return
     tensors = {"offsets": direction.offsets.contiguous()}
     tensors |= {f"styles.{name}": style.contiguous() for name, style in direction.styles.items()}
     content = safetensors_bytes(tensors, metadata={"direction": direction.info.model_dump_json()})
     write_bytes(path, content)
+
+
+def boundary_length(direction: Direction) -> float:
+    """Root mean square over the rows of a direction's length: what its unit is of that of its boundary file."""
+    return float(direction.offsets.norm(dim=1).square().mean().sqrt())
 
 
 def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
@@ -157,7 +165,7 @@ def load_direction(path: Path, generator: Generator, digest: str) -> Direction:
     of another generator.
     """
     shape = (generator.num_ws, generator.config.w_dim)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
             return _read_boundary(path, shape)
         except Damaged as error:
@@ -190,7 +198,7 @@ def read_described(path: Path, kind: str, description: type[Info], digest: str) 
 def _save_boundary(path: Path, direction: Direction) -> None:
     if direction.styles:
         raise InputError(f"{path}: channels of styles are no boundary; write a .safetensors")
-    rows = direction.offsets / direction.offsets.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
+    rows = direction.offsets / max(boundary_length(direction), 1e-12)
     alike = bool(torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6))
     array = (rows[:1] if alike else rows[None]).numpy()
     replace_file(path, lambda file: np.save(file, array, allow_pickle=False))
@@ -199,7 +207,8 @@ def _save_boundary(path: Path, direction: Direction) -> None:
 def _read_boundary(path: Path, shape: tuple[int, int]) -> Direction:
     """Raises Damaged."""
     array = decode_npy(path, MAX_NPY_BYTES)
-    rows = array.reshape(-1, shape[1]) if array.size in (shape[1], shape[0] * shape[1]) else np.zeros((0, 0))
+    known = array.shape in {(*ahead, *own) for own in (shape, (1, shape[1]), (shape[1],)) for ahead in ((), (1,))}
+    rows = array.reshape(-1, shape[1]) if known else np.zeros((0, 0))
     if not len(rows) or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         raise Damaged(f"of shape {list(array.shape)}, the generator's latents are {list(shape)}")
     offsets = torch.from_numpy(rows.astype(np.float32)).expand(shape).clone()

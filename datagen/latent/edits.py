@@ -33,7 +33,8 @@ COARSE, FINE = 1.0, 0.25  # steps of the search
 SMALLER = 0.01  # error that a unit of strength is worth: among equal ones the smallest is taken
 LEAST_CHANGE = 0.1  # deviations: a sketch that changes the attribute by less is about something else
 MOST_MISSED = 0.05  # share of a StyleSpace direction that rows of W+ may miss
-
+# File, perhaps a strength. An attribute that is a classifier file may end in its side: "m.safetensors#b.pt@112".
+_PLACE = re.compile(r"(.+?(?:\.(?:pt|ts)(?:#\d{1,4})?@\d{2,4})?)(?:@(-?[0-9.]+))?")
 
 Edit = Direction | AttributeEdit  # move(ws [N,L,C], strength) -> ws, render(generator, ws, strength) -> images
 
@@ -41,7 +42,10 @@ Edit = Direction | AttributeEdit  # move(ws [N,L,C], strength) -> ws, render(gen
 def load_edit(path: Path, generator: Generator, digest: str, attribute: str = "") -> Edit:
     """The edit in a file: a direction, a public boundary (.npy), or of a mapper the attribute. Raises InputError."""
     if not is_mapper(path):
-        return load_direction(path, generator, digest)
+        direction = load_direction(path, generator, digest)
+        if attribute not in ("", direction.info.attribute):
+            raise InputError(f"{path}: is a direction, which moves one attribute; leave out {attribute}")
+        return direction
     mapper = load_mapper(path, generator, digest)
     if attribute not in mapper.info.attributes:
         raise InputError(f"{path}: is a mapper; name the attribute to change: {', '.join(mapper.info.attributes)}")
@@ -63,7 +67,12 @@ class PairEdit:
 
 
 def edit_and_attribute(place: str) -> tuple[str, str]:
-    """File and attribute of "FILE#attribute"; of "FILE", which may have a # in its path, no attribute."""
+    """File and attribute of "FILE#attribute"; of "FILE", no attribute. Both may have a # in their path."""
+    if not Path(place).exists():
+        ends = (index for index, character in enumerate(place) if character == "#")
+        there = next((end for end in ends if Path(place[:end]).is_file()), None)
+        if there is not None:
+            return place[:there], place[there + 1 :]
     name, sign, attribute = place.rpartition("#")
     return (name, attribute) if sign and "/" not in attribute and not Path(place).exists() else (place, "")
 
@@ -73,7 +82,7 @@ def load_pair_edit(place: str, generator: Generator, digest: str) -> PairEdit:
 
     Raises InputError, also for an edit that no latent can hold.
     """
-    match = re.fullmatch(r"(.+?)(?:@(-?[0-9.]+))?", place)
+    match = _PLACE.fullmatch(place)
     text = match[2] if match else None
     name, attribute = edit_and_attribute(match[1] if match else place)
     path = Path(name)

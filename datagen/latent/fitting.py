@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,8 @@ def refine(
     Raises InputError for a direction without attribute, an attribute without region, unknown classes.
     """
     name = coarse.info.attribute
+    if not name:
+        raise InputError("the coarse direction names no attribute, as a .npy has none; refine a .safetensors of `fit`")
     w, score = samples.scored(name)
     scorer = load_scorer([name])
     region = classes or scorer.scores[0].classes
@@ -154,7 +157,7 @@ def _component(method: Method, generator: Generator, samples: Samples, scorer: S
     best: tuple[float, Direction] | None = None
     faces = samples.scored(wanted.attribute)[0][:_SEARCH_SAMPLES]
     for index, row in enumerate(directions):
-        for layers in [wanted.layers] if wanted.layers is not None else _ranges(generator.num_ws):
+        for layers in [wanted.layers] if wanted.layers is not None else row_ranges(generator.num_ws):
             tried = direction_in_w(row, generator, layers, info.model_copy(update={"figures": {"component": index}}))
             found = _selectivity(tried, generator, scorer, faces)
             if math.isfinite(found) and (best is None or found > best[0]):
@@ -164,10 +167,10 @@ def _component(method: Method, generator: Generator, samples: Samples, scorer: S
     return best[1]
 
 
-def _ranges(num_ws: int) -> list[list[int] | None]:
-    """All rows, and the coarse, middle and fine thirds of them."""
-    third = max(1, num_ws // 3)
-    return [None, *(list(range(low, min(low + third, num_ws))) for low in range(0, num_ws - 1, third))]
+def row_ranges(num_ws: int) -> list[list[int] | None]:
+    """All rows (None), and the coarse, middle and fine thirds of them."""
+    ends = [round(num_ws * part / 3) for part in range(4)]
+    return [None, *(list(range(low, high)) for low, high in itertools.pairwise(ends) if high > low)]
 
 
 @torch.no_grad()

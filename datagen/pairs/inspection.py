@@ -65,7 +65,7 @@ def choose(records: Sequence[PairRecord], count: int) -> list[PairRecord]:
     sides = {flag: [record for record in records if record.accepted == flag] for flag in (True, False)}
     rejected = min(len(sides[False]), max(count // 2, count - len(sides[True])))
     kept = _evenly(sides[False], rejected) + _evenly(sides[True], count - rejected)
-    return sorted(kept, key=lambda record: record.id)
+    return sorted(kept, key=lambda record: int(record.id))
 
 
 def param_values(params: Mapping[str, Any], path: str = "") -> list[str]:

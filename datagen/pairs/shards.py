@@ -12,6 +12,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, rea
 from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.shell.regular import is_regular, open_regular
-from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, read_ranges
+from stylepairs.datagen.shell.storage.staged import Staged, drop, fetched, place, read_ranges
 
 MANIFEST = "manifest.parquet"
 BUILD_FILE = "build.json"  # what a build notes of itself
@@ -108,7 +109,8 @@ def shard_paths(directory: Path) -> list[Path]:
     """The finished shards of a folder, in order; InputError when it is not a folder of pairs."""
     if not isinstance(directory, Staged) and not directory.is_dir():
         raise InputError(f"{directory}: no such folder of pairs; make one with `datagen build`")
-    return sorted(path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
+    found = (path for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=lambda path: _by_number(path.name))
 
 
 def refuse_pairs(out: Path) -> None:
@@ -122,17 +124,22 @@ def read_index(directory: Path | str, accepted_only: bool = True, split: str | N
 
     Taken from the manifest when it describes the tars that are there, else from the tars. Raises InputError.
     """
-    records, seen = list(_records(_folder(directory), accepted_only, split)), dict[str, str]()
-    for record in records:
+    return list(each_record(directory, accepted_only, split))
+
+
+def each_record(directory: Path | str, accepted_only: bool = True, split: str | None = None) -> Iterator[PairRecord]:
+    """As `read_index`, one record in memory at a time: those of a million pairs take four gigabytes."""
+    seen: dict[str, str] = {}
+    for record in _records(place(directory), accepted_only, split):
         other = seen.setdefault(record.id, record.shard)
         if other != record.shard:
             raise InputError(two_hold(directory, other, record.shard, record.id))
-    return records
+        yield record
 
 
 def open_index(directory: Path | str) -> PairIndex | list[PairRecord]:
     """As `read_index` of all pairs, accepted or not, but a manifest's records stay columns, with few figures."""
-    directory = _folder(directory)
+    directory = place(directory)
     if shard_paths(directory) and _manifest_is_current(directory):
         return open_manifest(directory / MANIFEST, sum(_shard_sizes(directory).values()))
     return read_index(directory, accepted_only=False)
@@ -142,7 +149,7 @@ def read_pairs(
     directory: Path | str, accepted_only: bool = True, split: str | None = None, parts: Collection[str] = PARTS
 ) -> Iterator[Pair]:
     """The pairs in order, one in memory at a time; `parts` names what to decode (see PARTS). Raises InputError."""
-    for record in _records(_folder(directory), accepted_only, split):
+    for record in _records(place(directory), accepted_only, split):
         yield load_pair(directory, record, parts)
 
 
@@ -150,7 +157,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
     """One pair, accepted or not, by its id, read at its place in the tar. Raises InputError."""
     if not re.fullmatch(r"[0-9]{6,12}", id):
         raise InputError(f"{id!r}: not a pair id; ids are numbers of six digits or more, as in manifest.parquet")
-    for record in _records(_folder(directory), accepted_only=False, split=None):
+    for record in _records(place(directory), accepted_only=False, split=None):
         if record.id == id:
             return load_pair(directory, record, parts)
     raise InputError(f"{directory}: has no pair {id}")
@@ -158,7 +165,7 @@ def read_pair(directory: Path | str, id: str, parts: Collection[str] = PARTS) ->
 
 def load_pair(directory: Path | str, record: PairRecord, parts: Collection[str] = PARTS) -> Pair:
     """The pixels and latents of a record that `read_index` gave. Raises InputError."""
-    path = _folder(directory) / record.shard
+    path = place(directory) / record.shard
     loaded: dict[str, Any] = {}
     try:
         for part, data in _parts_at(path, record, parts):
@@ -220,13 +227,14 @@ def _scanned(path: Path) -> list[PairRecord]:
         with open_regular(path) as file:
             members = _members(file)
             texts = {key: read_at(file, *parts.pop("json"), _MAX_JSON_BYTES) for key, parts in members.items()}
-        return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members)]
+        return [decode_record(texts[key], key, path.name, members[key]) for key in sorted(members, key=_by_number)]
     except (Damaged, OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged shard ({one_line(error)}); delete it and build again") from error
 
 
-def _folder(directory: Path | str) -> Path:
-    return directory if isinstance(directory, Path) else Path(directory)
+def _by_number(name: str) -> tuple[int, str]:
+    """Sorts names whose numbers are filled up with zeros, and longer from some number on."""
+    return len(name), name
 
 
 def _parts_at(path: Path, record: PairRecord, parts: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -263,6 +271,10 @@ def _members(file: IO[bytes]) -> dict[str, dict[str, tuple[int, int]]]:
     # The two zero blocks that end a tar are there only when it was written to its end.
     if file.seek(0, io.SEEK_END) < end + 2 * tarfile.BLOCKSIZE:
         raise Damaged("truncated")
+    # tarfile takes a header that it cannot read for the end: the pairs after it would be lost unseen.
+    file.seek(end + -end % tarfile.BLOCKSIZE)
+    if any(block.strip(b"\0") for block in iter(partial(file.read, tarfile.RECORDSIZE), b"")):
+        raise Damaged("a header cannot be read")
     for key, parts in found.items():
         if "json" not in parts:
             raise Damaged(f"pair {key} has no json")

@@ -104,17 +104,18 @@ def _of_notes(notes: list[Progress], running: bool) -> Status:
 
 
 def _of_pairs(folder: Path, running: bool, error: str) -> Status:
-    records = shards.read_index(folder, accepted_only=False) if shards.shard_paths(folder) else []
     noted = folder / (shards.MERGE_FILE if (folder / shards.MERGE_FILE).exists() else shards.BUILD_FILE)
     try:
         total = _BuildNote.model_validate(read_json(noted, shards.MAX_BUILD_BYTES)).pairs
     except (Damaged, ValidationError):
         total = None
-    refused = Counter(kind for record in records for kind in record.reason_kinds)
-    accepted = sum(record.accepted for record in records)
-    if len(records) == total and (folder / shards.MANIFEST).exists():
+    done, accepted, refused = 0, 0, Counter[str]()
+    for record in shards.each_record(folder, accepted_only=False) if shards.shard_paths(folder) else ():
+        done, accepted = done + 1, accepted + record.accepted
+        refused.update(record.reason_kinds)
+    if done == total and (folder / shards.MANIFEST).exists():
         error = ""  # of a later command, which was refused
-    return Status("pairs", len(records), total, accepted, dict(refused), running, error=error)
+    return Status("pairs", done, total, accepted, dict(refused), running, error=error)
 
 
 def _of_portraits(folder: Path, running: bool, error: str, whole: bool) -> Status:

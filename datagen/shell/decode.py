@@ -140,7 +140,8 @@ def decode_npy(path: Path, max_bytes: int) -> np.ndarray:
 
 
 def tar_members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The headers of an uncompressed tar. Raises Damaged; of a tar that was cut off between members it cannot tell."""
+    """The headers of an uncompressed tar. Raises Damaged; one that was cut off between members, or that has a header
+    which cannot be read, just ends."""
     with decoding():
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed below, outside of `decoding`
     with tar:

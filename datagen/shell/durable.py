@@ -17,6 +17,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import host_name, is_alive
 from stylepairs.datagen.shell.regular import open_regular
 from stylepairs.datagen.shell.storage.staged import Staged, publish
+from stylepairs.datagen.shell.storage.transfer import SCRATCH_FULL
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +139,9 @@ def remove_stale(folder: Path) -> None:
 
 
 def _storage_error(path: Path, error: OSError) -> InputError:
-    if error.errno in _FULL:
+    if error.errno in _FULL and isinstance(path, Staged):
+        problem = SCRATCH_FULL
+    elif error.errno in _FULL:
         problem = "no space left to write it; free some space and run the same command again, finished files are kept"
     else:
         problem = f"cannot be written ({error.strerror or error}); choose another folder or mend its permissions"

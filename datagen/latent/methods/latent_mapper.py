@@ -280,7 +280,7 @@ def save_mapper(path: Path, mapper: Mapper) -> None:
 
 def is_mapper(path: Path) -> bool:
     """Whether a file holds a mapper. Raises InputError where it cannot be read."""
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return False
     try:
         return "mapper" in read_safetensors(path)[1]

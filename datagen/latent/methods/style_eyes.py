@@ -97,7 +97,7 @@ def load_clip(path: Path, model: str) -> ClipEyes:
 def _visual_weights(path: Path) -> dict[str, torch.Tensor]:
     """The image tower's tensors of a file, without the prefix. Raises InputError."""
     try:
-        found = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
+        found = read_safetensors(path)[0] if path.suffix.lower() == ".safetensors" else read_torch(path)
     except Damaged as error:
         raise InputError(f"{path}: cannot be read as CLIP's weights ({error}); give a state dict") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):

@@ -37,10 +37,11 @@ def place(text: str | Path) -> Path:
     if isinstance(text, Path):
         return text
     scheme, found, rest = text.partition("://")
+    scheme = scheme.lower()
     if not found or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
         return Path(text)
     if scheme in ("file", "local"):  # the system's own files, which can be renamed and locked
-        return Path(rest)
+        return Path(re.sub(r"^localhost(?=/)", "", rest))
     if scheme not in transfer.SCHEMES:
         raise InputError(f"{printable(text)}: unknown kind of URL; s3://, gs://, az:// and file:// are known")
     parts = rest.rstrip("/").split("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import os
 import random
@@ -30,6 +31,7 @@ _WAIT_S = 0.4
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _CONNECT_S, _READ_S = 10, 60
+SCRATCH_FULL = "the disk for its copy here is full; free some space, or name a larger one with STYLEPAIRS_SCRATCH"
 # Where the errors of fsspec's libraries come from that are no OSError.
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec")
 
@@ -78,7 +80,16 @@ def replace(url: str, data: bytes) -> None:
 
 def read(url: str, max_bytes: int) -> bytes:
     """The first `max_bytes` of an object. Raises FileNotFoundError, and InputError."""
-    return _told(url, lambda fs, path: bytes(fs.cat_file(path, start=0, end=max_bytes)))
+
+    def get(fs: Any, path: str) -> bytes:
+        try:
+            return bytes(fs.cat_file(path, start=0, end=max_bytes))
+        except OSError as error:  # of an empty object stores have no range
+            if error.errno != errno.EINVAL or fs.info(path).get("size") != 0:
+                raise
+            return b""
+
+    return _told(url, get)
 
 
 def download(url: str, target: Path) -> None:
@@ -170,7 +181,11 @@ def abort_uploads(url: str) -> None:
 
 def is_safe(part: str) -> bool:
     """Whether a name is one part of a path, that stays where it is."""
-    return part not in ("", ".", "..") and not any(c in part for c in "/\\\0") and len(os.fsencode(part)) <= 255
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which names of objects are
+        return False
+    return part not in ("", ".", "..") and not any(c in part for c in "/\\\0") and size <= 255
 
 
 def _told(url: str, work: Callable[[Any, str], Result], writes: bool = False) -> Result:
@@ -233,6 +248,8 @@ def _opened(scheme: str, _process: int) -> Any:
 def _refusal(error: Exception) -> str:
     """Why it is in vain to try again; "" where it is not."""
     kind = type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SCRATCH_FULL
     if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError"):
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
     if isinstance(error, PermissionError):

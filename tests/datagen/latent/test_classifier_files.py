@@ -182,3 +182,19 @@ def test_onnx_weights_in_other_files_and_loops_are_refused(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=r"it uses .*Loop"):
         load_classifier(path)
+
+
+@pytest.mark.parametrize(
+    "sides, message", [([], r"takes inputs of shape \[\]"), ([99_999], "takes images of 99999 px")]
+)
+def test_onnx_inputs_that_no_image_is_are_one_line(sides, message, tmp_path):
+    onnx, path = pytest.importorskip("onnx"), tmp_path / "net.onnx"
+    shaped = onnx.helper.make_tensor_value_info
+    light = onnx.helper.make_tensor("own", 1, [1, 1], [2.0])
+    nodes = [onnx.helper.make_node("Identity", ["own"], ["light"])]
+    images = [shaped("image", 1, [1, 3, side, side]) for side in sides]
+    graph = onnx.helper.make_graph(nodes, "net", images, [shaped("light", 1, [1, 1])], [light])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(made.SerializeToString())
+    with pytest.raises(InputError, match=f"net.onnx: {message}"):
+        load_classifier(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.latent_commands import run
 from helpers.tiny_build import generator_file
@@ -20,7 +21,8 @@ def test_from_samples_to_a_direction_to_pictures(tmp_path: Path, monkeypatch):
     run("sample", "--out", samples, "--scores", "brightness,skin_lightness", "--count", 160, "--workers", 1, *generator)
     chosen = ("--samples", samples, "--attribute", "brightness", *generator)
     assert "one unit is" in run("fit", "interfacegan", *chosen, "--condition", "skin_lightness", "--out", file)
-    run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")
+    said = run("fit", "sefa", *chosen, "--component", 0, "--layers", "0-3", "--out", tmp_path / "sefa.npy")
+    assert "sefa.npy: of unit length, " in said  # it has not the unit of a .safetensors
     run("edit", file, "--out", tmp_path / "strip.png", "--count", 2, *generator)
     run("edit", tmp_path / "sefa.npy", "--out", tmp_path / "sefa.jpg", "--strengths", "0,1", *generator)
     run(
@@ -46,6 +48,13 @@ def test_attributes_are_listed_with_what_they_measure():
     assert "eye distances" in listed
 
 
+@pytest.mark.parametrize("arguments", [("--tune", 5), ("--encoder", "e.safetensors")])
+def test_what_is_for_portraits_alone_is_refused_for_sampled_people(arguments, tmp_path):
+    np.save(tmp_path / "b.npy", np.ones((1, 16), np.float32))
+    with pytest.raises(InputError, match="--encoder, --tune: are for portraits"):
+        run("edit", tmp_path / "b.npy", "--out", tmp_path / "x.png", *arguments, "--generator", generator_file())
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -64,6 +73,7 @@ def test_attributes_are_listed_with_what_they_measure():
         (("edit", "none.npy", "--out", "x.tiff"), r"x.tiff: must end in .png, .jpg, .webp"),
         (("edit", "none.npy", "--out", "."), "must end in"),
         (("animate", "none.npy=0:1", "--out", "x.gif", "--fps", "60"), "50 frames a second at most"),
+        (("animate", "none.npy=0:1", "--out", "x.mp4", "--fps", "60", "--seconds", "120"), "more than 3000 frames"),
         (("animate", "a#b/none.npy=0:1", "--out", "x.gif"), r"a#b/none.npy: cannot be read"),
         (("train-mapper", "--attributes", "smile", "--samples", "x", "--out", "m.pt"), "must end in .safetensors"),
         (("optimise", "yaw", "--samples", "x", "--out", "x.png", "--size", "1.3"), "yaw has no region of its own"),

@@ -66,11 +66,21 @@ def test_public_boundaries_are_read(shape, generator, tmp_path):
     assert torch.allclose(found.offsets, torch.from_numpy(np.broadcast_to(rows.reshape(-1, 16), (8, 16))).float())
 
 
+@pytest.mark.parametrize("shape", [(16, 8), (128,), (16, 1), ()])
+def test_boundaries_whose_rows_are_not_latents_are_refused(shape, generator, tmp_path):
+    np.save(tmp_path / "b.npy", np.ones(shape))
+    with pytest.raises(InputError, match=r"b.npy: cannot be read as a direction \(of shape \["):
+        load_direction(tmp_path / "b.npy", generator, "d")
+
+
 def test_boundaries_are_written_in_the_public_format(generator, tmp_path):
     save_direction(tmp_path / "w.npy", direction_in_w(3 * normal(), generator, None, INFO))
     array = np.load(tmp_path / "w.npy", allow_pickle=False)
     assert array.shape == (1, 16)
     assert np.allclose(array[0], normal().numpy(), atol=1e-6)
+    save_direction(tmp_path / "w.NPY", direction_in_w(3 * normal(), generator, None, INFO))
+    assert (tmp_path / "w.NPY").read_bytes() == (tmp_path / "w.npy").read_bytes()
+    assert load_direction(tmp_path / "w.NPY", generator, "d").info.method == "boundary file"
     save_direction(tmp_path / "wp.npy", direction_in_w(3 * normal(), generator, [2], INFO))
     assert np.load(tmp_path / "wp.npy").shape == (1, 8, 16)
 
@@ -103,7 +113,7 @@ def test_hostile_files_are_one_line(generator, tmp_path):
 def test_layer_ranges_are_parsed():
     assert parse_layers("all", 8) is None
     assert parse_layers("0-2,5", 8) == [0, 1, 2, 5]
-    for wrong in ("0-9", "a", "", "5-3", "-1", "0-99999999999"):
+    for wrong in ("0-9", "a", "", "5-3", "-1", "4-", "0-99999999999"):
         with pytest.raises(InputError, match="--layers"):
             parse_layers(wrong, 8)
 

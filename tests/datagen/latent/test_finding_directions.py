@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny_build import tiny_generator
 
+from stylepairs.datagen.latent import fitting
+from stylepairs.datagen.latent.directions import Direction, DirectionInfo
 from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
-from stylepairs.datagen.latent.fitting import Wanted, fit
+from stylepairs.datagen.latent.fitting import Wanted, fit, refine
 from stylepairs.datagen.latent.methods import interfacegan
 from stylepairs.datagen.latent.methods.ganspace import components, feature_components
 from stylepairs.datagen.latent.methods.interfacegan import conditional, fit_boundary
@@ -141,3 +143,18 @@ def test_channels_that_move_other_regions_are_left_out():
     assert direction.info.space == "s"
     with pytest.raises(InputError, match="no channel moves mostly its region"):
         fit_channels(generator, left_half(), ws, "d", least_overlap=1.0)
+
+
+@pytest.mark.parametrize("num_ws", [2, 4, 8, 12, 14, 16, 18])
+def test_ranges_are_all_rows_and_their_thirds(num_ws):
+    every, *thirds = fitting.row_ranges(num_ws)
+    assert every is None
+    assert len(thirds) == min(3, num_ws)
+    assert [row for rows in thirds for row in rows] == list(range(num_ws))
+    assert max(map(len, thirds)) - min(map(len, thirds)) <= 1
+
+
+def test_a_direction_without_an_attribute_is_not_refined():
+    coarse = Direction(draw(8, 16), DirectionInfo(method="boundary file"))
+    with pytest.raises(InputError, match="names no attribute"):
+        refine(tiny_generator(), Samples(draw(4, 16), {}, "d"), coarse, 1.0, 8)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from stylepairs.datagen.encoders.run_file import RunFile
 from stylepairs.datagen.images.perceptual import load_perceptual
-from stylepairs.datagen.latent.edits import load_edit
+from stylepairs.datagen.latent.directions import DirectionInfo, direction_in_w, save_direction
+from stylepairs.datagen.latent.edits import edit_and_attribute, load_edit, load_pair_edit
 from stylepairs.datagen.latent.faces import SEEN_PX, FaceReader, SeenFaces
 from stylepairs.datagen.latent.methods import latent_mapper
 from stylepairs.datagen.latent.methods.latent_mapper import (
@@ -135,6 +136,8 @@ def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
     ws = samples.w[:2, None].expand(-1, 8, -1)
     edit = load_edit(path, generator, "d", "b")
     assert torch.equal(edit.move(ws, torch.tensor([0.5, -1])), mapper.move(ws, torch.tensor([[0, 0.5], [0, -1]])))
+    path.with_suffix(".SAFETENSORS").write_bytes(path.read_bytes())
+    assert load_edit(path.with_suffix(".SAFETENSORS"), generator, "d", "b").attribute == "b"
     with pytest.raises(InputError, match="name the attribute to change: a, b"):
         load_edit(path, generator, "d")
     with pytest.raises(InputError, match="another generator"):
@@ -150,6 +153,26 @@ def test_a_mapper_comes_back_from_its_file_as_an_edit(samples, tmp_path):
     save_file({}, path, {"mapper": "{}"})
     with pytest.raises(InputError, match="cannot be read as a mapper"):
         load_mapper(path, generator, "d")
+
+
+def test_an_attribute_of_a_classifier_file_is_named_in_one_place_with_its_mapper(samples, tmp_path):
+    name, path = "faces/ages.pt#3@112", tmp_path / "m#1.safetensors"
+    mapper = trained(samples, steps=1)
+    save_mapper(path, Mapper(mapper.network, mapper.info.model_copy(update={"attributes": ("a", name)})))
+    assert edit_and_attribute(f"{path}#{name}") == (str(path), name)
+    assert edit_and_attribute(str(path)) == (str(path), "")
+    for strength, text in ((None, ""), (1.5, "@1.5")):
+        edit = load_pair_edit(f"{path}#{name}{text}", tiny_generator(), "d")
+        assert (edit.edit.attribute, edit.strength) == (name, strength)
+
+
+def test_a_direction_takes_no_attribute_but_its_own(tmp_path):
+    generator, path = tiny_generator(), tmp_path / "smile.safetensors"
+    info = DirectionInfo(method="interfacegan", attribute="smile", generator_digest="d")
+    save_direction(path, direction_in_w(torch.ones(16), generator, None, info))
+    assert load_edit(path, generator, "d", "smile").info.attribute == "smile"
+    with pytest.raises(InputError, match=r"smile.safetensors: is a direction, .*leave out yaw"):
+        load_edit(path, generator, "d", "yaw")
 
 
 def test_scores_that_do_not_vary_or_are_not_there_are_refused(samples):

@@ -224,6 +224,41 @@ def test_a_shard_whose_last_member_fills_its_blocks_needs_every_byte(tmp_path, s
         shards.scan_shard(path)
 
 
+@pytest.mark.parametrize("damage", [b"\xff", bytes(tarfile.BLOCKSIZE)], ids=["garbled", "zeroed"])
+def test_a_header_that_cannot_be_read_loses_no_pairs_unseen(tmp_path, synthetic_pairs, damage):
+    synthetic_pairs(tmp_path, count=4, shard_size=4)
+    path = tmp_path / "pairs-00000.tar"
+    with tarfile.open(path) as tar:
+        at = next(member.offset for member in tar if member.name.startswith("000002."))
+    content = bytearray(path.read_bytes())
+    content[at : at + len(damage)] = damage
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"pairs-00000\.tar: damaged shard \(a header cannot be read\)"):
+        shards.scan_shard(path)
+
+
+def test_folders_are_named_by_text_as_commands_name_them(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path)
+    wanted, url = shards.read_index(tmp_path), f"file://{tmp_path}"
+    assert wanted == shards.read_index(str(tmp_path)) == shards.read_index(url)
+    assert next(shards.read_pairs(url)).record == wanted[0]
+    assert shards.read_pair(url, wanted[1].id).before is not None
+    with pytest.raises(InputError, match="unknown kind of URL"):
+        shards.read_index("http://host/pairs")
+
+
+def test_pairs_and_shards_stay_in_order_where_their_numbers_grow_a_digit(tmp_path, synthetic_pairs):
+    synthetic_pairs(tmp_path / "a", count=4, shard_size=4)
+    pairs = list(shards.read_pairs(tmp_path / "a", accepted_only=False))
+    ids = [shards.pair_id(999_998 + index) for index in range(4)]
+    renamed = [replace(pair, record=replace(pair.record, id=id)) for pair, id in zip(pairs, ids, strict=True)]
+    (tmp_path / "b").mkdir()
+    shards.write_shard(tmp_path / "b" / shards.shard_name(99_999), renamed)
+    shards.write_shard(tmp_path / "b" / shards.shard_name(100_000), pairs)
+    assert [record.id for record in shards.scan_shard(tmp_path / "b" / "pairs-99999.tar")] == ids
+    assert [path.name for path in shards.shard_paths(tmp_path / "b")] == ["pairs-99999.tar", "pairs-100000.tar"]
+
+
 def test_members_carry_no_time_and_anyone_may_read_them(tmp_path, synthetic_pairs):
     synthetic_pairs(tmp_path, count=1)
     with tarfile.open(tmp_path / "pairs-00000.tar") as tar:

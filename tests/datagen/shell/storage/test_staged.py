@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -38,6 +39,17 @@ def test_local_paths_and_file_urls_stay_what_they_are(tmp_path):
     assert place("C:/x://y") == Path("C:/x://y")
     assert place(f"file://{tmp_path}/x") == tmp_path / "x"
     assert type(place(f"file://{tmp_path}/x")) is type(tmp_path)
+    assert place(f"file://localhost{tmp_path}/x") == tmp_path / "x"
+
+
+def test_a_url_that_is_no_utf_8_is_refused_in_a_line():
+    with pytest.raises(InputError, match=r"s3://b/\\udcff: no address of a folder"):
+        place("s3://b/\udcff")
+
+
+def test_a_scheme_may_be_written_in_capitals():
+    assert f"{place('S3://bucket/pairs')}" == "s3://bucket/pairs"
+    assert place("FILE:///x") == Path("/x")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +236,13 @@ def test_one_command_at_a_time_holds_a_folder_and_one_that_lapsed_is_taken_over(
         pass
 
 
+def test_an_empty_lock_as_of_a_folder_copied_from_a_disk_holds_nothing(s3, folder):
+    write(folder / lease.LEASE_NAME, b"")
+    assert not is_held(folder)
+    with folder_lock(folder, "datagen build"):
+        assert is_held(folder)
+
+
 def test_a_lease_that_was_made_without_an_answer_is_held_by_the_command_itself(s3, folder):
     s3.fail_first("unanswered", method="PUT", part=lease.LEASE_NAME)
     with folder_lock(folder, "datagen build"):
@@ -295,6 +314,27 @@ def test_scratch_folders_end_with_their_process_and_those_of_killed_ones_with_th
     assert len(list(tmp_path.iterdir())) == 1
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_scratch_disk_is_no_fault_of_the_network(monkeypatch, tmp_path):
+    tries = []
+
+    class Store:
+        def get_file(self, path, target, **_options):
+            tries.append(target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(transfer, "_opened", lambda *_: Store())
+    with pytest.raises(InputError, match=r"memory://b/x: .* is full; .*STYLEPAIRS_SCRATCH") as told:
+        transfer.download("memory://b/x", tmp_path / "x")
+    assert "network" not in str(told.value)
+    assert len(tries) == 1
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match=r"memory://b/x: .* is full; .*STYLEPAIRS_SCRATCH"):
+        replace_file(place("memory://b/x"), full)
 
 
 def test_a_store_that_cannot_make_an_object_only_where_there_is_none_is_asked_first(monkeypatch):
