@@ -21,6 +21,7 @@ from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import is_frozen
 from stylepairs.i2i.models.conditions import color_or
+from stylepairs.kernels.dispatch import without_autocast
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -35,6 +36,7 @@ MAX_SHIFT = 0.2
 SHADE_CELLS = 32
 # What is tinted, a sigmoid: at first next to nothing; stretched, so that it reaches exactly 1.
 UNTINTED, TINT_STRETCH = 3.0, 1.05
+_LEAST_TINTED = 1e-6  # pixels
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,13 @@ def tinted_share(logits: torch.Tensor) -> torch.Tensor:
 def tint(photo: torch.Tensor, where: torch.Tensor, mask: torch.Tensor, asked: Asked) -> torch.Tensor:
     """What is added to a photo [N,3,H,W] so that what `where` [N,1,H,W] says has, as far as the mask shows it, the
     asked colour in the mean, as far as the degree goes. In Lab all of it changes alike: shade and detail stay."""
-    lab, weight = srgb_to_lab(photo), where * mask
-    own = (lab * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-6)
-    way = (color_or(asked.style, own) - own) * asked.degree[:, None]
-    return lab_to_srgb(lab + where * way[:, :, None, None]) - photo
+    with without_autocast(photo.device.type):  # in bf16 what is not tinted would change by 1.6 of 255 levels, too
+        lab, weight = srgb_to_lab(photo), where * mask
+        total = weight.sum((2, 3))
+        own = (lab * weight).sum((2, 3)) / total.clamp_min(_LEAST_TINTED)
+        # Of an empty mask there is no mean, and a video carries the maps over to frames where it is not empty.
+        way = (color_or(asked.style, own) - own) * asked.degree[:, None] * (total > _LEAST_TINTED)
+        return lab_to_srgb(lab + where * way[:, :, None, None]) - photo
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:

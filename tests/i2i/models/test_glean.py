@@ -122,6 +122,25 @@ def test_what_is_tinted_has_the_wanted_mean_as_far_as_the_degree_goes(degree: fl
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.1)
 
 
+def test_tints_are_as_exact_in_a_training_of_half_precision() -> None:
+    asked = asked_of(1.0, RED, OWN)
+    where = torch.zeros(2, 1, 32, 32)
+    where[..., 10:20, 5:25] = 1
+    exact = tint(asked.photo, where, where, asked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tint(asked.photo, where, where, asked), exact)
+
+
+def test_where_the_mask_is_empty_nothing_is_tinted() -> None:
+    asked = asked_of(1.0, RED, OWN)
+    where, mask = torch.full((2, 1, 32, 32), 0.5, requires_grad=True), torch.zeros(2, 1, 32, 32, requires_grad=True)
+    shift = tint(asked.photo, where, mask, asked)
+    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-4)
+    shift.sum().backward()
+    assert mask.grad is not None
+    assert mask.grad.abs().max() < 1
+
+
 def test_what_moves_and_tints_says_by_its_maps_what_it_shows(tinting: Glean) -> None:
     asked = asked_of(1.0, RED, OWN)
     with torch.no_grad():
