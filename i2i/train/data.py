@@ -140,8 +140,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
         """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
-        mask, in the shares that settings ask for: the pair's own edit covers both."""
+        mask, in the shares that settings ask for: the pair's own edit covers both, unless the colour is to stay."""
         photo = sample["photo"]
+        if self.style in WITH_COLOR and not asks_for_color(sample["style"]):
+            return photo
         if self.siblings is not None and rng.random() < settings.from_after_share:
             photo = self.edited_before(sample, self.siblings.of(index), rng)
         if settings.painted_share and rng.random() < settings.painted_share:

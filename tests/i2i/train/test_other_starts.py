@@ -27,8 +27,10 @@ def dataset(pairs: Path, **shares: float) -> PairDataset:
     return PairDataset(pairs, read_records(pairs, "train"), 32, "color", LATENTS, "0" * 64, settings)
 
 
-def edited_twice(directory: Path, turn: bool = False) -> list[Pair]:
-    """Two pairs of each of two portraits, one of them red and one black inside, with the first's mask a part of the
+def edited_twice(
+    directory: Path, turn: bool = False, colors: tuple[str, str] = ("black", "red"), feature: str = "hair_color"
+) -> list[Pair]:
+    """Two pairs of each of two portraits, one of them black and one red inside, with the first's mask a part of the
     other's for the second portrait; and one of a third."""
     rng, made = np.random.default_rng(0), []
     for number in range(5):
@@ -37,7 +39,7 @@ def edited_twice(directory: Path, turn: bool = False) -> list[Pair]:
         mask[8 : 20 - 4 * (number == 3), 8:20] = 255
         after = np.where(mask[..., None] > 0, np.uint8((255, 0, 0) if number % 2 else (0, 0, 0)), before)
         record = PairRecord(
-            id=f"{number:06d}", feature="hair_color", params={"color": "red" if number % 2 else "black"}, degree=1.0,
+            id=f"{number:06d}", feature=feature, params={"color": colors[number % 2]}, degree=1.0,
             accepted=True, reasons=[], figures={}, portrait=f"p{number // 2}", portrait_digest=f"{number // 2:064x}",
             generator_digest="0" * 64, seed=0, code_version="test", split="train",
         )  # fmt: skip
@@ -72,6 +74,15 @@ def test_of_pairs_that_run_backwards_the_outcome_is_no_photo(tmp_path: Path) -> 
     again = dataset(tmp_path, from_after_share=1.0)
     for index in range(5):
         assert torch.equal(again[index]["photo"], dataset(tmp_path)[index]["photo"])
+
+
+@pytest.mark.parametrize("share", ["from_after_share", "painted_share"])
+def test_a_photo_whose_own_colour_is_to_stay_has_that_colour(tmp_path: Path, share: str) -> None:
+    edited_twice(tmp_path, colors=("own", "red"), feature="lips")
+    plain, other = dataset(tmp_path), dataset(tmp_path, **{share: 1.0})
+    changes = [float((other[index]["photo"] - plain[index]["photo"]).abs().max()) for index in range(2)]
+    assert changes[0] < 1e-6
+    assert changes[1] > 0.1
 
 
 def test_photo_alone_is_painted_inside_the_mask(pairs: Path) -> None:
