@@ -17,6 +17,7 @@ CROP_PX = 256
 Style = Literal["none", "color", "params", "color_and_params"]
 WITH_COLOR, WITH_PARAMS = ("color", "color_and_params"), ("params", "color_and_params")
 COLOR = "color"  # the parameter that says it
+BLACK = -1.0  # the lightness of black in a style code
 # In a style code: the photo's own colour is to stay. No colour is so dark.
 _OWN_CODE, _OWN_BELOW = (-2.0, 0.0, 0.0), -1.5
 # What a style "params" tells apart, by the parameter's name: its choices, or the least and the greatest number.

@@ -27,6 +27,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.shell.machine import available_cpus
 from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
+    BLACK,
     WITH_COLOR,
     Kinds,
     Style,
@@ -245,7 +246,9 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
     if style in WITH_COLOR and changed and asks_for_color(code):
         # The wanted colour follows what the recolouring did to the colour that was reached.
         before, after = (_inner_color(to_float(each["target"]), mask) for each in (pixels, recoloured))
-        code = torch.cat([code[:3] + encode_color(after) - encode_color(before), code[3:]])
+        color = code[:3] + encode_color(after) - encode_color(before)
+        color[0] = color[0].clamp_min(BLACK)  # what is far below means the photo's own
+        code = torch.cat([color, code[3:]])
     degraded, _ = augment.applied(steps.degrading, rng, image=recoloured["image"])
     clean, photo = to_float(recoloured["image"]), to_float(degraded["image"])
     # Some targets are the photo itself (degree 0), or blended towards it.

@@ -246,6 +246,14 @@ def test_recolouring_moves_the_wanted_colour_along(pairs: Path) -> None:
     assert (lightness > plain_lightness) == (sample["target"][inside].mean() > plain["target"][inside].mean())
 
 
+def test_a_wanted_colour_is_never_darker_than_black_which_would_leave_the_photos_own(pairs: Path) -> None:
+    grey, settings = torch.full((3, 32, 32), 0.2), DataSettings(**(NONE | {"photometric_share": 1.0}), brightness=0.95)
+    code = style_of("color", {"color": "0,0,0"})
+    plain = dataset(pairs)[0] | {"photo": grey, "target": grey, "style": code}
+    codes = [augmented_sample(plain, settings, "color", np.random.default_rng(seed))["style"] for seed in range(20)]
+    assert asks_for_color(torch.stack(codes)).all()
+
+
 def test_calibration_gives_the_inputs_of_an_exported_editor_without_a_region(pairs: Path) -> None:
     found = list(calibration_inputs(pairs, 32, "color", {}, count=3))
     assert len(found) == 3
