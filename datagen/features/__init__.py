@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -103,6 +104,9 @@ def _run(name: str, label: str, source: bytes) -> ModuleType:
         raise InputError(f"{name}: has no {' and no '.join(missing)}; a feature holds Params, sketch and measure")
     if not (isinstance(module.Params, type) and issubclass(module.Params, BaseModel)):
         raise InputError(f"{name}: Params is no pydantic model; write `class Params(BaseModel)`")
+    names = getattr(module, "COLORS", ())
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(each, str) for each in names):
+        raise InputError(f"{name}: COLORS is no tuple of names; write for example COLORS = ('rose', 'own')")
     if "intensity" not in module.Params.model_fields:
         raise InputError(f"{name}: Params has no `intensity`, the degree asked for: 0 none, 1 all")
     return module

@@ -4,7 +4,7 @@ colour space, would go into every pair unseen."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from stylepairs.datagen.features.feature import Feature
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, Sketch
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 
 _SPACES = ("rgb", "lab")
 _SHARES = ("photo_detail", "sketch_detail", "harmony")
@@ -22,7 +22,8 @@ _ROUNDING = 1e-3  # by which colours and masks may leave their range
 
 
 def checked(feature: Feature, name: str) -> Feature:
-    """The feature of the file `name`; its sketch and measure raise InputError, one line, for what they may not give."""
+    """The feature of the file `name`; its sketch, measure and color_of raise InputError, one line, for what they may not
+    give."""
 
     @functools.wraps(feature.sketch)
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:
@@ -35,7 +36,8 @@ def checked(feature: Feature, name: str) -> Feature:
     def measure(portrait: Portrait, seen: AnalysedPair, params: BaseModel) -> dict[str, float]:
         return _numbers(feature.measure(portrait, seen, params), f"{name}: measure of {portrait.name}")
 
-    return replace(feature, sketch=sketch, measure=measure)
+    named = feature.color_of and functools.partial(_color, feature.color_of, name)
+    return replace(feature, sketch=sketch, measure=measure, color_of=named)
 
 
 def _faults(made: object, portrait: Portrait) -> Iterator[str]:
@@ -70,6 +72,22 @@ def _faults(made: object, portrait: Portrait) -> Iterator[str]:
 
 def _described(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _color(color_of: Callable[[str], Any], name: str, text: str) -> tuple[int, int, int] | None:
+    of = f"{name}: color_of of {text!r}"
+    try:
+        color = color_of(text)
+    except InputError:
+        raise
+    except Exception as error:  # a name that it does not know, say
+        raise InputError(f"{of}: raises {type(error).__name__}: {one_line(error)}") from error
+    if color is None:
+        return None
+    numbers = color if isinstance(color, tuple | list) else ()
+    if len(numbers) != 3 or not all(isinstance(each, int | float) and 0 <= each <= 255 for each in numbers):
+        raise InputError(f"{of}: gives {color!r}, not three numbers from 0 to 255, or None for the photo's own")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _numbers(figures: Any, of: str) -> dict[str, float]:

@@ -172,6 +172,9 @@ def test_names_out_of_data_run_nothing(tmp_path):
         ("", r"own\.py: has no Params and no sketch and no measure"),
         (GOOD.replace("class Params(FeatureParams)", "class Params"), r"own\.py: Params is no pydantic model"),
         (GOOD.replace("    intensity: float", "    strength: float"), r"own\.py: Params has no `intensity`"),
+        (GOOD + "COLORS = 'red'\n", r"own\.py: COLORS is no tuple of names"),
+        (GOOD + "COLORS = 3\n", r"own\.py: COLORS is no tuple of names"),
+        (GOOD + "COLORS = [(1, 2, 3)]\n", r"own\.py: COLORS is no tuple of names"),
     ],
 )
 def test_a_file_that_holds_no_feature_is_told_in_one_line(text, reason):
@@ -206,6 +209,31 @@ def test_a_sketch_that_is_none_is_told_in_one_line(was, now, reason):
     feature = load_feature("own.py", run_files=True)
     with pytest.raises(InputError, match=rf"^own\.py: sketch of synthetic: {reason}"):
         feature.sketch(portrait(), feature.Params())
+
+
+@pytest.mark.parametrize(
+    "gives, reason",
+    [
+        ("'red'", r"gives 'red', not three numbers from 0 to 255, or None"),
+        ("(1, 2)", r"gives \(1, 2\), not three numbers"),
+        ("(0, 0, 256)", r"gives \(0, 0, 256\), not three numbers"),
+        ("(0, 0, float('nan'))", r"gives \(0, 0, nan\), not three numbers"),
+        ("{'red': (1, 2, 3)}[text]", r"raises KeyError: 'pink'"),
+    ],
+)
+def test_a_colour_that_is_none_is_told_in_one_line(gives, reason):
+    Path("own.py").write_text(GOOD + f"\ndef color_of(text):\n    return {gives}\n")
+    feature = load_feature("own.py", run_files=True)
+    with pytest.raises(InputError, match=rf"^own\.py: color_of of 'pink': {reason}"):
+        feature.color_of("pink")
+
+
+def test_a_file_may_name_colours_and_leave_the_photo_s_own():
+    Path("own.py").write_text(GOOD + "\nCOLORS = {'red': [200, 0, 0]}\ndef color_of(text):\n    return COLORS.get(text)\n")
+    feature = load_feature("own.py", run_files=True)
+    assert feature.colors == ("red",)
+    assert tuple(feature.color_of("red")) == (200, 0, 0)
+    assert feature.color_of("own") is None
 
 
 @pytest.mark.parametrize(
