@@ -22,8 +22,7 @@ _ROUNDING = 1e-3  # by which colours and masks may leave their range
 
 
 def checked(feature: Feature, name: str) -> Feature:
-    """The feature of the file `name`; its sketch, measure and color_of raise InputError, one line, for what they may not
-    give."""
+    """The feature of the file `name`; its functions raise InputError, one line, for what they may not give."""
 
     @functools.wraps(feature.sketch)
     def sketch(portrait: Portrait, params: BaseModel) -> Sketch:

@@ -152,7 +152,10 @@ def wanted_lab(color: Any, feature: str | None = None) -> torch.Tensor | None:
     from stylepairs.datagen.images.colors import color_to_lab, parse_color
 
     color_of = parse_color if feature is None else load_feature(feature).color_of or parse_color
-    rgb = color_of(color)
+    try:
+        rgb = color_of(color)
+    except (AttributeError, TypeError):  # of damaged pairs: a colour is a text
+        raise InputError(f"color {color!r}: no colour; give a name, #rrggbb or r,g,b") from None
     return None if rgb is None else color_to_lab(rgb)[:, 0, 0]
 
 

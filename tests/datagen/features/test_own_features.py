@@ -229,7 +229,8 @@ def test_a_colour_that_is_none_is_told_in_one_line(gives, reason):
 
 
 def test_a_file_may_name_colours_and_leave_the_photo_s_own():
-    Path("own.py").write_text(GOOD + "\nCOLORS = {'red': [200, 0, 0]}\ndef color_of(text):\n    return COLORS.get(text)\n")
+    names = "COLORS = {'red': [200, 0, 0]}\ncolor_of = COLORS.get\n"
+    Path("own.py").write_text(GOOD + names)
     feature = load_feature("own.py", run_files=True)
     assert feature.colors == ("red",)
     assert tuple(feature.color_of("red")) == (200, 0, 0)

@@ -289,6 +289,8 @@ def test_style_code_is_the_wanted_colour() -> None:
     assert style_of("none", {}).shape == (0,)
     with pytest.raises(InputError, match="no color"):
         style_of("color", {})
+    for feature in ("hair_color", "lips"):  # as damaged pairs may have it
+        assert not is_told("color", {"color": None}, {}, feature)
 
 
 def test_a_colour_is_told_as_its_feature_names_it_and_beside_it_what_else_differs() -> None:
