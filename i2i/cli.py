@@ -26,7 +26,7 @@ add_version(app)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, may be repeated", metavar="KEY=VALUE")]
 OwnFeatureOption = Annotated[
-    Path | None, typer.Option(help="the .py file of your own feature that the model was trained for; it is run")
+    Path | None, typer.Option(help="the .py file of your own feature that the model is for; it is run")
 ]
 
 
@@ -49,6 +49,7 @@ def train(
         ),
     ] = None,
     overrides: SetOption = None,
+    own_feature: OwnFeatureOption = None,
 ) -> None:
     """Train on accepted pairs; on several devices start it with `accelerate launch -m stylepairs.i2i` or torchrun."""
     from stylepairs.datagen.recipe import load_recipe
@@ -58,6 +59,7 @@ def train(
     keep_freed_memory()
     settings = load_recipe(recipe, "i2i", TrainingSettings, overrides or [])
     feature = recipe_feature(recipe)
+    run_own_feature(own_feature)
     data, portraits = pairs, portraits or []
     if settings.degradation:
         if pairs is not None or len(portraits) != 1:

@@ -197,12 +197,14 @@ def portrait_sides(portraits: Path) -> Sides:
 def unpaired_portraits(folders: Sequence[Path], feature: str) -> Unpaired | None:
     """The portraits for training of prepared folders, of which is learnt where a feature edits; None without folders.
 
-    Raises InputError, also for a feature that is a user's file: training runs none.
+    Raises InputError, also for a feature that is a user's file.
     """
     if not folders:
         return None
     if is_own_file(feature):
-        raise InputError(f"--portraits: {feature} is a file of your own, which training does not run; give pairs alone")
+        raise InputError(
+            f"--portraits: {feature} is a file of your own, of which pairs alone are learnt; leave --portraits out"
+        )
     sides = [portrait_sides(folder) for folder in folders]
     records = [record for side in sides for record in side.records]
     named = map(files_by_name, folders)

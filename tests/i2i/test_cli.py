@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from stylepairs.datagen import __version__
+from stylepairs.datagen import __version__, features
 from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.cli import main
 from stylepairs.i2i.models.checkpoints import ModelInfo, save_model
-from stylepairs.i2i.models.conditions import style_channels
+from stylepairs.i2i.models.conditions import decode_color, style_channels, style_of
 from stylepairs.i2i.models.glean import Glean, GleanConfig
 from stylepairs.i2i.train import training
 
@@ -90,6 +91,25 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"stylepairs {__version__}\n"), done.stderr
+
+
+def test_training_asks_a_feature_file_for_its_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "_own_files", {})
+    example = Path(__file__).parents[2] / "docs" / "examples" / "blush.py"
+    Path("mine.py").write_text(f"{example.read_text()}\ncolor_of = {{'rouge': (180, 60, 60)}}.get\n")
+    Path("mine.yaml").write_text("datagen: {feature: mine.py}\ni2i: {style: color}\n")
+    told: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        training, "train", lambda *given: told.append(style_of("color", {"color": "rouge"}, feature=given[4]))
+    )
+    arguments = ["i2i", "train", "mine.yaml", "--pairs", "p", "--out", "o"]
+    for more in ([], ["--own-feature", "mine.py"]):
+        assert not told
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        with pytest.raises(SystemExit):
+            main()
+    torch.testing.assert_close(decode_color(told[0])[:1], torch.tensor([44.0]), rtol=0, atol=5)
 
 
 def test_export_reads_the_pairs_of_int8_before_it_writes(
