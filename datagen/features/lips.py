@@ -16,6 +16,7 @@ Figures of `measure` (lips: where the matte, warped as the edit asks, is over 0.
   spill_delta_e   mean CIEDE2000 between the warped photo and after in a ring of skin around the lips; 0 is perfect
   teeth_delta_e   the same between the lips, 0 where they are closed
   detail_kept     local lightness contrast after / before (creases); 1 keeps it, 0 is flat paint
+  light           what `light_of` judges: 1 for a well exposed photo
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted lips were reached and what it cost: the figures of the file's docstring."""
-    before, after = portrait.image, seen.after.image
+    before, after, light = portrait.image, seen.after.image, light_of(portrait)
     width, matte = mouth_width(portrait.points68), lip_matte(portrait)
     full = fullness_flow(portrait, matte, params)
     reached = _reached_share(portrait, after, matte, full, params)
@@ -187,7 +188,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
     creases = _contrast(lab_photo, lips, width), _contrast(lab_after, lips, width)
     gloss = _highlight(lab_photo, lips), _highlight(lab_after, lips)
     figures = {
-        "color_delta_e": float(delta_e_2000(_wanted_lab(own, params, light_of(portrait)), obtained)),
+        "color_delta_e": float(delta_e_2000(_wanted_lab(own, params, light), obtained)),
         "color_change": float(delta_e_2000(own, obtained)),
         "height_gain": reached * params.fullness,
         "height_error": abs(reached - params.intensity) * abs(params.fullness),
@@ -195,6 +196,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "spill_delta_e": float(mean_of(change, _skin_ring(portrait, flow, lips, width))),
         "teeth_delta_e": float(mean_of(change, _between_lips(portrait, flow, lips))),
         "detail_kept": creases[1] / max(creases[0], 1e-3),
+        "light": light,
     }
     return figures | _degrees(portrait, matte, own, obtained, reached, figures["gloss_change"], params)
 

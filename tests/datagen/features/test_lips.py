@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from stylepairs.datagen.features import lips
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, srgb_to_lab
+from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.portraits.sketch import AnalysedPair, SketchRefused
 from stylepairs.datagen.shell.errors import InputError
@@ -135,6 +136,14 @@ def test_flat_paint_spill_and_nothing_at_all_are_told(closed):
     assert same["color_delta_e"] > 9
     assert same["degree"] < 0.1
     assert same["spill_delta_e"] == same["teeth_delta_e"] == 0
+
+
+def test_the_light_in_which_a_colour_was_painted_is_said(closed):
+    """An editor is told the colour as it looks in that light, by the pair's figure as by the photo."""
+    dark = replace(closed, image=closed.image * 0.4 - 0.6)
+    lights = [lips.measure(each, AnalysedPair(each, each), lips.Params())["light"] for each in (closed, dark)]
+    assert lights == [light_of(closed), light_of(dark)]
+    assert lights[1] < 0.7 < lights[0]
 
 
 def test_finish_moves_the_highlights(closed):
