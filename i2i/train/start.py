@@ -122,8 +122,8 @@ def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, genera
     """The model that a run starts from; kinds: what its style tells apart; generator: a teacher's, if there is one.
 
     Trained weights come with their generator. Of a model of the same edit and shape all are taken over, of another edit
-    all but what reads the style and, where one draws or moves and the other does not, what says the edit but its mask.
-    Raises InputError where they do not fit.
+    all but what reads the style and, where one draws, moves or tints and the other does not, what says the edit but its
+    mask. Raises InputError where they do not fit.
     """
     channels = style_channels(settings.style, kinds)
     if settings.init == "none":
