@@ -120,6 +120,7 @@ def edit(
     for each in (*photos, out):  # of these a journal is kept by their places on this machine
         local_place(f"{each}")
     jobs = jobs_of(photos, out, ".mp4", VIDEO_SUFFIXES) if video else jobs_of(photos, out, suffix)
+    from stylepairs.datagen.features import code_digest
     from stylepairs.datagen.shell.durable import file_digest, make_folder
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.edit.journal import Journal
@@ -132,7 +133,8 @@ def edit(
     editor.wanted(params)
     make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
-    journal = Journal(out, [models, params, provenance, min_score, landmarks, strict])
+    own = [code_digest(f"{own_feature}")] if own_feature else []  # what is refused, and what colours mean
+    journal = Journal(out, [models, params, provenance, min_score, landmarks, strict, *own])
     if video and not isinstance(editor, Editor):
         raise InputError("--video: takes one run; edit the result with the next")
     work = video_work(editor, params, min_score, provenance) if isinstance(editor, Editor) and video else None

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from stylepairs.datagen import __version__, features
 from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.i2i import cli
 from stylepairs.i2i.cli import main
+from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.models.checkpoints import ModelInfo, save_model
 from stylepairs.i2i.models.conditions import decode_color, style_channels, style_of
 from stylepairs.i2i.models.glean import Glean, GleanConfig
@@ -110,6 +113,26 @@ def test_training_asks_a_feature_file_for_its_colours(tmp_path: Path, monkeypatc
         with pytest.raises(SystemExit):
             main()
     torch.testing.assert_close(decode_color(told[0])[:1], torch.tensor([44.0]), rtol=0, atol=5)
+
+
+def test_by_another_version_of_a_feature_file_photos_are_edited_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "_own_files", {})
+    monkeypatch.setattr(Editor, "load", lambda *_given, **_how: SimpleNamespace(wanted=lambda _params: None))
+    journals: list[str] = []
+    monkeypatch.setattr(cli, "edit_files", lambda *given: journals.append(given[5].wanted))
+    text = (Path(__file__).parents[2] / "docs" / "examples" / "blush.py").read_text()
+    for name in ("run.safetensors", "photo.png"):
+        Path(name).write_bytes(b"x")
+    for version in (text, text, f"{text}# changed\n"):
+        Path("mine.py").write_text(version)
+        arguments = ["edit", "run.safetensors", "photo.png", "--out", "o", "--own-feature", "mine.py"]
+        monkeypatch.setattr(sys, "argv", ["i2i", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+    assert journals[0] == journals[1] != journals[2]
 
 
 def test_export_reads_the_pairs_of_int8_before_it_writes(
