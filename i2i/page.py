@@ -6,6 +6,8 @@ By gradio (extra `page`), which serves everything from this machine; nothing lea
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 KEPT_DOWNLOADS = 50  # the oldest goes when another is made
 SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
 MAX_STYLES = 60
+# Seconds between two looks at gradio's copies of photos, and the age at which they go while the page is served.
+LOOKED_EVERY, OLDEST_COPY = 3600, 86400
 AS_TRAINED = "as trained"  # the style of a model that knows no kinds
 
 
@@ -60,7 +64,7 @@ class Page:
 
         before, edited, result = edited_photo(Path(path), suffix, made)
         stem = Path(path).stem.encode()[:80].decode(errors="ignore")  # file names are counted in bytes
-        target = self.out / f"{stem}_{name}_{next(self.count)}{suffix}"
+        target = self.out / f"{stem}_{Path(name).name}_{next(self.count)}{suffix}"  # a feature may be named by its file
         save_photo(target, result)
         self.kept.append(target)
         if len(self.kept) > KEPT_DOWNLOADS:
@@ -95,7 +99,8 @@ def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:
         return {}
     from stylepairs.datagen.recipe import nested_overrides
 
-    return nested_overrides((part.strip() for part in style.split(",")), "Style")
+    parts = re.split(r",(?=[^,]*=)", style)  # a value may hold commas: "parts=brows,eyes"
+    return nested_overrides((part.strip() for part in parts), "Style")
 
 
 def region_of_layers(layers: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
@@ -146,7 +151,7 @@ def make_page(page: Page) -> gradio.Blocks:
             return None, None, str(error)
         return (before, after), str(file), line
 
-    with gr.Blocks(title="stylepairs", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="stylepairs", analytics_enabled=False, delete_cache=(LOOKED_EVERY, OLDEST_COPY)) as blocks:
         gr.Markdown("# stylepairs\nDrop a photo, choose an edit. Paint where it may go, or leave it to the model.")
         with gr.Row():
             with gr.Column():
@@ -189,15 +194,16 @@ def serve(runs: Sequence[str], port: int, device: str = "auto") -> None:
             count += 1
             name = f"{editor.info.feature} {count}"
         editors[name] = editor
-    folder = tempfile.TemporaryDirectory(prefix="stylepairs_page_")
-    blocks = make_page(Page(editors, Path(folder.name)))
-    try:
-        _, address, _ = blocks.launch(
-            server_name="127.0.0.1", server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
-            allowed_paths=[folder.name], ssr_mode=False, show_error=True, footer_links=[],
-        )  # fmt: skip
-    except OSError as error:
-        raise InputError(f"--port {port}: {error}; choose another") from None
-    print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
-    blocks.block_thread()
-    folder.cleanup()
+    with tempfile.TemporaryDirectory(prefix="stylepairs_page_") as folder:
+        out, copies = Path(folder) / "made", Path(folder) / "gradio"
+        os.environ["GRADIO_TEMP_DIR"] = str(copies)  # its own place would keep dropped photos when the page has ended
+        blocks = make_page(Page(editors, out))
+        try:
+            _, address, _ = blocks.launch(
+                server_name="127.0.0.1", server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
+                allowed_paths=[str(out)], ssr_mode=False, show_error=True, footer_links=[],
+            )  # fmt: skip
+        except OSError as error:
+            raise InputError(f"--port {port}: {error}; choose another") from None
+        print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
+        blocks.block_thread()
