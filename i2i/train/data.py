@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.images.files import to_float, to_uint8
-from stylepairs.datagen.pairs.index import distinct, run_backwards
+from stylepairs.datagen.pairs.index import distinct, run_backwards, with_params
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair
 from stylepairs.datagen.portraits.light import light_of
@@ -56,9 +56,13 @@ Sample = dict[str, torch.Tensor]
 def calibration_inputs(
     pairs: Path, size_px: int, style: Style, kinds: Kinds, count: int = 48
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What an exported editor is given of so many training pairs, by its inputs' names, without a region. Raises
-    InputError for pairs without what the editor is told."""
-    for record in evenly_spaced(read_records(pairs, "train"), count):
+    """What an exported editor is given of so many training pairs, by its inputs' names, without a region.
+
+    Pairs of kinds that it does not know are left out, as in training; InputError where it knows none.
+    """
+    records = read_records(pairs, "train")
+    known = with_params(records, lambda params: style != "params" or is_of_kinds(params, kinds))
+    for record in evenly_spaced(known or records, count):
         sample = plain_sample(load_pair(pairs, record, ("before", "after", "mask")), size_px, style, kinds)
         sample["region"] = torch.ones_like(sample["region"])
         names = ("photo", "region", "degree", *(("style",) if len(sample["style"]) else ()))

@@ -243,6 +243,16 @@ def test_calibration_gives_the_inputs_of_an_exported_editor_without_a_region(pai
     assert not np.array_equal(found[0]["photo"], found[2]["photo"])
 
 
+def test_calibration_leaves_out_pairs_of_kinds_that_the_editor_does_not_know(tmp_path: Path, synthetic_pairs) -> None:
+    params = [{"color": color} for color in ("red", "blond", "grey", "grey")]
+    synthetic_pairs(tmp_path, count=24, size_px=32, params=params)
+    kinds = {"color": ["blond", "red"]}
+    styles = {tuple(found["style"][0]) for found in calibration_inputs(tmp_path, 32, "params", kinds)}
+    assert styles == {(1.0, 0.0), (0.0, 1.0)}
+    with pytest.raises(InputError, match="this model was trained on pink, teal"):
+        list(calibration_inputs(tmp_path, 32, "params", {"color": ["pink", "teal"]}))
+
+
 def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> None:
     plain, dyed = augmented(pairs, dyed_share=1.0)
     outside = (dyed["mask"] == 0).expand(3, -1, -1)
