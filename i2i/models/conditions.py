@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ Kinds = dict[str, list[Any]]
 
 # More choices than this are no kinds (names of reference photos, say).
 _MOST_CHOICES = 32
+_WORD = re.compile("[a-z]+")
 
 
 def crop_px_of(size_px: int) -> int:
@@ -55,8 +57,9 @@ def tells_apart(choices: Sequence[Any]) -> bool:
 
 
 def has_sides(params: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether some of these parameters name a side ("side_left"), so that a mirrored picture shows others."""
-    words = {word for each in params for value in _flat(each).values() for word in str(value).split("_")}
+    """Whether some of these parameters, or their names, name a side ("side_left"), so that a mirrored picture shows
+    others."""
+    words = {word for each in params for named in _flat(each).items() for word in _WORD.findall(str(named).lower())}
     return not words.isdisjoint({"left", "right"})
 
 
@@ -108,9 +111,10 @@ def _kind_code(name: str, choices: list[Any], row: Mapping[str, Any]) -> list[fl
             raise InputError(f"{name} {value!r}: this model was trained on {', '.join(map(str, choices))}")
         return [float(value == choice) for choice in choices]
     low, high = choices
-    if not _is_number(value) or not low <= value <= high:
-        raise InputError(f"{name} {value!r}: this model was trained on {low:g} to {high:g}")
-    return [2 * (value - low) / (high - low) - 1]
+    told_low, told_high = f"{low:g}", f"{high:g}"  # rounded, perhaps outwards
+    if not _is_number(value) or not min(low, float(told_low)) <= value <= max(high, float(told_high)):
+        raise InputError(f"{name} {value!r}: this model was trained on {told_low} to {told_high}")
+    return [2 * (min(max(value, low), high) - low) / (high - low) - 1]
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,6 +298,20 @@ def test_kinds_are_what_differs_between_pairs() -> None:
         style_of("params", rows[0] | {"style": "curtain"}, kinds)
     with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
         style_of("params", rows[0] | {"length": 2}, kinds)
+
+
+def test_the_ends_of_a_range_are_taken_as_they_are_told() -> None:
+    kinds = kinds_of([{"shift": -0.28372619}, {"shift": 2 / 3}])
+    for told, code in (("-0.283726", -1), ("0.666667", 1)):
+        with pytest.raises(InputError, match=r"trained on -0\.283726 to 0\.666667"):
+            style_of("params", {"shift": 2 * float(told)}, kinds)
+        assert style_of("params", {"shift": float(told)}, kinds) == pytest.approx(code, abs=1e-5)
+
+
+@pytest.mark.parametrize("named", [{"part": "Left brow"}, {"part": "nose,left_eye"}, {"deep": {"right_px": 3}}])
+def test_a_side_may_be_named_in_any_words_and_by_a_parameter_itself(named: dict[str, Any]) -> None:
+    assert has_sides([{}, named])
+    assert not has_sides([{"part": "leftover", "bright": 1.0}])
 
 
 def test_names_and_truth_values_of_one_parameter_are_told_apart() -> None:
