@@ -27,7 +27,7 @@ class SeveralEditors:
         if len(self.editors) < len(editors):
             raise InputError("--run: two runs of one feature; give one of each")
 
-    def wanted(self, params: Params) -> None:
+    def asked(self, params: Params) -> None:
         """Check the parameters before any photo is touched. Raises InputError."""
         for name in params:
             if name not in self.editors:
@@ -36,11 +36,11 @@ class SeveralEditors:
                     f"--set {next(iter(self.editors))}.degree=0.5{nearest(name, self.editors)}"
                 )
         for feature, editor in self.editors.items():
-            editor.wanted(_of(params, feature))
+            editor.asked(_of(params, feature))
 
     def __call__(self, photo: np.ndarray, params: Params, *, min_score: float = MIN_SCORE) -> EditedPhoto:
         """As `Editor.__call__`; the largest face comes first. Raises InputError where nothing applies."""
-        self.wanted(params)
+        self.asked(params)
         faces = next(iter(self.editors.values())).find(photo, min_score)
         mask, done, refused = np.zeros(photo.shape[:2], np.float16), None, []
         for feature, editor in self.editors.items():

@@ -94,6 +94,16 @@ def style_of(style: Style, params: Mapping[str, Any], kinds: Kinds | None = None
     return encode_color(wanted_lab(params["color"]))
 
 
+def told_names(style: Style, kinds: Kinds) -> list[str]:
+    """The parameters that a style code says, nested ones as "bangs.length"."""
+    return ["color"] if style == "color" else list(kinds) if style == "params" else []
+
+
+def untold(style: Style, params: Mapping[str, Any], kinds: Kinds) -> list[str]:
+    """Those of the parameters that change nothing: neither the style code nor the degree says them."""
+    return [name for name in _flat(params) if name not in {*told_names(style, kinds), "degree", "intensity"}]
+
+
 def style_in_light(style: Style, code: torch.Tensor, light: float) -> torch.Tensor:
     """A style code [style_channels] of a photo taken in `light` (of `light_of`): its colour as it looks there."""
     if style != "color" or light == 1:

@@ -81,9 +81,9 @@ class Sure(torch.nn.Module):
 def test_parameters_begin_with_the_feature(brightening: Glean, analyser) -> None:
     editors = two(brightening, analyser)
     with pytest.raises(InputError, match=r"begin with the feature, as in --set hair_color\.degree=0\.5"):
-        editors.wanted({"color": "red"})
+        editors.asked({"color": "red"})
     with pytest.raises(InputError, match="did you mean 'lips'"):
-        editors.wanted({"lip": {"color": "red"}})
+        editors.asked({"lip": {"color": "red"}})
     with pytest.raises(InputError, match="two runs of one feature"):
         SeveralEditors([editors.editors["lips"], editors.editors["lips"]])
 
