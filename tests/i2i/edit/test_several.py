@@ -118,6 +118,14 @@ def write(path: Path, grey: int) -> Path:
     return path
 
 
+def test_a_file_that_another_edit_has_written_since_is_written_again(tmp_path: Path, capsys) -> None:
+    jobs = jobs_of([write(tmp_path / "photos" / "a.png", 9)], tmp_path / "out", ".png")
+    for degree in (1.0, 0.5, 1.0, 1.0):
+        assert edit_files(inverting, jobs, {}, 0.5, journal=Journal(tmp_path / "out", ["run", degree])) == 0
+    said = [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert said == 3 * ["1 of 1 face edited"] + ["edited before"]
+
+
 def test_a_stopped_command_goes_on_and_another_edit_begins_anew(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     photos = [write(tmp_path / "photos" / f"{name}.png", 9) for name in "abc"]
