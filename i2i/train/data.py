@@ -29,6 +29,7 @@ from stylepairs.datagen.shell.storage.staged import Staged
 from stylepairs.i2i.models.conditions import (
     Kinds,
     Style,
+    decode_color,
     encode_color,
     has_sides,
     is_of_kinds,
@@ -49,6 +50,7 @@ BATCHES_AHEAD = 4
 LEAST_WORKERS_AT_URL = 2
 # Portraits without pairs are drawn again so often while they do not refuse, or do, as refused_share has it.
 PORTRAIT_DRAWS = 4
+TELLABLE = 25.0  # squared distance in Lab: over a shorter way the degree fades, as in `hair_color`
 
 Sample = dict[str, torch.Tensor]
 
@@ -127,7 +129,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         else:
             sample = self.pair_sample(record)
             if self.settings is not None:
-                sample["photo"] = self.other_start(sample, index, self.settings, rng)
+                photo = self.other_start(sample, index, self.settings, rng)
+                if self.style == "color" and photo is not sample["photo"]:
+                    sample["degree"] = degree_from(photo, sample)
+                sample["photo"] = photo
         return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
 
     def pair_sample(self, record: PairRecord) -> Sample:
@@ -142,7 +147,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
         """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
-        mask, in the shares that settings ask for: the pair's own edit covers both."""
+        mask, in the shares that settings ask for: the pair's own edit covers both. Its own photo where it is neither."""
         photo = sample["photo"]
         if self.siblings is not None and rng.random() < settings.from_after_share:
             photo = self.edited_before(sample, self.siblings.of(index), rng)
@@ -264,6 +269,14 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "ws_valid": sample["ws_valid"] * float(share == 1 and not (moved or changed)),
         "applies": sample["applies"],
     }
+
+
+def degree_from(photo: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """How much of the way from a photo [3,H,W] to the wanted colour a sample's target goes, [] in [0,1], as the feature
+    measures it; the pair's own degree is that from its own photo."""
+    own, reached = (_inner_color(image, sample["mask"]) for image in (photo, sample["target"]))
+    way = decode_color(sample["style"]) - own
+    return (torch.dot(reached - own, way) / way.square().sum().clamp_min(TELLABLE)).clamp(0, 1)
 
 
 def mixed_batches(
