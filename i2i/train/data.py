@@ -147,7 +147,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
         """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
-        mask, in the shares that settings ask for: the pair's own edit covers both. Its own photo where it is neither."""
+        mask, in the shares that settings ask for, as the pair's edit covers both; its own where it is neither."""
         photo = sample["photo"]
         if self.siblings is not None and rng.random() < settings.from_after_share:
             photo = self.edited_before(sample, self.siblings.of(index), rng)
