@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ def test_style_is_taken_over_from_the_same_edit_alone(
     silent, told = (other(*inputs, style).edit for style in (torch.zeros(1, 3), torch.tensor([[0.5, 1.0, 0.0]])))
     assert torch.equal(silent, told) != is_read
     torch.testing.assert_close(silent, trained(*inputs, torch.zeros(1, 3)).edit)
+
+
+@pytest.mark.parametrize("feature", ["bangs+hair_color", "../freckles.py"])
+def test_of_features_that_cannot_be_shipped_a_start_is_refused_by_its_name(settings: Make, feature: str) -> None:
+    with pytest.raises(InputError, match=f"embedded: no weights are shipped for {re.escape(feature)}; name others"):
+        initial_model(settings(init="embedded"), feature, {}, None)
 
 
 def test_teacher_takes_the_pairs_place_where_the_feature_applies(
