@@ -273,7 +273,9 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
 
 def degree_from(photo: torch.Tensor, sample: Sample) -> torch.Tensor:
     """How much of the way from a photo [3,H,W] to the wanted colour a sample's target goes, [] in [0,1], as the feature
-    measures it; the pair's own degree is that from its own photo."""
+    measures it; the pair's own degree is that from its own photo, and stays where too little is edited to tell."""
+    if not (tightened(sample["mask"][None]) > 0.5).any():
+        return sample["degree"]
     own, reached = (_inner_color(image, sample["mask"]) for image in (photo, sample["target"]))
     way = decode_color(sample["style"]) - own
     return (torch.dot(reached - own, way) / way.square().sum().clamp_min(TELLABLE)).clamp(0, 1)

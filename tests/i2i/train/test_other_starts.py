@@ -14,7 +14,7 @@ from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import write_manifest, write_shard
 from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.data import PairDataset
+from stylepairs.i2i.train.data import PairDataset, degree_from
 from stylepairs.i2i.train.settings import DataSettings
 from stylepairs.i2i.train.sides import read_records
 
@@ -88,6 +88,8 @@ def test_of_another_start_the_degree_is_how_far_it_is_from_there(tmp_path: Path)
     assert again[0]["degree"] == pytest.approx(float(share.clamp(0, 1)), abs=0.02)
     assert again[0]["degree"] > 0.9
     torch.testing.assert_close(again[4]["degree"], plain[4]["degree"])  # of one pair alone
+    faint = plain[0] | {"mask": 0.1 * plain[0]["mask"]}
+    assert degree_from(again[0]["photo"], faint) == plain[0]["degree"]
 
 
 def test_photo_alone_is_painted_inside_the_mask(pairs: Path) -> None:
