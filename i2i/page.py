@@ -6,6 +6,7 @@ By gradio (extra `page`), which serves everything from this machine; nothing lea
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import tempfile
@@ -33,6 +34,7 @@ SHOWN_PX = 1024  # longest side of what the page shows; the download has the pho
 MAX_STYLES = 60
 # Seconds between two looks at gradio's copies of photos, and the age at which they go while the page is served.
 LOOKED_EVERY, OLDEST_COPY = 3600, 86400
+NOTHING = "Nothing changed: the degree is 0, or the edit goes where nothing is painted."
 AS_TRAINED = "as trained"  # the style of a model that knows no kinds
 
 
@@ -70,7 +72,7 @@ class Page:
         if len(self.kept) > KEPT_DOWNLOADS:
             self.kept.popleft().unlink(missing_ok=True)
         eight = [small(stored.eight_bits(pixels)) for pixels in (before, edited.pixels)]
-        return eight[0], eight[1], target, outcome(edited)
+        return eight[0], eight[1], target, outcome(edited) if edited.mask.any() else NOTHING
 
 
 def styles_of(info: ModelInfo) -> list[str]:
@@ -85,8 +87,20 @@ def styles_of(info: ModelInfo) -> list[str]:
     for name, values in info.kinds.items():
         low_to_high = isinstance(values[0], float)
         chosen = [values[0], (values[0] + values[-1]) / 2, values[-1]] if low_to_high else values
-        choices.append([f"{name}={value:g}" if low_to_high else f"{name}={value}" for value in chosen])
+        choices.append([f"{name}={_as_yaml(value)}" for value in chosen])
     return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)]
+
+
+def _as_yaml(value: Any) -> str:
+    """A number or name as `params_of` takes it; quoted where YAML reads something else: "no" is false to it."""
+    if not isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else f"{value}"
+    from stylepairs.datagen.recipe import parse_yaml
+
+    try:
+        return value if parse_yaml(value) == value else json.dumps(value, ensure_ascii=False)
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False)
 
 
 def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:

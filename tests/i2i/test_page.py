@@ -73,6 +73,13 @@ def test_a_value_with_commas_comes_back_whole() -> None:
     assert found[:2] == [{"adopt": 0, "parts": "brows,eyes"}, {"adopt": 0, "parts": "eyes"}]
 
 
+def test_names_that_yaml_reads_as_something_else_come_back_as_they_are() -> None:
+    choices = ["no", "1", "a: b", True, "True", "#aabbcc", "full"]
+    styles = styles_of(ModelInfo("mine.py", "params", {}, {"kind": choices}))
+    assert [params_of(KINDS, style)["kind"] for style in styles] == choices
+    assert styles[-1] == "kind=full"
+
+
 def test_a_download_of_a_feature_of_ones_own_is_named_by_the_photo_and_stays_in_its_folder(
     page: Page, photo: Path
 ) -> None:
@@ -122,7 +129,8 @@ def test_a_photo_is_edited_where_it_is_painted_and_the_file_is_marked(page: Page
 
 
 def test_a_photo_that_nothing_changed_is_not_marked(page: Page, photo: Path) -> None:
-    before, after, file, _ = page.edit(str(photo), "hair_color", "blond", 0.0)
+    before, after, file, line = page.edit(str(photo), "hair_color", "blond", 0.0)
+    assert line.startswith("Nothing changed")
     assert np.array_equal(before, after)
     assert b"TrainedAlgorithmicMedia" not in (load_photo(file).xmp or b"")
 
