@@ -21,7 +21,7 @@ Kinds = dict[str, list[Any]]
 
 # More choices than this are no kinds (names of reference photos, say).
 _MOST_CHOICES = 32
-_WORD = re.compile("[a-z]+")
+_WORD, _SIDES = re.compile("[a-z]+"), {"left", "right"}
 
 
 def crop_px_of(size_px: int) -> int:
@@ -57,10 +57,13 @@ def tells_apart(choices: Sequence[Any]) -> bool:
 
 
 def has_sides(params: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether some of these parameters, or their names, name a side ("side_left"), so that a mirrored picture shows
-    others."""
-    words = {word for each in params for named in _flat(each).items() for word in _WORD.findall(str(named).lower())}
-    return not words.isdisjoint({"left", "right"})
+    """Whether some of these parameters, or their names, name a side ("side_left"), or a region is given, which lies
+    where it lies in the crop: a mirrored picture shows others."""
+    for name, value in (named for each in params for named in _flat(each).items()):
+        is_placed = name.rpartition(".")[2] == "region" and value is not None
+        if is_placed or not _SIDES.isdisjoint(_WORD.findall(f"{name} {value}".lower())):
+            return True
+    return False
 
 
 def is_of_kinds(params: Mapping[str, Any], kinds: Kinds) -> bool:

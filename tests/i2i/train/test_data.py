@@ -314,6 +314,11 @@ def test_a_side_may_be_named_in_any_words_and_by_a_parameter_itself(named: dict[
     assert not has_sides([{"part": "leftover", "bright": 1.0}])
 
 
+def test_a_region_of_the_users_lies_where_it_lies() -> None:
+    assert has_sides([{"region": None}, {"bangs": {"region": [[0.2, 0.2], [0.4, 0.2], [0.3, 0.3]]}}])
+    assert not has_sides([{"region": None, "region_share": 0.5}])
+
+
 def test_names_and_truth_values_of_one_parameter_are_told_apart() -> None:
     rows = [{"soft": value} for value in ("very", True, False, "True")]
     assert kinds_of(rows) == kinds_of(rows[::-1]) == {"soft": [False, True, "True", "very"]}
