@@ -11,6 +11,8 @@ import torch
 from helpers.faked_faces import FakeAnalyser, photo_of
 from PIL import Image
 
+from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, Editor, FaceEdit
 from stylepairs.i2i.edit.journal import JOURNAL, Journal
@@ -86,6 +88,16 @@ def test_parameters_begin_with_the_feature(brightening: Glean, analyser) -> None
         editors.asked({"lip": {"color": "red"}})
     with pytest.raises(InputError, match="two runs of one feature"):
         SeveralEditors([editors.editors["lips"], editors.editors["lips"]])
+
+
+def test_parameters_of_a_users_own_feature_begin_with_its_files_stem(brightening: Glean, analyser) -> None:
+    load_feature(str(Path(__file__).parents[3] / "docs" / "examples" / "blush.py"), run_files=True)
+    own = Editor(brightening, ModelInfo("docs/examples/blush.py", "params", {}, {"size": [0.4, 0.5]}), analyser)
+    both = SeveralEditors([own, Editor(brightening, ModelInfo("hair_color", "color", {}), analyser)])
+    params = nested_overrides(["blush.size=0.45", "hair_color.color=blond"])
+    assert both(np.full((200, 300, 3), 100, np.uint8), params).faces[0].refused is None
+    with pytest.raises(InputError, match=r"size .* 0\.4 to 0\.5"):
+        both.asked(nested_overrides(["blush.size=0.3"]))
 
 
 def test_faces_go_through_the_network_together(brightening: Glean) -> None:
