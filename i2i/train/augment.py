@@ -145,7 +145,7 @@ def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) 
 
 
 def _jpeg(**settings: Any) -> Any:
-    """albumentations' JPEG in OpenCV's order of colours, which it leaves to its caller: red would be thinned out as blue."""
+    """albumentations' JPEG in OpenCV's order of colours, which it leaves to its caller."""
     import albumentations as A
 
     class Jpeg(A.ImageCompression):  # type: ignore[misc]
