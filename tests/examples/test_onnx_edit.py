@@ -266,6 +266,7 @@ def test_a_photo_is_turned_upright_as_by_the_package(
 
 
 @pytest.mark.parametrize("exif", [b"MM\0*\0\0\0\x08\0\x01\1\0\0\x03\0\0\0\x05", b"no EXIF", None])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_or_endless_exif_costs_the_photo_nothing(run, photo, tmp_path, exif: bytes | None) -> None:
     long = Image.Exif()
     long[0x010E] = 70_000 * "x"
