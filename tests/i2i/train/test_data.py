@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,16 @@ def test_calibration_gives_the_inputs_of_an_exported_editor_without_a_region(pai
     assert not np.array_equal(found[0]["photo"], found[2]["photo"])
 
 
+def test_calibration_leaves_out_pairs_of_kinds_that_the_editor_does_not_know(tmp_path: Path, synthetic_pairs) -> None:
+    params = [{"color": color} for color in ("red", "blond", "grey", "grey")]
+    synthetic_pairs(tmp_path, count=24, size_px=32, params=params)
+    kinds = {"color": ["blond", "red"]}
+    styles = {tuple(found["style"][0]) for found in calibration_inputs(tmp_path, 32, "params", kinds)}
+    assert styles == {(1.0, 0.0), (0.0, 1.0)}
+    with pytest.raises(InputError, match="this model was trained on pink, teal"):
+        list(calibration_inputs(tmp_path, 32, "params", {"color": ["pink", "teal"]}))
+
+
 def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> None:
     plain, dyed = augmented(pairs, dyed_share=1.0)
     outside = (dyed["mask"] == 0).expand(3, -1, -1)
@@ -320,6 +331,25 @@ def test_kinds_are_what_differs_between_pairs() -> None:
         style_of("params", rows[0] | {"style": "curtain"}, kinds)
     with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
         style_of("params", rows[0] | {"length": 2}, kinds)
+
+
+def test_the_ends_of_a_range_are_taken_as_they_are_told() -> None:
+    kinds = kinds_of([{"shift": -0.28372619}, {"shift": 2 / 3}])
+    for told, code in (("-0.283726", -1), ("0.666667", 1)):
+        with pytest.raises(InputError, match=r"trained on -0\.283726 to 0\.666667"):
+            style_of("params", {"shift": 2 * float(told)}, kinds)
+        assert style_of("params", {"shift": float(told)}, kinds) == pytest.approx(code, abs=1e-5)
+
+
+@pytest.mark.parametrize("named", [{"part": "Left brow"}, {"part": "nose,left_eye"}, {"deep": {"right_px": 3}}])
+def test_a_side_may_be_named_in_any_words_and_by_a_parameter_itself(named: dict[str, Any]) -> None:
+    assert has_sides([{}, named])
+    assert not has_sides([{"part": "leftover", "bright": 1.0}])
+
+
+def test_a_region_of_the_users_lies_where_it_lies() -> None:
+    assert has_sides([{"region": None}, {"bangs": {"region": [[0.2, 0.2], [0.4, 0.2], [0.3, 0.3]]}}])
+    assert not has_sides([{"region": None, "region_share": 0.5}])
 
 
 def test_names_and_truth_values_of_one_parameter_are_told_apart() -> None:
