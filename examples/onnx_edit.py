@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 MIN_SCORE, SURE = 0.5, 0.5  # of faces; of there being anything to edit on one
 OWN_BELOW = -1.5  # the first number of a style code whose colour is the photo's own
@@ -28,6 +28,10 @@ FADE, MARGIN, REACHES = 0.06, 0.3, (0.05, 0.15, 0.45)
 # Of the 68 landmarks: around cheeks and nose; along the jaw and back over the brows.
 CHEEKS = [1, 2, 3, 48, 31, 33, 35, 54, 13, 14, 15, 45, 46, 47, 42, 27, 39, 40, 41, 36]
 OUTLINE = [*range(17), 26, 25, 24, 19, 18, 17]
+# EXIF's orientations, and how each is turned upright; what a JPEG can hold of EXIF.
+_WAYS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+TURNS = {orientation: Image.Transpose[way] for orientation, way in enumerate(_WAYS, 2)}
+MOST_EXIF_BYTES = 65_000
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
@@ -491,7 +495,11 @@ def enlarged(values: np.ndarray, transform: np.ndarray, size: tuple[int, int], h
 
 def load(path: Path) -> tuple[np.ndarray, Image.Image]:
     """The photo uint8 [H,W,3] sRGB, upright, and Pillow's image of it."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = Image.open(path)
+    image.load()
+    turned, exif = read_exif(image)
+    image = image.transpose(TURNS[turned]) if turned in TURNS else image
+    image.info["exif"] = exif
     if image.mode.startswith(("I", "F")):
         raise OSError("more than 8 bits; convert it first")
     if "transparency" in image.info:  # of one colour, or of a palette's
@@ -504,13 +512,26 @@ def load(path: Path) -> tuple[np.ndarray, Image.Image]:
     return np.array(plain), image
 
 
+def read_exif(image: Image.Image) -> tuple[int, bytes]:
+    """How the photo is turned, and the EXIF without it; damaged EXIF costs the photo nothing but itself."""
+    turned = 1
+    try:
+        exif = image.getexif()
+        turned = exif.pop(0x0112, 1)
+        return turned, exif.tobytes()
+    except Exception:  # noqa: BLE001 - Pillow reads more than it can write, and raises anything
+        return turned, b""
+
+
 def save(path: Path, pixels: np.ndarray, image: Image.Image, edited: bool) -> None:
     """Write sRGB pixels with the photo's EXIF and, in a PNG, its transparency; what was edited says so, in XMP and in
     EXIF's software tag."""
-    result, exif = Image.fromarray(pixels), image.getexif()
+    result, exif, mark = Image.fromarray(pixels), Image.Exif(), Image.Exif()
+    exif.load(image.info["exif"])
     if edited:
-        exif[0x0131] = "onnx_edit.py"
-    options: dict = {"exif": exif.tobytes()}
+        exif[0x0131] = mark[0x0131] = "onnx_edit.py"
+    written = exif.tobytes()
+    options: dict = {"exif": written if len(written) <= MOST_EXIF_BYTES else mark.tobytes()}
     if path.suffix.lower() == ".png":
         if "A" in image.getbands():
             result.putalpha(image.getchannel("A"))

@@ -130,7 +130,7 @@ def edit(
     run_own_feature(own_feature)
     editors = [Editor.load(run, device=device, landmarks=landmarks, strict=strict) for run in runs]
     editor = editors[0] if len(editors) == 1 else SeveralEditors(editors)
-    editor.wanted(params)
+    editor.asked(params)
     make_folder(out)  # before the work: nothing may be written there
     models = [file_digest(model_path(run)) for run in runs]
     own = [code_digest(f"{own_feature}")] if own_feature else []  # what is refused, and what colours mean

@@ -6,6 +6,9 @@ By gradio (extra `page`), which serves everything from this machine; nothing lea
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 KEPT_DOWNLOADS = 50  # the oldest goes when another is made
 SHOWN_PX = 1024  # longest side of what the page shows; the download has the photo's own size
 MAX_STYLES = 60
+# Seconds between two looks at gradio's copies of photos, and the age at which they go while the page is served.
+LOOKED_EVERY, OLDEST_COPY = 3600, 86400
+NOTHING = "Nothing changed: the degree is 0, or the edit goes where nothing is painted."
 AS_TRAINED = "as trained"  # the style of a model that knows no kinds
 
 
@@ -62,13 +68,13 @@ class Page:
 
         before, edited, result = edited_photo(Path(path), suffix, made)
         stem = Path(path).stem.encode()[:80].decode(errors="ignore")  # file names are counted in bytes
-        target = self.out / f"{stem}_{name}_{next(self.count)}{suffix}"
+        target = self.out / f"{stem}_{Path(name).name}_{next(self.count)}{suffix}"  # a feature may be named by its file
         save_photo(target, result)
         self.kept.append(target)
         if len(self.kept) > KEPT_DOWNLOADS:
             self.kept.popleft().unlink(missing_ok=True)
         eight = [small(stored.eight_bits(pixels)) for pixels in (before, edited.pixels)]
-        return eight[0], eight[1], target, outcome(edited)
+        return eight[0], eight[1], target, outcome(edited) if edited.mask.any() else NOTHING
 
 
 def styles_of(info: ModelInfo) -> list[str]:
@@ -80,14 +86,25 @@ def styles_of(info: ModelInfo) -> list[str]:
         return colors or [AS_TRAINED]
     choices = [[f"{COLOR}={name}" for name in colors]] if colors else []
     for name, values in info.kinds.items():
+        chosen = list(values)
         if isinstance(values[0], float):
             low, high = values
             # Beside a colour, which is an edit by itself, nothing else need be asked for.
-            chosen = (0.0, low, high) if colors and low < 0 < high else (low, (low + high) / 2, high)
-            choices.append([f"{name}={value:g}" for value in chosen])
-        else:
-            choices.append([f"{name}={value}" for value in values])
+            chosen = [0.0, low, high] if colors and low < 0 < high else [low, (low + high) / 2, high]
+        choices.append([f"{name}={_as_yaml(value)}" for value in chosen])
     return [", ".join(each) for each in itertools.islice(itertools.product(*choices), MAX_STYLES)]
+
+
+def _as_yaml(value: Any) -> str:
+    """A number or name as `params_of` takes it; quoted where YAML reads something else: "no" is false to it."""
+    if not isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else f"{value}"
+    from stylepairs.datagen.recipe import parse_yaml
+
+    try:
+        return value if parse_yaml(value) == value else json.dumps(value, ensure_ascii=False)
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False)
 
 
 def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:
@@ -100,7 +117,8 @@ def params_of(info: ModelInfo, style: str | None) -> dict[str, Any]:
         return {}
     from stylepairs.datagen.recipe import nested_overrides
 
-    return nested_overrides((part.strip() for part in style.split(",")), "Style")
+    parts = re.split(r",(?=[^,]*=)", style)  # a value may hold commas: "parts=brows,eyes"
+    return nested_overrides((part.strip() for part in parts), "Style")
 
 
 def region_of_layers(layers: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
@@ -151,7 +169,7 @@ def make_page(page: Page) -> gradio.Blocks:
             return None, None, str(error)
         return (before, after), str(file), line
 
-    with gr.Blocks(title="stylepairs", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="stylepairs", analytics_enabled=False, delete_cache=(LOOKED_EVERY, OLDEST_COPY)) as blocks:
         gr.Markdown("# stylepairs\nDrop a photo, choose an edit. Paint where it may go, or leave it to the model.")
         with gr.Row():
             with gr.Column():
@@ -194,15 +212,16 @@ def serve(runs: Sequence[str], port: int, device: str = "auto") -> None:
             count += 1
             name = f"{editor.info.feature} {count}"
         editors[name] = editor
-    folder = tempfile.TemporaryDirectory(prefix="stylepairs_page_")
-    blocks = make_page(Page(editors, Path(folder.name)))
-    try:
-        _, address, _ = blocks.launch(
-            server_name="127.0.0.1", server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
-            allowed_paths=[folder.name], ssr_mode=False, show_error=True, footer_links=[],
-        )  # fmt: skip
-    except OSError as error:
-        raise InputError(f"--port {port}: {error}; choose another") from None
-    print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
-    blocks.block_thread()
-    folder.cleanup()
+    with tempfile.TemporaryDirectory(prefix="stylepairs_page_") as folder:
+        out, copies = Path(folder) / "made", Path(folder) / "gradio"
+        os.environ["GRADIO_TEMP_DIR"] = str(copies)  # its own place would keep dropped photos when the page has ended
+        blocks = make_page(Page(editors, out))
+        try:
+            _, address, _ = blocks.launch(
+                server_name="127.0.0.1", server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
+                allowed_paths=[str(out)], ssr_mode=False, show_error=True, footer_links=[],
+            )  # fmt: skip
+        except OSError as error:
+            raise InputError(f"--port {port}: {error}; choose another") from None
+        print(f"{address} (only this machine sees it; Ctrl-C ends it)", flush=True)
+        blocks.block_thread()

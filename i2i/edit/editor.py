@@ -30,7 +30,7 @@ from stylepairs.datagen.recipe import validate_params
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.beyond_crop import EditMaps, cut_off, extended, margin_px, reaches_border
 from stylepairs.i2i.edit.paste import paste
-from stylepairs.i2i.models.conditions import WITH_COLOR, crop_px_of, style_in_light, style_of
+from stylepairs.i2i.models.conditions import WITH_COLOR, crop_px_of, style_in_light, style_of, told_names, untold
 from stylepairs.i2i.models.glean import moved_by
 from stylepairs.i2i.models.plain import makes_anew
 from stylepairs.i2i.models.restoration import FEATURE, RESTORATION
@@ -150,10 +150,10 @@ class Editor:
         photo uint8 or uint16 [H,W,3] sRGB, upright; params: the feature's parameters, say which kind of edit, for
         example {"color": "blond"}; degree in [0,1]: how much of it (None: what params say, else 1); region [H,W] in
         [0,1]: how much of each pixel may be edited (None: all of it); min_score: least score of a face; faces: those of
-        `find`, where they are known. Raises InputError for parameters that the feature does not know, for a photo
-        without a face, and when the feature applies to none.
+        `find`, where they are known. Raises InputError for parameters that the feature does not know or the network is
+        not told, for a photo without a face, and when the feature applies to none.
         """
-        wanted = self.wanted(params or {}, degree)
+        wanted = self.asked(params or {}, degree)
         _check_region(region, photo)
         found = self.find(photo, min_score) if faces is None else faces
         result, mask, done = photo.copy(), np.zeros(photo.shape[:2], np.float16), []
@@ -195,6 +195,15 @@ class Editor:
         checked = validate_params(self.feature.Params, own, self.info.feature)
         style = style_of(self.info.style, checked.model_dump(), self.info.kinds, self.info.feature)
         return Wanted(checked, float(degree), style)
+
+    def asked(self, params: Mapping[str, Any], degree: float | None = None) -> Wanted:
+        """As `wanted`, for an edit that is not measured: what the network is not told would change nothing, and is
+        refused."""
+        wanted, info = self.wanted(params, degree), self.info
+        for name in untold(info.style, params, info.kinds):
+            told = " and ".join([*told_names(info.style, info.kinds), "degree"])
+            raise InputError(f"{name}: changes nothing, as this model is told {told} alone; leave it out")
+        return wanted
 
     def edit_portrait(self, portrait: Portrait, wanted: Wanted) -> tuple[Edit, Sketch]:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])

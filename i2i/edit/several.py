@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stylepairs.datagen.features import is_own_file
 from stylepairs.datagen.portraits.analysis.detection import Faces
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.i2i.edit.editor import MIN_SCORE, EditedPhoto, Editor
@@ -23,11 +25,11 @@ class SeveralEditors:
 
     def __init__(self, editors: Sequence[Editor]) -> None:
         """Raises InputError for two editors of one feature."""
-        self.editors = {editor.info.feature: editor for editor in editors}
+        self.editors = {_told_as(editor.info.feature): editor for editor in editors}
         if len(self.editors) < len(editors):
             raise InputError("--run: two runs of one feature; give one of each")
 
-    def wanted(self, params: Params) -> None:
+    def asked(self, params: Params) -> None:
         """Check the parameters before any photo is touched. Raises InputError."""
         for name in params:
             if name not in self.editors:
@@ -36,11 +38,11 @@ class SeveralEditors:
                     f"--set {next(iter(self.editors))}.degree=0.5{nearest(name, self.editors)}"
                 )
         for feature, editor in self.editors.items():
-            editor.wanted(_of(params, feature))
+            editor.asked(_of(params, feature))
 
     def __call__(self, photo: np.ndarray, params: Params, *, min_score: float = MIN_SCORE) -> EditedPhoto:
         """As `Editor.__call__`; the largest face comes first. Raises InputError where nothing applies."""
-        self.wanted(params)
+        self.asked(params)
         faces = next(iter(self.editors.values())).find(photo, min_score)
         mask, done, refused = np.zeros(photo.shape[:2], np.float16), None, []
         for feature, editor in self.editors.items():
@@ -58,6 +60,11 @@ class SeveralEditors:
             raise InputError("; ".join(refused))
         passed_over = faces.passed_over if isinstance(faces, Faces) else 0
         return EditedPhoto(photo, mask, done, passed_over, tuple(f"without {line}" for line in refused))
+
+
+def _told_as(feature: str) -> str:
+    """What a feature's parameters begin with: dots part keys, so a file of the user's goes by its stem."""
+    return Path(feature).stem if is_own_file(feature) else feature
 
 
 def _of(params: Params, feature: str) -> Params:

@@ -134,7 +134,7 @@ def edit_video(
         raise InputError("--video: needs PyAV; pip install 'stylepairs[video]'") from None
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    wanted, refused, counts, notes = editor.wanted(params), set[str](), [0, 0], list[str]()
+    wanted, refused, counts, notes = editor.asked(params), set[str](), [0, 0], list[str]()
 
     def write(file: IO[bytes]) -> None:
         try:

@@ -175,9 +175,11 @@ def model_path(source: str | Path, feature: str = "hair_color") -> Path:
     """The model file that `load_model` reads for a source; InputError when there is none."""
     kind, _, named = str(source).partition(":")
     if kind == "embedded":
-        feature = named or feature
-        if not feature.isidentifier():
+        if named and not named.isidentifier():
             raise InputError(f"{source}: after the colon stands a feature's name, as in embedded:bangs")
+        feature = named or feature
+        if not feature.isidentifier():  # a combination, a file of the user's
+            raise InputError(f"{source}: no weights are shipped for {feature}; name others, or none to start from")
         path = Path(str(files("stylepairs.i2i") / "weights" / f"{feature}.safetensors"))
         if not path.is_file():
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ Kinds = dict[str, list[Any]]
 
 # More choices than this are no kinds (names of reference photos, say).
 _MOST_CHOICES = 32
+_WORD, _SIDES = re.compile("[a-z]+"), {"left", "right"}
 
 
 def crop_px_of(size_px: int) -> int:
@@ -67,9 +69,13 @@ def tells_apart(choices: Sequence[Any]) -> bool:
 
 
 def has_sides(params: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether some of these parameters name a side ("side_left"), so that a mirrored picture shows others."""
-    words = {word for each in params for value in _flat(each).values() for word in str(value).split("_")}
-    return not words.isdisjoint({"left", "right"})
+    """Whether some of these parameters, or their names, name a side ("side_left"), or a region is given, which lies
+    where it lies in the crop: a mirrored picture shows others."""
+    for name, value in (named for each in params for named in _flat(each).items()):
+        is_placed = name.rpartition(".")[2] == "region" and value is not None
+        if is_placed or not _SIDES.isdisjoint(_WORD.findall(f"{name} {value}".lower())):
+            return True
+    return False
 
 
 def is_told(style: Style, params: Mapping[str, Any], kinds: Kinds, feature: str) -> bool:
@@ -109,6 +115,16 @@ def style_of(
     return torch.tensor(code)
 
 
+def told_names(style: Style, kinds: Kinds) -> list[str]:
+    """The parameters that a style code says, nested ones as "bangs.length"."""
+    return [COLOR] * (style in WITH_COLOR) + list(kinds) * (style in WITH_PARAMS)
+
+
+def untold(style: Style, params: Mapping[str, Any], kinds: Kinds) -> list[str]:
+    """Those of the parameters that change nothing: neither the style code nor the degree says them."""
+    return [name for name in _flat(params) if name not in {*told_names(style, kinds), "degree", "intensity"}]
+
+
 def style_in_light(style: Style, code: torch.Tensor, light: float) -> torch.Tensor:
     """A style code [style_channels] of a photo taken in `light` (of `light_of`): its colour as it looks there."""
     if style not in WITH_COLOR or light == 1 or not asks_for_color(code):
@@ -126,9 +142,10 @@ def _kind_code(name: str, choices: list[Any], row: Mapping[str, Any]) -> list[fl
             raise InputError(f"{name} {value!r}: this model was trained on {', '.join(map(str, choices))}")
         return [float(value == choice) for choice in choices]
     low, high = choices
-    if not _is_number(value) or not low <= value <= high:
-        raise InputError(f"{name} {value!r}: this model was trained on {low:g} to {high:g}")
-    return [2 * (value - low) / (high - low) - 1]
+    told_low, told_high = f"{low:g}", f"{high:g}"  # rounded, perhaps outwards
+    if not _is_number(value) or not min(low, float(told_low)) <= value <= max(high, float(told_high)):
+        raise InputError(f"{name} {value!r}: this model was trained on {told_low} to {told_high}")
+    return [2 * (min(max(value, low), high) - low) / (high - low) - 1]
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -75,7 +75,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
         A.GaussianBlur(blur_limit=0, sigma_limit=BLUR_SIGMA_PX, p=0.5),
         A.Downscale(DOWN_SCALE, {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=0.5),
         A.GaussNoise(NOISE_STD, p=0.5),
-        A.ImageCompression(quality_range=JPEG_QUALITY, p=0.5),
+        _jpeg(quality_range=JPEG_QUALITY, p=0.5),
     ]
     pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
     return Transforms(
@@ -142,6 +142,18 @@ def analysed_region(mask: torch.Tensor, share: float, rng: np.random.Generator) 
     soft = F.pad(blurred(mask, sigma)[None], (1, 1, 1, 1), "replicate")[0]
     soft = soft[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
     return ((soft - 0.5) * hardness + 0.5 + grow * 4 * soft * (1 - soft)).clamp(0, 1)
+
+
+def _jpeg(**settings: Any) -> Any:
+    """albumentations' JPEG in OpenCV's order of colours, which it leaves to its caller."""
+    import albumentations as A
+
+    class Jpeg(A.ImageCompression):  # type: ignore[misc]
+        def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+            coded = super().apply(np.ascontiguousarray(img[..., ::-1]), *args, **params)
+            return np.ascontiguousarray(coded[..., ::-1])
+
+    return Jpeg(**settings)
 
 
 def _around_one(share: float) -> tuple[float, float]:

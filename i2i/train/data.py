@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.compositing.compose import region_mask, tightened
 from stylepairs.datagen.images.files import to_float, to_uint8
-from stylepairs.datagen.pairs.index import distinct, run_backwards
+from stylepairs.datagen.pairs.index import distinct, run_backwards, with_params
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import load_pair
 from stylepairs.datagen.portraits.light import light_of
@@ -32,6 +32,7 @@ from stylepairs.i2i.models.conditions import (
     Kinds,
     Style,
     asks_for_color,
+    decode_color,
     encode_color,
     has_sides,
     is_told,
@@ -52,6 +53,7 @@ BATCHES_AHEAD = 4
 LEAST_WORKERS_AT_URL = 2
 # Portraits without pairs are drawn again so often while they do not refuse, or do, as refused_share has it.
 PORTRAIT_DRAWS = 4
+TELLABLE = 25.0  # squared distance in Lab: over a shorter way the degree fades, as in `hair_color`
 
 Sample = dict[str, torch.Tensor]
 
@@ -59,9 +61,13 @@ Sample = dict[str, torch.Tensor]
 def calibration_inputs(
     pairs: Path, size_px: int, style: Style, kinds: Kinds, count: int = 48
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What an exported editor is given of so many training pairs, by its inputs' names, without a region. Raises
-    InputError for pairs without what the editor is told."""
-    for record in evenly_spaced(read_records(pairs, "train"), count):
+    """What an exported editor is given of so many training pairs, by its inputs' names, without a region.
+
+    Pairs of kinds that it does not know are left out, as in training; InputError where it knows none.
+    """
+    records = read_records(pairs, "train")
+    known = with_params(records, lambda params: is_told(style, params, kinds, records[0].feature))
+    for record in evenly_spaced(known or records, count):
         sample = plain_sample(load_pair(pairs, record, ("before", "after", "mask")), size_px, style, kinds)
         sample["region"] = torch.ones_like(sample["region"])
         names = ("photo", "region", "degree", *(("style",) if len(sample["style"]) else ()))
@@ -126,7 +132,10 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         else:
             sample = self.pair_sample(record)
             if self.settings is not None:
-                sample["photo"] = self.other_start(sample, index, self.settings, rng)
+                photo = self.other_start(sample, index, self.settings, rng)
+                if self.style == "color" and photo is not sample["photo"]:
+                    sample["degree"] = degree_from(photo, sample)
+                sample["photo"] = photo
         return sample if self.settings is None else augmented_sample(sample, self.settings, self.style, rng)
 
     def pair_sample(self, record: PairRecord) -> Sample:
@@ -141,7 +150,8 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def other_start(self, sample: Sample, index: int, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:
         """The photo of a pair's sample as another of the portrait's pairs made it, and painted in any colour inside the
-        mask, in the shares that settings ask for: the pair's own edit covers both, unless the colour is to stay."""
+        mask, in the shares that settings ask for, as the pair's edit covers both; its own where it is neither, or
+        where its colour is to stay."""
         photo = sample["photo"]
         if self.style in WITH_COLOR and not asks_for_color(sample["style"]):
             return photo
@@ -269,6 +279,16 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "ws_valid": sample["ws_valid"] * float(share == 1 and not (moved or changed)),
         "applies": sample["applies"],
     }
+
+
+def degree_from(photo: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """How much of the way from a photo [3,H,W] to the wanted colour a sample's target goes, [] in [0,1], as the feature
+    measures it; the pair's own degree is that from its own photo, and stays where too little is edited to tell."""
+    if not (tightened(sample["mask"][None]) > 0.5).any():
+        return sample["degree"]
+    own, reached = (_inner_color(image, sample["mask"]) for image in (photo, sample["target"]))
+    way = decode_color(sample["style"]) - own
+    return (torch.dot(reached - own, way) / way.square().sum().clamp_min(TELLABLE)).clamp(0, 1)
 
 
 def mixed_batches(

@@ -242,11 +242,11 @@ def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
     """Give a model another's weights, with what reads the style or without; whether they fit."""
     given, same_drawn = trained.state_dict(), model.config.draws == trained.config.draws
     for name, tensor in model.state_dict().items():
-        source, before, mask = given.get(name), _before_style(name), _of_mask(name)
+        source, mask = given.get(name), _of_mask(name)
+        (before, here), (_, there) = (_style_in(name, each.config.style_channels) for each in (model, trained))
         if source is None:
             return False
         if before and source[:, 0].shape == tensor[:, 0].shape:
-            here, there = (before + each.config.style_channels for each in (model, trained))
             kept = here if with_style else before
             tensor.zero_()  # what reads another style starts silent
             tensor[:, :kept] = source[:, :kept]
@@ -269,9 +269,11 @@ def _of_mask(name: str) -> int:
     return 1 if "decoder.out." in name else 0
 
 
-def _before_style(name: str) -> int:
-    """How many channels a layer's weight reads before those of the style; 0 where it reads no style."""
+def _style_in(name: str, channels: int) -> tuple[int, int]:
+    """Where the style begins and ends in what a layer's weight reads of a photo; 0, 0 for those that read none."""
     layer = name.removeprefix("network.")
     if layer in ("encoder.stem.weight", "downs.0.weight", "layers.1.weight"):
-        return _BEFORE_STYLE
-    return 1 if layer.startswith("told.") and layer.endswith(".weight") else 0  # a light network's: the degree
+        return _BEFORE_STYLE, _BEFORE_STYLE + channels
+    if layer == "stem.0.weight":  # a light network's: it is told degree and style further on
+        return _BEFORE_STYLE - 1, _BEFORE_STYLE - 1
+    return (1, 1 + channels) if layer.startswith("told.") and layer.endswith(".weight") else (0, 0)

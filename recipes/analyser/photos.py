@@ -139,10 +139,11 @@ def _lower_resolution(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    _, code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    """The image uint8 [H,W,3] RGB through a JPEG; OpenCV's order of colours is the other one."""
+    _, code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
     assert decoded is not None
-    return decoded
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def read_grey(path: Path) -> np.ndarray:

@@ -80,8 +80,9 @@ EDITORS: dict[str, dict[str, Any]] = {
     "embedded:hairline": {"shift": -0.3},
     "embedded:fluffiness": {"volume": 0.12, "where": "both"},
     "embedded:smile": {"smile": 0.8},
+    "embedded:lips": {"color": "red", "fullness": 0.2},
 }
-EDITED = (47, 52, 41, 42)
+EDITED = (41, 53, 42, 44)
 
 
 def main() -> None:

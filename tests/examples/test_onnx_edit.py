@@ -16,7 +16,7 @@ import torch
 from helpers.faked_faces import face_points
 from PIL import Image, ImageCms
 
-from stylepairs.datagen.images.files import to_float
+from stylepairs.datagen.images.files import load_photo, to_float
 from stylepairs.datagen.portraits import alignment
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import bare_portrait
@@ -255,6 +255,30 @@ def test_what_was_edited_says_so_and_nothing_else_does(run, photo: np.ndarray, t
     untouched = run("photo.jpg", f"untouched{suffix}", "--degree=0").read_bytes()
     assert term not in untouched
     assert b"onnx_edit" not in untouched
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_a_photo_is_turned_upright_as_by_the_package(
+    example: ModuleType, photo: np.ndarray, tmp_path: Path, turned: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = turned, "Maker"
+    Image.fromarray(photo).save(tmp_path / "photo.png", exif=exif)
+    pixels, image = example.load(tmp_path / "photo.png")
+    assert np.array_equal(pixels, load_photo(tmp_path / "photo.png").pixels)
+    example.save(tmp_path / "out.jpg", pixels, image, True)
+    with Image.open(tmp_path / "out.jpg") as written:
+        assert dict(written.getexif()) == {0x010F: "Maker", 0x0131: "onnx_edit.py"}
+
+
+@pytest.mark.parametrize("exif", [b"MM\0*\0\0\0\x08\0\x01\1\0\0\x03\0\0\0\x05", b"no EXIF", None])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_or_endless_exif_costs_the_photo_nothing(run, photo, tmp_path, exif: bytes | None) -> None:
+    long = Image.Exif()
+    long[0x010E] = 70_000 * "x"
+    Image.fromarray(photo).save(tmp_path / "photo.png", exif=long.tobytes() if exif is None else exif)
+    with Image.open(run("photo.png", "out.jpg")) as written:
+        assert dict(written.getexif()) == {0x0131: "onnx_edit.py"}
 
 
 def test_a_photo_without_a_face_is_an_error_and_not_a_marked_copy(run, photo, tmp_path, monkeypatch, capsys) -> None:

@@ -120,7 +120,7 @@ def test_by_another_version_of_a_feature_file_photos_are_edited_anew(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "_own_files", {})
-    monkeypatch.setattr(Editor, "load", lambda *_given, **_how: SimpleNamespace(wanted=lambda _params: None))
+    monkeypatch.setattr(Editor, "load", lambda *_given, **_how: SimpleNamespace(asked=lambda _params: None))
     journals: list[str] = []
     monkeypatch.setattr(cli, "edit_files", lambda *given: journals.append(given[5].wanted))
     text = (Path(__file__).parents[2] / "docs" / "examples" / "blush.py").read_text()

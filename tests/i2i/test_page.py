@@ -21,7 +21,7 @@ from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.models.checkpoints import ModelInfo
 from stylepairs.i2i.models.glean import Edit, Glean
-from stylepairs.i2i.page import SHOWN_PX, Page, make_page, params_of, region_of_layers, styles_of
+from stylepairs.i2i.page import SHOWN_PX, Page, make_page, params_of, region_of_layers, serve, styles_of
 
 INFO = ModelInfo("hair_color", "color", {})
 KINDS = ModelInfo("bangs", "params", {}, {"length": [0.2, 1.0], "bangs.style": ["curtain", "full"]})
@@ -69,6 +69,49 @@ def test_a_style_that_says_nothing_is_refused_and_not_passed_over(typed: str | N
         params_of(KINDS, typed)
 
 
+def test_a_value_with_commas_comes_back_whole() -> None:
+    kinds = {"adopt": [0.0, 1.0], "parts": ["brows,eyes", "eyes"]}
+    styles = styles_of(ModelInfo("facial_features", "params", {}, kinds))
+    found = [params_of(KINDS, style) for style in styles]
+    assert found[:2] == [{"adopt": 0, "parts": "brows,eyes"}, {"adopt": 0, "parts": "eyes"}]
+
+
+def test_names_that_yaml_reads_as_something_else_come_back_as_they_are() -> None:
+    choices = ["no", "1", "a: b", True, "True", "#aabbcc", "full"]
+    styles = styles_of(ModelInfo("mine.py", "params", {}, {"kind": choices}))
+    assert [params_of(KINDS, style)["kind"] for style in styles] == choices
+    assert styles[-1] == "kind=full"
+
+
+def test_a_download_of_a_feature_of_ones_own_is_named_by_the_photo_and_stays_in_its_folder(
+    page: Page, photo: Path
+) -> None:
+    page.editors["mine/../../blush.py"] = page.editors["hair_color"]
+    assert page.edit(str(photo), "mine/../../blush.py", "red", 1.0)[2] == page.out / "photo_blush.py_0.png"
+
+
+class Served:
+    """Gradio's blocks as `serve` uses them, with a photo that somebody dropped."""
+
+    def launch(self, **_: Any) -> tuple[None, str, None]:
+        self.dropped = Path(os.environ["GRADIO_TEMP_DIR"]) / "photo.jpg"
+        self.dropped.parent.mkdir(parents=True, exist_ok=True)
+        self.dropped.touch()
+        return None, "http://127.0.0.1", None
+
+    def block_thread(self) -> None:
+        pass
+
+
+def test_no_photo_is_left_on_the_disk_when_the_page_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Served()
+    monkeypatch.setattr("stylepairs.i2i.page.make_page", lambda _: blocks)
+    monkeypatch.setattr("stylepairs.i2i.page.shipped_models", list)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    serve([], 0)
+    assert not blocks.dropped.exists()
+
+
 def test_of_the_downloads_the_last_ones_stay(page: Page, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stylepairs.i2i.page.KEPT_DOWNLOADS", 2)
     made = [page.edit(str(photo), "hair_color", "red", degree)[2] for degree in (0.2, 0.5, 1.0)]
@@ -89,7 +132,8 @@ def test_a_photo_is_edited_where_it_is_painted_and_the_file_is_marked(page: Page
 
 
 def test_a_photo_that_nothing_changed_is_not_marked(page: Page, photo: Path) -> None:
-    before, after, file, _ = page.edit(str(photo), "hair_color", "blond", 0.0)
+    before, after, file, line = page.edit(str(photo), "hair_color", "blond", 0.0)
+    assert line.startswith("Nothing changed")
     assert np.array_equal(before, after)
     assert b"TrainedAlgorithmicMedia" not in (load_photo(file).xmp or b"")
 

@@ -1,6 +1,7 @@
 """The recipe of the face analyser: a stopped run goes on as if it had not stopped, and splits are read alike whether
 their points lie in the photo or in its crop."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.recipe_scripts import scripts_on_path
+from PIL import Image
 from torch import nn
 
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
@@ -247,6 +249,15 @@ def test_a_face_that_was_painted_over_does_not_come_back(tmp_path, monkeypatch):
     for seed in range(24):
         left = samples.without_face(photo, np.random.default_rng(seed), 128).astype(int)
         assert (np.ptp(left, axis=-1) > 120).mean() < 0.01
+
+
+def test_jpeg_is_coded_in_the_order_of_its_colours():
+    from photos import _jpeg
+
+    photo, coded = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), io.BytesIO()
+    Image.fromarray(photo).save(coded, "JPEG", quality=40)
+    expected = np.asarray(Image.open(coded)).astype(int)
+    assert np.abs(_jpeg(photo, 40) - expected).mean() < 1 < np.abs(_jpeg(photo[..., ::-1], 40) - expected).mean()
 
 
 def test_a_hat_takes_the_hair_under_it_and_leaves_the_face_free():

@@ -112,6 +112,32 @@ def test_shift_is_where_the_face_is(brightening: Glean) -> None:
     assert rows[-1] == pytest.approx(middle, abs=4)
 
 
+@pytest.mark.parametrize(
+    ("info", "params", "message"),
+    [
+        (
+            ModelInfo("eyes", "params", {}, {"size": [-0.1, 0.2]}),
+            {"crease": 1.0},
+            "crease: .* told size and degree alone",
+        ),
+        (INFO, BLOND | {"reference_px": 16}, "reference_px: .* told color and degree alone"),
+        (PLAIN, BLOND, "color: .* told degree alone"),
+        (
+            ModelInfo("bangs+lips", "params", {}, {"bangs.length": [0.5, 1.0]}),
+            {"bangs": {"length": 0.7, "intensity": 0.5}},
+            r"bangs\.intensity: .* told bangs\.length and degree alone",
+        ),
+    ],
+)
+def test_what_the_network_is_not_told_is_refused_and_not_passed_over(
+    model: Glean, info: ModelInfo, params: dict[str, Any], message: str
+) -> None:
+    editor = Editor(model, info, FakeAnalyser([(100, 100)]))
+    editor.wanted(params)  # what is measured may be asked for
+    with pytest.raises(InputError, match=message):
+        editor(photo_of(200, 200), params)
+
+
 def test_degree_zero_of_an_untrained_model_returns_the_photo(model: Glean) -> None:
     photo = photo_of(200, 200)
     assert np.array_equal(edit(photo, model, FakeAnalyser([(100, 100)]), degree=0), photo)
@@ -241,7 +267,7 @@ def test_a_wider_square_is_looked_at_where_the_edit_goes_on_beyond_the_crop(brig
 def test_a_face_that_the_model_is_unsure_of_is_left_as_it_is_and_said(brightening: Glean) -> None:
     photo = np.full((200, 300, 3), 150, np.uint8)
     photo[:, 150:] = 20
-    edited = Editor(brightening, PLAIN, FakeAnalyser([(60, 100), (240, 100)]))(photo, BLOND)
+    edited = Editor(brightening, PLAIN, FakeAnalyser([(60, 100), (240, 100)]))(photo)
     assert np.array_equal(edited.pixels[:, 160:], photo[:, 160:])
     assert edited.pixels[100, 60, 0] == 201
     sure, unsure = edited.faces
@@ -249,7 +275,7 @@ def test_a_face_that_the_model_is_unsure_of_is_left_as_it_is_and_said(brightenin
     assert unsure.confidence < 0.005
     assert unsure.refused == "confidence 0.00 that hair_color can be applied, at least 0.5 is needed"
     with pytest.raises(InputError, match=r"confidence 0\.00 that hair_color can be applied"):
-        Editor(brightening, PLAIN, FakeAnalyser([(240, 100)]))(photo, BLOND)
+        Editor(brightening, PLAIN, FakeAnalyser([(240, 100)]))(photo)
 
 
 def test_border_fade_is_smooth_and_zero_at_the_border() -> None:

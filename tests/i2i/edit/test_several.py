@@ -11,6 +11,8 @@ import torch
 from helpers.faked_faces import FakeAnalyser, photo_of
 from PIL import Image
 
+from stylepairs.datagen.features import load_feature
+from stylepairs.datagen.recipe import nested_overrides
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.i2i.edit.editor import EditedPhoto, Editor, FaceEdit
 from stylepairs.i2i.edit.journal import JOURNAL, Journal
@@ -81,11 +83,21 @@ class Sure(torch.nn.Module):
 def test_parameters_begin_with_the_feature(brightening: Glean, analyser) -> None:
     editors = two(brightening, analyser)
     with pytest.raises(InputError, match=r"begin with the feature, as in --set hair_color\.degree=0\.5"):
-        editors.wanted({"color": "red"})
+        editors.asked({"color": "red"})
     with pytest.raises(InputError, match="did you mean 'lips'"):
-        editors.wanted({"lip": {"color": "red"}})
+        editors.asked({"lip": {"color": "red"}})
     with pytest.raises(InputError, match="two runs of one feature"):
         SeveralEditors([editors.editors["lips"], editors.editors["lips"]])
+
+
+def test_parameters_of_a_users_own_feature_begin_with_its_files_stem(brightening: Glean, analyser) -> None:
+    load_feature(str(Path(__file__).parents[3] / "docs" / "examples" / "blush.py"), run_files=True)
+    own = Editor(brightening, ModelInfo("docs/examples/blush.py", "params", {}, {"size": [0.4, 0.5]}), analyser)
+    both = SeveralEditors([own, Editor(brightening, ModelInfo("hair_color", "color", {}), analyser)])
+    params = nested_overrides(["blush.size=0.45", "hair_color.color=blond"])
+    assert both(np.full((200, 300, 3), 100, np.uint8), params).faces[0].refused is None
+    with pytest.raises(InputError, match=r"size .* 0\.4 to 0\.5"):
+        both.asked(nested_overrides(["blush.size=0.3"]))
 
 
 def test_faces_go_through_the_network_together(brightening: Glean) -> None:
@@ -116,6 +128,14 @@ def write(path: Path, grey: int) -> Path:
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), grey, np.uint8)).save(path)
     return path
+
+
+def test_a_file_that_another_edit_has_written_since_is_written_again(tmp_path: Path, capsys) -> None:
+    jobs = jobs_of([write(tmp_path / "photos" / "a.png", 9)], tmp_path / "out", ".png")
+    for degree in (1.0, 0.5, 1.0, 1.0):
+        assert edit_files(inverting, jobs, {}, 0.5, journal=Journal(tmp_path / "out", ["run", degree])) == 0
+    said = [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert said == 3 * ["1 of 1 face edited"] + ["edited before"]
 
 
 def test_a_stopped_command_goes_on_and_another_edit_begins_anew(tmp_path: Path, capsys) -> None:

@@ -14,19 +14,7 @@ import torch
 from stylepairs.datagen.images.colors import lab_in_light
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.i2i.models.conditions import (
-    asks_for_color,
-    color_or,
-    decode_color,
-    has_sides,
-    is_told,
-    kinds_for,
-    kinds_of,
-    style_channels,
-    style_in_light,
-    style_of,
-    wanted_lab,
-)
+from stylepairs.i2i.models.conditions import asks_for_color, decode_color, style_of, wanted_lab
 from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import PairDataset, Sample, augmented_sample, batches, calibration_inputs, plain_sample
 from stylepairs.i2i.train.settings import DataSettings, TrainingSettings
@@ -263,6 +251,16 @@ def test_calibration_gives_the_inputs_of_an_exported_editor_without_a_region(pai
     assert not np.array_equal(found[0]["photo"], found[2]["photo"])
 
 
+def test_calibration_leaves_out_pairs_of_kinds_that_the_editor_does_not_know(tmp_path: Path, synthetic_pairs) -> None:
+    params = [{"color": color} for color in ("red", "blond", "grey", "grey")]
+    synthetic_pairs(tmp_path, count=24, size_px=32, params=params)
+    kinds = {"color": ["blond", "red"]}
+    styles = {tuple(found["style"][0]) for found in calibration_inputs(tmp_path, 32, "params", kinds)}
+    assert styles == {(1.0, 0.0), (0.0, 1.0)}
+    with pytest.raises(InputError, match="this model was trained on pink, teal"):
+        list(calibration_inputs(tmp_path, 32, "params", {"color": ["pink", "teal"]}))
+
+
 def test_dyed_sample_has_other_hues_in_photo_and_target_alike(pairs: Path) -> None:
     plain, dyed = augmented(pairs, dyed_share=1.0)
     outside = (dyed["mask"] == 0).expand(3, -1, -1)
@@ -282,59 +280,6 @@ def test_pairs_are_brought_to_the_models_size(pairs: Path) -> None:
     sample = plain_sample(load_pair(pairs, read_records(pairs, "train")[0]), 16, "color")
     assert sample["photo"].shape == (3, 16, 16)
     assert sample["mask"].shape == (1, 16, 16)
-
-
-def test_style_code_is_the_wanted_colour() -> None:
-    torch.testing.assert_close(decode_color(style_of("color", {"color": "blond"})), wanted_lab("blond"))
-    assert style_of("none", {}).shape == (0,)
-    with pytest.raises(InputError, match="no color"):
-        style_of("color", {})
-    for feature in ("hair_color", "lips"):  # as damaged pairs may have it
-        assert not is_told("color", {"color": None}, {}, feature)
-
-
-def test_a_colour_is_told_as_its_feature_names_it_and_beside_it_what_else_differs() -> None:
-    rows = [{"color": "red", "fullness": 0.5}, {"color": "own", "fullness": -0.1}]
-    assert kinds_for("color", rows) == {}
-    kinds = kinds_for("color_and_params", rows)
-    assert kinds == {"fullness": [-0.1, 0.5]}
-    assert style_channels("color_and_params", kinds) == 4
-    red, own = (style_of("color_and_params", row, kinds, "lips") for row in rows)
-    lips, hair = (style_of("color", rows[0], feature=feature) for feature in ("lips", None))
-    torch.testing.assert_close(red, torch.cat([lips, torch.ones(1)]))
-    assert (lips - hair).abs().max() > 0.1
-    assert (bool(asks_for_color(red)), bool(asks_for_color(own))) == (True, False)
-    stays = torch.tensor([40.0, 20.0, 5.0])
-    assert torch.equal(color_or(torch.stack([red, own]), stays)[1], stays)
-    assert torch.equal(style_in_light("color_and_params", own, 0.5), own)
-    dark = style_in_light("color_and_params", red, 0.5)
-    assert dark[0] < red[0]
-    assert dark[3] == red[3]
-    told = {**rows[0], "fullness": 0.7}, {"fullness": 0.1}, rows[1]
-    assert [is_told("color_and_params", each, kinds, "lips") for each in told] == [False, False, True]
-
-
-def test_kinds_are_what_differs_between_pairs() -> None:
-    rows = [
-        {"style": "full", "length": 0.5, "seed": 1, "intensity": 1.0, "deep": {"soft": True}},
-        {"style": "side_left", "length": 1.0, "seed": 1, "intensity": 0.5, "deep": {"soft": False}},
-    ]
-    kinds = kinds_of(rows)
-    assert kinds == {"deep.soft": [False, True], "length": [0.5, 1.0], "style": ["full", "side_left"]}
-    assert style_channels("params", kinds) == 5
-    assert style_of("params", rows[1], kinds).tolist() == [1, 0, 1, 0, 1]
-    assert style_of("params", rows[0] | {"length": 0.75}, kinds).tolist() == [0, 1, 0, 1, 0]
-    assert has_sides(rows)
-    assert not has_sides([{"style": "full", "length": 0.5}, {"style": "wispy"}])
-    with pytest.raises(InputError, match="style 'curtain': this model was trained on full, side_left"):
-        style_of("params", rows[0] | {"style": "curtain"}, kinds)
-    with pytest.raises(InputError, match=r"length 2: this model was trained on 0\.5 to 1"):
-        style_of("params", rows[0] | {"length": 2}, kinds)
-
-
-def test_names_and_truth_values_of_one_parameter_are_told_apart() -> None:
-    rows = [{"soft": value} for value in ("very", True, False, "True")]
-    assert kinds_of(rows) == kinds_of(rows[::-1]) == {"soft": [False, True, "True", "very"]}
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
@@ -364,13 +309,6 @@ def test_pairs_that_all_name_one_side_are_not_flipped(tmp_path: Path, synthetic_
     settings, records = DataSettings(**(NONE | {"flip_share": 1.0})), read_records(tmp_path, "train")
     plain, sample = (PairDataset(tmp_path, records, 32, "none", LATENTS, "", each)[0] for each in (None, settings))
     assert torch.equal(sample["photo"], plain["photo"].flip(-1) if flips else plain["photo"])
-
-
-def test_pairs_of_one_kind_have_an_empty_code() -> None:
-    kinds = kinds_of([{"style": "full", "note": None}] * 3)
-    assert kinds == {}
-    assert style_of("params", {"style": "anything"}, kinds).shape == (0,)
-    assert style_channels("params", kinds) == 0
 
 
 def test_photo_and_target_are_moved_and_recoloured_alike(pairs: Path) -> None:

@@ -25,6 +25,7 @@ from stylepairs.i2i.identity import load_instruments
 from stylepairs.i2i.judging import judge_restored
 from stylepairs.i2i.models.checkpoints import ModelInfo, load_model
 from stylepairs.i2i.models.glean import Glean
+from stylepairs.i2i.train import augment
 from stylepairs.i2i.train.data import load_batches
 from stylepairs.i2i.train.degraded import DegradedPortraits, degraded, free_form_holes
 from stylepairs.i2i.train.settings import DataSettings, DegradationSettings, TrainingSettings
@@ -49,10 +50,14 @@ def image(seed: int, side: int = 64) -> np.ndarray:
     return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
 
 
-def test_jpeg_is_coded_in_the_order_of_its_colours() -> None:
+@pytest.mark.parametrize("restores", [True, False])
+def test_jpeg_is_coded_in_the_order_of_its_colours(restores: bool) -> None:
     photo, coded = image(0), io.BytesIO()
-    asked = DegradationSettings(jpeg_quality=(40, 40))
-    poor, _ = degraded(photo, asked, np.random.default_rng(0))
+    if restores:
+        poor, _ = degraded(photo, DegradationSettings(jpeg_quality=(40, 40)), np.random.default_rng(0))
+    else:
+        (poorly,) = augment.transforms_of(DataSettings()).degrading.transforms
+        poor = poorly.transforms[-1].apply(photo, quality=40, image_type=".jpg")
     Image.fromarray(photo).save(coded, "JPEG", quality=40)
     expected = np.asarray(Image.open(coded))
     assert np.abs(poor.astype(int) - expected).mean() < 0.5 < np.abs(photo.astype(int) - expected).mean()

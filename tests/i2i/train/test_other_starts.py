@@ -12,8 +12,9 @@ from stylepairs.datagen.images.colors import srgb_to_lab
 from stylepairs.datagen.images.files import to_float
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.pairs.shards import write_manifest, write_shard
+from stylepairs.i2i.models.conditions import decode_color
 from stylepairs.i2i.train import augment
-from stylepairs.i2i.train.data import PairDataset
+from stylepairs.i2i.train.data import PairDataset, degree_from
 from stylepairs.i2i.train.settings import DataSettings
 from stylepairs.i2i.train.sides import read_records
 
@@ -62,7 +63,7 @@ def test_a_photo_that_was_edited_is_edited_again(tmp_path: Path, with_manifest: 
         photo = made[index].before if other is None else made[other].after
         assert photo is not None
         torch.testing.assert_close(again[index]["photo"], to_float(photo), rtol=0, atol=1e-6)
-        for name in ("target", "mask", "degree", "style", "ws", "ws_valid"):
+        for name in ("target", "mask", "style", "ws", "ws_valid"):
             torch.testing.assert_close(again[index][name], plain[index][name], rtol=0, atol=1e-6)
     some = dataset(tmp_path, from_after_share=0.3)
     edited = [not torch.equal(some[epoch, 0]["photo"], plain[0]["photo"]) for epoch in range(60)]
@@ -85,13 +86,30 @@ def test_a_photo_whose_own_colour_is_to_stay_has_that_colour(tmp_path: Path, sha
     assert changes[1] > 0.1
 
 
+def test_of_another_start_the_degree_is_how_far_it_is_from_there(tmp_path: Path) -> None:
+    """Black hair that is to be black is hardly edited, but it is what black of red hair looks like."""
+    made = edited_twice(tmp_path)
+    black, red = (srgb_to_lab(to_float(pixels))[:, 10, 10] for pixels in (made[0].after, made[1].after))
+    again, plain = dataset(tmp_path, from_after_share=1.0), dataset(tmp_path)
+    for record in (plain.records[0], again.records[0]):
+        object.__setattr__(record, "degree", 0.3)
+    assert plain[0]["degree"] == pytest.approx(0.3)
+    way = decode_color(plain[0]["style"]) - red
+    share = torch.dot(black - red, way) / way.square().sum()
+    assert again[0]["degree"] == pytest.approx(float(share.clamp(0, 1)), abs=0.02)
+    assert again[0]["degree"] > 0.9
+    torch.testing.assert_close(again[4]["degree"], plain[4]["degree"])  # of one pair alone
+    faint = plain[0] | {"mask": 0.1 * plain[0]["mask"]}
+    assert degree_from(again[0]["photo"], faint) == plain[0]["degree"]
+
+
 def test_photo_alone_is_painted_inside_the_mask(pairs: Path) -> None:
     plain = dataset(pairs)[0]
     painted = dataset(pairs, painted_share=1.0)[0]
     inside = (painted["mask"] > 0).expand(3, -1, -1)
     assert (painted["photo"] - plain["photo"])[inside].abs().mean() > 0.05
     torch.testing.assert_close(painted["photo"][~inside], plain["photo"][~inside], rtol=0, atol=1e-6)
-    for name in ("target", "mask", "degree", "style", "ws_valid"):
+    for name in ("target", "mask", "style", "ws_valid"):
         torch.testing.assert_close(painted[name], plain[name], rtol=0, atol=1e-6)
     identity = dataset(pairs, painted_share=1.0, identity_share=1.0)[0]
     torch.testing.assert_close(identity["target"], identity["photo"], rtol=0, atol=1e-6)

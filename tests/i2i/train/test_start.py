@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ def test_what_moves_begins_with_the_mask_of_what_did_not(tmp_path: Path, setting
         torch.testing.assert_close(moves(*inputs).output, inputs[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("first", "then"), [("draws", "moves"), ("moves", "draws"), ("draws", "recolours")])
+def test_a_light_network_begins_with_the_mask_of_what_drew_or_moved(
+    tmp_path: Path, settings: Make, first: str, then: str
+) -> None:
+    ways = {name: {"kind": "light", "draws": name == "draws", "moves": name == "moves"} for name in (first, then)}
+    trained = initial_model(settings(style="none", losses={}, model=ways[first]), "bangs", {}, None).eval()
+    assert isinstance(trained, Plain)
+    for parameter in trained.parameters():
+        parameter.requires_grad_(False).add_(0.05 * torch.randn(parameter.shape))
+    trained.noise.zero_()
+    save_model(tmp_path / "first.safetensors", trained, ModelInfo("bangs", "none", {}))
+    asked = settings(style="none", losses={}, init=str(tmp_path / "first.safetensors"), model=ways[then])
+    other = initial_model(asked, "hairline", {}, None).requires_grad_(False).eval()
+    inputs = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32), torch.ones(1), torch.zeros(1, 0)
+    torch.testing.assert_close(other(*inputs).mask_logits, trained(*inputs).mask_logits)
+
+
 @pytest.mark.parametrize("changes", [{"draws": True}, {"kind": "unet"}])
 @pytest.mark.parametrize("way", ["moves", "tints"])
 def test_what_makes_an_image_of_its_own_does_not_move_or_tint(
@@ -139,6 +157,12 @@ def test_style_is_taken_over_from_the_same_edit_alone(
     silent, told = (other(*inputs, style).edit for style in (torch.zeros(1, 3), torch.tensor([[0.5, 1.0, 0.0]])))
     assert torch.equal(silent, told) != is_read
     torch.testing.assert_close(silent, trained(*inputs, torch.zeros(1, 3)).edit)
+
+
+@pytest.mark.parametrize("feature", ["bangs+hair_color", "../freckles.py"])
+def test_of_features_that_cannot_be_shipped_a_start_is_refused_by_its_name(settings: Make, feature: str) -> None:
+    with pytest.raises(InputError, match=f"embedded: no weights are shipped for {re.escape(feature)}; name others"):
+        initial_model(settings(init="embedded"), feature, {}, None)
 
 
 def test_teacher_takes_the_pairs_place_where_the_feature_applies(
