@@ -114,7 +114,8 @@ class Editor:
     def __init__(self, model: Network, info: ModelInfo, analyser: FaceAnalyser | None = None, strict: bool = False):
         """model: fastest as `prepared_glean.prepare` gives it, on the device that is to be used; info: what its file
         says of it. analyser: finds faces, and parses them where edits are judged; None does for `edit_portrait`.
-        strict: faces that the feature refuses are left, however sure the network is; each is parsed for that."""
+        strict: faces of photos that the feature refuses are left, however sure the network is; each is parsed for
+        that, a video's are not."""
         self.model, self.info, self.analyser, self.strict = model, info, analyser, strict
         self.feature = FEATURE if info.feature == RESTORATION else load_feature(info.feature)
 
@@ -224,8 +225,8 @@ class Editor:
         try:
             backwards = self.feature.sketch(portrait.resized(size_px), wanted.params).backwards
         except SketchRefused as refused:
-            return str(refused)
-        return f"{self.info.feature}: makes a before half of it; nothing to edit" if backwards else None
+            return str(refused).removeprefix(f"{portrait.name}: ")
+        return "its edit makes a before half of it; nothing to edit" if backwards else None
 
     def edit_crop(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
         """What `edit` does to an aligned crop of the network's size, a batch of one, output clamped to [-1,1]: fainter
