@@ -21,7 +21,7 @@ INFO = ModelInfo("hair_color", "color", {"steps": 6})
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 
 
-@pytest.fixture(params=["model", "moving", "tinting"])
+@pytest.fixture(params=["model", "tinting"])
 def trained(request: pytest.FixtureRequest) -> Glean:
     model: Glean = request.getfixturevalue(request.param)
     torch.manual_seed(5)
