@@ -198,7 +198,7 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
         "detail_kept": creases[1] / max(creases[0], 1e-3),
         "light": light,
     }
-    return figures | _degrees(portrait, matte, own, obtained, reached, figures["gloss_change"], params)
+    return figures | _degrees(portrait, matte, own, obtained, reached, figures, params)
 
 
 def recoloured(image: torch.Tensor, matte: torch.Tensor, params: Params, light: float = 1.0) -> torch.Tensor:
@@ -265,13 +265,13 @@ def _degrees(
     own: torch.Tensor,
     obtained: torch.Tensor,
     reached: float,
-    gloss_change: float,
+    figures: dict[str, float],
     params: Params,
 ) -> dict[str, float]:
     """degree, and color_degree and shape_degree where they were asked for."""
     color, parts = color_of(params.color), {}
     if color is not None:
-        way = lab_in_light(color_to_lab(color, like=own), light_of(portrait)) - own
+        way = lab_in_light(color_to_lab(color, like=own), figures["light"]) - own
         told = ((obtained - own) * way).sum() + _TELLABLE * params.intensity
         parts["color_degree"] = float(told / (way.square().sum() + _TELLABLE))
     if params.fullness != 0:
@@ -281,7 +281,7 @@ def _degrees(
     full = finished(portrait.image, matte, params.model_copy(update={"intensity": 1.0}), mouth_width(portrait.points68))
     lab, lab_full = srgb_to_lab(portrait.image), srgb_to_lab(full)
     wanted = _highlight(lab_full, matte) - _highlight(lab, matte)
-    return {"degree": gloss_change * wanted / (wanted * wanted + 0.01)}
+    return {"degree": figures["gloss_change"] * wanted / (wanted * wanted + 0.01)}
 
 
 def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:

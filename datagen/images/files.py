@@ -231,6 +231,15 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """An image uint8 [H,W,3] as a JPEG of this quality gives it back."""
+    import cv2
+
+    # OpenCV's order is BGR: JPEG weighs and thins out the colours by what they are.
+    _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))[..., ::-1])
+
+
 def to_float(image: np.ndarray) -> torch.Tensor:
     """uint8 [H,W,3] -> float32 [3,H,W] in [-1,1]."""
     import torch

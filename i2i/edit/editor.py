@@ -210,10 +210,15 @@ class Editor:
         """One pass over an aligned portrait of the network's size: the edit (batch of one, output clamped to [-1,1])
         and the feature's sketch. Raises SketchRefused (an InputError) when the feature does not apply to it.
         """
+        sketch = self._sketch(portrait, wanted)
+        return self.edit_crop(*self._inputs(portrait, wanted)), sketch
+
+    def _sketch(self, portrait: Portrait, wanted: Wanted) -> Sketch:
+        """The feature's sketch. Raises SketchRefused, also where it would run backwards."""
         sketch: Sketch = self.feature.sketch(portrait, wanted.params)
         if sketch.backwards:
             raise SketchRefused(f"{portrait.name}: {self.info.feature} makes a before half of it; nothing to edit")
-        return self.edit_crop(*self._inputs(portrait, wanted)), sketch
+        return sketch
 
     def _refusal(self, photo: np.ndarray, points68: np.ndarray, wanted: Wanted) -> str | None:
         """Why the feature refuses a face of a photo uint8 [H,W,3]; None: it does not."""
@@ -223,10 +228,10 @@ class Editor:
         size_px = self.model.size_px
         portrait, _ = portrait_of(self.info.feature, photo, points68, crop_px_of(size_px), self.analyser.parser)
         try:
-            backwards = self.feature.sketch(portrait.resized(size_px), wanted.params).backwards
+            self._sketch(portrait.resized(size_px), wanted)
         except SketchRefused as refused:
             return str(refused).removeprefix(f"{portrait.name}: ")
-        return "its edit makes a before half of it; nothing to edit" if backwards else None
+        return None
 
     def edit_crop(self, photo: torch.Tensor, region: torch.Tensor, degree: torch.Tensor, style: torch.Tensor) -> Edit:
         """What `edit` does to an aligned crop of the network's size, a batch of one, output clamped to [-1,1]: fainter

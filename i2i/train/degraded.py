@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from stylepairs.datagen.images.files import read_image, to_float, to_uint8
+from stylepairs.datagen.images.files import read_image, through_jpeg, to_float, to_uint8
 from stylepairs.datagen.images.filters import grown
 from stylepairs.datagen.pairs.record import Pair, PairRecord
 from stylepairs.datagen.shell.errors import InputError
@@ -105,9 +105,7 @@ def degraded(
         photo = np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)
     if settings.jpeg_quality:
         quality = int(rng.integers(settings.jpeg_quality[0], settings.jpeg_quality[1] + 1))
-        # OpenCV's order is BGR: JPEG weighs and thins out the colours by what they are.
-        _, coded = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        photo = np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))[..., ::-1])
+        photo = through_jpeg(photo, quality)
     if settings.scale > 1:
         photo = cv2.resize(photo, (width, height), interpolation=cv2.INTER_CUBIC)
     whole = np.full((height, width), 255, np.uint8)

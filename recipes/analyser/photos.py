@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stylepairs.datagen.images.files import through_jpeg
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 
@@ -88,7 +89,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) 
         pixels = pixels + (grain if grain.ndim == 3 else grain[..., None])
     image = np.clip(pixels * 255 + 0.5, 0, 255).astype(np.uint8)
     if rng.random() < 0.25:
-        image = _jpeg(image, int(rng.integers(20, 90)))
+        image = through_jpeg(image, int(rng.integers(20, 90)))
     return image
 
 
@@ -136,14 +137,6 @@ def _lower_resolution(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return cv2.resize(
         cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), image.shape[1::-1], interpolation=up
     )
-
-
-def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The image uint8 [H,W,3] RGB through a JPEG; OpenCV's order of colours is the other one."""
-    _, code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    assert decoded is not None
-    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def read_grey(path: Path) -> np.ndarray:

@@ -252,12 +252,16 @@ def test_a_face_that_was_painted_over_does_not_come_back(tmp_path, monkeypatch):
 
 
 def test_jpeg_is_coded_in_the_order_of_its_colours():
-    from photos import _jpeg
+    from photos import through_jpeg
 
     photo, coded = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), io.BytesIO()
     Image.fromarray(photo).save(coded, "JPEG", quality=40)
     expected = np.asarray(Image.open(coded)).astype(int)
-    assert np.abs(_jpeg(photo, 40) - expected).mean() < 1 < np.abs(_jpeg(photo[..., ::-1], 40) - expected).mean()
+    assert (
+        np.abs(through_jpeg(photo, 40) - expected).mean()
+        < 1
+        < np.abs(through_jpeg(photo[..., ::-1], 40) - expected).mean()
+    )
 
 
 def test_a_hat_takes_the_hair_under_it_and_leaves_the_face_free():
