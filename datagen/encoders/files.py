@@ -14,7 +14,8 @@ from stylepairs.datagen.encoders.network import Encoder, EncoderConfig
 from stylepairs.datagen.shell.decode import Damaged, decoding, finite, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
-from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest as digest_of
+from stylepairs.datagen.stylegan.generator import Generator, lower_part
 
 EMBEDDED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "encoder.safetensors"
 EMBEDDED = "embedded"
@@ -40,8 +41,8 @@ def save_encoder(path: Path, encoder: Encoder, generator_digest: str) -> None:
 
 
 def find_encoder(name: str, generator: Generator, generator_digest: str) -> Encoder | None:
-    """The encoder that a build names: a file, "none", or "auto": the package's own where it is for this generator, else
-    none. Raises InputError."""
+    """The encoder that a build names: a file, "none", or "auto": the package's own where it is for this generator or
+    its lower part, else none. Raises InputError."""
     if name == "none":
         return None
     if name != "auto":
@@ -49,21 +50,35 @@ def find_encoder(name: str, generator: Generator, generator_digest: str) -> Enco
     if not EMBEDDED_WEIGHTS.is_file():
         return None
     encoder, trained_for = _read(EMBEDDED_WEIGHTS)
-    return _fitting(EMBEDDED, encoder, generator) if trained_for == generator_digest else None
+    fitting = _part_for(encoder, trained_for, generator, generator_digest)
+    return None if fitting is None else _fitting(EMBEDDED, encoder, fitting)
 
 
 def load_encoder(source: str | Path, generator: Generator, generator_digest: str) -> Encoder:
-    """The encoder of a file ("embedded": the package's own), in float32, evaluation mode, frozen, on the CPU.
+    """The encoder of a file ("embedded": the package's own), in float32, evaluation mode, frozen, on the CPU: of this
+    generator, or of its lower part (see `encoded`).
 
     Raises InputError for a file that is no encoder, is damaged, or was trained for another generator.
     """
     encoder, trained_for = _read(EMBEDDED_WEIGHTS if str(source) == EMBEDDED else Path(source))
-    if trained_for != generator_digest:
+    fitting = _part_for(encoder, trained_for, generator, generator_digest)
+    if fitting is None:
         raise InputError(
             f"{source}: this encoder is for generator {trained_for[:12]}, not {generator_digest[:12]}; "
             "train one with `datagen train-encoder`, or do without"
         )
-    return _fitting(source, encoder, generator)
+    return _fitting(source, encoder, fitting)
+
+
+def _part_for(encoder: Encoder, trained_for: str, generator: Generator, digest: str) -> Generator | None:
+    """The generator, or the lower part of it, that the encoder was trained for."""
+    if trained_for == digest:
+        return generator
+    side = encoder.config.maps[-1]
+    if side >= generator.config.img_resolution:
+        return None
+    below = lower_part(generator, side)
+    return below if trained_for == digest_of(below) else None
 
 
 def _fitting(source: str | Path, encoder: Encoder, generator: Generator) -> Encoder:

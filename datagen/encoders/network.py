@@ -19,7 +19,7 @@ from stylepairs.datagen.encoders.settings import EncoderTraining
 from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
-from stylepairs.datagen.stylegan.generator import Generator
+from stylepairs.datagen.stylegan.generator import Generator, lower_part
 from stylepairs.kernels.precision import in_precision
 
 COARSEST_MAP_PX = 32  # coarser noise maps stay as the generator has them: they move the image hardly at all
@@ -243,12 +243,21 @@ def empty_start(encoder: Encoder, generator: Generator, count: int) -> tuple[tor
 def encoded(
     encoder: Encoder, generator: Generator, prior: WPrior, photo: torch.Tensor, precision: str = "auto"
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """u [N,L,C] and noise maps [N,1,r,r] for photos [N,3,H,W] of the generator's size, with gradients."""
-    u, noise = empty_start(encoder, generator, len(photo))
+    """u [N,L,C] and noise maps [N,1,r,r] for photos [N,3,H,W] of the generator's size, with gradients.
+
+    An encoder of the generator's lower part sees photos at that part's size; finer rows of u are its last one, finer
+    noise maps the generator's own.
+    """
+    side = encoder.config.maps[-1]
+    part = generator if generator.config.img_resolution == side else lower_part(generator, side)
+    photo = downsample(photo, side)
+    u, noise = empty_start(encoder, part, len(photo))
     for _ in range(encoder.config.passes):
-        render = synthesise(generator, prior.unwhiten(u), noise, precision)
+        render = synthesise(part, prior.unwhiten(u), noise, precision)
         u, noise = encoder(photo, render, u, noise, precision)
-    return u, noise
+    last = u[:, -1:].expand(-1, generator.num_ws - part.num_ws, -1)
+    finer = [level.repeat(len(photo), 1, 1, 1) for level in generator.noise_maps()[len(noise) :]]
+    return torch.cat([u, last], 1), [*noise, *finer]
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ from stylepairs.datagen.stylegan.network_search import Network, find_discriminat
 from stylepairs.datagen.stylegan.safe_pickle import CheckpointError, printable
 from stylepairs.kernels.upfirdn2d import setup_filter
 
-EMBEDDED = "embedded"
+# What the package carries: that of 128 px, and the same with a block more.
+EMBEDDED = {"embedded": "generator.safetensors", "embedded:256": "generator_256.safetensors"}
 ADAPTED_FROM = "adapted_from"  # in a file's metadata: the digest of the generator whose latents it takes
 # The mean latent of a checkpoint without one: enough draws for an error of 1 % of W's spread, the same ones every time.
 MEAN_LATENT_SAMPLES = 10_000
@@ -43,11 +44,12 @@ Config = TypeVar("Config", GeneratorConfig, DiscriminatorConfig)
 def load_generator(source: str | Path) -> Generator:
     """The generator of a checkpoint, on the CPU, in float32, in evaluation mode, without gradients for its weights.
 
-    source: "embedded" for the one the package carries, or a file: an official pickle (stylegan2-ada-pytorch, stylegan3
-    with config stylegan2; G_ema), a rosinality `.pt` (g_ema; also inside pSp and e4e checkpoints), an OpenMMLab `.pth`
-    (generator_ema) or `.safetensors`; the content decides, not the extension. What the file lacks is inferred from its
-    tensors' shapes; a missing mean latent is estimated from the mapping network, a missing noise map drawn, with fixed
-    seeds. Raises InputError where the file holds no such generator or asks for code.
+    source: "embedded" or "embedded:256" for those that the package carries, or a file: an official pickle
+    (stylegan2-ada-pytorch, stylegan3 with config stylegan2; G_ema), a rosinality `.pt` (g_ema; also inside pSp and e4e
+    checkpoints), an OpenMMLab `.pth` (generator_ema) or `.safetensors`; the content decides, not the extension. What
+    the file lacks is inferred from its tensors' shapes; a missing mean latent is estimated from the mapping network, a
+    missing noise map drawn, with fixed seeds. Raises InputError where the file holds no such generator or asks for
+    code.
     """
     with _as_input_error(source):
         content = read_content(_path(source))
@@ -162,8 +164,8 @@ def estimate_mean_latent(generator: Generator) -> torch.Tensor:
 
 
 def _path(source: str | Path) -> Path:
-    if str(source) == EMBEDDED:
-        return Path(str(resources.files("stylepairs.datagen") / "weights" / "generator.safetensors"))
+    if str(source) in EMBEDDED:
+        return Path(str(resources.files("stylepairs.datagen") / "weights" / EMBEDDED[str(source)]))
     return Path(source)
 
 
@@ -175,7 +177,9 @@ def _as_input_error(source: str | Path) -> Iterator[None]:
     except CheckpointError as error:
         raise InputError(f"{shown}: {error}") from None
     except FileNotFoundError:
-        advice = "reinstall the package" if str(source) == EMBEDDED else "check the path"
+        advice = "reinstall the package" if str(source) in EMBEDDED else "check the path"
+        if str(source).startswith("embedded:") and str(source) not in EMBEDDED:
+            advice = f"the package has {' and '.join(EMBEDDED)}"
         raise InputError(f"{shown}: there is no such file; {advice}") from None
     except OSError as error:
         raise InputError(f"{shown}: cannot be read ({error.strerror}); check the path and its permissions") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -78,6 +78,15 @@ class Generator(nn.Module):
     def noise_maps(self) -> list[torch.Tensor]:
         """The constant noise buffers, [1,1,r,r] each, in the order that `synthesis(noise=...)` takes."""
         return [layer.noise_const[None, None] for layer in self.synthesis.noisy_layers()]
+
+
+def lower_part(generator: Generator, size_px: int) -> Generator:
+    """The generator without its blocks above size_px, of the same tensors: what renders that size."""
+    with torch.device("meta"):
+        part = Generator(replace(generator.config, img_resolution=size_px))
+    state = generator.state_dict()
+    part.load_state_dict({key: state[key] for key in part.state_dict()}, assign=True)
+    return part.eval().requires_grad_(False)
 
 
 class MappingNetwork(nn.Module):

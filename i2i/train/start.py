@@ -17,7 +17,7 @@ from stylepairs.datagen.build.plan import digest_portraits
 from stylepairs.datagen.images.perceptual import Perceptual
 from stylepairs.datagen.shell.durable import file_digest
 from stylepairs.datagen.shell.errors import InputError
-from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
+from stylepairs.datagen.stylegan.checkpoints import EMBEDDED, generator_digest, load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models import checkpoints
 from stylepairs.i2i.models.adapters import attach, is_attached
@@ -121,9 +121,9 @@ def resume(run: Run, out: Path, say: Callable[[str], None]) -> None:
 def initial_model(settings: TrainingSettings, feature: str, kinds: Kinds, generator: Generator | None) -> Trained:
     """The model that a run starts from; kinds: what its style tells apart; generator: a teacher's, if there is one.
 
-    Trained weights come with their generator. Of a model of the same edit and shape all are taken over, of another edit
-    all but what reads the style and, where one draws, moves or tints and the other does not, what says the edit but its
-    mask. Raises InputError where they do not fit.
+    Trained weights come with their generator. Of a model of the same edit and shape all are taken over (a light
+    network's at another side, too), of another edit all but what reads the style and, where one draws, moves or tints
+    and the other does not, what says the edit but its mask. Raises InputError where they do not fit.
     """
     channels = style_channels(settings.style, kinds)
     if settings.init == "none":
@@ -227,7 +227,7 @@ def settings_told(settings: TrainingSettings, feature: str) -> dict[str, Any]:
     for name in ("init", "teacher"):
         if told[name].partition(":")[0] not in ("none", "embedded"):
             told[name] = f"sha256:{file_digest(model_path(told[name], feature))}"
-    if told["generator"] != "embedded":
+    if told["generator"] not in EMBEDDED:
         told["generator"] = "see generator_digest"
     return told
 
@@ -246,6 +246,8 @@ def _taken_over(model: Trained, trained: Trained, with_style: bool) -> bool:
         (before, here), (_, there) = (_style_in(name, each.config.style_channels) for each in (model, trained))
         if source is None:
             return False
+        if name == "noise" and source.shape != tensor.shape:
+            continue  # of another side: a light network's layers suit any, and what strands grow from is its own
         if before and source[:, 0].shape == tensor[:, 0].shape:
             kept = here if with_style else before
             tensor.zero_()  # what reads another style starts silent

@@ -101,7 +101,8 @@ def train(
     beside = portraits_in_batch(settings) if unpaired else 0
     run = build(settings, feature, kinds, network, beside, has_refused=bool(sides.refused))
     dataset, val = datasets(run, pairs, sides, kinds, unpaired)
-    brings = "init" if settings.init != "none" else "teacher" if isinstance(network, Glean) else ""
+    begun = settings.init != "none" and isinstance(run.model, Glean)
+    brings = "init" if begun else "teacher" if isinstance(network, Glean) else ""
     if brings and settings.generator != "embedded":
         source = f"{brings} {getattr(settings, brings)}"
         say(f"the generator comes with {source}: generator {settings.generator} is used by {brings}=none only")

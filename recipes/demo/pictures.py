@@ -2,9 +2,7 @@
 
     python recipes/demo/pictures.py [--out out/pictures] [--docs docs] [--features pairs,bangs,...]
 
-Pairs are built as always, at the generator's 128 px. For the picture each accepted edit is composed once more over the
-crop of 256 px: the sketch is drawn at that size, the generated images are enlarged. Who is shown was chosen by eye
-among accepted pairs.
+Pairs are built with `embedded:256` and shown as they are. Who is shown was chosen by eye among accepted ones.
 """
 
 from __future__ import annotations
@@ -15,24 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from demo import PHOTOS, call
 from PIL import Image
 
-from stylepairs.datagen.compositing.compose import compose
 from stylepairs.datagen.features import load_feature
-from stylepairs.datagen.images.files import load_photo, to_float, to_uint8
+from stylepairs.datagen.images.files import load_photo, to_uint8
 from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.pairs.shards import read_pairs
 from stylepairs.datagen.portraits.folders import load_portrait
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
 from stylepairs.datagen.reconstruction.objective import downsample
-from stylepairs.datagen.reconstruction.reconstruct import Reconstruction
 from stylepairs.i2i.edit.editor import Editor
 
-PHOTO_PX = 256
+GENERATOR, PHOTO_PX = "embedded:256", 256
 GAP_PX = 6
 # A feature's picture shows the edit alone: a square so much wider than what it changes, at least a share of the crop.
 FEATURE_PX, ROOM, LEAST_SHARE = 160, 1.3, 0.35
@@ -119,9 +114,10 @@ def steps_picture(work: Path) -> list[list[Image.Image]]:
         portrait, pair = column(work, title)[ROWS.index(number)]
         sketch = sketch_of(pair, portrait)
         assert pair.generated_after is not None
+        assert pair.after is not None
         small = F.interpolate(downsample(sketch.image[None], sketch.reference_px), size=PHOTO_PX)[0]
         pictures = [to_uint8(x) for x in (portrait.image, sketch.image, small)]
-        pictures += [pair.generated_after, to_uint8(enlarged(pair, portrait))]
+        pictures += [pair.generated_after, pair.after]
         rows.append([Image.fromarray(picture) for picture in pictures])
     return rows
 
@@ -171,7 +167,7 @@ def built(work: Path, feature: str, settings: tuple[str, ...], people: tuple[int
     for command in (
         ["datagen", "prepare", *(str(next(PHOTOS.glob(f"*/{name}.jpg"))) for name in names), "--out", str(portraits)],
         ["datagen", "build", feature, "--portraits", str(portraits), "--out", str(pairs), "--workers", "1"]
-        + ["--cache", str(work.parent / "cache"), *overrides],
+        + ["--generator", GENERATOR, "--cache", str(work.parent / "cache"), *overrides],
     ):
         if call(command):
             raise SystemExit(1)
@@ -182,26 +178,15 @@ def built(work: Path, feature: str, settings: tuple[str, ...], people: tuple[int
 
 
 def shown(step: tuple[Portrait, Pair]) -> tuple[Image.Image, Image.Image | None]:
-    """A pair before and after at the portrait's own size; no after where it was not accepted."""
-    portrait, pair = step
-    after = Image.fromarray(to_uint8(enlarged(pair, portrait))) if pair.record.accepted else None
-    return Image.fromarray(to_uint8(portrait.image)), after
-
-
-def enlarged(pair: Pair, portrait: Portrait) -> torch.Tensor:
-    """The pair's edit [3,H,W] composed over the portrait at the portrait's own size."""
-    assert pair.generated_before is not None
-    assert pair.generated_after is not None
-    before, after = (
-        F.interpolate(to_float(image)[None], size=portrait.image.shape[1:], mode="bicubic", align_corners=False)[0]
-        for image in (pair.generated_before, pair.generated_after)
-    )
-    latents = torch.empty(0)
-    return compose(portrait, Reconstruction(latents, latents, [], before, after, {}), sketch_of(pair, portrait)).after
+    """A pair before and after; no after where it was not accepted."""
+    _, pair = step
+    assert pair.before is not None
+    assert pair.after is not None
+    return Image.fromarray(pair.before), Image.fromarray(pair.after) if pair.record.accepted else None
 
 
 def sketch_of(pair: Pair, portrait: Portrait) -> Sketch:
-    """The pair's sketch, drawn at the portrait's own size."""
+    """The pair's sketch."""
     feature = load_feature(pair.record.feature)
     return feature.sketch(portrait, feature.Params.model_validate(pair.record.params))
 

@@ -41,7 +41,7 @@ class Portraits:
         sizes = torch.tensor([len(part) for part in paths])
         wanted = sizes.double() if shares is None else torch.tensor(shares).double()
         self.chances = (wanted / sizes).repeat_interleave(sizes)
-        self.images = torch.stack([_read(path, resolution, "RGB") for part in paths for path in part])
+        self.images = torch.stack([read_image(path, resolution, "RGB") for part in paths for path in part])
         self.mattes = torch.stack([_matte(path, resolution) for part in paths for path in part])
 
     def to(self, device: torch.device) -> Portraits:
@@ -110,10 +110,10 @@ def matte_file(aligned: Path) -> Path | None:
 def _matte(aligned: Path, resolution: int) -> torch.Tensor:
     path = matte_file(aligned)
     blank = torch.zeros(1, resolution, resolution, dtype=torch.uint8)
-    return blank if path is None else _read(path, resolution, "L")
+    return blank if path is None else read_image(path, resolution, "L")
 
 
-def _read(path: Path, resolution: int, mode: str) -> torch.Tensor:
+def read_image(path: Path, resolution: int, mode: str) -> torch.Tensor:
     try:
         with decoding(), Image.open(path) as image:
             pixels = np.asarray(image.convert(mode).resize((resolution, resolution), Image.Resampling.LANCZOS))

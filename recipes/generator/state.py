@@ -91,13 +91,13 @@ def start_from(state: TrainingState, folder: Path) -> None:
         state.images_seen = int((file.metadata() or {}).get("images_seen", 0))
     if (folder / "discriminator.safetensors").exists():
         tensors = _weights(folder / "discriminator.safetensors")
-        state.mixing.load_state_dict(_under(tensors, "mixing"))
+        state.mixing.load_state_dict(under(tensors, "mixing"))
         for name in ("heads", "face_heads"):
-            getattr(state, name).load_state_dict(_under(tensors, name) or _under(tensors, "heads"))
+            getattr(state, name).load_state_dict(under(tensors, name) or under(tensors, "heads"))
     if (folder / "codes.safetensors").exists():
         tensors = _weights(folder / "codes.safetensors")
         state.codes = tensors["z"]
-        offsets = _under(tensors, "offsets")
+        offsets = under(tensors, "offsets")
         if offsets:
             grow_offsets(offsets, state.offsets)
 
@@ -144,16 +144,16 @@ def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState 
     """The saved state on the device, or None where there is none yet. Raises InputError."""
     if not path.exists():
         return None
-    tensors, metadata = _read(path, "the state cannot be continued; remove it to start over")
+    tensors, metadata = read_state(path, "the state cannot be continued; remove it to start over")
     progress = json.loads(metadata["progress"])
     state = _assemble(GeneratorConfig(**progress["generator"]), rates)
     for name in MODULES:
         # Runs begun before the enlarged face had heads of its own go on with those of the whole picture.
-        parts = _under(tensors, name) or _under(tensors, "heads")
+        parts = under(tensors, name) or under(tensors, "heads")
         getattr(state, name).load_state_dict(parts)
     state.to(device)
     for name in OPTIMIZERS:
-        _load_optimizer(getattr(state, name), _under(tensors, name))
+        load_optimizer(getattr(state, name), under(tensors, name))
     state.codes, state.images_seen = tensors["codes"], progress["images_seen"]
     state.measured = progress["measured"]
     state.weights = {name: torch.tensor(value, device=device) for name, value in progress["weights"].items()}
@@ -214,7 +214,7 @@ def _grow(state: TrainingState, generator: dict[str, torch.Tensor], ema: dict[st
     grow_generator(ema, state.ema)
 
 
-def _load_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
@@ -228,15 +228,15 @@ def _load_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, torch.Tensor
 def _weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         raise InputError(f"{path}: no such file; a folder to start from has generator and generator_ema .safetensors")
-    return {key: value.float() for key, value in _read(path, "write the weights anew")[0].items()}
+    return {key: value.float() for key, value in read_state(path, "write the weights anew")[0].items()}
 
 
-def _read(path: Path, advice: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_state(path: Path, advice: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         return read_safetensors(path)
     except Damaged as error:
         raise InputError(f"{path}: damaged ({error}); {advice}") from error
 
 
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + "/")}

@@ -251,8 +251,11 @@ def test_configuration_is_inferred_where_the_metadata_lacks_it(small_generator, 
 def test_embedded_is_the_file_that_the_package_carries(small_generator, tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     monkeypatch.setattr(checkpoints.resources, "files", lambda package: tmp_path)
-    with pytest.raises(InputError, match=r"embedded: .*reinstall"):
-        load_generator("embedded")
+    for name in ("embedded", "embedded:256"):
+        with pytest.raises(InputError, match=rf"{name}: .*reinstall"):
+            load_generator(name)
+    with pytest.raises(InputError, match="embedded:512: there is no such file; the package has embedded and emb"):
+        load_generator("embedded:512")
     save_generator(tmp_path / "weights" / "generator.safetensors", small_generator)
     assert same_tensors(load_generator("embedded"), small_generator)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stylepairs.datagen.stylegan import generator as network
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
+from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig, lower_part
 from stylepairs.kernels import modulated_layer as kernel
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
 from stylepairs.kernels.modulated_layer import modulated_layer
@@ -240,3 +240,13 @@ def test_latents_keep_full_precision_under_autocast(medium_generator):
     expected = latents(medium_generator)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(latents(medium_generator), expected)
+
+
+def test_the_lower_part_renders_what_stopping_early_does_and_shares_its_numbers(medium_generator):
+    part = lower_part(medium_generator, 16)
+    ws = latents(medium_generator)
+    assert part.num_ws == medium_generator.num_ws - 2
+    assert torch.equal(part.synthesis(ws[:, :-2]), medium_generator.synthesis(ws, max_resolution=16))
+    assert torch.equal(part.mapping(torch.ones(1, 8)), medium_generator.mapping(torch.ones(1, 8))[:, :-2])
+    ours, theirs = part.state_dict(), medium_generator.state_dict()
+    assert all(ours[key].data_ptr() == theirs[key].data_ptr() for key in ours)

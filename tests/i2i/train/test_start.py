@@ -116,6 +116,23 @@ def test_a_light_network_begins_with_the_mask_of_what_drew_or_moved(
     torch.testing.assert_close(other(*inputs).mask_logits, trained(*inputs).mask_logits)
 
 
+@pytest.mark.parametrize("kind", ["light", "cut"])
+def test_a_light_network_goes_on_at_another_side(tmp_path: Path, settings: Make, kind: str) -> None:
+    large = Plain(PlainConfig(kind, 64, 3, False, *SHAPES.values())).requires_grad_(False).eval()
+    for parameter in large.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape))
+    save_model(tmp_path / "large.safetensors", large, ModelInfo("hair_color", "color", {}))
+    asked = settings(style="color", init=str(tmp_path / "large.safetensors"), model={"kind": kind, **SHAPES})
+    if kind == "cut":  # it has layers for each side
+        with pytest.raises(InputError, match=r"size_px=64.*the recipe asks for.*size_px=32"):
+            initial_model(asked, "hair_color", {}, None)
+        return
+    small = initial_model(asked, "hair_color", {}, None)
+    assert small.noise.shape[-1] == 32
+    ours, theirs = small.network.state_dict(), large.network.state_dict()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
 @pytest.mark.parametrize("changes", [{"draws": True}, {"kind": "unet"}])
 @pytest.mark.parametrize("way", ["moves", "tints"])
 def test_what_makes_an_image_of_its_own_does_not_move_or_tint(
