@@ -39,7 +39,7 @@ from stylepairs.datagen.stylegan.projected import Heads, Mixing, generator_loss,
 
 CROP_PX = 128  # what the heads see
 MARGIN = 4  # features around a crop that are rendered and cut off: more than the block's convolutions see
-BEYOND = 8  # corners are drawn so far outside of their room, too, and put back: what pads an image is to be learned
+BEYOND = 24  # corners are drawn so far outside of their room, too, and put back: an image's border is to be learned
 DECAY_FROM = 0.6  # of --images, after which the rates fall to nothing
 PRIOR_SHARE = 0.25  # of a batch: renderings of the prior's latents
 PSI = 0.6, 1.0  # truncation of those, between
@@ -158,7 +158,7 @@ class Doubling:
         adversarial = generator_loss(self.heads(fake_mixed))
         pairs = [level[:rebuilt] for level in fake], [level[:rebuilt] for level in real]
         likeness = likeness_loss(image[:rebuilt], portraits[:rebuilt], *pairs)
-        halved = (F.avg_pool2d(image, 2) - before).abs().mean()
+        halved = self.halved(F.avg_pool2d(image, 2) - before, top, left)
         if not self.weight or self.images_seen // args.batch % EVERY == 0:
             old = torch.tensor(self.weight) if self.weight else None
             self.weight = balanced(old, args.adversarial, likeness, adversarial, image, slice(0, rebuilt), _same)
@@ -173,6 +173,14 @@ class Doubling:
         if not all(map(math.isfinite, found.values())):
             raise SystemExit(f"not finite after {self.images_seen} images: {found}; go on with lower rates")
         return found
+
+    def halved(self, difference: torch.Tensor, top: int, left: int) -> torch.Tensor:
+        """Mean of a crop's difference, and of its rows and columns at the image's border, where zeros pad."""
+        room = self.old.config.img_resolution - CROP_PX // 2
+        size = difference.abs()
+        parts = [size, *(size[:, :, at] for at, touches in ((0, top == 0), (-1, top == room)) if touches)]
+        parts += [size[:, :, :, at] for at, touches in ((0, left == 0), (-1, left == room)) if touches]
+        return torch.stack([part.mean() for part in parts]).mean()
 
     def heads_step(self, fake: list[torch.Tensor], real: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         self.heads.requires_grad_(True).train()
