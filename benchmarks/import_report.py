@@ -5,8 +5,8 @@ refused.
 
 The afters are the features' own sketches composed over the photo without any generator. Good ones are those that pass
 the gate as they are; then they are shifted by 0 to 3 pixels, tinted and saved as JPEG. Bad ones show another face,
-another pose or another background. Printed: how far the
-registration is from the shift that was made, what was accepted, why bad ones were refused; OUT/sheet.jpg shows some.
+another pose or another background. Printed: how far the registration is from the shift that was made, what was
+accepted, why bad ones were refused; OUT/good.png and OUT/bad.png show some.
 """
 
 from __future__ import annotations
@@ -260,6 +260,8 @@ def main() -> int:
     clean = imported(options.out / "good", tried, options.workers, "clean")
     good = {name: one for name, one in tried.items() if clean[name].record.accepted}
     good = dict(list(good.items())[: options.pairs])
+    if not good:
+        raise InputError(f"{options.photos}: no pair passes the gate undamaged; give more --photos or --pairs")
     for name in tried.keys() - good.keys():
         (options.out / "good" / tried[name]["feature"] / "after" / f"{name}.jpg").unlink()
     bad = write_pairs(people, options.pairs, options.out / "bad", WRONGS, options.seed + 1)

@@ -52,7 +52,7 @@ from stylepairs.datagen.latent.samples import load_samples
 from stylepairs.datagen.latent.scorers import load_scorer
 from stylepairs.datagen.reconstruction.rendering import use_channels_last
 from stylepairs.datagen.reconstruction.settings import OptimiserSettings
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator
 from stylepairs.i2i.edit.editor import Editor
 
@@ -82,6 +82,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="methods, with commas")
     parser.add_argument("--attributes", default=",".join(EDITS))
     options = parser.parse_args()
+    names, attributes = options.only.split(",") if options.only else list(METHODS), options.attributes.split(",")
+    for option, given, known in (("only", names, METHODS), ("attributes", attributes, EDITS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"--{option} {name}: unknown; choose of {','.join(known)}")
+    if (options.encoder is None) != (options.portraits is None):
+        parser.error("--encoder and --portraits: an encoder's codes are of portraits; give both or none")
     torch.set_num_threads(1)
     generator = load_generator(options.generator)
     use_channels_last(generator)
@@ -94,8 +101,7 @@ def main() -> None:
     deviations = spread(samples, WATCHED)
     bench = Bench(generator, digest, samples, scorer, deviations, load_perceptual("auto"), people)
     options.out.mkdir(parents=True, exist_ok=True)
-    names = options.only.split(",") if options.only else list(METHODS)
-    for attribute in options.attributes.split(","):
+    for attribute in attributes:
         for method in names:
             path = options.out / f"{method}-{attribute}.json"
             if path.exists():
@@ -125,7 +131,7 @@ def run(bench: Bench, method: str, attribute: str, options: argparse.Namespace) 
         strengths, after = searched(bench, attribute, people, before, render)
     else:
         strengths = torch.full((len(people),), CHANGE * EDITS[attribute][0])
-    timed = people[:BATCH]
+    timed = people[:BATCH] if searching else people
     began = time.process_time()
     once = render(timed, strengths[: len(timed)])
     seconds = (time.process_time() - began) / len(timed)
@@ -251,4 +257,5 @@ METHODS: dict[str, Callable[[Bench, str, argparse.Namespace], Render | None]] = 
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -20,6 +20,7 @@ import argparse
 import functools
 import importlib
 import json
+import math
 import platform
 import shutil
 import statistics
@@ -154,7 +155,8 @@ def keep_results(
     jobs = [job_of(options.portraits, name, recipe) for name in names]
     module = load_feature(recipe.feature)
     with mock.patch.object(pair_maker, "reconstruct", clock):
-        pairs = list(pair_maker.make_pairs(ungated, jobs, models, 0, cache, lambda work: None))
+        made = pair_maker.make_pairs(ungated, jobs, models, 0, cache, lambda work: None)
+        pairs = [pair.portrait_first() for pair in made]
     for job, pair in zip(jobs, pairs, strict=True):
         folder = options.out / "images" / feature / job.portrait.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,20 +211,21 @@ def job_of(folder: Path, name: str, recipe: BuildRecipe) -> WantedPair:
     return WantedPair(pair_id(0), portrait, params, portrait.digest)  # results know it by its portrait
 
 
-def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float | None]:
+def figures_of(pair: Pair, job: WantedPair, module: Feature, models: Models) -> dict[str, float]:
     """The pair's figures, and with "generated_" before their names the feature's own on the generated halves."""
-    portrait = job.portrait.resized(models.image_px)
+    pair, portrait = pair.portrait_first(), job.portrait.resized(models.image_px)
     analyser = models.instruments.analyser
     halves = (
         quality.analyse(portrait, to_float(image), analyser).portrait
         for image in (pair.generated_before, pair.generated_after)
         if image is not None
     )
-    params = module.Params.model_validate(job.params)
+    params = module.Params.model_validate(pair.record.params)
     own = module.measure(portrait, AnalysedPair(*halves), params)
     asked = asked_degree(params)
     generated = {f"generated_{name}": value for name, value in own.items()}
-    return {**pair.record.figures, **generated, "asked": asked}
+    finished = {name: math.nan if value is None else value for name, value in pair.record.figures.items()}
+    return {**finished, **generated, "asked": asked}
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -21,7 +21,7 @@ import torch
 
 from stylepairs.datagen.images.files import to_float, to_uint8
 from stylepairs.datagen.images.filters import psnr_db
-from stylepairs.datagen.shell.errors import exit_on_bad_input
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input, nearest
 from stylepairs.i2i.edit.editor import Editor
 from stylepairs.i2i.identity import Instruments, load_instruments
 from stylepairs.i2i.judging import Judged, edited, judged_of, markdown, network_cost, write_report
@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--shown", nargs="*", default=[], help="portraits of the sheet; none: the first ones")
     arguments = parser.parse_args()
+    for index, run in enumerate(arguments.runs):
+        if run.name in (other.name for other in arguments.runs[:index]):
+            raise InputError(f"{run}: another run is called {run.name}, too, and both would go to {arguments.out}")
     by, columns = load_instruments(), []
     for run in arguments.runs:
         columns += compare(run, arguments, by)
@@ -60,6 +63,10 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     model, info = load_model(run)
     editor, asked = Editor(prepare(model), info), degradation_of(info)
     records = portrait_records(arguments.portraits)[: arguments.limit]
+    names = [record.portrait for record in records]
+    for name in arguments.shown:
+        if name not in names:
+            raise InputError(f"--shown {name}: is none of the {len(names)} portraits{nearest(name, names)}")
     dataset = DegradedPortraits(arguments.portraits, records, model.size_px, (1, 1), asked)
     samples = [dataset[index] for index in range(len(records))]
     methods: dict[str, Method] = {"degraded": lambda sample: sample["photo"], **classical(asked, samples)}
@@ -74,7 +81,6 @@ def compare(run: Path, arguments: argparse.Namespace, by: Instruments) -> list[l
     judged["run"].figures.update(network_cost(editor))
     write_report(arguments.out / run.name, judged)
     print(run.name, markdown(judged, {}), sep="\n", flush=True)
-    names = [record.portrait for record in records]
     shown = [names.index(name) for name in arguments.shown or names[:SHEET_ROWS]]
     best = best_classical(judged)
     photos, targets = ([samples[place][name] for place in shown] for name in ("photo", "target"))

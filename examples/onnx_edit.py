@@ -1,6 +1,6 @@
 """From a photo to the edited photo with what `i2i export` writes, without stylepairs and without PyTorch.
 
-    python onnx_edit.py EDITOR.onnx PHOTO OUT --style 0.3,-0.2,0.5 --degree 1
+    python onnx_edit.py EDITOR.onnx PHOTO OUT --style=-0.28,0.4,0.34 --degree 1
 
 Needs onnxruntime, numpy, OpenCV and Pillow alone: what an app has to do around the three graphs, in the order in which
 it is done. face_finder.onnx and face_landmarks.onnx lie beside EDITOR.onnx. Coordinates are (x, y), pixel centres at

@@ -246,8 +246,10 @@ def picture_figures(image: torch.Tensor, target: torch.Tensor, mask: torch.Tenso
 
     _, similar = structural_similarity_index_measure(image[None], target[None], data_range=2.0, return_full_image=True)
     features = by.perceptual.features(image[None]), by.perceptual.features(target[None])
-    found = {f"perceptual_{by.perceptual.name}": float(perceptual_distance(*features, mask[None])[0]),
-             f"identity_{by.identity.name}": by.identity.likeness(image, target)}  # fmt: skip
+    found = {f"identity_{by.identity.name}": by.identity.likeness(image, target)}
+    if float(mask.sum()) > 1:
+        distance = float(perceptual_distance(*features, mask[None])[0])
+        found = {f"perceptual_{by.perceptual.name}": distance} | found
     for where, part in (("inside", mask), ("outside", (mask < _UNMASKED).float())):
         if float(part.sum()) > 1:
             found[f"psnr_{where}_db"] = psnr_db(image, target, part)

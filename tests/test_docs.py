@@ -109,6 +109,12 @@ def test_every_page_is_listed():
         assert listed >= {page.name for page in index.parent.glob("*.md")} - {index.name}
 
 
+def test_every_benchmark_is_listed():
+    page, helpers = ROOT / "benchmarks/README.md", {"defects.py", "latent_bench.py", "latent_table.py"}
+    listed = set(re.findall(r"`(\w+\.py)`", page.read_text(encoding="utf-8")))
+    assert {path.name for path in page.parent.glob("*.py")} - helpers <= listed
+
+
 def test_the_api_page_is_what_the_docstrings_say():
     spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
     make_api = importlib.util.module_from_spec(spec)

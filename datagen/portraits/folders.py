@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from stylepairs.datagen.images.files import read_image, to_float
+from stylepairs.datagen.images.files import PHOTO_SUFFIXES, read_image, to_float
 from stylepairs.datagen.portraits.alignment import apply_transform
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
 from stylepairs.datagen.portraits.portrait import Portrait
@@ -107,9 +107,11 @@ def load_portraits(folder: Path) -> list[PortraitFile]:
     """
     path = folder / PORTRAITS_FILE
     if not is_regular(path):
-        raise InputError(
-            f"{folder}: no prepared portraits (no landmarks.npz); run datagen prepare PHOTOS --out {folder}"
+        photos = folder.is_dir() and any(each.suffix.lower() in PHOTO_SUFFIXES for each in folder.iterdir())
+        told = (
+            f"prepare {folder} --out PORTRAITS, and name PORTRAITS here" if photos else f"prepare PHOTOS --out {folder}"
         )
+        raise InputError(f"{folder}: no prepared portraits (no landmarks.npz); run datagen {told}")
     try:
         names, points, moves = _read_landmarks(path)
     except Damaged as error:

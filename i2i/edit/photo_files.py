@@ -155,6 +155,8 @@ def jobs_of(paths: Iterable[Path], out: Path, suffix: str | None, taken: tuple[s
 def _photos(path: Path, out: Path, taken: tuple[str, ...] | None) -> list[tuple[Path, Path]]:
     """A photo with the sub-folder of `out` that its edit goes to; of a folder all files, or those with the suffixes
     `taken`, but those that lie in out."""
+    if _is_model(path):
+        raise InputError(f"{path}: is a model, not a photo; give each of several models by --run, then photos alone")
     if not path.is_dir():
         return [(path, Path())]
     from stylepairs.datagen.portraits.analysis.prepare import list_photos
@@ -168,6 +170,13 @@ def _photos(path: Path, out: Path, taken: tuple[str, ...] | None) -> list[tuple[
         if not files:
             raise InputError(f"{path}: no file in it ends in {', '.join(taken)}; name files")
     return [(file, file.relative_to(path).parent) for file in files]
+
+
+def _is_model(path: Path) -> bool:
+    """Whether this is a run folder (whose samples would be edited), its weights, or the name of a shipped model."""
+    if f"{path}".partition(":")[0] == "embedded" and not path.exists():
+        return True
+    return path.suffix == ".safetensors" or (path / "model.safetensors").is_file()
 
 
 def checked_suffix(format: str) -> str | None:

@@ -74,7 +74,10 @@ def frames(photo: Labelled) -> np.ndarray:
 
 
 def with_frames(split: list[Labelled], folder: Path) -> list[Labelled]:
-    """The split with the masks of `folder` as class 6, without the photos whose masks lie in folder/wrong."""
+    """The split with the masks of `folder` as class 6, without the photos whose masks lie in folder/wrong. A folder
+    that marks none ends the program with a line."""
+    if not any((folder / place / f"{photo.name}.png").is_file() for photo in split for place in (".", "wrong")):
+        raise SystemExit(f"{folder}: no mask of any of these portraits; make some with glasses.py")
     wrong = {path.stem for path in (folder / "wrong").glob("*.png")}
     return [_marked(photo, folder / f"{photo.name}.png") for photo in split if photo.name not in wrong]
 

@@ -1,7 +1,7 @@
 """Puts painted hats on portraits, since the label maps of the splits have none: caps, beanies, brimmed hats, scarves.
 
 A hat's outline is drawn in head widths around the points, filled with cloth that is lit like a dome, and becomes class
-18; hair under it is no hair any more. Enough for a parser to tell cloth on a head from hair (`evaluate.py --hats`).
+18; hair under it is no hair any more. Enough for a parser to tell cloth on a head from hair (figures of `evaluate.py`).
 """
 
 from __future__ import annotations

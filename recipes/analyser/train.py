@@ -116,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     steps, batch, rate = SETTINGS[arguments.network]
-    left_out = set(arguments.without.read_text().split()) if arguments.without else set()
+    left_out = read_names(arguments.without) if arguments.without else set()
     whole = [photo for folder in arguments.portraits for photo in read_split(folder) if photo.name not in left_out]
     split = balanced(with_frames(whole, arguments.frames) if arguments.frames else whole)
     hard, mined = read_negatives(arguments.negatives), read_negatives(arguments.mined)
@@ -157,9 +157,21 @@ def _lightness(photo: Labelled) -> float:
     return float(skin.mean()) / 255 if len(skin) else 1.0
 
 
+def read_names(path: Path) -> set[str]:
+    """The names in a file, one a line; what cannot be read ends the program with a line."""
+    try:
+        return set(path.read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path}: no names can be read ({error})") from error
+
+
 def read_negatives(folder: Path | None) -> list[np.ndarray]:
-    """The pictures of a folder, RGB; None gives none."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"}) if folder else []
+    """The pictures of a folder, RGB; None gives none. A folder without any ends the program with a line."""
+    if folder is None:
+        return []
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not files:
+        raise SystemExit(f"{folder}: no pictures in it (.jpg, .jpeg, .png)")
     return [read_rgb(p) for p in files]
 
 

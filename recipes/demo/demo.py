@@ -148,10 +148,11 @@ def plan(out: Path, portrait_count: int, steps: int) -> Iterator[Stage]:
             ["i2i", "edit", trained, *photos, "--out", str(out / "edited" / color), "--set", f"color={color}"]
             for color in EDIT_COLORS
         ],
+        may_refuse=True,
     )
     yield Stage(
         "shipped",
-        "Editing them with the shipped models of fringe, hairline and volume",
+        "Editing them with the shipped models of fringe, hairline, volume and smile",
         60,
         [
             ["i2i", "edit", model, *photos, "--out", str(out / "edited" / name), "--set", setting]

@@ -20,6 +20,7 @@ LABEL_COLORS = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+LEGEND_LINE_PX, LEGEND_LETTER_PX = 20, 8  # as wide as the widest fonts draw 13 px
 LINE_COLORS = ("#2f6fde", "#d9480f", "#2b8a3e", "#862e9c", "#c2255c", "#0b7285")
 
 STYLE = """
@@ -82,13 +83,14 @@ def label_picture(label: np.ndarray) -> np.ndarray:
 
 def line_plot(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, width: int = 520) -> str:
     """An SVG of the series [(x, y)], each scaled to its own range; the legend has its first and last value."""
-    height, left, bottom, top = 260, 16, 34, 14
+    left, bottom, top = 16, 34, 14
     drawn = {name: points for name, points in series.items() if len(points) > 1}
     if not drawn:
         return ""
+    height = max(260, 2 * top + LEGEND_LINE_PX * len(drawn))
     x_min = min(points[0][0] for points in drawn.values())
     x_max = max(points[-1][0] for points in drawn.values())
-    parts = []
+    parts, legend_px = [], 0
     for i, (name, points) in enumerate(drawn.items()):
         color = LINE_COLORS[i % len(LINE_COLORS)]
         low, high = min(y for _, y in points), max(y for _, y in points)
@@ -99,8 +101,10 @@ def line_plot(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str,
         )
         parts.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.6" points="{path}"/>')
         legend = f"{name}: {points[0][1]:.3g} → {points[-1][1]:.3g}"
+        legend_px = max(legend_px, LEGEND_LETTER_PX * len(legend))
         parts.append(
-            f'<text x="{width + 8}" y="{top + 14 + 20 * i}" font-size="13" fill="{color}">{html.escape(legend)}</text>'
+            f'<text x="{width + 8}" y="{top + 14 + LEGEND_LINE_PX * i}" font-size="13" fill="{color}">'
+            f"{html.escape(legend)}</text>"
         )
     axis = f'<line x1="{left}" x2="{width - left}" y1="{height - bottom}" y2="{height - bottom}" stroke="#8888"/>'
     ends = "".join(
@@ -111,7 +115,8 @@ def line_plot(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str,
             (width - left, "end", f"{x_max:.0f}"),
         )
     )
-    box = f'viewBox="0 0 {width + 250} {height}" width="{width + 250}" height="{height}"'
+    whole = width + 8 + legend_px
+    box = f'viewBox="0 0 {whole} {height}" width="{whole}" height="{height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">{axis}{ends}{"".join(parts)}</svg>'
 
 

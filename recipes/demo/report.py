@@ -27,7 +27,10 @@ PHOTO_PX = 190
 GROUP_PX = 330
 # Losses are noisy: the plot shows means of this many logged values at most.
 PLOT_POINTS = 60
-EDITS_TEXT = "One forward pass for each face; pixels outside the predicted mask keep their values."
+EDITS_TEXT = (
+    "One forward pass for each face; pixels outside the predicted mask keep their values. A photo that the model is "
+    "not sure of is left out."
+)
 SHIPPED_TEXT = "By the models that the package carries. A photo whose faces they are not sure of is left out."
 
 
@@ -38,7 +41,7 @@ def write(out: Path, photos: Path, edited: Sequence[str], colors: Sequence[str],
         pairs_section(out / "pairs"),
         losses_section(out / "run"),
         page.section("4. Photos it never saw", EDITS_TEXT, edit_cards(out, photos / "heldout", edited, colors)),
-        page.section("5. The other hair features", SHIPPED_TEXT, edit_cards(out, photos / "heldout", edited, shipped)),
+        page.section("5. Other features", SHIPPED_TEXT, edit_cards(out, photos / "heldout", edited, shipped)),
         times_section(out),
     ]
     text = (

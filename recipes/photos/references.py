@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from stylepairs.datagen.features.facial_features import can_give
 from stylepairs.datagen.images.files import to_uint8
 from stylepairs.datagen.portraits.folders import PortraitFile, load_portraits
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input, nearest
 from stylepairs.datagen.sketching.face.face_parts import PARTS
 from stylepairs.datagen.sketching.face.references import BUNDLED_FOLDER
 
@@ -33,13 +35,29 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=BUNDLED_FOLDER)
     options = parser.parse_args()
-    kept = [file for file in load_portraits(options.portraits) if not options.names or file.name in options.names]
-    kept = [
-        file
-        for file in kept
-        if any(can_give(file.load(), (part,)) for part in PARTS) or print(f"{file.name}: left out")
-    ]
-    write_references(kept, options.out)
+    with exit_on_bad_input():
+        write_references(chosen(options.portraits, options.names, options.out), options.out)
+
+
+def chosen(folder: Path, names: Sequence[str], out: Path) -> list[PortraitFile]:
+    """The portraits of those names, none: of all, that can give a part. Raises InputError where there is none."""
+    if out.resolve() == folder.resolve():
+        raise InputError(
+            f"{out}: is where the references go; give the portraits that they are made of, or another --out"
+        )
+    files = {file.name: file for file in load_portraits(folder)}
+    for name in names:
+        if name not in files:
+            raise InputError(f"{folder}: no portrait {name}{nearest(name, files)}")
+    kept = []
+    for file in [file for name, file in files.items() if not names or name in names]:
+        if any(can_give(file.load(), (part,)) for part in PARTS):
+            kept.append(file)
+        else:
+            print(f"{file.name}: left out")
+    if not kept:
+        raise InputError(f"{folder}: no part of a face that is seen plainly enough; the references stay as they are")
+    return kept
 
 
 def write_references(files: list[PortraitFile], out: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import latent_methods
 import pytest
@@ -102,3 +104,31 @@ def test_the_table_has_a_row_for_each_method_and_attribute(tmp_path: Path):
     assert "100 %" in text
     assert set(EDITS) <= set(WATCHED)
     assert set(latent_methods.METHODS) >= {"interfacegan", "mapper", "fine_boundary"}
+
+
+def test_all_people_whom_an_optimisation_edits_are_measured(tmp_path, monkeypatch):
+    count = BATCH + 3
+    nothing = torch.zeros(count, 3, 4, 4)
+    bench = SimpleNamespace(people=list(range(count)), before=Look(nothing, nothing, nothing, nothing))
+    monkeypatch.setitem(latent_methods.METHODS, "mask_face_gan", lambda *_: lambda people, _: nothing[: len(people)])
+    monkeypatch.setattr(
+        latent_methods, "measured", lambda _bench, _attribute, before, after: [len(before.images), len(after)]
+    )
+    monkeypatch.setattr(latent_methods, "asdict", lambda row: row)
+    result = latent_methods.run(bench, "mask_face_gan", "smile", Namespace(out=tmp_path, optimised=count))
+    assert result["rows"] == [count, count]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--only", "interfacegan,sefaa"], "--only sefaa: unknown; choose of interfacegan,"),
+        (["--attributes", "grin"], "--attributes grin: unknown; choose of fringe,"),
+        (["--portraits", "p"], "give both or none"),
+    ],
+)
+def test_unknown_methods_and_attributes_are_named_before_any_work(tmp_path, monkeypatch, capsys, option, said):
+    monkeypatch.setattr("sys.argv", ["latent_methods.py", str(tmp_path), "--out", str(tmp_path), *option])
+    with pytest.raises(SystemExit, match="2"):
+        latent_methods.main()
+    assert said in capsys.readouterr().err

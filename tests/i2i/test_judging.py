@@ -165,6 +165,15 @@ def test_pictures_that_are_edited_everywhere_and_nowhere_are_judged_by_what_they
         assert (figures["psnr_inside_db"].value, figures["psnr_outside_db"].value) == (100, 100)
 
 
+def test_where_nothing_was_to_be_edited_there_is_no_masked_distance() -> None:
+    image, other = torch.zeros(3, 32, 32), torch.rand(3, 32, 32)
+    masks = [torch.zeros(1, 32, 32)] * 2 + [torch.ones(1, 32, 32)]
+    found = [({}, other, {"target": image, "mask": mask}) for mask in masks]
+    judged = judged_of(found, load_instruments("pyramid"))
+    assert ["perceptual_pyramid" in row for row in judged.rows] == [False, False, True]
+    assert judged.figures["perceptual_pyramid"].value > 0.01
+
+
 def test_an_fid_that_fails_is_said_and_does_not_take_the_figures_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
         def update(self, *_: object, **__: object) -> None: ...

@@ -115,6 +115,9 @@ def test_a_run_of_another_network_is_named_and_left(tmp_path):
         (["--portraits", "{}"], "{}: no split of labelled portraits"),
         (["--portraits", "{}/split", "--init", "{}/landmarks.npz"], "{}/landmarks.npz: no weights can be read"),
         (["--portraits", "{}/split", "--init", "{}/none"], "{}/none: no weights can be read"),
+        (["--portraits", "{}/split", "--frames", "{}/none"], "{}/none: no mask of any of these portraits"),
+        (["--portraits", "{}/split", "--without", "{}/none"], "{}/none: no names can be read"),
+        (["--portraits", "{}/split", "--negatives", "{}/none"], "{}/none: no pictures in it"),
         (["--portraits", "{}/split", "--steps", "0"], "argument --steps: 0: must be a whole number above 0"),
     ],
 )

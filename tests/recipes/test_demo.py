@@ -78,6 +78,15 @@ def test_a_failing_command_stops_the_demo_with_its_code(scripts, tmp_path, monke
     assert "code 2" in capsys.readouterr().err
 
 
+def test_an_edit_that_leaves_out_a_photo_does_not_stop_the_demo(scripts, tmp_path, monkeypatch):
+    demo = scripts["demo"]
+    seen = []
+    monkeypatch.setattr(demo, "call", lambda command: seen.append(command) or 2 * (command[:2] == ["i2i", "edit"]))
+    monkeypatch.setattr(demo.report, "write", lambda *_: None)
+    assert demo.run(tmp_path, 2, 3) == 0
+    assert len([command for command in seen if command[1] == "edit"]) == len(demo.EDIT_COLORS) + len(demo.SHIPPED)
+
+
 def test_group_photo_shows_three_faces_side_by_side(scripts, tmp_path):
     scripts["demo"].make_group_photo(tmp_path / "group.png")
     with Image.open(tmp_path / "group.png") as group:
@@ -131,6 +140,15 @@ def test_plot_leaves_out_series_without_a_line(scripts):
     assert "flat: 2 → 2" in svg
     assert "single" not in svg
     assert scripts["page"].line_plot({}, "step") == ""
+
+
+def test_a_plot_has_room_for_its_legend(scripts):
+    svg = scripts["page"].line_plot({f"loss {number}": [(0, 1.0), (1, 2.0)] for number in range(15)}, "step")
+    places = [float(y) for y in re.findall(r'<text x="\d+" y="(\d+)" font-size="13"', svg)]
+    assert len(places) == 15
+    assert max(places) < int(re.search(r' height="(\d+)"', svg)[1])
+    wide = scripts["page"].line_plot({"perceptual_efficientnet-lite0_alone": [(0, 0.261), (1, 0.243)]}, "step", 520)
+    assert int(re.search(r' width="(\d+)"', wide)[1]) > 520 + 340  # of the line in a browser
 
 
 @pytest.mark.slow

@@ -47,6 +47,12 @@ def test_folders_that_hold_no_portraits_give_one_line(tmp_path: Path) -> None:
             load_portraits(tmp_path)
 
 
+def test_a_folder_of_photos_is_told_to_be_prepared_into_another(tmp_path: Path) -> None:
+    (tmp_path / "anna.JPG").touch()
+    with pytest.raises(InputError, match=rf"run datagen prepare {tmp_path} --out PORTRAITS, and name PORTRAITS here$"):
+        load_portraits(tmp_path)
+
+
 def test_an_archive_with_pickled_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "landmarks.npz", name=np.array([{"a": 1}], object), points68=1, source_to_aligned=1)
     with pytest.raises(InputError, match="damaged"):

@@ -143,3 +143,14 @@ def test_a_photo_is_never_overwritten(tmp_path: Path) -> None:
 def test_formats() -> None:
     assert checked_suffix("same") is None
     assert checked_suffix("png") == ".png"
+
+
+@pytest.mark.parametrize("named", ["run", "embedded:bangs", "embedded", "run/model.safetensors"])
+def test_a_second_model_among_the_photos_is_told_from_them(tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    write(Path("photo.png"))
+    Path("run/samples").mkdir(parents=True)
+    write(Path("run/samples/00000004.png"))
+    Path("run/model.safetensors").touch()
+    with pytest.raises(InputError, match=rf"^{named}: is a model, not a photo; give each of several models by --run"):
+        jobs_of([Path("photo.png"), Path(named)], Path("out"), ".png")
