@@ -140,47 +140,50 @@ class Doubling:
 
     def step(self) -> dict[str, float]:
         """One step of the block and of the heads, drawn from the progress alone; what to log."""
-        args = self.args
+        args, rebuilt = self.args, self.args.batch - round(self.args.batch * PRIOR_SHARE)
         draw = torch.Generator().manual_seed(hash((args.seed, self.images_seen)) % 2**63)
-        drawn = round(args.batch * PRIOR_SHARE)
-        rebuilt = args.batch - drawn
         rows = torch.randint(len(self.starts.images), (args.batch,), generator=draw)
-        top, left = self.corner(draw)
-        portraits = self.portraits(rows, top, left)
-        ws, noise = self.latents(rows[:rebuilt], drawn, draw)
-        image, before = self.render(ws, noise, top, left, draw)
+        corner = self.corner(draw)
+        portraits = self.portraits(rows, *corner)
+        ws, noise = self.latents(rows[:rebuilt], args.batch - rebuilt, draw)
+        image, before = self.render(ws, noise, *corner, draw)
         fake = self.mixing.normalised(self.trunk(image))
         with torch.no_grad():
             real = self.mixing.normalised(self.trunk(portraits))
-            real_mixed = self.mixing(real)
-        fake_mixed = self.mixing(fake)
-        self.heads.requires_grad_(False).eval()  # their spectral norms move in their own step alone
-        adversarial = generator_loss(self.heads(fake_mixed))
         pairs = [level[:rebuilt] for level in fake], [level[:rebuilt] for level in real]
-        likeness = likeness_loss(image[:rebuilt], portraits[:rebuilt], *pairs)
-        halved = self.halved(F.avg_pool2d(image, 2) - before, top, left)
-        if not self.weight or self.images_seen // args.batch % EVERY == 0:
-            old = torch.tensor(self.weight) if self.weight else None
-            self.weight = balanced(old, args.adversarial, likeness, adversarial, image, slice(0, rebuilt), _same)
-        self.block_optimiser.zero_grad()
-        (likeness + self.weight * adversarial + args.halved * halved).backward()
-        self.block_optimiser.step()
-        told = self.heads_step([level.detach() for level in fake_mixed], real_mixed)
-        self.move_average()
-        values = {"likeness": likeness, "adversarial": adversarial, "halved": halved}
-        values |= {"rebuilt_db": decibel(image[:rebuilt], portraits[:rebuilt]), **told}
+        values = {"likeness": likeness_loss(image[:rebuilt], portraits[:rebuilt], *pairs)}
+        values["halved"] = self.halved(image, before, *corner)
+        mixed = self.mixing(fake)
+        self.heads.requires_grad_(False).eval()  # their spectral norms move in their own step alone
+        values["adversarial"] = generator_loss(self.heads(mixed))
+        self.block_step(values, image, slice(rebuilt))
+        values |= self.heads_step([level.detach() for level in mixed], self.mixing(real))
+        values["rebuilt_db"] = decibel(image[:rebuilt], portraits[:rebuilt])
         found = {key: round(float(value.detach()), 4) for key, value in values.items()}
         if not all(map(math.isfinite, found.values())):
             raise SystemExit(f"not finite after {self.images_seen} images: {found}; go on with lower rates")
         return found
 
-    def halved(self, difference: torch.Tensor, top: int, left: int) -> torch.Tensor:
-        """Mean of a crop's difference, and of its rows and columns at the image's border, where zeros pad."""
+    def block_step(self, values: dict[str, torch.Tensor], image: torch.Tensor, rebuilt: slice) -> None:
+        """By what was lost on the images; the losses are weighed by their gradients on the rebuilt ones."""
+        likeness, adversarial = values["likeness"], values["adversarial"]
+        if not self.weight or self.images_seen // self.args.batch % EVERY == 0:
+            old = torch.tensor(self.weight) if self.weight else None
+            self.weight = balanced(old, self.args.adversarial, likeness, adversarial, image, rebuilt, _same)
+        self.block_optimiser.zero_grad()
+        (likeness + self.weight * adversarial + self.args.halved * values["halved"]).backward()
+        self.block_optimiser.step()
+        self.move_average()
+
+    def halved(self, image: torch.Tensor, before: torch.Tensor, top: int, left: int) -> torch.Tensor:
+        """How far a crop, halved, is from the old rendering, and its outermost pixels at the image's border from the
+        old one enlarged: zeros pad there, which two pixels can hide from their mean."""
         room = self.old.config.img_resolution - CROP_PX // 2
-        size = difference.abs()
-        parts = [size, *(size[:, :, at] for at, touches in ((0, top == 0), (-1, top == room)) if touches)]
-        parts += [size[:, :, :, at] for at, touches in ((0, left == 0), (-1, left == room)) if touches]
-        return torch.stack([part.mean() for part in parts]).mean()
+        off = (image - F.interpolate(before, scale_factor=2, mode="bilinear")).abs()
+        parts = [(F.avg_pool2d(image, 2) - before).abs().mean()]
+        parts += [off[:, :, at].mean() for at, touches in ((0, top == 0), (-1, top == room)) if touches]
+        parts += [off[:, :, :, at].mean() for at, touches in ((0, left == 0), (-1, left == room)) if touches]
+        return torch.stack(parts).mean()
 
     def heads_step(self, fake: list[torch.Tensor], real: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         self.heads.requires_grad_(True).train()
