@@ -33,7 +33,7 @@ from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import keep_rows, make_folder
 from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.shell.lock import folder_lock
-from stylepairs.datagen.stylegan.checkpoints import load_generator, save_generator
+from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
 from stylepairs.datagen.stylegan.generator import Generator, SynthesisBlock
 from stylepairs.datagen.stylegan.projected import Heads, Mixing, generator_loss, heads_loss
 
@@ -58,10 +58,10 @@ def parse_args() -> argparse.Namespace:
     add("--portraits", type=Path, nargs="+", required=True, help="folders with aligned/ (training only)")
     add("--out", type=Path, required=True)
     add("--trunk", type=Path, help="EfficientNet-Lite0 weights; default: those installed")
-    add("--images", type=int, default=60_000, help="renderings to learn from")
+    add("--images", type=int, default=60_000, help="renderings to learn from; rates fall to nothing towards the end")
     add("--batch", type=int, default=8)
     add("--learning-rate", type=float, default=0.002)
-    add("--heads-rate", type=float, default=0.0006)
+    add("--heads-rate", type=float, default=0.0004)
     add("--adversarial", type=float, default=0.5, help="the heads' gradient on the images by the likeness'")
     add("--halved", type=float, default=10.0, help="weight of how far the halved renderings are from the old ones")
     add("--save-every", type=int, default=4_000, help="images between saved states, with sheets")
@@ -88,6 +88,7 @@ class Doubling:
         self.args, self.device = args, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(args.seed)
         self.old = load_generator(args.generator)
+        self.digest = generator_digest(self.old)
         if 2 * (side := self.old.config.img_resolution) < CROP_PX:
             raise InputError(f"{args.generator}: is of {side} px; crops can be taken from {CROP_PX // 2} px up")
         self.new = grown(self.old)
@@ -100,9 +101,8 @@ class Doubling:
         for name in MODULES:
             getattr(self, name).to(self.device)
         self.new.to(self.device)
-        parts = [parameter for parameter in self.block.parameters() if parameter.requires_grad]
-        self.block_optimiser = torch.optim.Adam(parts, args.learning_rate, betas=(0.5, 0.99), eps=1e-8)
-        self.heads_optimiser = torch.optim.Adam(self.heads.parameters(), args.heads_rate, betas=(0.0, 0.99), eps=1e-8)
+        self.block_optimiser = torch.optim.Adam(self.block.parameters(), args.learning_rate, (0.5, 0.99), eps=1e-8)
+        self.heads_optimiser = torch.optim.Adam(self.heads.parameters(), args.heads_rate, (0.0, 0.99), eps=1e-8)
         if not self.resume():
             self.measure()
 
@@ -258,7 +258,8 @@ class Doubling:
                 for index, part in moments.items()
                 for key, value in part.items()
             }
-        write(self.args.out / FILE, tensors, {"images": str(self.images_seen), "weight": repr(self.weight)})
+        progress = {"generator": self.digest, "images": str(self.images_seen), "weight": repr(self.weight)}
+        write(self.args.out / FILE, tensors, progress)
         save_generator(self.args.out / "generator.safetensors", self.new)
         write_sheet(self.args.out / f"samples_{self.images_seen:07d}.png", self.new, 4, 4)
 
@@ -268,6 +269,8 @@ class Doubling:
         if not path.exists():
             return False
         tensors, metadata = read_state(path, "the state cannot be continued; remove it to start over")
+        if metadata.get("generator") != self.digest:
+            raise InputError(f"{path}: is of another generator than {self.args.generator}; give that, or another --out")
         for name in MODULES:
             getattr(self, name).load_state_dict(under(tensors, name))
         for name in OPTIMISERS:

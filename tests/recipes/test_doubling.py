@@ -159,6 +159,20 @@ def test_portraits_that_cannot_be_learned_from_are_told(asked, portraits, change
         double.Doubling(asked("out"))
 
 
+def test_another_generators_state_is_not_gone_on_with(asked, tmp_path, networks):
+    import double
+
+    made = double.Doubling(asked("out"))
+    (tmp_path / "out").mkdir()
+    made.step()
+    made.save()
+    double.Doubling(asked("out"))
+    made.digest = "another"
+    made.save()
+    with pytest.raises(InputError, match="is of another generator"):
+        double.Doubling(asked("out"))
+
+
 def test_a_generator_too_small_for_crops_is_told(asked, tmp_path):
     import double
 
