@@ -19,7 +19,7 @@ from stylepairs.datagen.encoders.settings import EncoderTraining
 from stylepairs.datagen.reconstruction.objective import downsample
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import synthesise
-from stylepairs.datagen.stylegan.generator import Generator, lower_part
+from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.kernels.precision import in_precision
 
 COARSEST_MAP_PX = 32  # coarser noise maps stay as the generator has them: they move the image hardly at all
@@ -236,7 +236,7 @@ def empty_start(encoder: Encoder, generator: Generator, count: int) -> tuple[tor
     config = encoder.config
     u = torch.zeros(count, config.num_ws, config.w_dim, device=generator.mapping.w_avg.device)
     predicted = [bool(config.predicted(side)) for side in config.maps]
-    maps = [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()]
+    maps = [level.repeat(count, 1, 1, 1) for level in generator.noise_maps()[: len(config.maps)]]
     return u, [torch.zeros_like(level) if own else level for level, own in zip(maps, predicted, strict=True)]
 
 
@@ -249,13 +249,12 @@ def encoded(
     noise maps the generator's own.
     """
     side = encoder.config.maps[-1]
-    part = generator if generator.config.img_resolution == side else lower_part(generator, side)
     photo = downsample(photo, side)
-    u, noise = empty_start(encoder, part, len(photo))
+    u, noise = empty_start(encoder, generator, len(photo))
     for _ in range(encoder.config.passes):
-        render = synthesise(part, prior.unwhiten(u), noise, precision)
+        render = synthesise(generator, prior.unwhiten(u), noise, precision, size_px=side)
         u, noise = encoder(photo, render, u, noise, precision)
-    last = u[:, -1:].expand(-1, generator.num_ws - part.num_ws, -1)
+    last = u[:, -1:].expand(-1, generator.num_ws - u.shape[1], -1)
     finer = [level.repeat(len(photo), 1, 1, 1) for level in generator.noise_maps()[len(noise) :]]
     return torch.cat([u, last], 1), [*noise, *finer]
 

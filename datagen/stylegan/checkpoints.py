@@ -177,8 +177,10 @@ def _as_input_error(source: str | Path) -> Iterator[None]:
     except CheckpointError as error:
         raise InputError(f"{shown}: {error}") from None
     except FileNotFoundError:
-        advice = "reinstall the package" if str(source) in EMBEDDED else "check the path"
-        if str(source).startswith("embedded:") and str(source) not in EMBEDDED:
+        advice = "check the path"
+        if str(source) in EMBEDDED:
+            advice = "reinstall the package"
+        elif str(source).startswith("embedded:"):
             advice = f"the package has {' and '.join(EMBEDDED)}"
         raise InputError(f"{shown}: there is no such file; {advice}") from None
     except OSError as error:

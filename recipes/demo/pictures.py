@@ -103,7 +103,7 @@ def main() -> None:
 
 def first_picture(work: Path) -> list[list[Image.Image]]:
     """Rows of cells: each person before, then with every edit of COLUMNS."""
-    edited = [[shown(step) for step in column(work, title)] for title in COLUMNS]
+    edited = [[shown(pair) for _, pair in column(work, title)] for title in COLUMNS]
     return [[edited[0][row][0], *(cells[row][1] or grey() for cells in edited)] for row in range(len(ROWS))]
 
 
@@ -141,8 +141,8 @@ def editors_picture() -> list[list[Image.Image]]:
 def feature_picture(work: Path, name: str) -> list[list[Image.Image]]:
     """One row: before and after of the first person whose pair was accepted, where it is edited."""
     asked = FEATURES[name]
-    for step in built(work / name, name, (*asked.settings, "pairs_per_portrait=1"), asked.people):
-        before, after = shown(step)
+    for _, pair in built(work / name, name, (*asked.settings, "pairs_per_portrait=1"), asked.people):
+        before, after = shown(pair)
         if after is not None:
             place = where_edited(np.asarray(before), np.asarray(after))
             return [[before.crop(place), after.crop(place)]]
@@ -177,9 +177,8 @@ def built(work: Path, feature: str, settings: tuple[str, ...], people: tuple[int
     return [(load_portrait(portraits, name), made[name]) for name in names]
 
 
-def shown(step: tuple[Portrait, Pair]) -> tuple[Image.Image, Image.Image | None]:
+def shown(pair: Pair) -> tuple[Image.Image, Image.Image | None]:
     """A pair before and after; no after where it was not accepted."""
-    _, pair = step
     assert pair.before is not None
     assert pair.after is not None
     return Image.fromarray(pair.before), Image.fromarray(pair.after) if pair.record.accepted else None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -26,8 +25,7 @@ from figures import write_sheet
 from growth import grow_generator
 from losses import accuracy, balanced, decibel, likeness_loss
 from starts import Starts, find_starts
-from state import load_optimizer, read_state, under, write
-from torch import nn
+from state import append, load_optimizer, move_average, read_state, tensors_of, under, write
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import keep_rows, make_folder
@@ -126,7 +124,10 @@ class Doubling:
             self.images_seen += args.batch
             if self.images_seen // args.batch % EVERY == 0:
                 rate = round((self.images_seen - first) / (time.time() - started), 2)
-                self.log({"images": self.images_seen, "rate": rate, "weight": round(self.weight, 4), **row})
+                append(
+                    args.out / "log.jsonl",
+                    {"images": self.images_seen, "rate": rate, "weight": round(self.weight, 4), **row},
+                )
             if self.images_seen % args.save_every < args.batch or self.images_seen >= args.images:
                 self.save()
 
@@ -173,7 +174,7 @@ class Doubling:
         self.block_optimiser.zero_grad()
         (likeness + self.weight * adversarial + self.args.halved * values["halved"]).backward()
         self.block_optimiser.step()
-        self.move_average()
+        move_average(self.average, self.block, self.args.batch, self.images_seen, EMA_IMAGES)
 
     def halved(self, image: torch.Tensor, before: torch.Tensor, top: int, left: int) -> torch.Tensor:
         """How far a crop, halved, is from the old rendering, and its outermost pixels at the image's border from the
@@ -240,26 +241,9 @@ class Doubling:
         before = image[:, :, top : top + CROP_PX // 2, left : left + CROP_PX // 2]
         return crop[:, :, kept[0], kept[1]], before
 
-    @torch.no_grad()
-    def move_average(self) -> None:
-        keep = 0.5 ** (self.args.batch / min(EMA_IMAGES, max(0.05 * self.images_seen, 1)))
-        for average, value in zip(self.average.parameters(), self.block.parameters(), strict=True):
-            average.lerp_(value, 1 - keep)
-
     def save(self) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        for name in MODULES:
-            module: nn.Module = getattr(self, name)
-            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-        for name in OPTIMISERS:
-            moments = getattr(self, name).state_dict()["state"]
-            tensors |= {
-                f"{name}/{index}/{key}": torch.as_tensor(value)
-                for index, part in moments.items()
-                for key, value in part.items()
-            }
         progress = {"generator": self.digest, "images": str(self.images_seen), "weight": repr(self.weight)}
-        write(self.args.out / FILE, tensors, progress)
+        write(self.args.out / FILE, tensors_of(self, MODULES, OPTIMISERS), progress)
         save_generator(self.args.out / "generator.safetensors", self.new)
         write_sheet(self.args.out / f"samples_{self.images_seen:07d}.png", self.new, 4, 4)
 
@@ -278,15 +262,6 @@ class Doubling:
         self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
         keep_rows(self.args.out / "log.jsonl", "images", self.images_seen)
         return True
-
-    def log(self, row: dict[str, float]) -> None:
-        path = self.args.out / "log.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); free some space and go on") from error
-        print(row, flush=True)
 
 
 def grown(generator: Generator) -> Generator:

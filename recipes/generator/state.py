@@ -7,6 +7,7 @@ import argparse
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
 
 MODULES = ("generator", "ema", "mixing", "heads", "face_heads", "offsets", "moments")
 OPTIMIZERS = ("g_optimizer", "d_optimizer")
+EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,43 @@ def start_stage(previous: TrainingState, rates: Rates, resolution: int, seed: in
 
 def save_state(path: Path, state: TrainingState) -> None:
     """Write the whole state, as `write`."""
-    tensors = {"codes": state.codes}
-    for name in MODULES:
-        tensors |= {f"{name}/{key}": value for key, value in getattr(state, name).state_dict().items()}
-    for name in OPTIMIZERS:
-        for index, moments in getattr(state, name).state_dict()["state"].items():
-            tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    tensors = {"codes": state.codes} | tensors_of(state, MODULES, OPTIMIZERS)
     weights = {name: float(value) for name, value in state.weights.items()}
     progress = {"images_seen": state.images_seen, "measured": state.measured, "weights": weights}
     progress["generator"] = dataclasses.asdict(state.generator.config)
     write(path, tensors, {"progress": json.dumps(progress)})
+
+
+def tensors_of(run: object, modules: Sequence[str], optimizers: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a run's modules as NAME/KEY, the moments of its optimisers as NAME/INDEX/KEY."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in modules:
+        tensors |= {f"{name}/{key}": value for key, value in getattr(run, name).state_dict().items()}
+    for name in optimizers:
+        for index, moments in getattr(run, name).state_dict()["state"].items():
+            tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    return tensors
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, learned: nn.Module, batch: int, images_seen: int, half_life: float) -> None:
+    """One step of an average of weights; half_life: in images, shorter early on. Buffers are taken over."""
+    half_life = min(half_life, max(images_seen * EMA_RAMPUP, 1))
+    averages: list[torch.Tensor] = list(average.parameters())
+    values: list[torch.Tensor] = list(learned.parameters())
+    torch._foreach_lerp_(averages, values, 1 - 0.5 ** (batch / half_life))
+    for kept, value in zip(average.buffers(), learned.buffers(), strict=True):
+        kept.copy_(value)
+
+
+def append(path: Path, row: dict[str, float]) -> None:
+    """A row of a log. Raises InputError."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free some space and go on") from error
+    print(row, flush=True)
 
 
 def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState | None:

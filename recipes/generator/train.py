@@ -12,7 +12,6 @@ portraits rendered from their own latents (codes.py).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -29,7 +28,18 @@ from data import Portraits
 from draws import Draws, draw_step
 from figures import kernel_distances, write_sheet
 from losses import accuracy, balanced, decibel, likeness_loss
-from state import Rates, TrainingState, build_state, config_of, export_ema, load_state, save_state, start_stage
+from state import (
+    Rates,
+    TrainingState,
+    append,
+    build_state,
+    config_of,
+    export_ema,
+    load_state,
+    move_average,
+    save_state,
+    start_stage,
+)
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import keep_rows, make_folder
@@ -41,7 +51,6 @@ from stylepairs.kernels.gpu.cuda_graph import graphed
 from stylepairs.kernels.precision import training_precision
 
 W_AVG_BETA = 0.998
-EMA_RAMPUP = 0.05  # of the images seen: the longest half-life early on
 BALANCE_EVERY, LOG_EVERY = 50, 50  # steps
 LEAST_STAGE_PX = 8  # of a generator
 COOLING = 3  # how often the rates are halved, evenly spread over --cool-minutes
@@ -217,7 +226,7 @@ class Stage:
                 self.step(balance=True)
             else:
                 learn()
-            self.update_ema()
+            move_average(state.ema, state.generator, args.batch, state.images_seen, args.ema_images)
             state.images_seen += args.batch
             self.report((state.images_seen - started_at) / (time.time() - started))
         self.values()
@@ -384,16 +393,6 @@ class Stage:
                 if parameter.grad is not None:  # the face's heads have none without a weight
                     parameter.grad = self.mean(parameter.grad)
 
-    @torch.no_grad()
-    def update_ema(self) -> None:
-        state, args = self.state, self.args
-        half_life = min(args.ema_images, max(state.images_seen * EMA_RAMPUP, 1))
-        averages: Maps = list(state.ema.parameters())
-        values: Maps = list(state.generator.parameters())
-        torch._foreach_lerp_(averages, values, 1 - 0.5 ** (args.batch / half_life))
-        for average, value in zip(state.ema.buffers(), state.generator.buffers(), strict=True):
-            average.copy_(value)
-
     def report(self, rate: float) -> None:
         """Log; save the state, draw a sheet and take figures when they are due."""
         state, args, seen = self.state, self.args, self.state.images_seen
@@ -421,16 +420,6 @@ class Stage:
 def halvings_due(left: float, cooling: float) -> int:
     """How often the rates are to be halved with so many seconds left, of which the last `cooling` lower them."""
     return 0 if left >= cooling else min(1 + int(COOLING * (1 - left / cooling)), COOLING)
-
-
-def append(path: Path, row: dict[str, float]) -> None:
-    """A row of a log. Raises InputError."""
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free some space and go on") from error
-    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.reconstruction.rendering import render
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, save_generator
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 SIDE = 64
 SMALL = {
@@ -48,15 +47,6 @@ SMALL = {
     "deep": 16,
 }
 TRAINING = EncoderTraining(**METHODS["start"] | SMALL)
-
-
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    network = Generator(GeneratorConfig(16, 16, SIDE, 3, 512, 16, 2)).eval().requires_grad_(False)
-    for layer in network.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.1)
-    return network
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,10 @@ from stylepairs.datagen.encoders.settings import METHODS, EncoderTraining
 from stylepairs.datagen.reconstruction.prior import WPrior
 from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.checkpoints import generator_digest, load_generator, save_generator
-from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig, lower_part
+from stylepairs.datagen.stylegan.generator import Generator, lower_part
 
 SIDE = 64
 TRAINING = EncoderTraining(**METHODS["start"] | {"width": 8, "deep": 16})
-
-
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    network = Generator(GeneratorConfig(16, 16, SIDE, 3, 512, 16, 2)).eval().requires_grad_(False)
-    for layer in network.synthesis.noisy_layers():
-        layer.noise_strength.fill_(0.1)
-    return network
 
 
 @pytest.fixture(scope="module")
