@@ -1,7 +1,7 @@
 """Puts a photo's own strands and shading into a generated edit, so that a recoloured region is neither soft nor flat.
 
 The generator decides what colour the region has (its low frequencies, before and after); the photo decides everything
-finer. Lightness moves through one tone curve per place (`images.tones`).
+finer. Lightness moves through one tone curve (`images.tones`), as far in each place as its surroundings.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.colors import delta_e_2000, lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.colors import delta_e_2000, lab_to_paled_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred
-from stylepairs.datagen.images.tones import ToneCurve, in_shade
+from stylepairs.datagen.images.tones import in_shade, toned_to
 
 # Of the image's side: what is coarser follows the generator, what is finer follows the photo.
 _SCALE = 0.16
@@ -48,11 +48,11 @@ def transfer_detail(
     fade = _fade(low_before, low_after)
     target = low_after + fade * (low - low_before)
     wanted = _aim(lab, lab_before, lab_after, region)
-    moved = photo
+    moved, own = photo, lab_to_paled_srgb(unmixed)
     for _ in range(_AIM_STEPS):
-        light = _toned(unmixed[:1], target[:1], region, sigma)
+        light = toned_to(unmixed[:1], target[:1], lambda moved: _regional_mean(moved, region, sigma), _STEPS)
         recoloured = torch.cat([light, _rechromed(unmixed, light, low, target, fade)])
-        moved = (photo + region * (lab_to_srgb(recoloured) - lab_to_srgb(unmixed))).clamp(-1, 1)
+        moved = (photo + region * (lab_to_paled_srgb(recoloured) - own)).clamp(-1, 1)
         target = target + wanted - _solid_mean(srgb_to_lab(moved), region)
     return torch.where(mask > 0, moved, photo)
 
@@ -75,12 +75,6 @@ def _solid_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     solid = (region > 0.5).to(values.dtype)
     weight = solid if bool(solid.any()) else region
     return (values * weight).sum((-2, -1), keepdim=True) / weight.sum()
-
-
-def _toned(light: torch.Tensor, target: torch.Tensor, region: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Lightness [1,H,W] through a logit shift per place, such that its regional mean becomes the target's."""
-    curve = ToneCurve(float(((target - light) * region).sum() / region.sum().clamp_min(1e-6)))
-    return curve.meeting(light, target, lambda moved: _regional_mean(moved, region, sigma), _STEPS)
 
 
 def _rechromed(

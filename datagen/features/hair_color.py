@@ -2,10 +2,10 @@
 
 The sketch paints one colour over the soft hair matte, in the light and shade of the hair's locks, as rough as it looks:
 reconstruction matches it at low resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte
-over 0.5), which is how `PALETTE` is meant and how `measure` judges; a mean in linear light would follow the highlights
-instead of what is seen. In a dark or overexposed photo it is the colour as it looks in that light (`light_of`).
+over 0.8: what is half skin tells nothing of hair), which is how `PALETTE` is meant and how `measure` judges; a mean in
+linear light would follow the highlights instead of what is seen. In a dark or overexposed photo it is the colour as it looks in that light (`light_of`).
 
-Figures of `measure` (all of the hair where the matte is over 0.5 unless said otherwise):
+Figures of `measure` (all of the hair where the matte is over 0.8 unless said otherwise):
   color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on
   color_change    CIEDE2000 between the mean colour before and after
   degree          how far the mean went from its own colour to the full one, 0 none, 1 all the way; near 0 also where
@@ -30,12 +30,12 @@ from stylepairs.datagen.images.colors import (
     delta_e_2000,
     is_of_one_tone,
     lab_in_light,
-    lab_to_srgb,
+    lab_to_paled_srgb,
     parse_color,
     srgb_to_lab,
 )
 from stylepairs.datagen.images.filters import blurred, grown, mean_of
-from stylepairs.datagen.images.tones import ToneCurve, in_shade
+from stylepairs.datagen.images.tones import in_shade, toned_to
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import AnalysedPair, FeatureParams, Sketch, SketchRefused
@@ -46,13 +46,13 @@ from stylepairs.datagen.sketching.tools.texture import blurred_within_by_share
 # Of the crop's side: the neutral band around the matte, where neither the sketch nor the photo is enforced, so that no
 # rim of the old colour is.
 _BAND = 0.03
+# The matte over which a pixel is hair and nothing else.
+_SOLID = 0.8
 # Of the crop's side: the scale that parts strands (below) from locks and light (above).
 _STRAND_SCALE = 0.015
 _SHADING_SCALE = 0.04
-# Standard deviation in lightness up to which the sketch keeps the locks' light and shade: more would burn out.
-_MOST_SHADING = 4.0
 # Fixed-point steps of the tone curve; the mean is then within 0.1 L.
-_STEPS = 3
+_STEPS = 5
 # Squared Lab distance of two colours under which going from one to the other counts as no change.
 _TELLABLE = 25.0
 
@@ -92,7 +92,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
     matte = hair_matte(portrait)
     _refuse_unusable(portrait, matte, params)
     lab = srgb_to_lab(portrait.image)
-    painted = lab_to_srgb(_shaded(lab, matte, wanted_lab(lab, matte, params, light_of(portrait))))
+    painted = lab_to_paled_srgb(_shaded(lab, matte, wanted_lab(lab, matte, params, light_of(portrait))))
     return Sketch(
         image=portrait.image * (1 - matte) + painted * matte,
         edit_mask=matte,
@@ -106,7 +106,7 @@ def sketch(portrait: Portrait, params: Params) -> Sketch:
 def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str, float]:
     """How far the wanted colour was reached and what it cost: the figures of the file's docstring."""
     matte = hair_matte(portrait)
-    inside = (matte > 0.5).float()
+    inside = _solid(matte)
     before, after = seen.before.image, seen.after.image
     lab_before, lab_after = srgb_to_lab(before), srgb_to_lab(after)
     own, obtained = mean_of(lab_before, inside), mean_of(lab_after, inside)
@@ -131,18 +131,21 @@ def measure(portrait: Portrait, seen: AnalysedPair, params: Params) -> dict[str,
 
 def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: float = 1.0) -> torch.Tensor:
     """The mean hair colour [3,1,1] in Lab that `params` ask for in `light`, mixed from own and wanted colour."""
-    own = mean_of(lab, (matte > 0.5).float())
+    own = mean_of(lab, _solid(matte))
     return own + params.intensity * (lab_in_light(color_to_lab(parse_color(params.color), like=lab), light) - own)
 
 
 def _shaded(lab: torch.Tensor, matte: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
     """color [3,1,1] in the light and shade of the own hair's locks [3,H,W], both in Lab; its mean is color."""
-    inside = (matte > 0.5).float()
-    own = _locks(lab, inside)
-    mean = mean_of(own, inside)
-    own = mean + (own - mean) * (_MOST_SHADING / _spread(own, inside).clamp_min(1e-3)).clamp(max=1)
-    light = ToneCurve(float(color[0] - mean[0])).meeting(own, color[:1], partial(mean_of, weight=inside), _STEPS)
+    inside = _solid(matte)
+    light = toned_to(_locks(lab, inside), color[:1], partial(mean_of, weight=inside), _STEPS)
     return torch.cat([light, in_shade(color[1:].expand(-1, *light.shape[1:]), color[:1], light)])
+
+
+def _solid(matte: torch.Tensor) -> torch.Tensor:
+    """Where there is hair and nothing else, 1 or 0; where most is hair, if that is nowhere."""
+    solid = (matte > _SOLID).float()
+    return solid if bool(solid.any()) else (matte > 0.5).float()
 
 
 def _refuse_unusable(portrait: Portrait, matte: torch.Tensor, params: Params) -> None:

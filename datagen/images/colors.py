@@ -45,6 +45,9 @@ _WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 # sepia print 0.5.
 _ONE_TONE = 0.8
 
+# Of full light: the most, and the least of the rest, that a channel of a colour has which was made paler.
+_MOST_SHOWN = 0.99
+
 
 def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
     """The sRGB colour (r, g, b), each 0..255, of a palette name, "#rrggbb", "#rgb", "r,g,b" or three integers.
@@ -86,6 +89,16 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
 def lab_to_srgb(lab: torch.Tensor) -> torch.Tensor:
     """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], colours outside the gamut clipped to it."""
     return lab_to_rgb(lab) * 2 - 1
+
+
+def lab_to_paled_srgb(lab: torch.Tensor) -> torch.Tensor:
+    """CIE Lab [3,H,W] -> sRGB [3,H,W] in [-1,1], colours next to the gamut's end and beyond it made so much paler, at
+    their lightness, that no channel is burnt out or crushed: shine on dyed hair stays hair."""
+    full, grey = lab_to_rgb(lab, clip=False), lab_to_rgb(torch.cat([lab[:1], torch.zeros_like(lab[1:])]))
+    away = full - grey
+    room = torch.where(away > 0, _MOST_SHOWN - grey, grey - (1 - _MOST_SHOWN)).clamp_min(0)
+    share = (room / away.abs().clamp_min(1e-6)).amin(0, keepdim=True).clamp(max=1)
+    return (grey + share * away) * 2 - 1
 
 
 def lab_in_light(lab: torch.Tensor, light: float) -> torch.Tensor:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.filters import blurred, grown, guided, overall_mean
+from stylepairs.datagen.images.filters import blurred, grown, overall_mean
+from stylepairs.datagen.images.matting import matted
 from stylepairs.datagen.portraits.landmarks import FACE_OUTLINE
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.regions import class_region, polygon
@@ -15,8 +16,11 @@ from stylepairs.datagen.portraits.sketch import SketchRefused
 
 # Matte values under this are haze of the matting, not hair.
 _HAZE = 0.08
-# Of the crop's side: how far the matte's edge may be from the image's.
-_EDGE_SLACK = 0.024
+# Matte values beyond which hair, or what is none, is sure; of the crop's side: how far from those that are not.
+_SURE = 0.9
+_EDGE_SLACK = 1 / 64
+# Of the crop's side: how far hair and surroundings are looked for whose colours a pixel at the edge is a mixture of.
+_MIXED_OF = 0.024
 # Separate pieces with less than this share of all hair are mistakes: spectacle straps, shadows on a collar.
 _CRUMB_SHARE = 0.06
 # Of the crop's side: how far around them their soft edges reach.
@@ -29,17 +33,15 @@ _NEVER_HAIR = ["l_eye", "r_eye", "nose", "mouth", "u_lip", "l_lip", "hat"]
 def hair_matte(portrait: Portrait) -> torch.Tensor:
     """The soft hair matte [1,H,W], its edge drawn to the image's, without haze, crumbs and what cannot be hair.
 
-    A matte that is a pixel off leaves a rim of the old colour, so its edge is refined twice, by guided filtering (He,
-    Sun, Tang 2010) and by where a pixel's colour lies between the hair's and the surroundings' colour nearby; but held
-    near the given edge, because grey hair beside skin would let it run.
+    A matte that is a pixel off leaves a rim of the old colour, so its edge is found anew in the photo (`matting`),
+    beginning at least from the share that a pixel's colour has of the hair's, where the rest is of its surroundings'.
     """
     image, matte = portrait.image, _without_crumbs(_without_haze(portrait.hair))
-    radius_px = max(1, round(_EDGE_SLACK * portrait.size_px))
-    edged = _without_haze(guided(matte, image, radius_px, 1e-3))
-    slack_px = max(1, round(_EDGE_SLACK * portrait.size_px / 2))
-    widest = grown(matte, slack_px)
-    refined = torch.minimum(torch.maximum(edged, 1 - grown(1 - matte, slack_px)), widest)
-    refined = torch.minimum(torch.maximum(refined, _share_by_color(image, refined)), widest)
+    slack_px = max(1, round(_EDGE_SLACK * portrait.size_px))
+    hair, none = (1 - grown((x < _SURE).float(), slack_px) for x in (matte, 1 - matte))
+    known = hair + none > 0
+    mixed = torch.where(matte > 1 - _SURE, torch.maximum(matte, _share_by_color(image, matte)), matte)
+    refined = matted(image, torch.where(known, hair, mixed), known)
     return refined * (1 - blurred(class_region(portrait, _NEVER_HAIR, 0.0), 0.7)).clamp(0, 1)
 
 
@@ -68,7 +70,7 @@ def _without_haze(matte: torch.Tensor) -> torch.Tensor:
 
 def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """The share of hair [1,H,W] in each pixel near the edge, by its colour; the matte where colour says nothing."""
-    sigma = max(1.0, _EDGE_SLACK * image.shape[-1])
+    sigma = max(1.0, _MIXED_OF * image.shape[-1])
     hair = 1 - grown((matte < 0.9).float(), 1)
     around = 1 - grown((matte > 0.1).float(), 1)
     hair_near, around_near = blurred(hair, sigma), blurred(around, sigma)

@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.detail import _regional_mean, _toned, transfer_detail
+from stylepairs.datagen.compositing.detail import transfer_detail
 from stylepairs.datagen.images.colors import color_to_lab, delta_e_2000, lab_to_srgb, srgb_to_lab
-from stylepairs.datagen.images.tones import ToneCurve
 
 SIZE = 64
 COLORS = {"black": (38, 32, 31), "brown": (86, 64, 50), "light blond": (201, 179, 142), "blue": (64, 86, 140)}
@@ -137,12 +136,3 @@ def test_the_colour_aimed_at_is_that_of_the_solid_region():
     after = plain(70.0, 5.0, 20.0) * solid + plain(30.0, 0.0, 0.0) * (1 - solid)
     result = transfer_detail(plain(40.0, 0.0, 0.0), plain(40.0, 0.0, 0.0), after, mask)
     assert float(delta_e_2000(mean_lab(result, mask), mean_lab(after, mask)).squeeze()) < 1.0
-
-
-@pytest.mark.parametrize("rise", [10.0, -10.0])
-def test_the_tone_curve_is_that_of_the_regions_mean_rise(rise):
-    region, light = soft_disc(), torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 40 + 30
-    inside = ToneCurve(rise).meeting(light, light + rise, lambda moved: _regional_mean(moved, region, 10.0), 4)
-    target = light + torch.where(region > 0, rise, 80.0)  # outside it says nothing
-    made = _toned(light, target, region, 10.0)
-    torch.testing.assert_close(made * (region > 0), inside * (region > 0))

@@ -5,27 +5,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylepairs.datagen.images.tones import ToneCurve, in_shade
+from stylepairs.datagen.images.tones import in_shade, logit, toned, toned_to
 
 LIGHT = torch.linspace(0, 100, 101, dtype=torch.float64)
 
 
-@given(rise=st.floats(-80, 80), shift=st.floats(-4, 4))
-def test_lightness_keeps_its_order_and_its_range(rise: float, shift: float) -> None:
-    curve = ToneCurve(rise)
-    moved = curve.moved(LIGHT, torch.tensor(shift, dtype=torch.float64))
+@given(shift=st.floats(-4, 4))
+def test_lightness_keeps_its_order_and_its_range(shift: float) -> None:
+    moved = toned(LIGHT, torch.tensor(shift, dtype=torch.float64))
     assert bool((moved.diff() > 0).all())
-    assert float(moved.min()) >= -curve.toe
-    assert float(moved.max()) <= 100 + curve.toe
-    assert torch.equal(curve.moved(LIGHT, torch.zeros(())), LIGHT)
+    assert -3 <= float(moved.min()) < float(moved.max()) <= 103
+    assert torch.equal(toned(LIGHT, torch.zeros(())), LIGHT)
 
 
-def test_a_curve_that_lightens_is_less_steep_in_the_darks() -> None:
-    lighter, darker = ToneCurve(20), ToneCurve(-20)
-    assert (lighter.toe, darker.toe, ToneCurve(10).toe) == (16, 4, 10)
-    dark = torch.tensor([5.0, 6.0], dtype=torch.float64)
-    slopes = [float(curve.moved(dark, torch.ones(())).diff()) for curve in (lighter, darker)]
-    assert 1 < slopes[0] < slopes[1]
+@given(mean=st.floats(8, 70), wanted=st.floats(8, 70), spread=st.floats(0.1, 0.5))
+def test_a_mean_is_met_with_light_and_shade_as_hair_of_that_lightness_has(mean, wanted, spread) -> None:
+    """The spread of the logits of lightness is the same in black hair and in light hair, and stays."""
+    waves = torch.sin(torch.arange(64, dtype=torch.float64) / 5)
+    light = toned(torch.full((64,), mean, dtype=torch.float64), spread * waves)
+    moved = toned_to(light, torch.tensor(wanted, dtype=torch.float64), torch.mean, 5)
+    assert float(moved.mean()) == pytest.approx(wanted, abs=0.1)
+    assert float(logit(moved).std() / logit(light).std()) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
