@@ -1,18 +1,20 @@
 """Hair of another colour in both pictures of a pair, so that a few hundred people show hair of every colour.
 
-Not the feature `hair_color`: nothing is reconstructed. Every pixel's distance from the hair's mean is kept around the
-wanted mean in Lab, colourfulness as far as `_KEPT_CHROMA`, by the soft matte.
+Not the feature `hair_color`: nothing is reconstructed. All of the hair goes the same way along one tone curve
+(`images.tones`), by the soft matte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from stylepairs.datagen.images.colors import color_to_lab, lab_in_light, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.colors import color_to_lab, lab_in_light, lab_to_paled_srgb, parse_color, srgb_to_lab
 from stylepairs.datagen.images.filters import mean_of
+from stylepairs.datagen.images.tones import rechromed, tone_shift, toned
 from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import Sketch
@@ -22,10 +24,8 @@ from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
 # Lightness that hair may gain: black hair made white is paint, and shows where its matte is wrong.
 _MOST_LIGHTER = 38.0
-# Strands' contrast grows and falls with the mean lightness, within these; below that lightness it tells nothing.
-_CONTRAST_RANGE, _DARKEST = (0.7, 1.5), 12.0
-# Hair of one colour varies little in it.
-_KEPT_CHROMA = 0.35
+# Fixed-point steps of the tone curve; the mean is then within 0.1 L.
+_STEPS = 5
 # A matte under this is no hair that an edit could take away.
 _HAZE = 0.05
 
@@ -61,15 +61,16 @@ def _painter(
     portrait: Portrait, matte: torch.Tensor, color: str
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     lab = srgb_to_lab(portrait.image)
-    own = mean_of(lab, (matte > 0.5).float())
+    inside = (matte > 0.5).float()
+    own = mean_of(lab, inside)
     wanted = lab_in_light(color_to_lab(parse_color(color), like=lab), light_of(portrait))
     wanted = torch.cat([torch.minimum(wanted[:1], own[:1] + _MOST_LIGHTER), wanted[1:]])
-    contrast = (wanted[:1] / own[:1].clamp_min(_DARKEST)).clamp(*_CONTRAST_RANGE)
-    kept = torch.cat([contrast, torch.full_like(wanted[1:], _KEPT_CHROMA)])
+    shift = tone_shift(lab[:1], wanted[:1], partial(mean_of, weight=inside), _STEPS)
 
     def paint(image: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        new = wanted + (srgb_to_lab(image) - own) * kept
-        new = torch.cat([new[:1].clamp(0, 100), new[1:]])
-        return image + (lab_to_srgb(new).clamp(-1, 1) - image) * where
+        old = srgb_to_lab(image)
+        light = toned(old[:1], shift)
+        new = torch.cat([light, rechromed(old, light, own, wanted, torch.zeros_like(light))])
+        return image + (lab_to_paled_srgb(new) - image) * where
 
     return paint

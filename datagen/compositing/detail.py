@@ -11,14 +11,12 @@ import torch.nn.functional as F
 
 from stylepairs.datagen.images.colors import delta_e_2000, lab_to_paled_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred
-from stylepairs.datagen.images.tones import in_shade, toned_to
+from stylepairs.datagen.images.tones import rechromed, toned_to
 
 # Of the image's side: what is coarser follows the generator, what is finer follows the photo.
 _SCALE = 0.16
 # CIEDE2000 of a generated change at which the inversion's own colour error stops being carried over.
 _FADE_DELTA_E = 4.0
-# Least share of the photo's fine variation of hue that is kept, however far the colour goes.
-_HUE_VARIATION = 0.3
 # Passes in which the target is corrected until the mean over the solid region is right: what mixed pixels at the edge
 # and smoothing lose is 2 to 4 L when black hair becomes blond (dE 6.5 before, 3.7 after: that of the generated image).
 _AIM_STEPS = 3
@@ -51,7 +49,7 @@ def transfer_detail(
     moved, own = photo, lab_to_paled_srgb(unmixed)
     for _ in range(_AIM_STEPS):
         light = toned_to(unmixed[:1], target[:1], lambda moved: _regional_mean(moved, region, sigma), _STEPS)
-        recoloured = torch.cat([light, _rechromed(unmixed, light, low, target, fade)])
+        recoloured = torch.cat([light, rechromed(unmixed, light, low, target, fade)])
         moved = (photo + region * (lab_to_paled_srgb(recoloured) - own)).clamp(-1, 1)
         target = target + wanted - _solid_mean(srgb_to_lab(moved), region)
     return torch.where(mask > 0, moved, photo)
@@ -75,16 +73,6 @@ def _solid_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     solid = (region > 0.5).to(values.dtype)
     weight = solid if bool(solid.any()) else region
     return (values * weight).sum((-2, -1), keepdim=True) / weight.sum()
-
-
-def _rechromed(
-    unmixed: torch.Tensor, light: torch.Tensor, low: torch.Tensor, target: torch.Tensor, fade: torch.Tensor
-) -> torch.Tensor:
-    """Chroma [2,H,W]: the target's, in the light that falls there, plus some of the photo's variation."""
-    darker = ((target[:1] + 16) / (low[:1] + 16)).clamp(max=1)
-    kept = fade + (1 - fade) * _HUE_VARIATION * darker
-    own = unmixed[1:] - in_shade(low[1:], low[:1], unmixed[:1])
-    return in_shade(target[1:], target[:1], light) + kept * own
 
 
 def _regional_mean(values: torch.Tensor, region: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -3,7 +3,8 @@
 The sketch paints one colour over the soft hair matte, in the light and shade of the hair's locks, as rough as it looks:
 reconstruction matches it at low resolution in Lab only. The wanted colour is that of the hair's *mean* in Lab (matte
 over 0.8: what is half skin tells nothing of hair), which is how `PALETTE` is meant and how `measure` judges; a mean in
-linear light would follow the highlights instead of what is seen. In a dark or overexposed photo it is the colour as it looks in that light (`light_of`).
+linear light would follow the highlights instead of what is seen. In a dark or overexposed photo it is the colour as it
+looks in that light (`light_of`).
 
 Figures of `measure` (all of the hair where the matte is over 0.8 unless said otherwise):
   color_delta_e   CIEDE2000 between the wanted and the obtained mean colour; the figure to gate on

@@ -92,12 +92,13 @@ def lab_to_srgb(lab: torch.Tensor) -> torch.Tensor:
 
 
 def lab_to_paled_srgb(lab: torch.Tensor) -> torch.Tensor:
-    """CIE Lab [3,H,W] -> sRGB [3,H,W] in [-1,1], colours next to the gamut's end and beyond it made so much paler, at
-    their lightness, that no channel is burnt out or crushed: shine on dyed hair stays hair."""
-    full, grey = lab_to_rgb(lab, clip=False), lab_to_rgb(torch.cat([lab[:1], torch.zeros_like(lab[1:])]))
+    """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], colours next to the gamut's end and beyond it made so much
+    paler, at their lightness, that no channel is burnt out or crushed: shine on dyed hair stays hair."""
+    light, chroma = lab[..., :1, :, :], lab[..., 1:, :, :]
+    full, grey = lab_to_rgb(lab, clip=False), lab_to_rgb(torch.cat([light, torch.zeros_like(chroma)], dim=-3))
     away = full - grey
     room = torch.where(away > 0, _MOST_SHOWN - grey, grey - (1 - _MOST_SHOWN)).clamp_min(0)
-    share = (room / away.abs().clamp_min(1e-6)).amin(0, keepdim=True).clamp(max=1)
+    share = (room / away.abs().clamp_min(1e-6)).amin(-3, keepdim=True).clamp(max=1)
     return (grey + share * away) * 2 - 1
 
 

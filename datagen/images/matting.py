@@ -28,7 +28,9 @@ def matted(image: torch.Tensor, matte: torch.Tensor, known: torch.Tensor) -> tor
     system: csr_array = diags_array(weight).tocsr()
     for start in range(0, len(windows), _CHUNK):
         system = system + _laplacian(colors, windows[start : start + _CHUNK])
-    solved, _ = cg(system, weight * given, x0=given, rtol=_TOLERANCE, maxiter=_STEPS, M=diags_array(1 / system.diagonal()))
+    solved, _ = cg(
+        system, weight * given, x0=given, rtol=_TOLERANCE, maxiter=_STEPS, M=diags_array(1 / system.diagonal())
+    )
     found = torch.from_numpy(np.where(sure, given, solved.clip(0, 1)))
     return found.to(matte).reshape(matte.shape)
 

@@ -14,13 +14,14 @@ import torch
 
 Mean = Callable[[torch.Tensor], torch.Tensor]  # of lightness [1,H,W], over a region or around each place
 
-
 # How chroma goes with light, as a power of it, by the surface's lightness: 1 as on a matt surface, 0 not at all, below
 # 0 shine is paler. Measured on the hair of 787 photos: the slope of b on lightness is 1 to 2 times a matt surface's
 # under L 35, 0.6 times at 40, 0.2 at 50 and 60 (of a: 0.7, -0.4, -0.9). In shade light hair, too, is nearly matt.
 _MATT_UNDER, _PER_LIGHTNESS = 15.0, 1 / 30
 _PALEST, _SHADE = -1.0, 0.5
-# Lightness added at both ends before the logit, which bounds the slope: what is next to black has the contrast of noise.
+# Least share of a surface's own variation of hue that is kept, however far its colour goes.
+_HUE_VARIATION = 0.3
+# Lightness added at both ends before the logit, which bounds the slope: next to black all contrast is noise.
 _TOE = 3.0
 _SPAN = 100 + 2 * _TOE
 
@@ -36,17 +37,41 @@ def toned(light: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return light + _SPAN * (torch.sigmoid(start + shift) - torch.sigmoid(start))
 
 
+def tone_shift(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) -> torch.Tensor:
+    """The shift along the tone curve that makes lightness's mean target, found in fixed-point steps."""
+    wanted, shift = logit(target), logit(target) - logit(mean(light))
+    for _ in range(steps - 1):
+        shift = shift + wanted - logit(mean(toned(light, shift)))
+    return shift
+
+
 def toned_to(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) -> torch.Tensor:
-    """Lightness moved so far along the tone curve, in fixed-point steps, that its mean becomes target."""
-    wanted, moved, shift = logit(target), light, torch.zeros((), dtype=light.dtype, device=light.device)
-    for _ in range(steps):
-        shift = shift + wanted - logit(mean(moved))
-        moved = toned(light, shift)
-    return moved
+    """Lightness moved along the tone curve by `tone_shift`."""
+    return toned(light, tone_shift(light, target, mean, steps))
 
 
 def in_shade(chroma: torch.Tensor, of: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
-    """Chroma (a, b) [2,H,W] of a surface of lightness `of`, where light makes it `light` [1,H,W]."""
+    """Chroma (a, b) [...,2,H,W] of a surface of lightness `of`, where light makes it `light` [...,1,H,W]."""
     power = (1 - _PER_LIGHTNESS * (of - _MATT_UNDER)).clamp(_PALEST, 1)
     power = torch.where(light < of, power.clamp_min(_SHADE), power)
     return chroma * ((light + 16).clamp_min(1) / (of + 16).clamp_min(1)) ** power
+
+
+def rechromed(
+    lab: torch.Tensor, light: torch.Tensor, own: torch.Tensor, target: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """Chroma [...,2,H,W] of a surface lab [...,3,H,W] whose colour around there goes from `own` to `target`, in the
+    light that falls there now [...,1,H,W], and some of its variation of hue: all of it where kept [...,1,H,W] is 1.
+    """
+    darker = ((_light(target) + 16) / (_light(own) + 16)).clamp(max=1)
+    share = kept + (1 - kept) * _HUE_VARIATION * darker
+    varied = _chroma(lab) - in_shade(_chroma(own), _light(own), _light(lab))
+    return in_shade(_chroma(target), _light(target), light) + share * varied
+
+
+def _light(lab: torch.Tensor) -> torch.Tensor:
+    return lab[..., :1, :, :]
+
+
+def _chroma(lab: torch.Tensor) -> torch.Tensor:
+    return lab[..., 1:, :, :]

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.colors import lab_to_paled_srgb, srgb_to_lab
+from stylepairs.datagen.images.tones import logit, rechromed, toned_to
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import is_frozen
 from stylepairs.i2i.models.conditions import color_or
@@ -37,6 +38,12 @@ SHADE_CELLS = 32
 # What is tinted, a sigmoid: at first next to nothing; stretched, so that it reaches exactly 1.
 UNTINTED, TINT_STRETCH = 3.0, 1.05
 _LEAST_TINTED = 1e-6  # pixels
+# Fixed-point steps of a tint's tone curve; the mean is then within 0.1 L.
+_TONE_STEPS = 4
+# Lab distance at which a tint no longer keeps all of the photo's variation of hue.
+_HUE_FADE = 6.0
+# A tint gives detail finer than the network sees at most this and one times its contrast.
+_MOST_SLOPE = 1.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,8 @@ def composed(
         colors = smoothed(out[:, :6]) if config.moves else out[:, :6]
         gain, bias = MAX_GAIN * torch.tanh(colors[:, :3] / MAX_GAIN), colors[:, 3:]
         if config.tints:
-            bias = bias + tint(far, tinted_share(out[:, -2:-1]), mask, asked)
+            contrast, shift = tint(far, tinted_share(out[:, -2:-1]), mask, asked)
+            gain, bias = gain + contrast, bias + shift
         edit = far + gain * (far + 1) + bias
     output = moved_by(photo, mask, flow, gain, bias) if config.moves else photo + mask * (edit - photo)
     return Edit(output, edit, mask, mask_logits, gain, bias, flow, generated, ws, confidence_logits)
@@ -222,16 +230,42 @@ def tinted_share(logits: torch.Tensor) -> torch.Tensor:
     return (TINT_STRETCH * torch.sigmoid(logits - UNTINTED)).clamp(max=1)
 
 
-def tint(photo: torch.Tensor, where: torch.Tensor, mask: torch.Tensor, asked: Asked) -> torch.Tensor:
-    """What is added to a photo [N,3,H,W] so that what `where` [N,1,H,W] says has, as far as the mask shows it, the
-    asked colour in the mean, as far as the degree goes. In Lab all of it changes alike: shade and detail stay."""
+def tint(
+    photo: torch.Tensor, where: torch.Tensor, mask: torch.Tensor, asked: Asked
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gain [N,1,H,W], bias [N,3,H,W]) of a photo [N,3,H,W]: photo + gain (photo + 1) + bias has, where `where`
+    [N,1,H,W] says and as far as mask [N,1,H,W] shows it, the asked colour in the mean, as far as the degree goes.
+
+    As hair colour's pairs are composed: lightness goes along one tone curve (`datagen.images.tones`), the asked hue has
+    the light and shade that results. The gain is for detail that is finer than the photo that the network sees.
+    """
     with without_autocast(photo.device.type):  # in bf16 what is not tinted would change by 1.6 of 255 levels, too
         lab, weight = srgb_to_lab(photo), where * mask
-        total = weight.sum((2, 3))
-        own = (lab * weight).sum((2, 3)) / total.clamp_min(_LEAST_TINTED)
+        total = weight.sum((2, 3), keepdim=True)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * weight).sum((2, 3), keepdim=True) / total.clamp_min(_LEAST_TINTED)
+
+        own = mean(lab)
+        way = (color_or(asked.style, own[..., 0, 0])[..., None, None] - own) * asked.degree[:, None, None, None]
+        wanted = own + way
+        # What the mask shows in part is part hair: it goes the hair's way, not that of the wall behind.
+        lab = own.lerp(lab, mask)
+        light = toned_to(lab[:, :1], wanted[:, :1], mean, _TONE_STEPS)
+        chroma = rechromed(lab, light, own, wanted, torch.exp(-(way / _HUE_FADE).square().sum(1, keepdim=True)))
+        tinted = torch.cat([light, chroma + wanted[:, 1:] - mean(chroma)], dim=1)
         # Of an empty mask there is no mean, and a video carries the maps over to frames where it is not empty.
-        way = (color_or(asked.style, own) - own) * asked.degree[:, None] * (total > _LEAST_TINTED)
-        return lab_to_srgb(lab + where * way[:, :, None, None]) - photo
+        share = where * (total > _LEAST_TINTED)
+        change = share * (lab_to_paled_srgb(tinted) - lab_to_paled_srgb(lab))
+        slope = torch.exp(_steepness(light) - _steepness(lab[:, :1])) - 1
+        gain = share * slope.clamp(-_MOST_SLOPE, _MOST_SLOPE)
+        return gain, change - gain * (photo + 1)
+
+
+def _steepness(light: torch.Tensor) -> torch.Tensor:
+    """Of the tone curve, as a logarithm, but for a constant."""
+    at = logit(light)
+    return F.logsigmoid(at) + F.logsigmoid(-at)
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import math
 import os
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.colors import lab_to_paled_srgb, srgb_to_lab
 from stylepairs.datagen.images.filters import blurred, grown, mean_of
-from stylepairs.datagen.images.tones import in_shade
+from stylepairs.datagen.images.tones import in_shade, toned_to
 
 if TYPE_CHECKING:
     import albumentations
@@ -101,9 +101,9 @@ def painted(image: torch.Tensor, mask: torch.Tensor, rng: np.random.Generator) -
     own = mean_of(lab[:1], inside)
     lightness = (own + lighter).clamp(*PAINTED_LIGHTNESS)
     color = chroma * torch.tensor([math.cos(hue), math.sin(hue)])[:, None, None]
-    light = (lab[:1] + lightness - own).clamp(0, 100)
+    light = toned_to(lab[:1], lightness, partial(mean_of, weight=inside), 3)
     paint = torch.cat([light, in_shade(color.expand(-1, *light.shape[1:]), lightness, light)])
-    return image.lerp(lab_to_srgb(paint).clamp(-1, 1), mask)
+    return image.lerp(lab_to_paled_srgb(paint), mask)
 
 
 def region(mask: torch.Tensor, settings: DataSettings, rng: np.random.Generator) -> torch.Tensor:

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kornia.color import rgb_to_lab
 
-from stylepairs.datagen.images.colors import PALETTE, color_to_lab, delta_e_2000, lab_to_srgb, parse_color, srgb_to_lab
+from stylepairs.datagen.images.colors import (
+    PALETTE,
+    color_to_lab,
+    delta_e_2000,
+    lab_to_paled_srgb,
+    lab_to_srgb,
+    parse_color,
+    srgb_to_lab,
+)
 from stylepairs.datagen.shell.errors import InputError
 
 # Table 1 of Sharma, Wu, Dalal (2005): L, a, b of both colours and their difference.
@@ -146,3 +154,15 @@ def test_palette_colours_can_be_told_apart():
     labs = torch.stack([color_to_lab(color) for color in PALETTE.values()])  # [K,3,1,1]
     apart = delta_e_2000(labs[:, None], labs[None])[..., 0, 0] + 100 * torch.eye(len(labs))
     assert apart.min() > 4.5
+
+
+def test_colours_beyond_the_gamut_become_paler_at_their_lightness_and_others_stay():
+    lab = torch.tensor([[50.0, 80, 90, 50], [5.0, 40, 30, -90], [5.0, -5, 30, 40]])[:, None]
+    shown = lab_to_paled_srgb(lab)
+    assert shown.abs().max() <= 0.98 + 1e-6  # 0.99 of full light
+    torch.testing.assert_close(shown[..., :1], lab_to_srgb(lab)[..., :1])
+    found = srgb_to_lab(shown)
+    torch.testing.assert_close(found[0, 0, :3], lab[0, 0, :3], rtol=0, atol=0.5)
+    hue, wanted = (torch.atan2(x[2], x[1])[0, 1:3] for x in (found, lab))
+    torch.testing.assert_close(hue, wanted, rtol=0, atol=0.3)
+    assert (found[1:, 0, 1:].norm(dim=0) < lab[1:, 0, 1:].norm(dim=0)).all()

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.conditions import decode_color, style_of
-from stylepairs.i2i.models.glean import MAX_SHIFT, Asked, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from, tint
-from stylepairs.i2i.train.losses import mean_color
+from stylepairs.i2i.models.conditions import style_of
+from stylepairs.i2i.models.glean import MAX_SHIFT, Asked, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from
 
 
 def inputs(n: int = 2, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,37 +107,6 @@ def asked_of(degree: float, *codes: torch.Tensor) -> Asked:
     torch.manual_seed(7)
     photo = F.interpolate(torch.rand(len(codes), 3, 6, 6) * 0.3 - 0.15, size=(32, 32), mode="bilinear")
     return Asked(photo, torch.ones(len(codes), 1, 32, 32), torch.full((len(codes),), degree), torch.stack(codes))
-
-
-@pytest.mark.parametrize("degree", [0.0, 0.4, 1.0])
-def test_what_is_tinted_has_the_wanted_mean_as_far_as_the_degree_goes(degree: float) -> None:
-    asked = asked_of(degree, RED, OWN)
-    where = torch.zeros(2, 1, 32, 32)
-    where[..., 10:20, 5:25] = 1
-    shift = tint(asked.photo, where, torch.full_like(where, 0.5), asked)
-    assert torch.allclose(shift * (1 - where), torch.zeros(()), atol=2e-3)  # there and back through Lab
-    own, found = (mean_color(image, where) for image in (asked.photo, asked.photo + shift))
-    wanted = torch.stack([own[0].lerp(decode_color(RED), degree), own[1]])
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0.1)
-
-
-def test_tints_are_as_exact_in_a_training_of_half_precision() -> None:
-    asked = asked_of(1.0, RED, OWN)
-    where = torch.zeros(2, 1, 32, 32)
-    where[..., 10:20, 5:25] = 1
-    exact = tint(asked.photo, where, where, asked)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(tint(asked.photo, where, where, asked), exact)
-
-
-def test_where_the_mask_is_empty_nothing_is_tinted() -> None:
-    asked = asked_of(1.0, RED, OWN)
-    where, mask = torch.full((2, 1, 32, 32), 0.5, requires_grad=True), torch.zeros(2, 1, 32, 32, requires_grad=True)
-    shift = tint(asked.photo, where, mask, asked)
-    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-4)
-    shift.sum().backward()
-    assert mask.grad is not None
-    assert mask.grad.abs().max() < 1
 
 
 def test_what_moves_and_tints_says_by_its_maps_what_it_shows(tinting: Glean) -> None:
