@@ -258,7 +258,7 @@ def tint(
         share = where * (total > _LEAST_TINTED)
         change = share * (lab_to_paled_srgb(tinted) - lab_to_paled_srgb(lab))
         slope = torch.exp(_steepness(light) - _steepness(lab[:, :1])) - 1
-        gain = share * slope.clamp(-_MOST_SLOPE, _MOST_SLOPE)
+        gain = share * slope.clamp(max=_MOST_SLOPE)
         return gain, change - gain * (photo + 1)
 
 

@@ -70,7 +70,7 @@ ROWS = (5, 8, 47, 27)
 STEPS = (("auburn", 5), ("bangs", 47))
 # The shipped editors, on people whom they were not trained on: a row each, the photo and then these.
 EDITORS: dict[str, dict[str, Any]] = {
-    "embedded:hair_color": {"color": "auburn"},
+    "embedded:hair_color": {"color": "blond"},
     "embedded:bangs": {"style": "full", "length": 0.8},
     "embedded:hairline": {"shift": -0.3},
     "embedded:fluffiness": {"volume": 0.12, "where": "both"},
