@@ -45,8 +45,8 @@ _WHITE_XYZ = Constant([[[0.95047]], [[1.0]], [[1.08883]]])
 # sepia print 0.5.
 _ONE_TONE = 0.8
 
-# Of full light: the most, and the least of the rest, that a channel of a colour has which was made paler.
-_MOST_SHOWN = 0.99
+# What a channel of a colour that was made paler has at most, and at least below 0, in [-1,1].
+_MOST_SHOWN = 0.98
 
 
 def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
@@ -92,14 +92,21 @@ def lab_to_srgb(lab: torch.Tensor) -> torch.Tensor:
 
 
 def lab_to_paled_srgb(lab: torch.Tensor) -> torch.Tensor:
-    """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], colours next to the gamut's end and beyond it made so much
-    paler, at their lightness, that no channel is burnt out or crushed: shine on dyed hair stays hair."""
-    light, chroma = lab[..., :1, :, :], lab[..., 1:, :, :]
-    full, grey = lab_to_rgb(lab, clip=False), lab_to_rgb(torch.cat([light, torch.zeros_like(chroma)], dim=-3))
-    away = full - grey
-    room = torch.where(away > 0, _MOST_SHOWN - grey, grey - (1 - _MOST_SHOWN)).clamp_min(0)
-    share = (room / away.abs().clamp_min(1e-6)).amin(-3, keepdim=True).clamp(max=1)
-    return (grey + share * away) * 2 - 1
+    """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], `paled`."""
+    return paled(lab_to_rgb(lab, clip=False) * 2 - 1, lab[..., :1, :, :])
+
+
+def paled(image: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    """sRGB [...,3,H,W] of lightness [...,1,H,W] (L*), where next to the gamut's end or beyond it made so much paler, at
+    that lightness, that no channel is burnt out or crushed: shine on dyed hair stays hair."""
+    luminance = torch.where(light > 8, ((light.clamp_min(8.0) + 16) / 116) ** 3, light / 903.3)
+    grey = torch.where(
+        luminance > 0.0031308, 1.055 * luminance.clamp(0.0031308, 1.0) ** (1 / 2.4) - 0.055, 12.92 * luminance
+    )
+    grey = grey.clamp_min(0.0) * 2 - 1
+    away = image - grey
+    room = (_MOST_SHOWN - torch.where(away > 0, grey, -grey)).clamp_min(0.0)
+    return grey + (room / away.abs().clamp_min(1e-6)).amin(-3, keepdim=True).clamp(max=1.0) * away
 
 
 def lab_in_light(lab: torch.Tensor, light: float) -> torch.Tensor:

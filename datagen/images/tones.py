@@ -52,9 +52,9 @@ def toned_to(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) 
 
 def in_shade(chroma: torch.Tensor, of: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
     """Chroma (a, b) [...,2,H,W] of a surface of lightness `of`, where light makes it `light` [...,1,H,W]."""
-    power = (1 - _PER_LIGHTNESS * (of - _MATT_UNDER)).clamp(_PALEST, 1)
+    power = (1 - _PER_LIGHTNESS * (of - _MATT_UNDER)).clamp(_PALEST, 1.0)
     power = torch.where(light < of, power.clamp_min(_SHADE), power)
-    return chroma * ((light + 16).clamp_min(1) / (of + 16).clamp_min(1)) ** power
+    return chroma * ((light + 16).clamp_min(1.0) / (of + 16).clamp_min(1.0)) ** power
 
 
 def rechromed(
@@ -63,7 +63,7 @@ def rechromed(
     """Chroma [...,2,H,W] of a surface lab [...,3,H,W] whose colour around there goes from `own` to `target`, in the
     light that falls there now [...,1,H,W], and some of its variation of hue: all of it where kept [...,1,H,W] is 1.
     """
-    darker = ((_light(target) + 16) / (_light(own) + 16)).clamp(max=1)
+    darker = ((_light(target) + 16) / (_light(own) + 16)).clamp(max=1.0)
     share = kept + (1 - kept) * _HUE_VARIATION * darker
     varied = _chroma(lab) - in_shade(_chroma(own), _light(own), _light(lab))
     return in_shade(_chroma(target), _light(target), light) + share * varied

@@ -49,7 +49,7 @@ def test_what_is_tinted_has_the_wanted_mean_as_far_as_the_degree_goes(degree: fl
 def test_nothing_changes_where_the_own_colour_is_asked() -> None:
     photo = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1).mul(1.2).clamp(-1, 1)
     shift = change(photo, part(), part(), 1.0, torch.stack([OWN, OWN]))
-    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-4)
+    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-3)
 
 
 def test_tints_are_as_exact_in_a_training_of_half_precision() -> None:
@@ -62,7 +62,7 @@ def test_tints_are_as_exact_in_a_training_of_half_precision() -> None:
 def test_where_the_mask_is_empty_nothing_is_tinted() -> None:
     where, mask = torch.full((2, 1, 32, 32), 0.5, requires_grad=True), torch.zeros(2, 1, 32, 32, requires_grad=True)
     shift = change(photos(), where, mask, 1.0)
-    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-4)
+    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-3)
     shift.sum().backward()
     assert mask.grad is not None
     assert mask.grad.abs().max() < 1
