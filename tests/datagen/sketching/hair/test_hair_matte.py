@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stylepairs.datagen.images.filters import blurred
 from stylepairs.datagen.portraits.portrait import bare_portrait
+from stylepairs.datagen.sketching.hair import hair_matte as hair_mattes
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
 SIZE = 128
@@ -44,3 +46,13 @@ def test_haze_is_none():
     hazy = torch.maximum(hair, torch.full_like(hair, 0.07))
     found = hair_matte(portrait(hair, hazy, contrast=0.9))
     assert found[blurred(hair, 3.0) < 1e-3].max() == 0
+
+
+def test_a_large_portraits_matte_is_found_at_a_smaller_size(monkeypatch):
+    hair = disc(64.0, soft=6.0)
+    before = portrait(hair, hair, contrast=0.9)
+    small = hair_matte(before.resized(SIZE // 2))
+    monkeypatch.setattr(hair_mattes, "_FINEST_PX", SIZE // 2)
+    found = hair_matte(before)
+    torch.testing.assert_close(found, F.interpolate(small[None], size=(SIZE, SIZE), mode="bilinear")[0])
+    assert (found - hair).abs().mean() < 0.01
