@@ -49,7 +49,7 @@ def test_what_tints_learns_where_and_computes_how_much(settings: Make) -> None:
     silent = dict.fromkeys(("perceptual", "generated", "latent", "adversarial", "color"), 0.0)
     terms = silent | {"l1": 20.0, "mask": 1.0}
     shapes = {"channel_base": 256, "channel_max": 16, "tints": True}
-    run = build(settings(style="color", losses=terms, model=shapes, warmup_steps=0, learning_rate=3e-3), "lips", {})
+    run = build(settings(style="color", losses=terms, model=shapes, warmup_steps=0, learning_rate=2e-3), "lips", {})
     mask, part = torch.zeros(8, 1, 32, 32), torch.zeros(8, 1, 32, 32)
     mask[..., 6:26, 6:26], part[..., 10:22, 10:22] = 1, 1
 
@@ -63,7 +63,7 @@ def test_what_tints_learns_where_and_computes_how_much(settings: Make) -> None:
         told = {"region": mask, "degree": torch.ones(8), "style": encode_color(wanted), "applies": torch.ones(8)}
         return {"photo": photo, "target": target, "mask": mask, **told}
 
-    for step in range(80):
+    for step in range(110):
         training_step(run, batch_of(step))
     batch = batch_of(1000)
     with torch.no_grad():
@@ -71,5 +71,5 @@ def test_what_tints_learns_where_and_computes_how_much(settings: Make) -> None:
     inner = torch.zeros_like(part)
     inner[..., 12:20, 12:20] = 1
     found, had, wanted = (mean_color(image, inner) for image in (found, batch["photo"], batch["target"]))
-    # By recolouring alone 0.75 are left.
+    # By recolouring alone 0.7 are left.
     assert (found - wanted).norm(dim=1).mean() < 0.4 * (had - wanted).norm(dim=1).mean()
