@@ -24,8 +24,6 @@ from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
 # Lightness that hair may gain: black hair made white is paint, and shows where its matte is wrong.
 _MOST_LIGHTER = 38.0
-# Fixed-point steps of the tone curve; the mean is then within 0.1 L.
-_STEPS = 5
 # A matte under this is no hair that an edit could take away.
 _HAZE = 0.05
 
@@ -65,7 +63,7 @@ def _painter(
     own = mean_of(lab, inside)
     wanted = lab_in_light(color_to_lab(parse_color(color), like=lab), light_of(portrait))
     wanted = torch.cat([torch.minimum(wanted[:1], own[:1] + _MOST_LIGHTER), wanted[1:]])
-    shift = tone_shift(lab[:1], wanted[:1], partial(mean_of, weight=inside), _STEPS)
+    shift = tone_shift(lab[:1], wanted[:1], partial(mean_of, weight=inside))
 
     def paint(image: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         old = srgb_to_lab(image)

@@ -52,8 +52,6 @@ _SOLID = 0.8
 # Of the crop's side: the scale that parts strands (below) from locks and light (above).
 _STRAND_SCALE = 0.015
 _SHADING_SCALE = 0.04
-# Fixed-point steps of the tone curve; the mean is then within 0.1 L.
-_STEPS = 5
 # Squared Lab distance of two colours under which going from one to the other counts as no change.
 _TELLABLE = 25.0
 
@@ -139,7 +137,7 @@ def wanted_lab(lab: torch.Tensor, matte: torch.Tensor, params: Params, light: fl
 def _shaded(lab: torch.Tensor, matte: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
     """color [3,1,1] in the light and shade of the own hair's locks [3,H,W], both in Lab; its mean is color."""
     inside = _solid(matte)
-    light = toned_to(_locks(lab, inside), color[:1], partial(mean_of, weight=inside), _STEPS)
+    light = toned_to(_locks(lab, inside), color[:1], partial(mean_of, weight=inside))
     return torch.cat([light, in_shade(color[1:].expand(-1, *light.shape[1:]), color[:1], light)])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.sparse import coo_array, csr_array, diags_array
 from scipy.sparse.linalg import cg
 
@@ -37,8 +38,6 @@ def matted(image: torch.Tensor, matte: torch.Tensor, known: torch.Tensor) -> tor
 
 def _windows(sure: np.ndarray) -> np.ndarray:
     """The pixels [K,9] of each window of 3 x 3 in which not all of sure [H,W] is true."""
-    from numpy.lib.stride_tricks import sliding_window_view
-
     pixels = sliding_window_view(np.arange(sure.size, dtype=np.int32).reshape(sure.shape), (3, 3)).reshape(-1, 9)
     return pixels[~sliding_window_view(sure, (3, 3)).reshape(-1, 9).all(1)]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 Mean = Callable[[torch.Tensor], torch.Tensor]  # of lightness [1,H,W], over a region or around each place
 
@@ -37,17 +38,26 @@ def toned(light: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return light + _SPAN * (torch.sigmoid(start + shift) - torch.sigmoid(start))
 
 
-def tone_shift(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) -> torch.Tensor:
-    """The shift along the tone curve that makes lightness's mean target, found in fixed-point steps."""
-    wanted, shift = logit(target), logit(target) - logit(mean(light))
+def tone_shift(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int = 5) -> torch.Tensor:
+    """The shift along the tone curve that makes lightness's mean target, found in fixed-point steps: after 5 within
+    0.1 L."""
+    wanted = logit(target)
+    shift = wanted - logit(mean(light))
     for _ in range(steps - 1):
         shift = shift + wanted - logit(mean(toned(light, shift)))
     return shift
 
 
-def toned_to(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int) -> torch.Tensor:
+def toned_to(light: torch.Tensor, target: torch.Tensor, mean: Mean, steps: int = 5) -> torch.Tensor:
     """Lightness moved along the tone curve by `tone_shift`."""
     return toned(light, tone_shift(light, target, mean, steps))
+
+
+def steepened(light: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """How many times its contrast fine detail has where the tone curve took lightness from `light` to `moved`."""
+    before, after = logit(light), logit(moved)
+    # A sigmoid has the slope of its value times what that leaves to 1.
+    return torch.exp(F.logsigmoid(after) + F.logsigmoid(-after) - (F.logsigmoid(before) + F.logsigmoid(-before)))
 
 
 def in_shade(chroma: torch.Tensor, of: torch.Tensor, light: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylepairs.datagen.images.colors import lab_to_paled_srgb, paled, srgb_to_lab
-from stylepairs.datagen.images.tones import logit, rechromed, toned_to
+from stylepairs.datagen.images.tones import rechromed, steepened, toned_to
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import is_frozen
 from stylepairs.i2i.models.conditions import color_or
@@ -258,15 +258,8 @@ def tint(
         # Of an empty mask there is no mean, and a video carries the maps over to frames where it is not empty.
         share = where * (total > _LEAST_TINTED)
         change = share * (lab_to_paled_srgb(tinted) - paled(hair, lab[:, :1]))
-        slope = torch.exp(_steepness(light) - _steepness(lab[:, :1])) - 1
-        gain = share * slope.clamp(max=_MOST_SLOPE)
+        gain = share * (steepened(lab[:, :1], light) - 1).clamp(max=_MOST_SLOPE)
         return gain, change - gain * (photo + 1)
-
-
-def _steepness(light: torch.Tensor) -> torch.Tensor:
-    """Of the tone curve, as a logarithm, but for a constant."""
-    at = logit(light)
-    return F.logsigmoid(at) + F.logsigmoid(-at)
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:

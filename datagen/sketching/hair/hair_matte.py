@@ -77,8 +77,8 @@ def _without_haze(matte: torch.Tensor) -> torch.Tensor:
 def _share_by_color(image: torch.Tensor, matte: torch.Tensor) -> torch.Tensor:
     """The share of hair [1,H,W] in each pixel near the edge, by its colour; the matte where colour says nothing."""
     sigma = max(1.0, _MIXED_OF * image.shape[-1])
-    hair = 1 - grown((matte < 0.9).float(), 1)
-    around = 1 - grown((matte > 0.1).float(), 1)
+    hair = 1 - grown((matte < _SURE).float(), 1)
+    around = 1 - grown((matte > 1 - _SURE).float(), 1)
     hair_near, around_near = blurred(hair, sigma), blurred(around, sigma)
     hair_color = blurred(image * hair, sigma) / hair_near.clamp_min(1e-4)
     around_color = blurred(image * around, sigma) / around_near.clamp_min(1e-4)

@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stylepairs.datagen.images.colors import lab_to_srgb, srgb_to_lab
+from stylepairs.datagen.images.tones import logit, toned
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
-from stylepairs.i2i.models.conditions import style_of
-from stylepairs.i2i.models.glean import MAX_SHIFT, Asked, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from
+from stylepairs.i2i.models.conditions import decode_color, encode_color, style_of
+from stylepairs.i2i.models.glean import MAX_SHIFT, Asked, Edit, Glean, GleanConfig, stretched_sigmoid, taken_from, tint
+from stylepairs.i2i.train.losses import mean_color
 
 
 def inputs(n: int = 2, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,6 +110,74 @@ def asked_of(degree: float, *codes: torch.Tensor) -> Asked:
     torch.manual_seed(7)
     photo = F.interpolate(torch.rand(len(codes), 3, 6, 6) * 0.3 - 0.15, size=(32, 32), mode="bilinear")
     return Asked(photo, torch.ones(len(codes), 1, 32, 32), torch.full((len(codes),), degree), torch.stack(codes))
+
+
+def part() -> torch.Tensor:
+    where = torch.zeros(2, 1, 32, 32)
+    where[..., 10:20, 5:25] = 1
+    return where
+
+
+def tinted(asked: Asked, where: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a tint adds to the photo."""
+    gain, bias = tint(asked.photo, where, mask, asked)
+    return gain * (asked.photo + 1) + bias
+
+
+@pytest.mark.parametrize("degree", [0.0, 0.4, 1.0])
+def test_what_is_tinted_has_the_wanted_mean_as_far_as_the_degree_goes(degree: float) -> None:
+    asked, where = asked_of(degree, RED, OWN), part()
+    shift = tinted(asked, where, torch.full_like(where, 0.5))
+    assert torch.allclose(shift * (1 - where), torch.zeros(()), atol=1e-6)
+    own, found = (mean_color(image, where) for image in (asked.photo, asked.photo + shift))
+    wanted = torch.stack([own[0].lerp(decode_color(RED), degree), own[1]])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.2)
+
+
+def test_nothing_changes_where_the_own_colour_is_asked() -> None:
+    photo = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1).mul(1.2).clamp(-1, 1)
+    asked = Asked(photo, part(), torch.ones(2), torch.stack([OWN, OWN]))
+    shift = tinted(asked, part(), part())
+    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-3)
+
+
+def test_tints_are_as_exact_in_a_training_of_half_precision() -> None:
+    asked, where = asked_of(1.0, RED, OWN), part()
+    exact = tinted(asked, where, where)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tinted(asked, where, where), exact)
+
+
+def test_where_the_mask_is_empty_nothing_is_tinted() -> None:
+    where, mask = torch.full((2, 1, 32, 32), 0.5, requires_grad=True), torch.zeros(2, 1, 32, 32, requires_grad=True)
+    shift = tinted(asked_of(1.0, RED, OWN), where, mask)
+    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-3)
+    shift.sum().backward()
+    assert mask.grad is not None
+    assert mask.grad.abs().max() < 1
+
+
+def test_black_hair_gets_the_light_and_shade_of_light_hair() -> None:
+    """Its strands' contrast, too, where the photo is finer than the network: the gain is the tone curve's slope."""
+    strands = 0.3 * torch.sin(torch.arange(32) / 2).expand(1, 1, 32, 32)
+    light = toned(torch.full((1, 1, 32, 32), 15.0), strands)
+    photo, all_of_it = lab_to_srgb(torch.cat([light, torch.zeros(1, 2, 32, 32)], 1)), torch.ones(1, 1, 32, 32)
+    blond = encode_color(torch.tensor([[60.0, 6.0, 24.0]]))
+    gain, bias = tint(photo, all_of_it, all_of_it, Asked(photo, all_of_it, torch.ones(1), blond))
+    before, after = (logit(srgb_to_lab(image)[:, 0]).std() for image in (photo, photo + gain * (photo + 1) + bias))
+    assert float(after / before) == pytest.approx(1, abs=0.02)
+    finer = photo + 0.01
+    shown = (finer + gain * (finer + 1) + bias) - (photo + gain * (photo + 1) + bias)
+    assert 0.012 < float(shown.mean()) < 0.021
+
+
+def test_a_head_of_two_hues_becomes_one() -> None:
+    lab = torch.tensor([45.0, 0.0, 10.0])[None, :, None, None].expand(1, 3, 32, 32).clone()
+    lab[:, 1, :, ::2], lab[:, 1, :, 1::2] = 8.0, -8.0
+    photo, all_of_it = lab_to_srgb(lab), torch.ones(1, 1, 32, 32)
+    pink = encode_color(torch.tensor([[60.0, 32.0, -2.0]]))
+    after = srgb_to_lab(photo + tinted(Asked(photo, all_of_it, torch.ones(1), pink), all_of_it, all_of_it))
+    assert float(after[:, 1].std()) == pytest.approx(0.3 * 8, abs=0.4)
 
 
 def test_what_moves_and_tints_says_by_its_maps_what_it_shows(tinting: Glean) -> None:
