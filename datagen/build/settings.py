@@ -11,7 +11,7 @@ from stylepairs.datagen import __version__
 from stylepairs.datagen.reconstruction.settings import InversionSettings, ReconstructionSettings
 
 # Raised whenever the same build would give other pairs.
-BUILD_VERSION = 26
+BUILD_VERSION = 27
 # Methods of a build: the mask-guided one, and before a direction's file.
 RECONSTRUCTION, LATENT = "reconstruction", "latent:"
 LATENT_VERSION = "3"  # raised whenever a latent edit would give other pairs

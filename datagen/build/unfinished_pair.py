@@ -115,6 +115,7 @@ def finish_pair(
             after=to_uint8(composed.after),
             mask=mask_pixels(composed.mask),
             sketch=to_uint8(sketch.image),
+            edit_mask=mask_pixels(sketch.edit_mask),
         ),
         result,
     )

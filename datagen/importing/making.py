@@ -144,7 +144,14 @@ class Importer:
             reasons.append("no difference can be seen where the edit was to be")
         record = record_of(unfinished, self.recipe, self.seed, "", reasons)
         record = replace(record, origin=self._origin(laid, pictures))
-        return Pair(record, to_uint8(portrait.image), to_uint8(after), mask_pixels(images.mask), to_uint8(laid.after))
+        return Pair(
+            record,
+            before=to_uint8(portrait.image),
+            after=to_uint8(after),
+            mask=mask_pixels(images.mask),
+            sketch=to_uint8(laid.after),
+            edit_mask=mask_pixels(edit),
+        )
 
     def _reasons(self, figures: dict[str, float]) -> list[str]:
         gate = IMPORT_GATE | {name: b for name, b in self.recipe.gate.items() if not name.startswith(_OF_LATENTS)}

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-IMAGES = ("before", "after", "mask", "sketch", "generated_before", "generated_after")
+IMAGES = ("before", "after", "mask", "edit_mask", "sketch", "generated_before", "generated_after")
+GREY = ("mask", "edit_mask")
 PARTS = (*IMAGES, "latents", "noise")
 VAL_PERCENT = 10
 # Of a record in a shard's JSON: how the pair was made, nested there under this name.
@@ -83,8 +84,9 @@ class PairRecord:
 class Pair:
     """A pair's pixels and latents; what was not asked for, or does not exist for a rejected pair, is None.
 
-    before, after, sketch, generated_before, generated_after [H,W,3] uint8 RGB; mask [H,W] uint8, 255 where edited;
-    w_before, w_after [L,C] float16; noise: list of [r,r] float16 maps, in the order of the generator's layers.
+    before, after, sketch, generated_before, generated_after [H,W,3] uint8 RGB; mask [H,W] uint8, 0 where both halves
+    are the same to the bit; edit_mask [H,W] uint8, how far each pixel is edited, as the sketch has it; w_before,
+    w_after [L,C] float16; noise: list of [r,r] float16 maps, in the order of the generator's layers.
     """
 
     record: PairRecord
@@ -97,6 +99,7 @@ class Pair:
     w_before: np.ndarray | None = None
     w_after: np.ndarray | None = None
     noise: list[np.ndarray] | None = None
+    edit_mask: np.ndarray | None = None
 
     def turned(self) -> Pair:
         """The pair the other way round."""

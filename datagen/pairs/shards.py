@@ -1,8 +1,9 @@
 """Pairs on disk: WebDataset tars `pairs-00000.tar` with a Parquet manifest beside them, written whole or not at all.
 
-One pair is the files `KEY.before.png KEY.after.png KEY.mask.png KEY.sketch.png KEY.generated_before.png
-KEY.generated_after.png KEY.latents.npz KEY.noise.npz KEY.json`, KEY being the pair's id (`000123`). Headers carry no
-time and no owner, so equal pairs make equal bytes. The manifest only repeats what the tars hold; it can be rebuilt.
+One pair is the files `KEY.before.png KEY.after.png KEY.mask.png KEY.edit_mask.png KEY.sketch.png
+KEY.generated_before.png KEY.generated_after.png KEY.latents.npz KEY.noise.npz KEY.json`, KEY being the pair's id
+(`000123`). Headers carry no time and no owner, so equal pairs make equal bytes. The manifest only repeats what the tars
+hold; it can be rebuilt.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.pairs import manifest
 from stylepairs.datagen.pairs.index import PairIndex, open_manifest, two_hold
-from stylepairs.datagen.pairs.record import IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
+from stylepairs.datagen.pairs.record import GREY, IMAGES, PARTS, Pair, PairRecord, decode_record, encode_record
 from stylepairs.datagen.shell.decode import Damaged, decode_npz, decode_png, read_at, read_bytes, tar_members
 from stylepairs.datagen.shell.durable import make_folder, replace_file, write_bytes
 from stylepairs.datagen.shell.errors import InputError, one_line
@@ -332,7 +333,7 @@ def encode_npz(**arrays: np.ndarray) -> bytes:
 def _decode_part(part: str, data: bytes) -> dict[str, Any]:
     """Raises Damaged."""
     if part in IMAGES:
-        return {part: decode_png(data, "L" if part == "mask" else "RGB")}
+        return {part: decode_png(data, "L" if part in GREY else "RGB")}
     arrays = decode_npz(data, _MAX_MEMBER_BYTES)
     if part == "noise":
         return {"noise": [arrays[name] for name in sorted(arrays)]}

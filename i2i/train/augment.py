@@ -41,7 +41,7 @@ PAINTED_CHROMA, PAINTED_LIGHTER, PAINTED_LIGHTNESS = 75.0, (-15.0, 35.0), (8.0, 
 
 @dataclass(frozen=True)
 class Transforms:
-    """In the order in which they are applied: to photo, target and mask; to photo and target; to the photo alone."""
+    """In the order in which they are applied: to photo, target and masks; to photo and target; to the photo alone."""
 
     moving: albumentations.Compose
     recolouring: albumentations.Compose
@@ -77,7 +77,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
         A.GaussNoise(NOISE_STD, p=0.5),
         _jpeg(quality_range=JPEG_QUALITY, p=0.5),
     ]
-    pair: dict[str, Any] = {"additional_targets": {"target": "image"}, "save_applied_params": True}
+    pair: dict[str, Any] = {"additional_targets": {"target": "image", "edit_mask": "mask"}, "save_applied_params": True}
     return Transforms(
         moving=A.Compose([A.HorizontalFlip(p=settings.flip_share), affine], **pair),
         recolouring=A.Compose(recolouring, **pair),
@@ -88,7 +88,7 @@ def transforms_of(settings: DataSettings) -> Transforms:
 def applied(
     transforms: albumentations.Compose, rng: np.random.Generator, **images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """The images (uint8 [H,W,3] `image` and `target`, [H,W] `mask`) transformed alike, and whether anything was."""
+    """uint8 images (`image`, `target` [H,W,3]; `mask`, `edit_mask` [H,W]) transformed alike; and whether any was."""
     transforms.set_random_state(rng, random.Random(int(rng.integers(2**63))))
     result = transforms(**images)
     return {name: result[name] for name in images}, bool(result.get("applied_transforms"))

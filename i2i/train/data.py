@@ -46,7 +46,7 @@ from stylepairs.i2i.train.sides import Siblings, Unpaired, evenly_spaced, read_r
 if TYPE_CHECKING:
     from stylepairs.i2i.train.settings import DataSettings
 
-PARTS = ("before", "after", "mask", "latents")
+_PIXELS = ("before", "after", "mask", "edit_mask")
 # Of one training process: loaders, and batches that each of them holds ready.
 MOST_WORKERS = 8
 BATCHES_AHEAD = 4
@@ -68,7 +68,7 @@ def calibration_inputs(
     records = read_records(pairs, "train")
     known = with_params(records, lambda params: is_told(style, params, kinds, records[0].feature))
     for record in evenly_spaced(known or records, count):
-        sample = plain_sample(load_pair(pairs, record, ("before", "after", "mask")), size_px, style, kinds)
+        sample = plain_sample(load_pair(pairs, record, _PIXELS), size_px, style, kinds)
         sample["region"] = torch.ones_like(sample["region"])
         names = ("photo", "region", "degree", *(("style",) if len(sample["style"]) else ()))
         yield {name: sample[name][None].numpy() for name in names}
@@ -77,10 +77,11 @@ def calibration_inputs(
 class PairDataset(torch.utils.data.Dataset[Sample]):
     """Samples of records, addressed by (epoch, index); `settings` None leaves augmentation out (evaluation).
 
-    A sample: photo, target [3,H,W] in [-1,1]; mask, region [1,H,W] in [0,1] (the pair's mask; tightened, what the model
-    is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's latent; ws_valid [], 1 where that fits;
-    applies [], 0 where the feature does not apply to the photo: it is then its own target. `refused`: such portraits,
-    which settings.refused_share of the augmented samples are of. The indices beyond the records' are of `unpaired`.
+    A sample: photo, target [3,H,W] in [-1,1]; mask, edit_mask, region [1,H,W] in [0,1] (where the pair may differ; what
+    the model's mask is to be; what it is told of it); degree [] in [0,1]; style [S]; ws [L,C], the edited face's
+    latent; ws_valid [], 1 where that fits; applies [], 0 where the feature does not apply to the photo: it is then its
+    own target. `refused`: such portraits, which settings.refused_share of the augmented samples are of. The indices
+    beyond the records' are of `unpaired`.
     """
 
     def __init__(  # noqa: PLR0913 - what a sample is made of
@@ -140,7 +141,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
 
     def pair_sample(self, record: PairRecord) -> Sample:
         """A pair as it is, with its latent where it is this generator's."""
-        pair = load_pair(self.pairs, record, PARTS)
+        pair = load_pair(self.pairs, record, (*_PIXELS, "latents"))
         sample = plain_sample(pair, self.size_px, self.style, self.kinds)
         sample["ws"] = torch.zeros(self.latent_shape)
         fits = pair.w_after is not None and pair.w_after.shape == self.latent_shape
@@ -158,7 +159,7 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
         if self.siblings is not None and rng.random() < settings.from_after_share:
             photo = self.edited_before(sample, self.siblings.of(index), rng)
         if settings.painted_share and rng.random() < settings.painted_share:
-            photo = augment.painted(photo, sample["mask"], rng)
+            photo = augment.painted(photo, sample["edit_mask"], rng)
         return photo
 
     def edited_before(self, sample: Sample, siblings: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -199,17 +200,18 @@ class PairDataset(torch.utils.data.Dataset[Sample]):
                 told, sketch = params.model_dump(mode="json"), feature.sketch(portrait, params)
                 # Of a pair that would run backwards the photo is the outcome: nothing is to be done to it.
                 is_refused = sketch.backwards or not is_told(self.style, told, self.kinds or {}, record.feature)
-                mask = None if is_refused else region_mask(sketch.edit_mask)
+                edit_mask = None if is_refused else sketch.edit_mask
             except SketchRefused:
-                mask = None
-            if (mask is None) == wants_refusal:
+                edit_mask = None
+            if (edit_mask is None) == wants_refusal:
                 break
             index = int(rng.integers(len(self.unpaired.files)))
-        if mask is None:
+        if edit_mask is None:
             return self._refusal(portrait.image, record)
         code = style_of(self.style, told, self.kinds, record.feature)
         style = style_in_light(self.style, code, light_of(portrait))
-        sample = _sample(portrait.image, portrait.image, mask, record.degree, style)
+        masks = region_mask(edit_mask), edit_mask
+        sample = _sample(portrait.image, portrait.image, masks, record.degree, style)
         return sample | {"ws": torch.zeros(self.latent_shape)}
 
 
@@ -219,25 +221,37 @@ def plain_sample(pair: Pair, size_px: int, style: Style, kinds: Kinds | None = N
     if pair.before is None or pair.after is None or pair.mask is None:
         raise InputError(f"{record.shard}: pair {record.id} has no before, after or mask; build it again")
     mask = _mask(pair.mask, size_px)
+    masks = mask, tightened(mask) if pair.edit_mask is None else _mask(pair.edit_mask, size_px)
     code = style_of(style, record.params, kinds, record.feature)
     code = style_in_light(style, code, record.figures.get("light") or 1.0)
-    return _sample(_image(pair.before, size_px), _image(pair.after, size_px), mask, record.degree, code)
+    return _sample(_image(pair.before, size_px), _image(pair.after, size_px), masks, record.degree, code)
 
 
 def _sample(
-    photo: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, degree: float, style: torch.Tensor
+    photo: torch.Tensor,
+    target: torch.Tensor,
+    masks: tuple[torch.Tensor, torch.Tensor],
+    degree: float,
+    style: torch.Tensor,
 ) -> Sample:
-    """A sample of a photo that the feature applies to, but for its latent."""
+    """A sample of a photo that the feature applies to, but for its latent; masks: of where it changes, of the edit."""
+    mask, edit_mask = masks
     return {
         "photo": photo,
         "target": target,
         "mask": mask,
-        "region": tightened(mask),
+        "edit_mask": edit_mask,
+        "region": region_of(mask, edit_mask),
         "degree": torch.tensor(degree, dtype=torch.float32),
         "style": style,
         "ws_valid": torch.zeros(()),
         "applies": torch.ones(()),
     }
+
+
+def region_of(mask: torch.Tensor, edit_mask: torch.Tensor) -> torch.Tensor:
+    """What a model is told of a pair's masks [1,H,W]: as rough as an analyser is, and nothing of the edit cut off."""
+    return torch.maximum(tightened(mask), edit_mask)
 
 
 def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: np.random.Generator) -> Sample:
@@ -248,14 +262,15 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "image": to_uint8(sample["photo"]),
         "target": to_uint8(sample["target"]),
         "mask": to_uint8(sample["mask"]),
+        "edit_mask": to_uint8(sample["edit_mask"]),
     }
     pixels, moved = augment.applied(steps.moving, rng, **pixels)
-    mask = torch.from_numpy(pixels.pop("mask"))[None].float() / 255
+    mask, edit_mask = (torch.from_numpy(pixels.pop(name))[None].float() / 255 for name in ("mask", "edit_mask"))
     recoloured, changed = augment.applied(steps.recolouring, rng, **pixels)
     code = sample["style"]
     if style in WITH_COLOR and changed and asks_for_color(code):
         # The wanted colour follows what the recolouring did to the colour that was reached.
-        before, after = (_inner_color(to_float(each["target"]), mask) for each in (pixels, recoloured))
+        before, after = (_inner_color(to_float(each["target"]), edit_mask) for each in (pixels, recoloured))
         color = code[:3] + encode_color(after) - encode_color(before)
         color[0] = color[0].clamp_min(BLACK)  # what is far below means the photo's own
         code = torch.cat([color, code[3:]])
@@ -272,7 +287,8 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
         "photo": photo,
         "target": photo + edited * (target - photo),  # outside the mask the photo stays as it came, degraded or not
         "mask": edited,
-        "region": augment.region(tightened(mask), settings, rng),
+        "edit_mask": edit_mask * sample["applies"],
+        "region": augment.region(region_of(mask, edit_mask), settings, rng),
         "degree": sample["degree"] * share,
         "style": code,
         "ws": sample["ws"],
@@ -284,9 +300,9 @@ def augmented_sample(sample: Sample, settings: DataSettings, style: Style, rng: 
 def degree_from(photo: torch.Tensor, sample: Sample) -> torch.Tensor:
     """How much of the way from a photo [3,H,W] to the wanted colour a sample's target goes, [] in [0,1], as the feature
     measures it; the pair's own degree is that from its own photo, and stays where too little is edited to tell."""
-    if not (tightened(sample["mask"][None]) > 0.5).any():
+    if not (sample["edit_mask"] > 0.5).any():
         return sample["degree"]
-    own, reached = (_inner_color(image, sample["mask"]) for image in (photo, sample["target"]))
+    own, reached = (_inner_color(image, sample["edit_mask"]) for image in (photo, sample["target"]))
     way = decode_color(sample["style"]) - own
     return (torch.dot(reached - own, way) / way.square().sum().clamp_min(TELLABLE)).clamp(0, 1)
 
@@ -375,7 +391,7 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _inner_color(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean Lab [3] over the region that was edited."""
-    return mean_color(image[None], (tightened(mask[None]) > 0.5).float())[0]
+    return mean_color(image[None], (mask[None] > 0.5).float())[0]
 
 
 def _image(pixels: np.ndarray, size_px: int) -> torch.Tensor:

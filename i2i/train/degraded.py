@@ -47,7 +47,7 @@ def degradation_of(info: ModelInfo) -> DegradationSettings:
 
 
 class DegradedPortraits(PairDataset):
-    """Samples as `PairDataset` gives them, with `tight` (see `training.lesson`), of portraits that are degraded anew
+    """Samples as `PairDataset` gives them, of portraits that are degraded anew
     for each (epoch, index)."""
 
     def __init__(
@@ -79,8 +79,8 @@ class DegradedPortraits(PairDataset):
         # A restoration of lower degree is part of the way to the clean picture.
         target = poor.lerp(clean, sample["degree"])
         # A little beyond the hole the target is the photo: a mask that ends short of it leaves a grey rim.
-        tight = grown(hole, RIM_PX)
-        return sample | {"photo": poor, "target": target, "mask": hole, "tight": tight, "region": region}
+        masks = {"mask": hole, "edit_mask": grown(hole, RIM_PX), "region": region}
+        return sample | {"photo": poor, "target": target} | masks
 
     def pair_sample(self, record: PairRecord) -> Sample:
         """The clean portrait, to which nothing has been done yet."""

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.trunk import LEAST_PX, Trunk
 from stylepairs.datagen.stylegan.projected import Maps, Mixing
 
@@ -42,8 +41,8 @@ class FrozenFeatures(nn.Module):
         batches = []
         for index in range(count):
             sample = dataset.pair_sample(dataset.records[index * len(dataset) // count])
-            image, mask = (sample[name][None].to(device) for name in ("target", "mask"))
-            batches.append(self.trunk(edited_squares(image, tightened(mask))))
+            image, mask = (sample[name][None].to(device) for name in ("target", "edit_mask"))
+            batches.append(self.trunk(edited_squares(image, mask)))
         self.mixing.measure(batches)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.colors import delta_e_2000
 from stylepairs.datagen.images.files import png_bytes
 from stylepairs.datagen.images.filters import PSNR_IDENTICAL_DB, psnr_db
@@ -59,8 +58,8 @@ def figures_of(model: Network, sample: Sample, style: str, perceptual: Perceptua
     """The figures of one held-out pair, a batch of one, and the model's confidence."""
     edit = run_sample(model, sample)
     output, target, mask = edit.output.clamp(-1, 1), sample["target"], sample["mask"]
-    tight = sample.get("tight", tightened(mask))
-    colors = [mean_color(image, (tight > 0.5).float())[0] for image in (output, target)]
+    edit_mask = sample["edit_mask"]
+    colors = [mean_color(image, (edit_mask > 0.5).float())[0] for image in (output, target)]
     wanted = {}
     if style == "color":  # with more than it, what is edited is more than what is coloured
         wanted = {"delta_e_to_wanted": float(delta_e_2000(colors[0], color_or(sample["style"][0], colors[1]), dim=0))}
@@ -68,11 +67,11 @@ def figures_of(model: Network, sample: Sample, style: str, perceptual: Perceptua
     return {
         "l1_inside": float(((output - target).abs() * mask).sum() / (3 * mask.sum()).clamp_min(1e-6)),
         "psnr_outside_db": psnr_outside_db(output[0], sample["photo"][0], mask[0]),
-        "mask_l1": float((edit.mask - tight).abs().mean()),
+        "mask_l1": float((edit.mask - edit_mask).abs().mean()),
         "delta_e_to_pair": float(delta_e_2000(colors[0], colors[1], dim=0)),
         **wanted,
         f"perceptual_{perceptual.name}": float(perceptual_distance(*features, mask)[0]),
-        f"texture_{perceptual.name}": float(texture_distance(*features, tight, TEXTURE_CELL_PX)),
+        f"texture_{perceptual.name}": float(texture_distance(*features, edit_mask, TEXTURE_CELL_PX)),
     }, float(edit.confidence)
 
 

@@ -17,6 +17,8 @@ from stylepairs.datagen.images.filters import grown
 
 # Lab distances are divided by this, so that a clearly visible error counts about as much as in the other terms.
 LAB_SCALE = 100.0
+# Of a soft mask: what is under it is outside.
+_TOUCHED = 0.02
 
 
 def pixel_l1(image: torch.Tensor, target: torch.Tensor, region: torch.Tensor, region_weight: float) -> torch.Tensor:
@@ -79,8 +81,8 @@ def mask_cross_entropy(logits: torch.Tensor, target: torch.Tensor, applies: torc
 
 def spill_l1(output: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor, applies: torch.Tensor) -> torch.Tensor:
     """Mean absolute change of the photo outside the mask, as if it were all as large as the mask; of samples that the
-    edit applies to [N]."""
-    outside = (1 - mask) * applies[:, None, None, None]
+    edit applies to [N]. Where the mask is soft, change is wanted: counted there, it drew masks in."""
+    outside = (mask < _TOUCHED) * applies[:, None, None, None]
     return ((output - photo).abs() * outside).sum() / (mask.sum() * photo.shape[1]).clamp_min(1)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 # Raised whenever the same run would learn something else, as with other augmentation; such runs are not gone on with.
-TRAINING_VERSION = 7
+TRAINING_VERSION = 8
 RUN_FILE = "run.json"
 METRICS_FILE, BOARD_FOLDER = "metrics.jsonl", "tensorboard"
 _MAX_BYTES = 256 << 20  # of run.json, and of a log of a million lines

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.pairs.index import distinct
@@ -261,7 +260,7 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
         edit, batch = without_last(run.portraits, edit, batch)
     if settings.model.draws:  # shown as the pair's mask has it: through a mask of its own, half of it would do
         photo = batch["photo"]
-        edit = edit._replace(output=photo + batch["tight"] * (edit.edit - photo))
+        edit = edit._replace(output=photo + batch["edit_mask"] * (edit.edit - photo))
     terms |= editing_losses(run, edit, batch)
     image = edit.output.clamp(-1, 1)
     maps = frozen_maps(run, edit.output, batch)
@@ -286,14 +285,13 @@ def training_step(run: Run, batch: Sample) -> dict[str, float | torch.Tensor]:
 
 @torch.no_grad()
 def lesson(run: Run, batch: Sample) -> Sample:
-    """The batch with `tight`, where its target is the edit, unless it says so itself; both are the teacher's, where
-    there is one and the feature applies."""
+    """The batch; its target and masks are the teacher's, where there is one and the feature applies."""
     if run.teacher is None:
-        return {"tight": tightened(batch["mask"])} | batch
+        return batch
     edit: Edit = run.teacher(batch["photo"], batch["region"], batch["degree"], batch["style"])
     applies = batch["applies"][:, None, None, None]
     mask, target = edit.mask * applies, batch["target"].lerp(edit.output.clamp(-1, 1), applies)
-    return batch | {"target": target, "mask": mask, "tight": mask}
+    return batch | {"target": target, "mask": mask, "edit_mask": mask}
 
 
 def without_last(count: int, edit: Edit, batch: Sample) -> tuple[Edit, Sample]:
@@ -303,11 +301,11 @@ def without_last(count: int, edit: Edit, batch: Sample) -> tuple[Edit, Sample]:
 
 def placing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
     """The weighted terms that say where an edit belongs, and whether; of weight 0 the last alone."""
-    weights, tight, applies, terms = run.settings.losses, batch["tight"], batch["applies"], {}
+    weights, edit_mask, applies, terms = run.settings.losses, batch["edit_mask"], batch["applies"], {}
     if weights.mask:
-        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, tight, applies)
+        terms["mask"] = weights.mask * losses.mask_cross_entropy(edit.mask_logits, edit_mask, applies)
     if weights.spill:
-        terms["spill"] = weights.spill * losses.spill_l1(edit.output, batch["photo"], tight, applies)
+        terms["spill"] = weights.spill * losses.spill_l1(edit.output, batch["photo"], edit_mask, applies)
     # At weight 0, too: processes wait for each other's gradients of every parameter, and the head has no others.
     sure = losses.confidence_cross_entropy(edit.confidence_logits, batch["applies"], refused_in_batch(run))
     return terms | {"confidence": weights.confidence * sure}
@@ -323,7 +321,7 @@ def refused_in_batch(run: Run) -> float:
 
 def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tensor]:
     """The weighted terms that compare an edit with its pair; terms of weight 0 are left out."""
-    weights, target, mask, tight = run.settings.losses, batch["target"], batch["mask"], batch["tight"]
+    weights, target, mask, edit_mask = run.settings.losses, batch["target"], batch["mask"], batch["edit_mask"]
     if weights.l1_cells:
         terms = {"l1": weights.l1 * losses.smoothed_l1(edit.output, target, mask, weights.l1_cells)}
     else:
@@ -335,7 +333,7 @@ def editing_losses(run: Run, edit: Edit, batch: Sample) -> dict[str, torch.Tenso
             wanted = run.perceptual.features(target)
         terms["perceptual"] = weights.perceptual * losses.perceptual_l2(run.perceptual.features(edit.output), wanted)
     if weights.color:
-        region = (tight > 0.5).float()
+        region = (edit_mask > 0.5).float()
         own = losses.mean_color(batch["photo"], region)
         wanted_color = own.lerp(color_or(batch["style"], own), batch["degree"][:, None])
         terms["color"] = weights.color * losses.color_distance(edit.output, wanted_color, region)
@@ -350,7 +348,7 @@ def frozen_maps(run: Run, image: torch.Tensor, batch: Sample) -> tuple[Maps, Map
     """Frozen features of the squares around the edits, of an image and of the pairs; None where nothing needs them."""
     if run.features is None:
         return None
-    mask = batch["tight"]
+    mask = batch["edit_mask"]
     with torch.no_grad():
         wanted = run.features(batch["target"], mask)
     return run.features(image.clamp(-1, 1), mask), wanted
@@ -361,7 +359,7 @@ def feature_losses(run: Run, maps: Maps, wanted: Maps, batch: Sample) -> dict[st
     place by place."""
     weights, terms = run.settings.losses, {}
     if weights.texture:
-        squares = edited_squares(batch["mask"], batch["tight"])
+        squares = edited_squares(batch["mask"], batch["edit_mask"])
         distance = losses.texture_distance(maps[:COARSE_LEVEL], wanted[:COARSE_LEVEL], squares, CELL_PX)
         terms["texture"] = weights.texture * distance
     if weights.matching:

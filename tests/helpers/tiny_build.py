@@ -166,6 +166,7 @@ def _run(arguments: list[str], pause_s: float, file_limit: int | None, out: str,
     for name in ("invert", "reconstruct"):
         setattr(pair_maker, name, _rested(getattr(pair_maker, name), pause_s))
     if file_limit is not None:
+        sys.dont_write_bytecode = True  # what is cut off would be read by later imports
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))  # Python ignores SIGXFSZ: an error
     cli.main()
 

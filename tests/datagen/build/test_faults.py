@@ -39,13 +39,14 @@ i2i: {}
 PAIRS = 2 * tiny_build.COUNT
 
 
-def arguments(folder: Path, out: str = "pairs", *more: str) -> list[str]:
+def arguments(folder: Path, out: str = "pairs", *more: str, workers: int = 1) -> list[str]:
     """Of a build of 10 pairs in 10 shards."""
     recipe, portraits = folder / "mine.yaml", folder / "portraits"
     recipe.write_text(RECIPE)
     if not portraits.exists():
         tiny_build.write_portraits(portraits)
-    settings = ["--portraits", str(portraits), "--out", str(folder / out), "--shard-size", "1", "--workers", "1"]
+    settings = ["--portraits", str(portraits), "--out", str(folder / out), "--shard-size", "1"]
+    settings += ["--workers", str(workers)]
     settings += ["--cache", str(folder / f"cache-{out}"), "--generator", tiny_build.generator_file(), "--device", "cpu"]
     return ["build", str(recipe), *settings, *more]
 
@@ -211,8 +212,7 @@ def test_a_killed_and_resumed_build_is_byte_identical(tmp_path):
 
 
 def test_ctrl_c_is_one_line_and_leaves_neither_workers_nor_half_files(tmp_path):
-    slow = ("--workers", "2", "--set", "inversion.steps=1000000")
-    build = Command(arguments(tmp_path, "pairs", *slow))
+    build = Command(arguments(tmp_path, "pairs", "--set", "inversion.steps=1000000", workers=2))
     wait_for_work(tmp_path / "pairs", build)
     os.killpg(build.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
     assert build.wait(60) == 130

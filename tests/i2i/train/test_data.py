@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylepairs.datagen.compositing.compose import tightened
 from stylepairs.datagen.images.colors import lab_in_light
 from stylepairs.datagen.pairs.shards import read_index, read_pairs, write_manifest, write_shard
 from stylepairs.datagen.shell.errors import InputError
@@ -93,9 +94,28 @@ def test_batches_of_a_resumed_run_continue() -> None:
     assert list(batches(7, 4, 2, 3, 9, 0, 1)) == list(batches(7, 4, 2, 0, 9, 0, 1))[3:]
 
 
+def test_the_mask_that_is_learnt_is_the_sketchs_own(tmp_path: Path, pairs: Path) -> None:
+    """The dilated one, brought back, was too wide by strands and gaps: colours had soft rims."""
+    pair = next(read_pairs(pairs, split="train"))
+    soft = np.zeros_like(pair.mask)
+    soft[:, 5:9], soft[3, 3] = (0, 40, 200, 255), 90
+    write_shard(tmp_path / "pairs-00000.tar", [replace(pair, edit_mask=soft)])
+    sample = dataset(tmp_path)[0]
+    assert torch.equal(sample["edit_mask"][0], torch.from_numpy(soft) / 255)
+    assert (sample["region"] >= sample["edit_mask"]).all()
+    settings = DataSettings(**(NONE | {"flip_share": 1.0}))
+    moved = augmented_sample(sample, settings, "color", np.random.default_rng(0))
+    assert torch.equal(moved["edit_mask"], sample["edit_mask"].flip(-1))
+
+
+def test_of_a_pair_without_an_edit_mask_it_is_the_mask_without_its_dilation(pairs: Path) -> None:
+    sample = dataset(pairs)[0]
+    assert torch.equal(sample["edit_mask"], tightened(sample["mask"]))
+
+
 def test_without_augmentation_the_sample_is_the_pair(pairs: Path) -> None:
     plain, sample = augmented(pairs)
-    for name in ("photo", "mask", "region", "degree", "style", "ws", "ws_valid"):
+    for name in ("photo", "mask", "edit_mask", "region", "degree", "style", "ws", "ws_valid"):
         assert torch.equal(sample[name], plain[name]), name
     torch.testing.assert_close(sample["target"], plain["target"], rtol=0, atol=1e-6)
     assert sample["ws_valid"] == 1

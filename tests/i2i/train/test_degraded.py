@@ -185,7 +185,7 @@ def test_the_mask_reaches_beyond_holes_where_photo_and_target_are_one(portraits:
     """A mask that ended with the hole left a grey rim around it."""
     asked = DegradationSettings(hole_share=(0.2, 0.2))
     sample = DegradedPortraits(portraits, portrait_records(portraits), 32, (1, 1), asked)[0]
-    beyond = (sample["tight"] > 0) & (sample["mask"] == 0)
+    beyond = (sample["edit_mask"] > 0) & (sample["mask"] == 0)
     assert beyond.any()
-    assert (sample["tight"] >= sample["mask"]).all()
+    assert (sample["edit_mask"] >= sample["mask"]).all()
     assert torch.equal(sample["photo"][:, beyond[0]], sample["target"][:, beyond[0]])

@@ -172,6 +172,14 @@ def test_smoothed_l1_ignores_strands_and_sees_colour() -> None:
     assert losses.smoothed_l1(strands(0.0) + 0.2, strands(0.5), mask, 8).item() == pytest.approx(0.2, abs=1e-6)
 
 
+def test_spill_leaves_the_soft_edge_of_a_mask_alone() -> None:
+    """It drew masks in: hair of another colour had a rim of the old one."""
+    photo, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., :2], mask[..., 2] = 1, 0.3
+    assert losses.spill_l1(photo + mask, photo, mask, torch.ones(1)) == 0
+    assert losses.spill_l1(photo + (mask == 0), photo, mask, torch.ones(1)) > 0
+
+
 def test_smoothed_l1_is_a_mean_over_the_mask_alone() -> None:
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :4] = 1

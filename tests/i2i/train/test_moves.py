@@ -30,7 +30,8 @@ def test_what_moves_learns_a_shift_of_strands_by_its_flow(settings: Make, monkey
         mask = torch.zeros(8, 1, 32, 32)
         mask[..., 8:24, 8:24] = 1
         told = {"region": torch.ones(8, 1, 32, 32), "degree": torch.ones(8), "style": torch.zeros(8, 0)}
-        return {"photo": photo, "target": photo.lerp(target, mask), "mask": mask, "applies": torch.ones(8), **told}
+        masks = {"mask": mask, "edit_mask": mask}
+        return {"photo": photo, "target": photo.lerp(target, mask), "applies": torch.ones(8), **masks, **told}
 
     for step in range(60):
         training_step(run, batch_of(step))
@@ -61,7 +62,7 @@ def test_what_tints_learns_where_and_computes_how_much(settings: Make) -> None:
         way = wanted - mean_color(photo, part)
         target = lab_to_srgb(srgb_to_lab(photo) + part * way[:, :, None, None])
         told = {"region": mask, "degree": torch.ones(8), "style": encode_color(wanted), "applies": torch.ones(8)}
-        return {"photo": photo, "target": target, "mask": mask, **told}
+        return {"photo": photo, "target": target, "mask": mask, "edit_mask": mask, **told}
 
     for step in range(110):
         training_step(run, batch_of(step))

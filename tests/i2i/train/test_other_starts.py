@@ -99,7 +99,7 @@ def test_of_another_start_the_degree_is_how_far_it_is_from_there(tmp_path: Path)
     assert again[0]["degree"] == pytest.approx(float(share.clamp(0, 1)), abs=0.02)
     assert again[0]["degree"] > 0.9
     torch.testing.assert_close(again[4]["degree"], plain[4]["degree"])  # of one pair alone
-    faint = plain[0] | {"mask": 0.1 * plain[0]["mask"]}
+    faint = plain[0] | {"edit_mask": 0.1 * plain[0]["edit_mask"]}
     assert degree_from(again[0]["photo"], faint) == plain[0]["degree"]
 
 

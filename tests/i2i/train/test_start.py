@@ -197,6 +197,7 @@ def test_teacher_takes_the_pairs_place_where_the_feature_applies(
     assert torch.equal(run.model.noise, generator.noise_maps()[-1])
     batch = {
         "photo": torch.rand(2, 3, 32, 32), "target": torch.rand(2, 3, 32, 32), "mask": torch.ones(2, 1, 32, 32),
+        "edit_mask": torch.ones(2, 1, 32, 32),
         "region": torch.ones(2, 1, 32, 32), "degree": torch.ones(2), "style": torch.randn(2, 3),
         "applies": torch.tensor([1.0, 0.0]),
     }  # fmt: skip
@@ -205,7 +206,7 @@ def test_teacher_takes_the_pairs_place_where_the_feature_applies(
     taught = lesson(run, batch)
     torch.testing.assert_close(taught["target"][0], edit.output[0].clamp(-1, 1), rtol=0, atol=0.05)
     assert torch.equal(taught["target"][1], batch["target"][1])
-    assert not taught["tight"][1].any()
+    assert not taught["edit_mask"][1].any()
     out = train(asked, pairs, tmp_path / "run")
     assert load_model(out)[1].feature == "hair_color"
 

@@ -187,7 +187,7 @@ def test_pixels_of_portraits_without_pairs_are_not_learnt_and_their_masks_are(
     plain = figures({})
     assert figures({"target": batch["target"].lerp(torch.ones(()), half)}) == plain
     assert figures({"target": batch["target"].lerp(torch.ones(()), first)})["l1"] != plain["l1"]
-    other = figures({"mask": batch["mask"] * (1 - half)})
+    other = figures({"edit_mask": batch["edit_mask"] * (1 - half)})
     assert other["mask"] != plain["mask"]
     unmoved = plain.keys() - {"mask", "total", "gradient_norm"}
     assert unmoved >= {"l1", "perceptual", "confidence", "color", "adversarial", "discriminator"}
