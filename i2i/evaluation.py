@@ -39,7 +39,8 @@ def portrait_figures(
 
     Rows: portrait, params, the network's confidence, the figures of the feature's `measure`, psnr_outside_db and
     changed_outside (largest absolute change; 0 is untouched), both outside the region that composing a pair may touch,
-    whatever the model's mask says; identity_NAME, the likeness of photo and edit. Summary: median of each figure,
+    whatever the model's mask says; mask_error, the difference of the model's mask and the sketch's, as a share of the
+    sketch's; identity_NAME, the likeness of photo and edit. Summary: median of each figure,
     `faces_left`, and fid_NAME (photos against edits) where there are two portraits or more; NAME says the features.
     Portraits that cannot be read, or to which the feature does not apply, are said and left out. The editor's analyser
     looks at photos and edits, for features that are measured by label maps or landmarks; where it has none, those of
@@ -94,6 +95,7 @@ def edit_figures(editor: Editor, before: Portrait, wanted: Wanted) -> tuple[Row,
         "confidence": float(edit.confidence),
         **editor.feature.measure(before, seen, params),
         "psnr_outside_db": psnr_outside_db(after, before.image, allowed),
+        "mask_error": float((edit.mask[0].cpu() - sketch.edit_mask).abs().sum() / sketch.edit_mask.sum().clamp_min(1)),
         "changed_outside": float(((after - before.image).abs() * (allowed == 0)).max()),
     }, after
 

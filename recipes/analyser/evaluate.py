@@ -34,6 +34,7 @@ from stylepairs.datagen.portraits.alignment import (
 from stylepairs.datagen.portraits.analysis.analyser import Face, FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 
 GROUPS = {  # the classes that the figure counts, sides merged
     "background": [0],
@@ -314,4 +315,5 @@ FRAMINGS = {"small": _small, "filling": _filling, "turned": _turned, "poor": _po
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

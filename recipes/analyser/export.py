@@ -14,6 +14,7 @@ import torch
 from training import fill, read_weights, save_average
 
 from stylepairs.datagen.portraits.analysis.analyser import NETWORKS
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
 Weights = dict[str, torch.Tensor]
 
@@ -30,9 +31,9 @@ def main() -> None:
     for run in arguments.run:
         name, _, folder = run.partition("=")
         if not folder or name not in NETWORKS:
-            raise SystemExit(f"--run {name}=...: must be NETWORK=DIR, NETWORK one of {', '.join(NETWORKS)}")
+            raise InputError(f"--run {name}=...: must be NETWORK=DIR, NETWORK one of {', '.join(NETWORKS)}")
         if not all((Path(folder) / file).is_file() for file in ("ema.safetensors", "log.jsonl")):
-            raise SystemExit(f"{folder}: no ema.safetensors or log.jsonl; train first")
+            raise InputError(f"{folder}: no ema.safetensors or log.jsonl; train first")
         net = NETWORKS[name]()
         path = arguments.out / f"analyser_{name}.safetensors"
         weights = read_weights(Path(folder) / "ema.safetensors")
@@ -59,4 +60,5 @@ def average(trained: Weights, shipped: Weights, keep: float) -> Weights:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -19,6 +19,7 @@ from photos import Labelled, read_grey, read_split
 from stylepairs.datagen.portraits.alignment import apply_transform
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS, Portrait
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.sketching.face.glasses import frame_score, wears_glasses
 
 NEARLY = -1.5  # frame_score from here on is worth a look
@@ -74,10 +75,10 @@ def frames(photo: Labelled) -> np.ndarray:
 
 
 def with_frames(split: list[Labelled], folder: Path) -> list[Labelled]:
-    """The split with the masks of `folder` as class 6, without the photos whose masks lie in folder/wrong. A folder
-    that marks none ends the program with a line."""
+    """The split with the masks of `folder` as class 6, without the photos whose masks lie in folder/wrong. Raises
+    InputError for a folder that marks none."""
     if not any((folder / place / f"{photo.name}.png").is_file() for photo in split for place in (".", "wrong")):
-        raise SystemExit(f"{folder}: no mask of any of these portraits; make some with glasses.py")
+        raise InputError(f"{folder}: no mask of any of these portraits; make some with glasses.py")
     wrong = {path.stem for path in (folder / "wrong").glob("*.png")}
     return [_marked(photo, folder / f"{photo.name}.png") for photo in split if photo.name not in wrong]
 
@@ -106,4 +107,5 @@ def _tile(photo: Labelled, mask: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

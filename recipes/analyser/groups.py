@@ -18,6 +18,7 @@ from photos import Labelled, read_split
 
 from stylepairs.datagen.portraits.analysis.analyser import FaceAnalyser, load_analyser
 from stylepairs.datagen.portraits.portrait import CLASS
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,5 @@ def _line(name: str, served: list[Served]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

@@ -22,6 +22,7 @@ from train import read_negatives
 from stylepairs.datagen.portraits.alignment import square_transform, warp
 from stylepairs.datagen.portraits.analysis.analyser import load_analyser
 from stylepairs.datagen.portraits.landmarks import eyes_and_mouth
+from stylepairs.datagen.shell.errors import exit_on_bad_input
 
 
 def main() -> None:
@@ -67,4 +68,5 @@ def pictures(portraits: Path, negatives: Path | None, photos: int) -> Iterator[t
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

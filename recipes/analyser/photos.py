@@ -12,6 +12,7 @@ import numpy as np
 from stylepairs.datagen.images.files import through_jpeg
 from stylepairs.datagen.portraits.alignment import apply_transform, ffhq_transform, invert_transform
 from stylepairs.datagen.portraits.landmarks import MESH_TO_68
+from stylepairs.datagen.shell.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_split(folder: Path, limit: int | None = None) -> list[Labelled]:
     """All photos of `folder` (aligned/, label/, hair/, landmarks.npz, index.jsonl; raw/ where there is one), by name.
 
     Without raw/, the aligned crop stands in for the photo. The mesh may lie in raw or in aligned pixels. limit: None =
-    no limit. Another folder ends the program with a line.
+    no limit. Raises InputError for another folder.
     """
     try:
         with np.load(folder / "landmarks.npz") as stored:
@@ -41,7 +42,7 @@ def read_split(folder: Path, limit: int | None = None) -> list[Labelled]:
     except (OSError, ValueError):
         labelled = False
     if not labelled:
-        raise SystemExit(
+        raise InputError(
             f"{folder}: no split of labelled portraits (index.jsonl, landmarks.npz with mesh468): see README.md"
         )
     names = sorted(json.loads(line)["name"] for line in (folder / "index.jsonl").read_text().splitlines())
@@ -143,7 +144,7 @@ def read_grey(path: Path) -> np.ndarray:
     """uint8 [H,W] of a PNG with one channel."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise SystemExit(f"{path}: cannot be read as an image")
+        raise InputError(f"{path}: cannot be read as an image")
     return image
 
 
@@ -151,5 +152,5 @@ def read_rgb(path: Path) -> np.ndarray:
     """uint8 [H,W,3] RGB."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise SystemExit(f"{path}: cannot be read as an image")
+        raise InputError(f"{path}: cannot be read as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

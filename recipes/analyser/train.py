@@ -23,7 +23,7 @@ from training import Batch, fill, read_weights, to_input, train
 from stylepairs.datagen.portraits.analysis.networks import PARSER_BLOCK_PX, DetectorNet, LandmarkNet, ParserNet
 from stylepairs.datagen.portraits.landmarks import NOSE_TIP, eyes_and_mouth
 from stylepairs.datagen.portraits.portrait import CLASS
-from stylepairs.datagen.shell.errors import exit_on_bad_input
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
 SETTINGS = {  # steps, batch, learning rate
     "detector": (3000, 48, 2e-3),
@@ -129,8 +129,7 @@ def main() -> None:
     if arguments.init:
         fill(net, read_weights(arguments.init), str(arguments.init))
     amounts = arguments.steps or steps, arguments.batch or batch, arguments.learning_rate or rate
-    with exit_on_bad_input():
-        train(net, make, loss, arguments.out, *amounts, arguments.seed)
+    train(net, make, loss, arguments.out, *amounts, arguments.seed)
 
 
 def positive(text: str) -> int:
@@ -162,18 +161,19 @@ def read_names(path: Path) -> set[str]:
     try:
         return set(path.read_text().split())
     except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path}: no names can be read ({error})") from error
+        raise InputError(f"{path}: no names can be read ({error})") from error
 
 
 def read_negatives(folder: Path | None) -> list[np.ndarray]:
-    """The pictures of a folder, RGB; None gives none. A folder without any ends the program with a line."""
+    """The pictures of a folder, RGB; None gives none. Raises InputError where it has none."""
     if folder is None:
         return []
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not files:
-        raise SystemExit(f"{folder}: no pictures in it (.jpg, .jpeg, .png)")
+        raise InputError(f"{folder}: no pictures in it (.jpg, .jpeg, .png)")
     return [read_rgb(p) for p in files]
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

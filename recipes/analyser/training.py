@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from stylepairs.datagen.shell.durable import keep_rows
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.kernels.precision import training_precision
 
 Batch = dict[str, torch.Tensor]
@@ -127,7 +128,7 @@ def resume(accelerator: Accelerator, folder: Path) -> None:
         accelerator.load_state(str(folder))
     except (KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(f"{folder}: cannot be gone on from ({reason}); give another --out, or remove it") from error
+        raise InputError(f"{folder}: cannot be gone on from ({reason}); give another --out, or remove it") from error
 
 
 def replace_state(out: Path) -> None:
@@ -176,7 +177,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise SystemExit(f"{path}: no weights can be read ({error}); give a .safetensors file of train.py") from error
+        raise InputError(f"{path}: no weights can be read ({error}); give a .safetensors file of train.py") from error
 
 
 def fill(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
@@ -186,7 +187,7 @@ def fill(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     except RuntimeError:  # of shapes
         missing, unexpected = [], list(weights)
     if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
-        raise SystemExit(f"{source}: weights of another network")
+        raise InputError(f"{source}: weights of another network")
 
 
 def save_average(net: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -56,6 +56,13 @@ def test_portraits_are_measured_by_the_feature(model: Glean) -> None:
     assert 0.5 < summary["identity_pyramid-pooled"] <= 1.001
 
 
+def test_mask_error_is_a_share_of_what_the_sketch_edits(model: Glean) -> None:
+    """A mask of a half all over is off by half of the picture: by twice the quarter of it that is hair."""
+    editor = Editor(model, INFO)
+    figures, _ = evaluation.edit_figures(editor, portrait_of("one", 1, hair_px=8), editor.wanted({"color": "blond"}))
+    assert figures["mask_error"] == pytest.approx(2, rel=0.15)
+
+
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_has_the_same_figures(model: Glean) -> None:
     portraits, params = [portrait_of("one", 1), portrait_of("two", 2)], [{"color": "blond"}]
