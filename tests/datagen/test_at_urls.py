@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import commands, tiny_build, tiny_pairs
+from forked import commands
+from helpers import tiny_build, tiny_pairs
 from helpers.s3_server import BUCKET
 from PIL import Image
 

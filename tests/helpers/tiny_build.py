@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers.commands import forked
+from forked.commands import forked
 
 from stylepairs.datagen import cli
 from stylepairs.datagen.build import models, pair_maker

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import commands
+from forked import commands
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

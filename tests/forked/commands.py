@@ -20,7 +20,7 @@ from unittest.mock import patch
 def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """A process that calls a module's function, begun."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.all_commands"])
+    context.set_forkserver_preload(["forked.imports"])
     # Before Python 3.11.9 the server has another path than this process, and passes over what it does not find.
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()
