@@ -40,6 +40,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return OneLearns(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is given a limit of its own goes first, the highest before: begun last, one process would end it alone."""
+
+    def limit_s(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return marker.args[0] if marker else 0.0
+
+    items.sort(key=limit_s, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: let the garbage collector look at what tests make alone, a tenth of all objects."""
     gc.collect()

@@ -105,7 +105,8 @@ def install(folder: Path) -> None:
     (folder / "lowest.txt").write_text("\n".join(lowest_versions()))
     installed = Installed(folder, folder)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    pip = ("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    # Of libraries of a hundred megabytes of Python a third is ever imported, and compiled then.
+    pip = ("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
     installed(*pip, TORCH)
     installed(*pip, "--constraint", str(folder / "lowest.txt"), f"{wheel}[perceptual]")
     installed("datagen", "prepare", *map(str, PHOTOS[:3]), "--out", "prepared")

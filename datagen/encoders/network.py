@@ -88,7 +88,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("basis", torch.eye(config.w_dim))
+        identity = torch.zeros(config.w_dim, config.w_dim).fill_diagonal_(1)  # eye on meta imports for seconds
+        self.register_buffer("basis", identity)
         self.register_buffer("scale", torch.ones(config.w_dim))
         sides = config.sides
         channels = [config.width] + [config.deep] * (len(sides) - 1)

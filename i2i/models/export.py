@@ -78,7 +78,7 @@ def export(model: Glean | Plain, info: ModelInfo, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     description = json.dumps(described(model, info, list(inputs)), indent=1, sort_keys=True)
     make_folder(path.parent)
-    with without_warnings():
+    with without_warnings(), torch.no_grad():
         shapes = tuple({0: batch} for _ in inputs)
         program = torch.export.export(editor, tuple(inputs.values()), dynamic_shapes=shapes)
         if path.suffix == ".pt2":

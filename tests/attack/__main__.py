@@ -39,20 +39,22 @@ def main() -> None:
     parser.add_argument("--groups", default=",".join(GROUPS))
     parser.add_argument("--only", help="one try again, as GROUP:NUMBER; its texts are shown")
     options = parser.parse_args()
-    faults = attack(options.tries, options.seed, options.start, options.groups.split(","), options.only)
-    if options.kills:
-        faults += killed_and_resumed(options.kills, options.seed)
+    preload()
+    with tempfile.TemporaryDirectory(prefix="attack-") as temporary:
+        seeds = Path(temporary) / "seeds"
+        made_apart(seeds)
+        faults = attack(seeds, options.tries, options.seed, options.start, options.groups.split(","), options.only)
+        if options.kills:
+            faults += killed_and_resumed(seeds, options.kills, options.seed)
     sys.exit(1 if faults else 0)
 
 
-def attack(tries: int, seed: int, start: int, groups: list[str], only: str | None = None) -> list[str]:
-    """Make the tries; prints and returns one line for each that failed."""
+def attack(seeds: Path, tries: int, seed: int, start: int, groups: list[str], only: str | None = None) -> list[str]:
+    """Make the tries on whole inputs; prints and returns one line for each that failed."""
     faults, codes, seconds, began = [], Counter(), Counter(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attack-") as temporary:
-        seeds, here = Path(temporary) / "seeds", Path(temporary) / "tries"
+        here = Path(temporary) / "tries"
         here.mkdir()
-        made_apart(seeds)
-        preload()
         chosen = [
             Try(groups[number % len(groups)], number, seed, seeds, here) for number in range(start, start + tries)
         ]

@@ -30,6 +30,7 @@ _LATE = (
     "stylepairs.i2i.models.export", "stylepairs.datagen.portraits.analysis.prepare", "pyarrow.parquet",
     "stylepairs.datagen.portraits.analysis.bisenet", "torch.utils.tensorboard", "albumentations", "rich.progress",
     "fsspec.implementations.memory", "kornia.filters", "stylepairs.datagen.features.hair_color",
+    "torch._dynamo",
 )  # fmt: skip
 HOSTILE_NAMES = (
     "../../outside", "../pairs-00000.tar", "/etc/passwd", "..", "a/../../../outside", "pairs-00000.tar/../../outside",

@@ -12,20 +12,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from attack.commands import command_of, preload
+from attack.commands import command_of
 from attack.seeds import write_seeds
 from attack.trial import forked
 
 CLOCK_S = 300
 
 
-def killed_and_resumed(kills: int, seed: int) -> list[str]:
+def killed_and_resumed(seeds: Path, kills: int, seed: int) -> list[str]:
     """Kill each of the four commands in turn; prints and returns one line for each that did not end the same."""
     faults = []
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
-        seeds = Path(temporary) / "seeds"
-        made_apart(seeds)
-        preload()
         for number, (name, arguments) in enumerate(_commands(seeds).items()):
             share = kills // 4 + (number < kills % 4)
             fault = _attack(name, arguments, share, random.Random(f"{seed} {name}"), Path(temporary))

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_few_attacks_and_kills_of_every_kind() -> None:
     """Of each group 12, of each command one kill."""
     done = subprocess.run(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from forked import commands
 from helpers import tiny_build, tiny_pairs
 from helpers.s3_server import BUCKET
 from PIL import Image
@@ -196,14 +195,14 @@ def test_portraits_are_prepared_at_a_url_as_on_disk_in_whatever_order(s3, tmp_pa
     assert os.fspath(out).split("/s3/")[0].encode() not in b"".join(there.values())
 
 
-def command(*arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=500, **options)
+def command(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = commands.ended([*map(str, arguments)], os.environ | environment)
     assert done.returncode == 0 or not check, done.stderr
     return done
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_path_from_url_to_url_in_worker_processes_and_killed(s3, local, tmp_path):
     put_folder(s3, local / "portraits", "portraits")
     recipe = tmp_path / "recipe.yaml"
@@ -216,32 +215,31 @@ def test_the_whole_path_from_url_to_url_in_worker_processes_and_killed(s3, local
     recipe.write_text(yaml.safe_dump({"datagen": datagen, "i2i": training}))
     generator = ("--generator", tiny_build.generator_file(), "--shard-size", 3)
 
-    def build(portraits, out, *more, **options):
-        return ("stylepairs.datagen", "build", recipe, "--portraits", portraits, "--out", out, *generator, *more)
+    def build(portraits, out, *more):
+        return ("datagen", "build", recipe, "--portraits", portraits, "--out", out, *generator, *more)
 
     command(*build(local / "portraits", tmp_path / "pairs", "--workers", 1))
-    killed = subprocess.Popen([sys.executable, "-m", *map(str, build(f"{URL}/portraits", f"{URL}/pairs"))])
+    killed = commands.begun([*map(str, build(f"{URL}/portraits", f"{URL}/pairs"))], tmp_path)
     for _ in range(600):
-        if s3.client.list_objects_v2(Bucket=BUCKET, Prefix="pairs/pairs-")["KeyCount"] or killed.poll() is not None:
+        if s3.client.list_objects_v2(Bucket=BUCKET, Prefix="pairs/pairs-")["KeyCount"] or not killed.is_alive():
             break
         time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     command(*build(f"{URL}/portraits", f"{URL}/pairs", "--workers", 2))
     assert at(s3, "pairs") == files_of(tmp_path / "pairs")
-    assert f"{URL}/pairs: 10 of 10 pairs" in command("stylepairs.datagen", "status", f"{URL}/pairs").stdout
+    assert f"{URL}/pairs: 10 of 10 pairs" in command("datagen", "status", f"{URL}/pairs").stdout
 
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     for pairs, out in ((tmp_path / "pairs", tmp_path / "run"), (f"{URL}/pairs", f"{URL}/run")):
-        command("stylepairs.i2i", "train", recipe, "--pairs", pairs, "--out", out, env=environment)
+        command("i2i", "train", recipe, "--pairs", pairs, "--out", out, ACCELERATE_USE_CPU="true")
     names = ("model.safetensors", "state.safetensors", "metrics.jsonl", "run.json", "samples/00000004.png")
     there = at(s3, "run")
     assert {name: there[name] for name in names} == {name: (tmp_path / "run" / name).read_bytes() for name in names}
-    command("stylepairs.i2i", "train", recipe, "--pairs", f"{URL}/pairs", "--out", f"{URL}/run", "--set", "steps=6",
-            env=environment)  # fmt: skip
+    command("i2i", "train", recipe, "--pairs", f"{URL}/pairs", "--out", f"{URL}/run", "--set", "steps=6",
+            ACCELERATE_USE_CPU="true")  # fmt: skip
     assert b'"step": 6' in at(s3, "run")["metrics.jsonl"]
-    judged = command("stylepairs.i2i", "evaluate", f"{URL}/run", "--pairs", f"{URL}/pairs", "--out", f"{URL}/judged",
+    judged = command("i2i", "evaluate", f"{URL}/run", "--pairs", f"{URL}/pairs", "--out", f"{URL}/judged",
                      "--perceptual", "pyramid", check=False)  # fmt: skip
     assert judged.returncode in (0, 2), judged.stderr  # so few pairs may have none held out
-    refused = command("stylepairs.i2i", "edit", f"{URL}/run", f"{URL}/photo.png", "--out", tmp_path / "e", check=False)
+    refused = command("i2i", "edit", f"{URL}/run", f"{URL}/photo.png", "--out", tmp_path / "e", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

@@ -144,6 +144,16 @@ def test_a_graph_of_another_version_is_one_line(example: ModuleType, photo: np.n
         example.find_faces(photo, finder, finder)
 
 
+@pytest.fixture(scope="module")
+def face_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The face finder's two graphs."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from stylepairs.i2i.models.face_export import export_faces
+
+    return export_faces(tmp_path_factory.mktemp("faces"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -151,22 +161,20 @@ def test_a_graph_of_another_version_is_one_line(example: ModuleType, photo: np.n
     [("embedded", {"color": "auburn"}), ("embedded:fluffiness", {"volume": 0.12, "where": "both"})],
 )
 def test_the_example_makes_the_pixels_that_the_editor_makes(
-    tmp_path: Path, source: str, params: dict[str, object]
+    tmp_path: Path, face_files: tuple[Path, Path], source: str, params: dict[str, object]
 ) -> None:
     """Photo file to photo file in an interpreter that may not import this package or PyTorch."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
     from stylepairs.datagen.images.files import read_image
     from stylepairs.datagen.portraits.analysis.analyser import load_analyser
     from stylepairs.i2i.edit.editor import Editor
     from stylepairs.i2i.models.checkpoints import load_model
     from stylepairs.i2i.models.export import export
-    from stylepairs.i2i.models.face_export import export_faces
     from stylepairs.i2i.models.prepared_glean import prepare
 
     model, info = load_model(source)
     export(model, info, tmp_path / "editor.onnx")
-    export_faces(tmp_path)
+    for path in face_files:
+        (tmp_path / path.name).symlink_to(path)
     editor = Editor(prepare(model, torch.float32), info, load_analyser())
     style = editor.wanted(params).style.tolist()
     crowd = np.hstack([np.array(Image.open(path).convert("RGB").resize((400, 400))) for path in PHOTOS[:2]])

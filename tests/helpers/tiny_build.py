@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -12,11 +11,11 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import torch
+from forked.commands import forked
 
 from stylepairs.datagen import cli
 from stylepairs.datagen.build import models, pair_maker
@@ -128,13 +127,9 @@ class Command:
     """
 
     def __init__(self, arguments: list[str], pause_s: float = 0.0, file_limit: int | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
         self._texts = tempfile.TemporaryDirectory()
         self.out_path, self.err_path = (Path(self._texts.name) / name for name in ("out", "err"))
-        run = (arguments, pause_s, file_limit, str(self.out_path), str(self.err_path))
-        self.process: BaseProcess = context.Process(target=_run, args=run)
-        self.process.start()
+        self.process = forked(_run, arguments, pause_s, file_limit, str(self.out_path), str(self.err_path))
 
     def wait(self, timeout_s: float = 120.0) -> int:
         """The exit code, negative for a signal."""

@@ -25,12 +25,15 @@ from stylepairs.i2i.train import training
 
 
 @pytest.mark.slow
-def test_an_editor_is_loaded_without_torchs_compiler_and_a_cpu_works_without_triton() -> None:
+def test_networks_are_loaded_without_torchs_compiler_and_a_cpu_works_without_triton() -> None:
     """Networks are built on the meta device, where some of torch's functions import the compiler, for seconds."""
     code = """
 import sys, torch
+from stylepairs.datagen.encoders.files import load_encoder
+from stylepairs.datagen.stylegan.checkpoints import generator_digest
 from stylepairs.i2i.models.checkpoints import load_model
 model, _ = load_model("embedded")
+load_encoder("embedded", model.generator, generator_digest(model.generator))
 heavy = {"torch._dynamo", "sympy"} & set(sys.modules)
 assert not heavy, heavy
 model.generator(torch.zeros(1, model.generator.config.z_dim).requires_grad_()).sum().backward()

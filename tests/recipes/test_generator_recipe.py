@@ -231,6 +231,7 @@ train.main()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_processes_go_on_as_one_unbroken_run_and_log_the_mean_of_all(portraits, trunk_file, tmp_path):
     (tmp_path / "launched.py").write_text(LAUNCHED)
 
@@ -342,6 +343,7 @@ def test_latents_of_other_portraits_are_named_with_the_way_out(portraits, trunk_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_run_on_a_gpu_machine_is_rehearsed_on_the_cpu(portraits, trunk_file, tmp_path, monkeypatch):
     run(monkeypatch, portraits, trunk_file, tmp_path / "run", "--stages", "32:8")
     tiny = "--channel-base 128 --channel-max 8 --latent-dim 16 --precision no --measure-images 1"

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import commands
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -44,10 +44,6 @@ def assert_same_run(one: Path, two: Path) -> None:
 def as_recipe(settings: TrainingSettings, path: Path) -> Path:
     path.write_text(yaml.safe_dump({"i2i": settings.model_dump()}))
     return path
-
-
-def command(recipe: Path, pairs: Path, out: Path) -> list[str]:
-    return ["stylepairs.i2i", "train", str(recipe), "--pairs", str(pairs), "--out", str(out)]
 
 
 def environment() -> dict[str, str]:
@@ -335,18 +331,18 @@ def test_killed_runs_end_like_the_one_that_was_not(tmp_path: Path, pairs: Path, 
     recipe = as_recipe(chosen, tmp_path / "recipe.yaml")
     train(chosen, pairs, tmp_path / "whole")
     out = tmp_path / "killed"
-    arguments = [sys.executable, "-m", *command(recipe, pairs, out)]
+    arguments = ["i2i", "train", str(recipe), "--pairs", str(pairs), "--out", str(out)]
     for step in (2, 5):
-        process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL)
+        process = commands.begun(arguments, tmp_path, environment())
         deadline = time.time() + 120
-        while time.time() < deadline and process.poll() is None:
+        while time.time() < deadline and process.is_alive():
             lines = read_metrics(out / "metrics.jsonl")
             if lines and lines[-1]["step"] >= step:
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(arguments, env=environment(), check=True, stdout=subprocess.DEVNULL)
+        process.kill()
+        process.join()
+    assert commands.ended(arguments, environment()).returncode == 0
     assert_same_run(tmp_path / "whole", out)
 
 
