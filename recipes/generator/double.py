@@ -103,6 +103,7 @@ class Doubling:
         self.heads_optimiser = torch.optim.Adam(self.heads.parameters(), args.heads_rate, (0.0, 0.99), eps=1e-8)
         if not self.resume():
             self.measure()
+        keep_rows(args.out / "log.jsonl", "images", self.images_seen)
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -260,7 +261,6 @@ class Doubling:
         for name in OPTIMISERS:
             load_optimizer(getattr(self, name), under(tensors, name))
         self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
-        keep_rows(self.args.out / "log.jsonl", "images", self.images_seen)
         return True
 
 

@@ -149,11 +149,10 @@ def run_stages(args: argparse.Namespace, accelerator: Accelerator) -> None:
     deadline = time.time() + 60 * args.minutes if args.minutes is not None else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
     path = args.out / "state.safetensors"
-    begun = load_state(path, rates, accelerator.device)
-    if begun is not None and accelerator.is_main_process:
-        for name in ("log.jsonl", "figures.jsonl"):
-            keep_rows(args.out / name, "images", begun.images_seen)
-    state = begun or build_state(args, rates, args.stages[0][0])
+    state = load_state(path, rates, accelerator.device) or build_state(args, rates, args.stages[0][0])
+    if accelerator.is_main_process:
+        for name in ("log.jsonl", "figures.jsonl"):  # a run that begins may find rows of one killed before its state
+            keep_rows(args.out / name, "images", state.images_seen)
     found = state.generator.config
     if found != (asked := config_of(args, found.img_resolution)):
         raise InputError(f"{path}: the run's is {found}, asked for is {asked}; a run keeps its sizes")

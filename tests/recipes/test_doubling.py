@@ -159,6 +159,15 @@ def test_portraits_that_cannot_be_learned_from_are_told(asked, portraits, change
         double.Doubling(asked("out"))
 
 
+def test_a_run_that_begins_anew_has_no_rows_of_the_one_before(asked, tmp_path):
+    import double
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").write_text('{"images": 400}\n{"images": 800, "lik')
+    double.Doubling(asked("out"))
+    assert (tmp_path / "out" / "log.jsonl").read_text() == ""
+
+
 def test_another_generators_state_is_not_gone_on_with(asked, tmp_path, networks):
     import double
 

@@ -194,6 +194,17 @@ def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypa
     assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
 
 
+def test_a_run_that_begins_anew_has_no_rows_of_the_one_before(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    (begun / "state.safetensors").unlink()  # or killed before there was one
+    (begun / "log.jsonl").write_text('{"images": 4}\n{"images": 8, "adv')
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:8")
+    rows = [json.loads(line) for line in (begun / "log.jsonl").read_text().splitlines()]
+    assert [(row["images"], "likeness" in row) for row in rows] == [(4, True), (8, True)]
+
+
 def test_weights_that_are_not_finite_do_not_take_the_place_of_the_last_state(begun):
     import state
 
