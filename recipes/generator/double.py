@@ -65,6 +65,9 @@ def parse_args() -> argparse.Namespace:
     add("--save-every", type=int, default=4_000, help="images between saved states, with sheets")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
+    for name in ("images", "save_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: must be above 0")
     if not 0 < round(args.batch * PRIOR_SHARE) < args.batch:
         parser.error(f"--batch {args.batch}: too small, as {PRIOR_SHARE:.0%} of it are renderings of the prior")
     return args

@@ -182,6 +182,13 @@ def test_another_generators_state_is_not_gone_on_with(asked, tmp_path, networks)
         double.Doubling(asked("out"))
 
 
+@pytest.mark.parametrize("option", ["--images", "--save-every"])
+def test_what_is_counted_is_above_0(asked, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        asked("out", option, "0")
+    assert f"{option}: must be above 0" in capsys.readouterr().err
+
+
 def test_a_generator_too_small_for_crops_is_told(asked, tmp_path):
     import double
 
