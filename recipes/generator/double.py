@@ -25,7 +25,7 @@ from figures import write_sheet
 from growth import grow_generator
 from losses import accuracy, balanced, decibel, likeness_loss
 from starts import Starts, find_starts
-from state import append, load_optimizer, move_average, read_state, tensors_of, under, write
+from state import append, fitting, load_optimizer, move_average, read_state, tensors_of, under, write
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import keep_rows, make_folder
@@ -259,11 +259,12 @@ class Doubling:
         tensors, metadata = read_state(path, "the state cannot be continued; remove it to start over")
         if metadata.get("generator") != self.digest:
             raise InputError(f"{path}: is of another generator than {self.args.generator}; give that, or another --out")
-        for name in MODULES:
-            getattr(self, name).load_state_dict(under(tensors, name))
-        for name in OPTIMISERS:
-            load_optimizer(getattr(self, name), under(tensors, name))
-        self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
+        with fitting(path, "remove it to start over"):
+            for name in MODULES:
+                getattr(self, name).load_state_dict(under(tensors, name))
+            for name in OPTIMISERS:
+                load_optimizer(getattr(self, name), under(tensors, name))
+            self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
         return True
 
 

@@ -316,6 +316,11 @@ def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, 
     state.write_weights(start, state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu")))
     for smaller in (("--latent-dim", "8"), ("--channel-max", "4"), ("--mapping-layers", "3"), ("--stages", "16:16")):
         assert "of a larger generator" in refusal(new, *asked, "--start-from", str(start), *smaller)
+    shutil.copy(start / "codes.safetensors", start / "discriminator.safetensors")
+    other = refusal(new, *asked, "--start-from", str(start))
+    assert re.search(r"discriminator\.safetensors: is not what this recipe writes there .*; leave it out", other)
+    shutil.copy(start / "generator.safetensors", begun / "state.safetensors")
+    assert "is not what this recipe writes there ('progress'); remove it" in refusal(begun, *asked)
     (begun / "state.safetensors").write_bytes(b"cut off")
     assert "state.safetensors: damaged" in refusal(begun, *asked)
 
