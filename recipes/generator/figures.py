@@ -26,7 +26,7 @@ from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
 from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shell.errors import exit_on_bad_input
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -68,18 +68,27 @@ def print_table(args: argparse.Namespace) -> None:
     print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
     both = {"features": pooled_features(), "landmarks": pooled_landmarks()}
     if args.trained_on:
-        sets = {folder: Portraits([folder], PHOTO_PX).images for folder in args.portraits}
+        sets = held_out(args.portraits, PHOTO_PX)
         photos = drawn([Portraits([folder], PHOTO_PX).images for folder in args.trained_on], args.shares)
         cells = _cells(distances_of(photos, sets, both)) + ["" for _ in brought]
         print("| photos | " + " | ".join(cells) + " |", flush=True)
     for path in args.weights:
         generator = load_generator(path).eval().requires_grad_(False)
-        sets = {folder: Portraits([folder], generator.config.img_resolution).images for folder in args.portraits}
+        sets = held_out(args.portraits, generator.config.img_resolution)
         cells = _cells(kernel_distances(generator, sets, both))
         for images in sets.values() if args.count else []:
             chosen = images[torch.linspace(0, len(images) - 1, args.count).long()]
             cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, how)) for how in HOW.values()]
         print(f"| {path.parent.name}/{path.stem} | " + " | ".join(cells) + " |", flush=True)
+
+
+def held_out(folders: Sequence[Path], resolution: int) -> dict[Path, torch.Tensor]:
+    """Each folder's portraits, uint8 [M,3,R,R]. Raises InputError where there are too few to measure a distance to."""
+    sets = {folder: Portraits([folder], resolution).images for folder in folders}
+    for folder, images in sets.items():
+        if len(images) < 2:
+            raise InputError(f"{folder}: one portrait, whose distribution has no width; give two or more")
+    return sets
 
 
 def kernel_distances(

@@ -26,7 +26,7 @@ from augment import draw_augmentation
 from codes import assign_codes
 from data import Portraits
 from draws import Draws, draw_step
-from figures import kernel_distances, write_sheet
+from figures import held_out, kernel_distances, write_sheet
 from losses import accuracy, balanced, decibel, likeness_loss
 from state import (
     Rates,
@@ -193,7 +193,7 @@ class Stage:
         self.row: Row = {}  # what it gave, likewise
         resolution = state.generator.config.img_resolution
         self.data = Portraits(args.portraits, resolution, args.shares).to(accelerator.device)
-        self.validation = {folder: Portraits([folder], resolution).images for folder in args.validation}
+        self.validation = held_out(args.validation, resolution)
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         self.trunk = load_trunk(args.trunk, dtype).to(accelerator.device)
         self.count = args.batch // accelerator.num_processes

@@ -300,6 +300,18 @@ def test_portraits_that_are_not_there_or_damaged_are_named(tmp_path):
         Portraits([folder], 16)
 
 
+def test_portraits_that_cannot_be_packed_or_measured_are_named(tmp_path):
+    from figures import held_out
+    from pack import pack_portraits
+
+    folder = write_portraits(tmp_path / "data", 1)
+    with pytest.raises(InputError, match="data: one portrait, whose distribution has no width; give two or more"):
+        held_out([folder], 16)
+    (folder / "aligned" / "1.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"aligned/1\.png: cannot be read as an image"):
+        pack_portraits(folder, tmp_path / "packed")
+
+
 def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, begun, tmp_path, monkeypatch, capsys):
     import state
 
