@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from data import Portraits
-from PIL import Image
 
+from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
@@ -174,12 +174,12 @@ def pooled_landmarks() -> Pooled:
 
 @torch.no_grad()
 def write_sheet(path: Path, generator: Generator, rows: int = 8, columns: int = 8) -> None:
-    """Always the same latents: the upper half untruncated, the lower half at truncation 0.7."""
+    """Always the same latents: the upper half untruncated, the lower half at truncation 0.7. Raises InputError."""
     z = torch.randn(rows * columns // 2, generator.config.z_dim, generator=torch.Generator().manual_seed(1))
     z = z.to(generator.mapping.w_avg.device)
     images = torch.cat([generator(z), generator(z, truncation_psi=0.7)]).clamp(-1, 1).cpu()
     grid = images.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(((grid + 1) * 127.5).round().byte().numpy()).save(path)
+    write_png(path, ((grid + 1) * 127.5).round().byte().numpy())
 
 
 def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.recipe_scripts import scripts_on_path
+from PIL import Image
 
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
@@ -134,6 +136,16 @@ def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
     unmoved = bring_back(generator, images, HOW["W+ alone"].model_copy(update=few | {"learning_rate": 1e-9}))
     assert noise[0] > alone[0] > unmoved[0]
     assert alone[1] < unmoved[1]
+
+
+def test_a_sheet_that_a_disk_refuses_is_one_line(tmp_path):
+    from figures import write_sheet
+
+    generator = Generator(GeneratorConfig(8, 8, 8, 3, 32, 4, 1)).eval().requires_grad_(False)
+    write_sheet(tmp_path / "sheet.png", generator, 2, 3)
+    assert Image.open(tmp_path / "sheet.png").size == (24, 16)
+    with pytest.raises(InputError, match="sheet"):
+        write_sheet(tmp_path / "sheet.png" / "below.png", generator, 2, 3)
 
 
 def test_rates_are_halved_evenly_over_the_last_minutes():
