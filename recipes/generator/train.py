@@ -168,6 +168,12 @@ def run_stages(args: argparse.Namespace, accelerator: Accelerator) -> None:
     found = state.generator.config
     if found != (asked := config_of(args, found.img_resolution)):
         raise InputError(f"{path}: the run's is {found}, asked for is {asked}; a run keeps its sizes")
+    if all(state.images_seen >= until for _, until in args.stages):
+        seen = state.images_seen
+        told = f"--stages: ends at {args.stages[-1][1]} images, of which {seen} were seen; give a later end"
+        if not path.exists():  # nothing would come of it
+            raise InputError(told)
+        accelerator.print(told, flush=True)
     for resolution, until in args.stages:
         if state.images_seen >= until:
             continue

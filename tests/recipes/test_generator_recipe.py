@@ -326,6 +326,10 @@ def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, 
     assert "must be a portrait rebuilt and one must not" in refusal(new, *asked, "--rebuilt-share", "0")
     assert "start from" in refusal(new, *asked, "--start-from", str(tmp_path))
     state.write_weights(start, state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu")))
+    past = refusal(new, "--stages", "32:4", "--start-from", str(start))
+    assert past == "--stages: ends at 4 images, of which 8 were seen; give a later end\n"
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:4")
+    assert past in capsys.readouterr().out
     for smaller in (("--latent-dim", "8"), ("--channel-max", "4"), ("--mapping-layers", "3"), ("--stages", "16:16")):
         assert "of a larger generator" in refusal(new, *asked, "--start-from", str(start), *smaller)
     shutil.copy(start / "codes.safetensors", start / "discriminator.safetensors")
