@@ -99,6 +99,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--shares: {len(args.shares)} for {len(args.portraits)} folders of --portraits; give one of each")
     if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
         parser.error("--shares: none may be below 0, and one must be above")
+    if args.channel_base < (largest := max(px for px, _ in args.stages)):
+        parser.error(f"--channel-base {args.channel_base}: must be at least the side of --stages, {largest}")
     if args.cool_minutes and args.minutes is None:
         parser.error("--cool-minutes: the end that rates are lowered towards is that of --minutes; give it too")
     return args

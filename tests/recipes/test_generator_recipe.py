@@ -354,6 +354,7 @@ def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, 
         (["--learning-rate", "-0.1"], "argument --learning-rate: -0.1: must be a number of at least 0"),
         (["--heads-rate", "nan"], "argument --heads-rate: nan: must be a number of at least 0"),
         (["--rebuilt-share", "nan"], "argument --rebuilt-share: nan: must be between 0 and 1"),
+        (["--stages", "256:8"], "--channel-base 128: must be at least the side of --stages, 256"),
         (["--cool-minutes", "2"], "--cool-minutes: the end that rates are lowered towards is that of --minutes"),
     ],
 )
