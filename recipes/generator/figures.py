@@ -12,6 +12,7 @@ no loss sees.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,10 @@ def main() -> None:
         parser.error(
             f"--shares: {len(args.shares)} for {len(args.trained_on)} folders of --trained-on; give one of each"
         )
+    if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
+        parser.error("--shares: none may be below 0, and one must be above")
+    if args.count < 0:
+        parser.error(f"--count {args.count}: must be 0 or more")
     with exit_on_bad_input():
         print_table(args)
 

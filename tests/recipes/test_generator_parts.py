@@ -1,5 +1,6 @@
 """The parts of the generator's recipe, each by itself: growth, moments, heads, recolouring, figures, rates."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,23 @@ def test_photos_are_drawn_in_the_shares_of_their_folders_and_none_twice():
     assert len(set(photos)) == len(photos) == 80
     assert sum(value < 40 for value in photos) == 20
     assert len(drawn([few, many], None, 13)) == 13
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--trained-on", "a", "b", "--shares", "0", "0"], "--shares: none may be below 0, and one must be above"),
+        (["--trained-on", "a", "b", "--shares", "-1", "2"], "--shares: none may be below 0, and one must be above"),
+        (["--count", "-1"], "--count -1: must be 0 or more"),
+    ],
+)
+def test_figures_that_cannot_be_made_are_one_line(options, message, monkeypatch, capsys):
+    import figures
+
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--portraits", "p", *options])
+    with pytest.raises(SystemExit, match="2"):
+        figures.main()
+    assert message in capsys.readouterr().err
 
 
 def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
