@@ -304,7 +304,8 @@ def _prepared(layer: _Layer) -> _Prepared:
 def _prepare(layer: _Layer) -> _Prepared:
     weight, gain = layer.weight, layer.gain
     filters = weight if layer.up == 1 else weight.transpose(0, 1)
-    filters = filters.to(layer.dtype).contiguous(memory_format=torch.channels_last)
+    # Detached: a weight that lies so already would be its own value in the cache, and never be freed.
+    filters = filters.to(layer.dtype).contiguous(memory_format=torch.channels_last).detach()
     squares = weight.square().sum((2, 3)) / gain**2
     floor = squares.new_full((1,), DEMODULATION_EPS / gain**2)
     return _Prepared(filters, squares, (layer.bias * gain).to(layer.dtype), floor)

@@ -10,6 +10,7 @@ from kornia.color import lab_to_rgb, rgb_to_linear_rgb
 
 from stylepairs.datagen.shell.errors import InputError, nearest
 from stylepairs.kernels.constants import Constant
+from stylepairs.kernels.dispatch import without_autocast
 
 # Mean sRGB over the hair of a portrait in even light, shading and highlights included: darker and greyer than a swatch.
 # The natural ones lie inside what 340 portraits show (5th to 95th percentile: L 11 to 69, a 2 to 13, b -5 to 18),
@@ -77,9 +78,11 @@ def parse_color(text: str | Sequence[int]) -> tuple[int, int, int]:
 def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
     """sRGB [...,3,H,W] in [-1,1] -> CIE Lab [...,3,H,W] (L 0..100), white point D65, 2 degree observer.
 
-    kornia's rgb_to_lab to the bit, but for its constants: made anew in each call, they would make a GPU wait.
+    kornia's rgb_to_lab to the bit, but for its constants: made anew in each call, they would make a GPU wait. Under
+    autocast in the image's own precision: bfloat16 is a unit of Lab off.
     """
-    xyz = torch.einsum("oi,...ihw->...ohw", _TO_XYZ.like(image), rgb_to_linear_rgb((image + 1) / 2))
+    with without_autocast(image.device.type):
+        xyz = torch.einsum("oi,...ihw->...ohw", _TO_XYZ.like(image), rgb_to_linear_rgb((image + 1) / 2))
     xyz = xyz / _WHITE_XYZ.like(image)
     curve = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856).pow(1 / 3), 7.787 * xyz + 4 / 29)
     x, y, z = curve.unbind(-3)
@@ -88,12 +91,19 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
 
 def lab_to_srgb(lab: torch.Tensor) -> torch.Tensor:
     """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], colours outside the gamut clipped to it."""
-    return lab_to_rgb(lab) * 2 - 1
+    return _lab_to_rgb(lab, clip=True) * 2 - 1
 
 
 def lab_to_paled_srgb(lab: torch.Tensor) -> torch.Tensor:
     """CIE Lab [...,3,H,W] -> sRGB [...,3,H,W] in [-1,1], `paled`."""
-    return paled(lab_to_rgb(lab, clip=False) * 2 - 1, lab[..., :1, :, :])
+    return paled(_lab_to_rgb(lab, clip=False) * 2 - 1, lab[..., :1, :, :])
+
+
+def _lab_to_rgb(lab: torch.Tensor, clip: bool) -> torch.Tensor:
+    """In [0,1]; under autocast too in Lab's own precision."""
+    with without_autocast(lab.device.type):
+        rgb: torch.Tensor = lab_to_rgb(lab, clip=clip)
+    return rgb
 
 
 def paled(image: torch.Tensor, light: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,11 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.img_resolution < 8 or self.img_resolution & (self.img_resolution - 1):
             raise ValueError(f"img_resolution must be a power of two of at least 8, got {self.img_resolution}")
+        for name, least in (("z_dim", 1), ("w_dim", 1), ("img_channels", 1), ("channel_max", 1), ("mapping_layers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.channel_base < self.img_resolution:
+            raise ValueError(f"channel_base must be at least img_resolution {self.img_resolution}, or layers are empty")
         if self.conv_clamp is not None and not self.conv_clamp > 0:
             raise ValueError(f"conv_clamp must be above 0 or None, got {self.conv_clamp}")
 

@@ -25,7 +25,7 @@ from figures import write_sheet
 from growth import grow_generator
 from losses import accuracy, balanced, decibel, likeness_loss
 from starts import Starts, find_starts
-from state import append, load_optimizer, move_average, read_state, tensors_of, under, write
+from state import append, fitting, load_optimizer, move_average, read_state, tensors_of, under, write
 
 from stylepairs.datagen.images.trunk import load_trunk
 from stylepairs.datagen.shell.durable import keep_rows, make_folder
@@ -65,6 +65,9 @@ def parse_args() -> argparse.Namespace:
     add("--save-every", type=int, default=4_000, help="images between saved states, with sheets")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
+    for name in ("images", "save_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: must be above 0")
     if not 0 < round(args.batch * PRIOR_SHARE) < args.batch:
         parser.error(f"--batch {args.batch}: too small, as {PRIOR_SHARE:.0%} of it are renderings of the prior")
     return args
@@ -103,6 +106,7 @@ class Doubling:
         self.heads_optimiser = torch.optim.Adam(self.heads.parameters(), args.heads_rate, (0.0, 0.99), eps=1e-8)
         if not self.resume():
             self.measure()
+        keep_rows(args.out / "log.jsonl", "images", self.images_seen)
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -255,12 +259,12 @@ class Doubling:
         tensors, metadata = read_state(path, "the state cannot be continued; remove it to start over")
         if metadata.get("generator") != self.digest:
             raise InputError(f"{path}: is of another generator than {self.args.generator}; give that, or another --out")
-        for name in MODULES:
-            getattr(self, name).load_state_dict(under(tensors, name))
-        for name in OPTIMISERS:
-            load_optimizer(getattr(self, name), under(tensors, name))
-        self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
-        keep_rows(self.args.out / "log.jsonl", "images", self.images_seen)
+        with fitting(path, "remove it to start over"):
+            for name in MODULES:
+                getattr(self, name).load_state_dict(under(tensors, name))
+            for name in OPTIMISERS:
+                load_optimizer(getattr(self, name), under(tensors, name))
+            self.images_seen, self.weight = int(metadata["images"]), float(metadata["weight"])
         return True
 
 

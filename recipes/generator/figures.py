@@ -12,21 +12,22 @@ no loss sees.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from data import Portraits
-from PIL import Image
 
+from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
 from stylepairs.datagen.portraits.analysis.analyser import WEIGHTS, load_network
 from stylepairs.datagen.portraits.analysis.networks import LandmarkNet
 from stylepairs.datagen.portraits.portrait import bare_portrait
 from stylepairs.datagen.reconstruction.inversion import invert
 from stylepairs.datagen.reconstruction.settings import InversionSettings
-from stylepairs.datagen.shell.errors import exit_on_bad_input
+from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 from stylepairs.datagen.stylegan.checkpoints import load_generator
 from stylepairs.datagen.stylegan.generator import Generator
 
@@ -55,6 +56,10 @@ def main() -> None:
         parser.error(
             f"--shares: {len(args.shares)} for {len(args.trained_on)} folders of --trained-on; give one of each"
         )
+    if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
+        parser.error("--shares: none may be below 0, and one must be above")
+    if args.count < 0:
+        parser.error(f"--count {args.count}: must be 0 or more")
     with exit_on_bad_input():
         print_table(args)
 
@@ -68,18 +73,27 @@ def print_table(args: argparse.Namespace) -> None:
     print("| generator | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
     both = {"features": pooled_features(), "landmarks": pooled_landmarks()}
     if args.trained_on:
-        sets = {folder: Portraits([folder], PHOTO_PX).images for folder in args.portraits}
+        sets = held_out(args.portraits, PHOTO_PX)
         photos = drawn([Portraits([folder], PHOTO_PX).images for folder in args.trained_on], args.shares)
         cells = _cells(distances_of(photos, sets, both)) + ["" for _ in brought]
         print("| photos | " + " | ".join(cells) + " |", flush=True)
     for path in args.weights:
         generator = load_generator(path).eval().requires_grad_(False)
-        sets = {folder: Portraits([folder], generator.config.img_resolution).images for folder in args.portraits}
+        sets = held_out(args.portraits, generator.config.img_resolution)
         cells = _cells(kernel_distances(generator, sets, both))
         for images in sets.values() if args.count else []:
             chosen = images[torch.linspace(0, len(images) - 1, args.count).long()]
             cells += ["{:.1f} dB, {:.3f}".format(*bring_back(generator, chosen, how)) for how in HOW.values()]
         print(f"| {path.parent.name}/{path.stem} | " + " | ".join(cells) + " |", flush=True)
+
+
+def held_out(folders: Sequence[Path], resolution: int) -> dict[Path, torch.Tensor]:
+    """Each folder's portraits, uint8 [M,3,R,R]. Raises InputError where there are too few to measure a distance to."""
+    sets = {folder: Portraits([folder], resolution).images for folder in folders}
+    for folder, images in sets.items():
+        if len(images) < 2:
+            raise InputError(f"{folder}: one portrait, whose distribution has no width; give two or more")
+    return sets
 
 
 def kernel_distances(
@@ -165,12 +179,12 @@ def pooled_landmarks() -> Pooled:
 
 @torch.no_grad()
 def write_sheet(path: Path, generator: Generator, rows: int = 8, columns: int = 8) -> None:
-    """Always the same latents: the upper half untruncated, the lower half at truncation 0.7."""
+    """Always the same latents: the upper half untruncated, the lower half at truncation 0.7. Raises InputError."""
     z = torch.randn(rows * columns // 2, generator.config.z_dim, generator=torch.Generator().manual_seed(1))
     z = z.to(generator.mapping.w_avg.device)
     images = torch.cat([generator(z), generator(z, truncation_psi=0.7)]).clamp(-1, 1).cpu()
     grid = images.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(((grid + 1) * 127.5).round().byte().numpy()).save(path)
+    write_png(path, ((grid + 1) * 127.5).round().byte().numpy())
 
 
 def polynomial_mmd(a: torch.Tensor, b: torch.Tensor) -> float:

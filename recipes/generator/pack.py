@@ -15,6 +15,7 @@ from PIL import Image
 from state import Rates, load_state, write_weights
 
 from stylepairs.datagen.images.perceptual import efficientnet_state
+from stylepairs.datagen.shell.decode import Damaged, decoding
 from stylepairs.datagen.shell.durable import make_folder
 from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
@@ -70,9 +71,13 @@ def pack_trunk(source: Path | None, to: Path) -> None:
 
 
 def _write(source: Path, mode: str, most_px: int, to: Path, quality: int) -> None:
-    with Image.open(source) as image:
-        px = min(most_px, image.width)
-        image.convert(mode).resize((px, px), Image.Resampling.LANCZOS).save(to, quality=quality)
+    try:
+        with decoding(), Image.open(source) as image:
+            px = min(most_px, image.width)
+            small = image.convert(mode).resize((px, px), Image.Resampling.LANCZOS)
+    except Damaged as error:
+        raise InputError(f"{source}: cannot be read as an image ({error}); prepare it anew or take it out") from error
+    small.save(to, quality=quality)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import argparse
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import nn
 from stylepairs.datagen.images.trunk import LEAST_PX, LEVEL_CHANNELS, LEVEL_STRIDES
 from stylepairs.datagen.shell.decode import Damaged, finite, read_safetensors
 from stylepairs.datagen.shell.durable import safetensors_bytes, write_bytes
-from stylepairs.datagen.shell.errors import InputError
+from stylepairs.datagen.shell.errors import InputError, one_line
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 from stylepairs.datagen.stylegan.projected import MIXED_CHANNELS, Heads, Mixing
 
@@ -91,17 +92,19 @@ def start_from(state: TrainingState, folder: Path) -> None:
     _grow(state, generator, ema)
     with safe_open(folder / "generator.safetensors", "pt") as file:
         state.images_seen = int((file.metadata() or {}).get("images_seen", 0))
-    if (folder / "discriminator.safetensors").exists():
-        tensors = _weights(folder / "discriminator.safetensors")
-        state.mixing.load_state_dict(under(tensors, "mixing"))
-        for name in ("heads", "face_heads"):
-            getattr(state, name).load_state_dict(under(tensors, name) or under(tensors, "heads"))
-    if (folder / "codes.safetensors").exists():
-        tensors = _weights(folder / "codes.safetensors")
-        state.codes = tensors["z"]
-        offsets = under(tensors, "offsets")
-        if offsets:
-            grow_offsets(offsets, state.offsets)
+    if (path := folder / "discriminator.safetensors").exists():
+        tensors = _weights(path)
+        with fitting(path, "leave it out, and heads begin anew"):
+            state.mixing.load_state_dict(under(tensors, "mixing"))
+            for name in ("heads", "face_heads"):
+                getattr(state, name).load_state_dict(under(tensors, name) or under(tensors, "heads"))
+    if (path := folder / "codes.safetensors").exists():
+        tensors = _weights(path)
+        with fitting(path, "leave it out, and latents are assigned anew"):
+            state.codes = tensors["z"]
+            offsets = under(tensors, "offsets")
+            if offsets:
+                grow_offsets(offsets, state.offsets)
 
 
 def write_weights(folder: Path, state: TrainingState) -> None:
@@ -174,19 +177,29 @@ def load_state(path: Path, rates: Rates, device: torch.device) -> TrainingState 
     if not path.exists():
         return None
     tensors, metadata = read_state(path, "the state cannot be continued; remove it to start over")
-    progress = json.loads(metadata["progress"])
-    state = _assemble(GeneratorConfig(**progress["generator"]), rates)
-    for name in MODULES:
-        # Runs begun before the enlarged face had heads of its own go on with those of the whole picture.
-        parts = under(tensors, name) or under(tensors, "heads")
-        getattr(state, name).load_state_dict(parts)
-    state.to(device)
-    for name in OPTIMIZERS:
-        load_optimizer(getattr(state, name), under(tensors, name))
-    state.codes, state.images_seen = tensors["codes"], progress["images_seen"]
-    state.measured = progress["measured"]
-    state.weights = {name: torch.tensor(value, device=device) for name, value in progress["weights"].items()}
+    with fitting(path, "remove it to start over"):
+        progress = json.loads(metadata["progress"])
+        state = _assemble(GeneratorConfig(**progress["generator"]), rates)
+        for name in MODULES:
+            # Runs begun before the enlarged face had heads of its own go on with those of the whole picture.
+            parts = under(tensors, name) or under(tensors, "heads")
+            getattr(state, name).load_state_dict(parts)
+        state.to(device)
+        for name in OPTIMIZERS:
+            load_optimizer(getattr(state, name), under(tensors, name))
+        state.codes, state.images_seen = tensors["codes"], progress["images_seen"]
+        state.measured = progress["measured"]
+        state.weights = {name: torch.tensor(value, device=device) for name, value in progress["weights"].items()}
     return state
+
+
+@contextmanager
+def fitting(path: Path, advice: str) -> Iterator[None]:
+    """Raises InputError where the file's tensors are not those that its name says."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not what this recipe writes there ({one_line(error)}); {advice}") from error
 
 
 def export_ema(path: Path, state: TrainingState) -> None:

@@ -26,7 +26,7 @@ from augment import draw_augmentation
 from codes import assign_codes
 from data import Portraits
 from draws import Draws, draw_step
-from figures import kernel_distances, write_sheet
+from figures import held_out, kernel_distances, write_sheet
 from losses import accuracy, balanced, decibel, likeness_loss
 from state import (
     Rates,
@@ -76,29 +76,31 @@ def parse_args() -> argparse.Namespace:
     add("--latent-dim", type=positive, default=256, help="both z and w")
     add("--mapping-layers", type=positive, default=2)
     add("--batch", type=positive, default=8, help="images per step, all processes together")
-    add("--learning-rate", type=float, default=0.001)
-    add("--heads-rate", type=float, default=0.0003)
-    add("--offsets-rate", type=float, default=0.0005)
-    add("--rebuilt-share", type=float, default=0.25, help="share of a batch rendered from portraits' latents")
-    add("--likeness", type=float, default=0.4, help="its gradient on the images by the heads'")
-    add("--moments", type=float, default=0.6, help="the moments' gradient by the heads', likewise")
-    add("--offsets-decay", type=float, default=0.1, help="weight of the offsets' mean square beside the likeness")
+    add("--learning-rate", type=amount, default=0.001)
+    add("--heads-rate", type=amount, default=0.0003)
+    add("--offsets-rate", type=amount, default=0.0005)
+    add("--rebuilt-share", type=share, default=0.25, help="share of a batch rendered from portraits' latents")
+    add("--likeness", type=amount, default=0.4, help="its gradient on the images by the heads'")
+    add("--moments", type=amount, default=0.6, help="the moments' gradient by the heads', likewise")
+    add("--offsets-decay", type=amount, default=0.1, help="weight of the offsets' mean square beside the likeness")
     add("--measure-images", type=positive, default=8192, help="draws of portraits from which their moments are taken")
-    add("--augment-p", type=float, default=0.3)
-    add("--face-weight", type=float, default=0.5, help="of heads that see brows to chin alone, enlarged; 0: none")
-    add("--ema-images", type=float, default=5_000, help="half-life of the weight average, in images")
-    add("--recolour-share", type=float, default=0.2, help="share of real images with recoloured hair")
+    add("--augment-p", type=share, default=0.3)
+    add("--face-weight", type=amount, default=0.5, help="of heads that see brows to chin alone, enlarged; 0: none")
+    add("--ema-images", type=positive, default=5_000, help="half-life of the weight average, in images")
+    add("--recolour-share", type=share, default=0.2, help="share of real images with recoloured hair")
     add("--precision", choices=["no", "bf16"], default=training_precision(), help="default: this machine's fastest")
     add("--save-every", type=positive, default=2_000, help="images between saved states")
     add("--sheet-every", type=positive, default=10_000, help="images between sample sheets and figures")
-    add("--minutes", type=float, help="stop (with the state saved) after so many minutes")
-    add("--cool-minutes", type=float, default=0.0, help="lower the rates in the last so many of --minutes")
+    add("--minutes", type=amount, help="stop (with the state saved) after so many minutes")
+    add("--cool-minutes", type=amount, default=0.0, help="lower the rates in the last so many of --minutes")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.shares is not None and len(args.shares) != len(args.portraits):
         parser.error(f"--shares: {len(args.shares)} for {len(args.portraits)} folders of --portraits; give one of each")
-    if args.shares is not None and not (min(args.shares) >= 0 and sum(args.shares) > 0):
+    if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
         parser.error("--shares: none may be below 0, and one must be above")
+    if args.channel_base < (largest := max(px for px, _ in args.stages)):
+        parser.error(f"--channel-base {args.channel_base}: must be at least the side of --stages, {largest}")
     if args.cool_minutes and args.minutes is None:
         parser.error("--cool-minutes: the end that rates are lowered towards is that of --minutes; give it too")
     return args
@@ -108,6 +110,18 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
     return int(text)
+
+
+def amount(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1")
+    return value
 
 
 def stage(text: str) -> tuple[int, int]:
@@ -149,14 +163,19 @@ def run_stages(args: argparse.Namespace, accelerator: Accelerator) -> None:
     deadline = time.time() + 60 * args.minutes if args.minutes is not None else float("inf")
     rates = Rates(args.learning_rate, args.heads_rate, args.offsets_rate)
     path = args.out / "state.safetensors"
-    begun = load_state(path, rates, accelerator.device)
-    if begun is not None and accelerator.is_main_process:
-        for name in ("log.jsonl", "figures.jsonl"):
-            keep_rows(args.out / name, "images", begun.images_seen)
-    state = begun or build_state(args, rates, args.stages[0][0])
+    state = load_state(path, rates, accelerator.device) or build_state(args, rates, args.stages[0][0])
+    if accelerator.is_main_process:
+        for name in ("log.jsonl", "figures.jsonl"):  # a run that begins may find rows of one killed before its state
+            keep_rows(args.out / name, "images", state.images_seen)
     found = state.generator.config
     if found != (asked := config_of(args, found.img_resolution)):
         raise InputError(f"{path}: the run's is {found}, asked for is {asked}; a run keeps its sizes")
+    if all(state.images_seen >= until for _, until in args.stages):
+        seen = state.images_seen
+        told = f"--stages: ends at {args.stages[-1][1]} images, of which {seen} were seen; give a later end"
+        if not path.exists():  # nothing would come of it
+            raise InputError(told)
+        accelerator.print(told, flush=True)
     for resolution, until in args.stages:
         if state.images_seen >= until:
             continue
@@ -182,7 +201,7 @@ class Stage:
         self.row: Row = {}  # what it gave, likewise
         resolution = state.generator.config.img_resolution
         self.data = Portraits(args.portraits, resolution, args.shares).to(accelerator.device)
-        self.validation = {folder: Portraits([folder], resolution).images for folder in args.validation}
+        self.validation = held_out(args.validation, resolution)
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         self.trunk = load_trunk(args.trunk, dtype).to(accelerator.device)
         self.count = args.batch // accelerator.num_processes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -138,6 +141,18 @@ def test_a_new_bias_where_a_freed_one_lay_is_noticed():
         moved = torch.from_numpy(memory)  # another tensor of version 0 at the same address
         fused, plain = (modulated_layer(x, weight, styles, moved, noise, impl=impl) for impl in ("fused", "reference"))
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_frozen_weight_is_freed_with_its_network(up, layout):
+    x, weight, styles, bias, noise = inputs(torch.float32, up)
+    weight = weight.to(memory_format=layout)
+    modulated_layer(x, weight, styles, bias, noise, up, TAPS, impl="fused")
+    held = weakref.ref(weight)
+    del weight
+    gc.collect()
+    assert held() is None
 
 
 def test_weights_that_train_take_the_plain_operations():

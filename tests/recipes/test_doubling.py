@@ -159,6 +159,15 @@ def test_portraits_that_cannot_be_learned_from_are_told(asked, portraits, change
         double.Doubling(asked("out"))
 
 
+def test_a_run_that_begins_anew_has_no_rows_of_the_one_before(asked, tmp_path):
+    import double
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").write_text('{"images": 400}\n{"images": 800, "lik')
+    double.Doubling(asked("out"))
+    assert (tmp_path / "out" / "log.jsonl").read_text() == ""
+
+
 def test_another_generators_state_is_not_gone_on_with(asked, tmp_path, networks):
     import double
 
@@ -171,6 +180,13 @@ def test_another_generators_state_is_not_gone_on_with(asked, tmp_path, networks)
     made.save()
     with pytest.raises(InputError, match="is of another generator"):
         double.Doubling(asked("out"))
+
+
+@pytest.mark.parametrize("option", ["--images", "--save-every"])
+def test_what_is_counted_is_above_0(asked, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        asked("out", option, "0")
+    assert f"{option}: must be above 0" in capsys.readouterr().err
 
 
 def test_a_generator_too_small_for_crops_is_told(asked, tmp_path):

@@ -1,12 +1,15 @@
 """The parts of the generator's recipe, each by itself: growth, moments, heads, recolouring, figures, rates."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.recipe_scripts import scripts_on_path
+from PIL import Image
 
+from stylepairs.datagen.shell.errors import InputError
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "generator"
@@ -120,6 +123,23 @@ def test_photos_are_drawn_in_the_shares_of_their_folders_and_none_twice():
     assert len(drawn([few, many], None, 13)) == 13
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--trained-on", "a", "b", "--shares", "0", "0"], "--shares: none may be below 0, and one must be above"),
+        (["--trained-on", "a", "b", "--shares", "-1", "2"], "--shares: none may be below 0, and one must be above"),
+        (["--count", "-1"], "--count -1: must be 0 or more"),
+    ],
+)
+def test_figures_that_cannot_be_made_are_one_line(options, message, monkeypatch, capsys):
+    import figures
+
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--portraits", "p", *options])
+    with pytest.raises(SystemExit, match="2"):
+        figures.main()
+    assert message in capsys.readouterr().err
+
+
 def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
     from figures import HOW, bring_back
 
@@ -134,6 +154,16 @@ def test_a_generators_own_image_is_brought_back_better_the_more_it_may_move():
     unmoved = bring_back(generator, images, HOW["W+ alone"].model_copy(update=few | {"learning_rate": 1e-9}))
     assert noise[0] > alone[0] > unmoved[0]
     assert alone[1] < unmoved[1]
+
+
+def test_a_sheet_that_a_disk_refuses_is_one_line(tmp_path):
+    from figures import write_sheet
+
+    generator = Generator(GeneratorConfig(8, 8, 8, 3, 32, 4, 1)).eval().requires_grad_(False)
+    write_sheet(tmp_path / "sheet.png", generator, 2, 3)
+    assert Image.open(tmp_path / "sheet.png").size == (24, 16)
+    with pytest.raises(InputError, match="sheet"):
+        write_sheet(tmp_path / "sheet.png" / "below.png", generator, 2, 3)
 
 
 def test_rates_are_halved_evenly_over_the_last_minutes():

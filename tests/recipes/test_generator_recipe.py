@@ -194,6 +194,17 @@ def test_a_resumed_run_logs_no_step_twice(portraits, trunk_file, begun, monkeypa
     assert [(row["images"], "likeness" in row) for row in rows] == [(8, False), (12, True)]
 
 
+def test_a_run_that_begins_anew_has_no_rows_of_the_one_before(portraits, trunk_file, begun, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    (begun / "state.safetensors").unlink()  # or killed before there was one
+    (begun / "log.jsonl").write_text('{"images": 4}\n{"images": 8, "adv')
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:8")
+    rows = [json.loads(line) for line in (begun / "log.jsonl").read_text().splitlines()]
+    assert [(row["images"], "likeness" in row) for row in rows] == [(4, True), (8, True)]
+
+
 def test_weights_that_are_not_finite_do_not_take_the_place_of_the_last_state(begun):
     import state
 
@@ -290,6 +301,18 @@ def test_portraits_that_are_not_there_or_damaged_are_named(tmp_path):
         Portraits([folder], 16)
 
 
+def test_portraits_that_cannot_be_packed_or_measured_are_named(tmp_path):
+    from figures import held_out
+    from pack import pack_portraits
+
+    folder = write_portraits(tmp_path / "data", 1)
+    with pytest.raises(InputError, match="data: one portrait, whose distribution has no width; give two or more"):
+        held_out([folder], 16)
+    (folder / "aligned" / "1.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"aligned/1\.png: cannot be read as an image"):
+        pack_portraits(folder, tmp_path / "packed")
+
+
 def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, begun, tmp_path, monkeypatch, capsys):
     import state
 
@@ -304,8 +327,17 @@ def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, 
     assert "must be a portrait rebuilt and one must not" in refusal(new, *asked, "--rebuilt-share", "0")
     assert "start from" in refusal(new, *asked, "--start-from", str(tmp_path))
     state.write_weights(start, state.load_state(begun / "state.safetensors", state.Rates(), torch.device("cpu")))
+    past = refusal(new, "--stages", "32:4", "--start-from", str(start))
+    assert past == "--stages: ends at 4 images, of which 8 were seen; give a later end\n"
+    run(monkeypatch, portraits, trunk_file, begun, "--stages", "32:4")
+    assert past in capsys.readouterr().out
     for smaller in (("--latent-dim", "8"), ("--channel-max", "4"), ("--mapping-layers", "3"), ("--stages", "16:16")):
         assert "of a larger generator" in refusal(new, *asked, "--start-from", str(start), *smaller)
+    shutil.copy(start / "codes.safetensors", start / "discriminator.safetensors")
+    other = refusal(new, *asked, "--start-from", str(start))
+    assert re.search(r"discriminator\.safetensors: is not what this recipe writes there .*; leave it out", other)
+    shutil.copy(start / "generator.safetensors", begun / "state.safetensors")
+    assert "is not what this recipe writes there ('progress'); remove it" in refusal(begun, *asked)
     (begun / "state.safetensors").write_bytes(b"cut off")
     assert "state.safetensors: damaged" in refusal(begun, *asked)
 
@@ -319,6 +351,11 @@ def test_a_run_that_cannot_be_what_was_asked_is_one_line(portraits, trunk_file, 
         (["--portraits", "a", "b", "--shares", "1"], "--shares: 1 for 2 folders of --portraits; give one of each"),
         (["--shares", "0"], "--shares: none may be below 0, and one must be above"),
         (["--save-every", "0"], "argument --save-every: 0: must be a whole number above 0"),
+        (["--ema-images", "0"], "argument --ema-images: 0: must be a whole number above 0"),
+        (["--learning-rate", "-0.1"], "argument --learning-rate: -0.1: must be a number of at least 0"),
+        (["--heads-rate", "nan"], "argument --heads-rate: nan: must be a number of at least 0"),
+        (["--rebuilt-share", "nan"], "argument --rebuilt-share: nan: must be between 0 and 1"),
+        (["--stages", "256:8"], "--channel-base 128: must be at least the side of --stages, 256"),
         (["--cool-minutes", "2"], "--cool-minutes: the end that rates are lowered towards is that of --minutes"),
     ],
 )

@@ -117,6 +117,15 @@ def test_lab_round_trip_returns_the_image():
     torch.testing.assert_close(lab_to_srgb(srgb_to_lab(image)), image, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("convert", [srgb_to_lab, lab_to_srgb, lab_to_paled_srgb])
+def test_colours_keep_full_precision_under_autocast(convert):
+    values = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    values = values if convert is srgb_to_lab else 40 * values + 40
+    with torch.autocast("cpu", torch.bfloat16):
+        converted = convert(values)
+    assert torch.equal(converted, convert(values))
+
+
 @given(st.sampled_from(sorted(PALETTE)), st.sampled_from([" ", "-", "_", "  "]), st.booleans())
 def test_palette_names_are_read_as_people_write_them(name, separator, upper):
     written = name.replace("_", separator)

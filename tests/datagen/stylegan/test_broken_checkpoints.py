@@ -147,6 +147,21 @@ def test_a_configuration_that_would_not_fit_in_memory_is_refused(tmp_path, refus
 
 
 @pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"mapping.fc0.weight": (8, 0)}, "z_dim must be at least 1"),
+        ({f"synthesis.b{r}.torgb.weight": (3, 0, 1, 1) for r in (4, 8)}, "channel_max must be at least 1"),
+        ({f"synthesis.b{r}.torgb.weight": (3, 4 // r, 1, 1) for r in (4, 8)}, "channel_base must be at least"),
+    ],
+)
+def test_layers_without_a_number_are_refused(changed, words, tmp_path, refusal):
+    state = Generator(GeneratorConfig(8, 8, 8, 3, 64, 8, 2)).state_dict()
+    state |= {key: torch.zeros(shape) for key, shape in changed.items()}
+    save_file(state, tmp_path / "a.safetensors")
+    assert words in refusal(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
     "content, words",
     [
         (b"", "is empty"),
