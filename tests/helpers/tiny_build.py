@@ -21,7 +21,9 @@ from stylepairs.datagen import cli
 from stylepairs.datagen.build import models, pair_maker
 from stylepairs.datagen.build.plan import BuildPlan, plan_build
 from stylepairs.datagen.build.settings import BuildRecipe
+from stylepairs.datagen.compositing.compose import region_mask
 from stylepairs.datagen.images.files import write_png
+from stylepairs.datagen.pairs.record import Pair
 from stylepairs.datagen.portraits.portrait import CLASS
 from stylepairs.datagen.stylegan.checkpoints import save_generator
 from stylepairs.datagen.stylegan.generator import Generator, GeneratorConfig
@@ -86,6 +88,12 @@ def write_portraits(folder: Path, count: int = COUNT, bald: str = BALD) -> None:
 
 def photo_digest(name: str) -> str:
     return f"photo of {name}"
+
+
+def check_edit_mask(pair: Pair) -> None:
+    """That the stored edit mask is what the stored mask was made of."""
+    edit_mask = torch.from_numpy(pair.edit_mask)[None] / 255
+    np.testing.assert_allclose(255 * region_mask(edit_mask)[0], pair.mask, atol=1.01)
 
 
 class TinyPlan(BuildPlan):
