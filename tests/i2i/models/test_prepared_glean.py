@@ -50,7 +50,7 @@ def test_float32_equals_the_module(trained: Glean, clamp: float | None) -> None:
         torch.testing.assert_close(getattr(edit, name), value, rtol=0, atol=1e-4 * max(scale, 1), msg=name)
 
 
-def test_bfloat16_gives_the_same_picture_to_a_level_or_two() -> None:
+def test_bfloat16_gives_the_same_picture_to_a_level_or_two_but_for_single_pixels() -> None:
     model, _ = load_model("embedded")
     photo, region, _, _ = inputs_of(16, count=1)
     photo, region = (torch.nn.functional.interpolate(x, size=model.size_px, mode="bilinear") for x in (photo, region))
@@ -59,8 +59,10 @@ def test_bfloat16_gives_the_same_picture_to_a_level_or_two() -> None:
         expected = levels(model(*inputs).output)
     found = levels(prepare(model, torch.bfloat16)(*inputs).output)
     assert (expected - levels(photo)).abs().max() > 20  # it edits
-    assert (found - expected).abs().max() <= 2
-    assert (found - expected).abs().mean() < 0.25
+    apart = (found - expected).abs()
+    assert apart.max() <= 4
+    assert (apart > 2).float().mean() < 1e-3
+    assert apart.mean() < 0.1
 
 
 def levels(image: torch.Tensor) -> torch.Tensor:
