@@ -181,6 +181,7 @@ def made_up_batch(n: int, model: Any) -> dict[str, torch.Tensor]:
     mask[..., : size // 2, :] = 1
     return {
         "photo": photo, "target": photo.lerp(photo.flip(1), mask), "region": mask, "mask": mask,
+        "edit_mask": mask,
         "degree": torch.ones(n), "style": torch.rand(n, 3) - 0.5, "applies": torch.ones(n),
         "ws": torch.randn(n, generator.num_ws, generator.config.w_dim), "ws_valid": torch.ones(n),
     }  # fmt: skip

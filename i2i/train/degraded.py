@@ -47,8 +47,7 @@ def degradation_of(info: ModelInfo) -> DegradationSettings:
 
 
 class DegradedPortraits(PairDataset):
-    """Samples as `PairDataset` gives them, of portraits that are degraded anew
-    for each (epoch, index)."""
+    """Samples as `PairDataset` gives them, of portraits that are degraded anew for each (epoch, index)."""
 
     def __init__(
         self,
