@@ -23,7 +23,7 @@ from stylepairs.datagen.shell.randomness import random_number
 from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 
 # Lightness that hair may gain: black hair made white is paint, and shows where its matte is wrong.
-_MOST_LIGHTER = 38.0
+_MOST_LIGHTER = 60.0
 # A matte under this is no hair that an edit could take away.
 _HAZE = 0.05
 

@@ -88,7 +88,15 @@ def test_black_hair_becomes_no_white_paint():
     portrait, sketch, result = edited("black")
     before, _ = recolored(portrait, sketch, result, "#ffffff")
     lighter = mean_lab(before.image, slice(4, 16)) - mean_lab(portrait.image, slice(4, 16))
-    assert 30 < float(lighter[0]) < 42
+    assert 52 < float(lighter[0]) < 64
+
+
+def test_black_hair_becomes_blond_and_not_olive():
+    """Under a limit that stopped it half way it had blond's hue and brown's lightness."""
+    portrait, sketch, result = edited("black")
+    before, _ = recolored(portrait, sketch, result, "blond")
+    wanted = color_to_lab(parse_color("blond"), like=portrait.image)[:, 0, 0]
+    assert (mean_lab(before.image, slice(4, 16)) - wanted).abs().max() < 6
 
 
 def test_the_color_is_drawn_by_seed_and_pair():
