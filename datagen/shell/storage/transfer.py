@@ -31,6 +31,8 @@ _WAIT_S = 0.4
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _CONNECT_S, _READ_S = 10, 60
+# Bytes between two ranges that are fetched with them, in place of a request more: a tar's header and filling.
+_MOST_BETWEEN = 4096
 SCRATCH_FULL = "the disk for its copy here is full; free some space, or name a larger one with STYLEPAIRS_SCRATCH"
 # Where the errors of fsspec's libraries come from that are no OSError.
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec")
@@ -107,16 +109,26 @@ def download(url: str, target: Path) -> None:
 
 
 def read_ranges(url: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at some (offset, size) of an object, asked for at once. Raises FileNotFoundError, and InputError."""
+    """The bytes at some (offset, size) of an object, asked for at once, neighbours in one request. Raises
+    FileNotFoundError, and InputError."""
+    from fsspec.utils import merge_offset_ranges
 
     def get(fs: Any, path: str) -> list[bytes]:
-        starts, ends = [start for start, _ in places], [start + size for start, size in places]
-        found = fs.cat_ranges([path] * len(places), starts, ends, on_error="raise")
-        if any(len(data) != size for data, (_, size) in zip(found, places, strict=True)):
+        wanted = [path] * len(places), [start for start, _ in places], [start + size for start, size in places]
+        paths, starts, ends = merge_offset_ranges(*wanted, max_gap=_MOST_BETWEEN)
+        found = fs.cat_ranges(paths, starts, ends, on_error="raise")
+        if any(len(data) != end - start for data, start, end in zip(found, starts, ends, strict=True)):
             raise OSError("cut off")
-        return list(found)
+        blocks = list(zip(starts, found, strict=True))
+        return [_cut(blocks, start, size) for start, size in places]
 
     return _told(url, get)
+
+
+def _cut(blocks: Sequence[tuple[int, bytes]], start: int, size: int) -> bytes:
+    """The bytes at (start, size) out of the last block that begins before them; blocks: (start, bytes), in order."""
+    begins, data = next(block for block in reversed(blocks) if block[0] <= start)
+    return data[start - begins : start - begins + size]
 
 
 def remove(url: str) -> None:

@@ -130,6 +130,15 @@ def test_reads_outlast_faults(s3, folder, fault):
     assert staged.read_ranges(path, [(5, 10), (200_000, 100_000)]) == [data[5:15], data[200_000:300_000]]
 
 
+def test_neighbours_are_read_in_one_request_and_each_is_its_own(s3, folder):
+    path, data = folder / "x", os.urandom(300_000)
+    s3.put(key(path), data)
+    s3.seen.clear()
+    places = [(9_000, 700), (5, 10), (1_000, 2_000), (1_500, 100), (200_000, 100_000), (20, 0)]
+    assert staged.read_ranges(path, places) == [data[start : start + size] for start, size in places]
+    assert len(s3.seen) == 3
+
+
 @pytest.mark.parametrize("fault", ("500", "dropped"))
 def test_writes_outlast_faults(s3, folder, fault):
     s3.fail_first(fault, 2, "PUT")
