@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from itertools import cycle
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -27,7 +29,6 @@ from stylepairs.datagen.portraits.light import light_of
 from stylepairs.datagen.portraits.portrait import Portrait
 from stylepairs.datagen.portraits.sketch import SketchRefused
 from stylepairs.datagen.shell.errors import exit_on_bad_input
-from stylepairs.datagen.sketching.hair.hair_matte import hair_matte
 from stylepairs.i2i.models.checkpoints import load_model
 from stylepairs.i2i.models.conditions import style_in_light, style_of
 from stylepairs.i2i.models.glean import Asked, tint
@@ -48,17 +49,9 @@ def main() -> None:
     args = parser.parse_args()
     editors = {name: prepare(load_model(name, "hair_color")[0]) for name in args.editors}
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in editors}
-    rows, colors, files = [], cycle(COLORS), iter(load_portraits(args.portraits))
-    while len(figures[args.editors[0]]) < args.limit and (file := next(files, None)):
-        portrait = file.load()
-        if portrait.size_px < SIDE_PX:
-            continue
-        portrait = portrait.resized(SIDE_PX)
-        try:
-            hair_color.sketch(portrait, hair_color.Params.model_validate({}))
-        except SketchRefused:
-            continue
-        matte, asked = hair_matte(portrait), wanted(portrait, next(colors))
+    rows = []
+    for (portrait, matte), color in zip(islice(with_hair(args.portraits), args.limit), cycle(COLORS), strict=False):
+        asked = wanted(portrait, color)
         computed = tinted(asked, matte)
         edits = {name: edited(editor, asked) for name, editor in editors.items()}
         for name, (mask, image) in edits.items():
@@ -71,6 +64,15 @@ def main() -> None:
         write_png(args.sheet, to_uint8(torch.cat(rows[:: max(1, len(rows) // SHOWN)][:SHOWN], dim=1)))
 
 
+def with_hair(folder: Path) -> Iterator[tuple[Portrait, torch.Tensor]]:
+    """The portraits of 256 px or more whose hair can be coloured, at that side, and their hair's matte [1,H,W]."""
+    for portrait in (file.load() for file in load_portraits(folder)):
+        if portrait.size_px >= SIDE_PX:
+            portrait = portrait.resized(SIDE_PX)
+            with suppress(SketchRefused):
+                yield portrait, hair_color.sketch(portrait, hair_color.Params.model_validate({})).edit_mask
+
+
 def wanted(portrait: Portrait, color: str) -> Asked:
     """What an editor is told of a portrait that is to have this colour all over its hair."""
     style = style_in_light("color", style_of("color", {"color": color}, None, "hair_color"), light_of(portrait))
@@ -80,8 +82,7 @@ def wanted(portrait: Portrait, color: str) -> Asked:
 @torch.no_grad()
 def tinted(asked: Asked, matte: torch.Tensor) -> torch.Tensor:
     """The edit [3,H,W] that an editor would make whose mask is the matte [1,H,W]."""
-    gain, bias = tint(asked.photo, torch.ones_like(asked.region), matte[None], asked)
-    return (asked.photo + matte * (gain * (asked.photo + 1) + bias))[0].clamp(-1, 1)
+    return shown(asked.photo, matte[None], *tint(asked.photo, torch.ones_like(asked.region), matte[None], asked))
 
 
 @torch.no_grad()
@@ -93,7 +94,12 @@ def edited(editor: Network, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
     mask, gain, bias = (
         F.interpolate(maps, size=photo.shape[2:], mode="bilinear") for maps in (edit.mask, edit.gain, edit.bias)
     )
-    return mask[0], (photo + mask * (gain * (photo + 1) + bias))[0].clamp(-1, 1)
+    return mask[0], shown(photo, mask, gain, bias)
+
+
+def shown(photo: torch.Tensor, mask: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What an edit's maps make of a photo, a batch of one [3,H,W]: `Edit.output` of what moves nothing."""
+    return (photo + mask * (gain * (photo + 1) + bias))[0].clamp(-1, 1)
 
 
 def compared(mask: torch.Tensor, image: torch.Tensor, matte: torch.Tensor, computed: torch.Tensor) -> dict[str, float]:

@@ -79,7 +79,7 @@ def srgb_to_lab(image: torch.Tensor) -> torch.Tensor:
     """sRGB [...,3,H,W] in [-1,1] -> CIE Lab [...,3,H,W] (L 0..100), white point D65, 2 degree observer.
 
     kornia's rgb_to_lab to the bit, but for its constants: made anew in each call, they would make a GPU wait. Under
-    autocast in the image's own precision: bfloat16 is a unit of Lab off.
+    autocast in the image's own precision: bfloat16 is a unit of Lab off, and what is tinted by nothing would change.
     """
     with without_autocast(image.device.type):
         xyz = torch.einsum("oi,...ihw->...ohw", _TO_XYZ.like(image), rgb_to_linear_rgb((image + 1) / 2))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stylepairs.datagen.stylegan.layers import Conv2d, FullyConnected, at_least_float32
+from stylepairs.datagen.stylegan.layers import Conv2d, FullyConnected, at_least_float32, refuse_impossible
 from stylepairs.kernels.dispatch import without_autocast
 from stylepairs.kernels.upfirdn2d import setup_filter
 
@@ -27,13 +27,7 @@ class DiscriminatorConfig:
     conv_clamp: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("img_channels", 1), ("cond_channels", 0), ("channel_max", 1), ("mbstd_group_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.channel_base < self.img_resolution:
-            raise ValueError(f"channel_base must be at least img_resolution {self.img_resolution}, or layers are empty")
-        if self.conv_clamp is not None and not self.conv_clamp > 0:
-            raise ValueError(f"conv_clamp must be above 0 or None, got {self.conv_clamp}")
+        refuse_impossible(self, img_channels=1, cond_channels=0, channel_max=1, mbstd_group_size=1)
 
     def channels(self, resolution: int) -> int:
         return min(self.channel_base // resolution, self.channel_max)

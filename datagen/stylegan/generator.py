@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32, normal
+from stylepairs.datagen.stylegan.layers import FullyConnected, at_least_float32, normal, refuse_impossible
 from stylepairs.kernels.bias_act import bias_act
 from stylepairs.kernels.dispatch import without_autocast
 from stylepairs.kernels.modulated_conv2d import modulated_conv2d
@@ -39,13 +39,7 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.img_resolution < 8 or self.img_resolution & (self.img_resolution - 1):
             raise ValueError(f"img_resolution must be a power of two of at least 8, got {self.img_resolution}")
-        for name, least in (("z_dim", 1), ("w_dim", 1), ("img_channels", 1), ("channel_max", 1), ("mapping_layers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.channel_base < self.img_resolution:
-            raise ValueError(f"channel_base must be at least img_resolution {self.img_resolution}, or layers are empty")
-        if self.conv_clamp is not None and not self.conv_clamp > 0:
-            raise ValueError(f"conv_clamp must be above 0 or None, got {self.conv_clamp}")
+        refuse_impossible(self, z_dim=1, w_dim=1, img_channels=1, channel_max=1, mapping_layers=0)
 
     def channels(self, resolution: int) -> int:
         return min(self.channel_base // resolution, self.channel_max)

@@ -4,6 +4,7 @@ release."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,17 @@ def normal(*shape: int) -> torch.Tensor:
     """Normal numbers; on the meta device none, as torch imports its compiler (2 to 4 s) before it draws none there."""
     empty = torch.empty(shape)
     return empty if empty.is_meta else torch.randn(shape)
+
+
+def refuse_impossible(config: Any, **least: int) -> None:
+    """Raises ValueError where a configuration has a number under its least, empty layers, or clamps at nothing."""
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {getattr(config, name)}")
+    if config.channel_base < config.img_resolution:
+        raise ValueError(f"channel_base must be at least img_resolution {config.img_resolution}, or layers are empty")
+    if config.conv_clamp is not None and not config.conv_clamp > 0:
+        raise ValueError(f"conv_clamp must be above 0 or None, got {config.conv_clamp}")
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

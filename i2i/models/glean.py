@@ -22,7 +22,6 @@ from stylepairs.datagen.images.tones import rechromed, steepened, toned_to
 from stylepairs.datagen.stylegan.generator import Generator
 from stylepairs.i2i.models.adapters import is_frozen
 from stylepairs.i2i.models.conditions import color_or
-from stylepairs.kernels.dispatch import without_autocast
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -239,27 +238,26 @@ def tint(
     As hair colour's pairs are composed: lightness goes along one tone curve (`datagen.images.tones`), the asked hue has
     the light and shade that results. The gain is for detail that is finer than the photo that the network sees.
     """
-    with without_autocast(photo.device.type):  # in bf16 what is not tinted would change by 1.6 of 255 levels, too
-        weight = where * mask
-        total = weight.sum((2, 3), keepdim=True)
+    weight = where * mask
+    total = weight.sum((2, 3), keepdim=True)
 
-        def mean(values: torch.Tensor) -> torch.Tensor:
-            return (values * weight).sum((2, 3), keepdim=True) / total.clamp_min(_LEAST_TINTED)
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return (values * weight).sum((2, 3), keepdim=True) / total.clamp_min(_LEAST_TINTED)
 
-        # What the mask shows in part is part hair: it goes the hair's way, not that of the wall behind.
-        hair = mean(photo).lerp(photo, mask)
-        lab = srgb_to_lab(hair)
-        own = mean(lab)
-        way = (color_or(asked.style, own[..., 0, 0])[..., None, None] - own) * asked.degree[:, None, None, None]
-        wanted = own + way
-        light = toned_to(lab[:, :1], wanted[:, :1], mean, _TONE_STEPS)
-        chroma = rechromed(lab, light, own, wanted, torch.exp(-(way / _HUE_FADE).square().sum(1, keepdim=True)))
-        tinted = torch.cat([light, chroma + wanted[:, 1:] - mean(chroma)], dim=1)
-        # Of an empty mask there is no mean, and a video carries the maps over to frames where it is not empty.
-        share = where * (total > _LEAST_TINTED)
-        change = share * (lab_to_paled_srgb(tinted) - paled(hair, lab[:, :1]))
-        gain = share * (steepened(lab[:, :1], light) - 1).clamp(max=_MOST_SLOPE)
-        return gain, change - gain * (photo + 1)
+    # What the mask shows in part is part hair: it goes the hair's way, not that of the wall behind.
+    hair = mean(photo).lerp(photo, mask)
+    lab = srgb_to_lab(hair)
+    own = mean(lab)
+    way = (color_or(asked.style, own[..., 0, 0])[..., None, None] - own) * asked.degree[:, None, None, None]
+    wanted = own + way
+    light = toned_to(lab[:, :1], wanted[:, :1], mean, _TONE_STEPS)
+    chroma = rechromed(lab, light, own, wanted, torch.exp(-(way / _HUE_FADE).square().sum(1, keepdim=True)))
+    tinted = torch.cat([light, chroma + wanted[:, 1:] - mean(chroma)], dim=1)
+    # Of an empty mask there is no mean, and a video carries the maps over to frames where it is not empty.
+    share = where * (total > _LEAST_TINTED)
+    change = share * (lab_to_paled_srgb(tinted) - paled(hair, lab[:, :1]))
+    gain = share * (steepened(lab[:, :1], light) - 1).clamp(max=_MOST_SLOPE)
+    return gain, change - gain * (photo + 1)
 
 
 def smoothed(maps: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@ known."""
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +115,25 @@ def _matte(aligned: Path, resolution: int) -> torch.Tensor:
     return blank if path is None else read_image(path, resolution, "L")
 
 
-def read_image(path: Path, resolution: int, mode: str) -> torch.Tensor:
+def check_shares(
+    parser: argparse.ArgumentParser, shares: Sequence[float] | None, folders: Sequence[Path], of: str
+) -> None:
+    """Ends the program where --shares are not those of the folders, which the option `of` gives."""
+    if shares is not None and len(shares) != len(folders):
+        parser.error(f"--shares: {len(shares)} for {len(folders)} folders of {of}; give one of each")
+    if shares is not None and not (min(shares) >= 0 and 0 < sum(shares) < math.inf):
+        parser.error("--shares: none may be below 0, and one must be above")
+
+
+def open_image(path: Path, mode: str) -> Image.Image:
+    """Decoded. Raises InputError."""
     try:
         with decoding(), Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode).resize((resolution, resolution), Image.Resampling.LANCZOS))
+            return image.convert(mode)
     except Damaged as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); prepare it anew or take it out") from error
+
+
+def read_image(path: Path, resolution: int, mode: str) -> torch.Tensor:
+    pixels = np.asarray(open_image(path, mode).resize((resolution, resolution), Image.Resampling.LANCZOS))
     return torch.from_numpy(pixels.copy()).reshape(resolution, resolution, -1).permute(2, 0, 1).contiguous()

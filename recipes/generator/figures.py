@@ -12,13 +12,12 @@ no loss sees.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from data import Portraits
+from data import Portraits, check_shares
 
 from stylepairs.datagen.images.files import write_png
 from stylepairs.datagen.images.perceptual import load_perceptual
@@ -52,12 +51,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", help="how often each of them is drawn")
     parser.add_argument("--count", type=int, default=BROUGHT_BACK, help="portraits of each folder to bring back")
     args = parser.parse_args()
-    if args.shares is not None and len(args.shares) != len(args.trained_on):
-        parser.error(
-            f"--shares: {len(args.shares)} for {len(args.trained_on)} folders of --trained-on; give one of each"
-        )
-    if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
-        parser.error("--shares: none may be below 0, and one must be above")
+    check_shares(parser, args.shares, args.trained_on, "--trained-on")
     if args.count < 0:
         parser.error(f"--count {args.count}: must be 0 or more")
     with exit_on_bad_input():

@@ -10,12 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from data import aligned_files, matte_file
+from data import aligned_files, matte_file, open_image
 from PIL import Image
 from state import Rates, load_state, write_weights
 
 from stylepairs.datagen.images.perceptual import efficientnet_state
-from stylepairs.datagen.shell.decode import Damaged, decoding
 from stylepairs.datagen.shell.durable import make_folder
 from stylepairs.datagen.shell.errors import InputError, exit_on_bad_input
 
@@ -71,13 +70,9 @@ def pack_trunk(source: Path | None, to: Path) -> None:
 
 
 def _write(source: Path, mode: str, most_px: int, to: Path, quality: int) -> None:
-    try:
-        with decoding(), Image.open(source) as image:
-            px = min(most_px, image.width)
-            small = image.convert(mode).resize((px, px), Image.Resampling.LANCZOS)
-    except Damaged as error:
-        raise InputError(f"{source}: cannot be read as an image ({error}); prepare it anew or take it out") from error
-    small.save(to, quality=quality)
+    image = open_image(source, mode)
+    px = min(most_px, image.width)
+    image.resize((px, px), Image.Resampling.LANCZOS).save(to, quality=quality)
 
 
 if __name__ == "__main__":

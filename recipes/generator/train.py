@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from augment import draw_augmentation
 from codes import assign_codes
-from data import Portraits
+from data import Portraits, check_shares
 from draws import Draws, draw_step
 from figures import held_out, kernel_distances, write_sheet
 from losses import accuracy, balanced, decibel, likeness_loss
@@ -95,10 +95,7 @@ def parse_args() -> argparse.Namespace:
     add("--cool-minutes", type=amount, default=0.0, help="lower the rates in the last so many of --minutes")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.shares is not None and len(args.shares) != len(args.portraits):
-        parser.error(f"--shares: {len(args.shares)} for {len(args.portraits)} folders of --portraits; give one of each")
-    if args.shares is not None and not (min(args.shares) >= 0 and 0 < sum(args.shares) < math.inf):
-        parser.error("--shares: none may be below 0, and one must be above")
+    check_shares(parser, args.shares, args.portraits, "--portraits")
     if args.channel_base < (largest := max(px for px, _ in args.stages)):
         parser.error(f"--channel-base {args.channel_base}: must be at least the side of --stages, {largest}")
     if args.cool_minutes and args.minutes is None:
